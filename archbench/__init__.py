@@ -1,0 +1,62 @@
+"""archbench compares language-model architectures: quality, speed and memory, by one protocol.
+
+Nothing heavy is imported until it is used: ``import archbench`` loads neither torch nor pandas.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from archbench.config import ModelConfig as ModelConfig
+    from archbench.config import RunConfig as RunConfig
+    from archbench.errors import ArchbenchError as ArchbenchError
+    from archbench.hookspecs import ArchitectureInfo as ArchitectureInfo
+    from archbench.hookspecs import hookimpl as hookimpl
+    from archbench.inference.decoding import decode_with_cache as decode_with_cache
+    from archbench.inference.decoding import decode_without_cache as decode_without_cache
+    from archbench.inference.sampling import Sampling as Sampling
+    from archbench.kernels import causal_attention as causal_attention
+    from archbench.registry import Architecture as Architecture
+    from archbench.registry import available as available
+    from archbench.registry import load as load
+    from archbench.results.store import read_results as read_results
+    from archbench.runner import run as run
+    from archbench.training.state import TrainState as TrainState
+    from archbench.training.steps import next_token_step as next_token_step
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ArchbenchError": "archbench.errors",
+    "Architecture": "archbench.registry",
+    "ArchitectureInfo": "archbench.hookspecs",
+    "ModelConfig": "archbench.config",
+    "RunConfig": "archbench.config",
+    "Sampling": "archbench.inference.sampling",
+    "TrainState": "archbench.training.state",
+    "available": "archbench.registry",
+    "causal_attention": "archbench.kernels",
+    "decode_with_cache": "archbench.inference.decoding",
+    "decode_without_cache": "archbench.inference.decoding",
+    "hookimpl": "archbench.hookspecs",
+    "load": "archbench.registry",
+    "next_token_step": "archbench.training.steps",
+    "read_results": "archbench.results.store",
+    "run": "archbench.runner",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'archbench' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

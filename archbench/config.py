@@ -1,0 +1,201 @@
+"""Configurations: frozen, validated, a unit on every field. No torch here.
+
+:class:`ModelConfig` is what a plugin subclasses. :class:`RunConfig` is everything one run depends on; it is
+frozen before the run starts and stored beside its rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from archbench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
+from archbench.profiles import PROFILES
+
+PhaseName = Literal["train", "quality", "prefill", "decode"]
+DTypeName = Literal["float32", "bfloat16", "float16"]
+AttentionName = Literal["auto", "sdpa", "reference"]
+
+
+class Frozen(BaseModel):
+    """A frozen configuration whose errors are archbench's: what, why and what next."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    def __init__(self, /, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise config_error(type(self), error) from None
+
+    def override(self, **values: Any) -> Self:
+        """A validated copy with some fields replaced; strings are parsed (``n_layer="6"``).
+
+        Raises:
+            ConfigError: unknown field, wrong type, or a value out of range.
+        """
+        return type(self)(**{**dict(self), **values})
+
+
+class ModelConfig(Frozen):
+    """Base of every architecture's configuration. Subclass it, and give each field a unit in its description."""
+
+    vocab_size: int = Field(gt=0, description="V, number of token ids")
+    context_length: int = Field(gt=0, description="T, positions the model is trained on, and the most it reads at once")
+
+
+class DataConfig(Frozen):
+    """The text, and how it becomes tokens."""
+
+    corpus: str = Field(description="an embedded corpus's name, a text file, a folder, or hf:NAME[:CONFIG]")
+    tokenizer: str = Field(description="byte, bpe:N, file:tokenizer.json or hf:NAME")
+    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of bytes held out, where the corpus has no split of its own")
+
+
+class TrainingConfig(Frozen):
+    """One training recipe; the same for every architecture. Exactly one budget is set."""
+
+    tokens: int | None = Field(None, gt=0, description="budget: training tokens")
+    steps: int | None = Field(None, gt=0, description="budget: optimizer updates")
+    flops: float | None = Field(None, gt=0, description="budget: model FLOPs, forward and backward")
+    seconds: float | None = Field(None, gt=0, description="budget: seconds of training steps (validation and checkpoints apart)")
+    batch_size: int = Field(gt=0, description="B, sequences per micro-batch")
+    accumulation: int = Field(1, gt=0, description="micro-batches per optimizer update")
+    optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    learning_rate: float = Field(gt=0, description="peak learning rate")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Adam's moment decays (momentum of SGD and Muon: the first)")
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="decoupled, on matrices only (never on biases, gains or embeddings' gains)")
+    grad_clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for none")
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the budget spent in linear warm-up")
+    decay_fraction: float = Field(0.2, gt=0, le=1, description="share of the budget spent in the decay of wsd")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate / peak")
+    validate_every: int | None = Field(None, gt=0, description="optimizer updates between validations; null for none before the end")
+    checkpoint_every: int | None = Field(None, gt=0, description="optimizer updates between checkpoints; null for one at the end")
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Self:
+        budgets = [name for name in ("tokens", "steps", "flops", "seconds") if getattr(self, name) is not None]
+        if len(budgets) != 1:
+            given = " and ".join(budgets) or "none"
+            raise ConfigError("TrainingConfig", f"{given} given as the budget", "Set exactly one of tokens, steps, flops and seconds")
+        return self
+
+
+class QualityConfig(Frozen):
+    """How the held-out text is scored: rolling windows, each token scored once."""
+
+    stride: int | None = Field(None, gt=0, description="tokens scored per window; null for the whole context (lm-evaluation-harness's default)")
+    batch_size: int = Field(8, gt=0, description="windows scored at a time")
+
+
+class SpeedConfig(Frozen):
+    """What the prefill and decode phases time."""
+
+    prompt_lengths: tuple[int, ...] = Field(description="P, prompt tokens; each at most the context")
+    batch_sizes: tuple[int, ...] = Field((1,), description="B, sequences at a time")
+    new_tokens: int = Field(32, gt=1, description="tokens decoded per repeat")
+    repeats: int = Field(5, gt=0, description="timed repeats of each case, after warm-up")
+    warmup: int = Field(2, ge=0, description="untimed repeats, at the least; more until the times are stationary")
+
+
+class RunConfig(Frozen):
+    """Everything one run depends on. Fields that are not given come from ``profile``.
+
+    >>> RunConfig(architecture="gpt1", profile="smoke", seed=1, training={"steps": 10})  # doctest: +SKIP
+    """
+
+    architecture: str
+    profile: str = "quick"
+    preset: str
+    overrides: dict[str, Any] = Field(default_factory=dict, description="model configuration fields replaced")
+    vocabulary: Literal["tokenizer", "preset"] = Field(
+        description="V: as large as the tokenizer, or the preset's published one (which must be no smaller)"
+    )
+    weights: str | None = Field(None, description="a folder or .safetensors file with published weights to start from")
+    phases: tuple[PhaseName, ...] = ("train", "quality", "prefill", "decode")
+    seed: int = Field(0, ge=0, lt=2**31)
+    device: str = "cpu"
+    dtype: DTypeName = Field(description="autocast dtype; parameters stay float32")
+    attention: AttentionName = "auto"
+    compile: bool = False
+    threads: int | None = Field(None, gt=0, description="CPU threads; null for one a core this process may use")
+    plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")
+    out: str = Field("results", description="folder the results go to")
+    data: DataConfig
+    training: TrainingConfig
+    quality: QualityConfig
+    speed: SpeedConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_from_profile(cls, values: dict[str, Any]) -> dict[str, Any]:
+        name = values.get("profile", "quick")
+        if name not in PROFILES:
+            raise UnknownNameError(f"profile {name!r}", "there is no such profile", did_you_mean(str(name), PROFILES))
+        return _filled(PROFILES[name], values)
+
+    def config_hash(self) -> str:
+        """Twelve hex digits that agree for runs that differ only in seed and in where the results go."""
+        values = self.model_dump(mode="json", exclude={"seed", "out", "profile"})
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+_BUDGETS = ("tokens", "steps", "flops", "seconds")
+
+
+def _filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` over ``defaults``, section by section; a budget that is given replaces the profile's."""
+    filled = dict(defaults)
+    if any(values.get(budget) is not None for budget in _BUDGETS):
+        filled = {name: value for name, value in filled.items() if name not in _BUDGETS}
+    for name, value in values.items():
+        default = filled.get(name)
+        section = dict(value) if isinstance(value, BaseModel) else value
+        filled[name] = _filled(default, section) if isinstance(default, dict) and isinstance(section, dict) else section
+    return filled
+
+
+def config_error(kind: type[BaseModel], error: ValidationError) -> UsageError:
+    """pydantic's findings as one of ours: the first field at fault, why, and what it may be."""
+    finding = error.errors(include_url=False)[0]
+    nested = finding.get("ctx", {}).get("error")
+    if isinstance(nested, UsageError):  # a section or a validator that already said it all
+        return nested
+    field = ".".join(str(part) for part in finding["loc"])
+    if finding["type"] == "extra_forbidden":
+        known = _fields_at(kind, finding["loc"][:-1])
+        return ConfigError(f"{kind.__name__}.{field}", "there is no such field", did_you_mean(str(finding["loc"][-1]), known))
+    cause = finding["msg"].removeprefix("Value error, ")
+    culprit = f"{kind.__name__}.{field}" if field else kind.__name__
+    if finding["type"] != "missing":
+        given = finding["input"]
+        cause += f" (given: {given!r})" if not isinstance(given, dict) else ""
+    description = _description_at(kind, finding["loc"])
+    return ConfigError(culprit, cause, f"It means: {description}" if description else "Correct the value")
+
+
+def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        annotation = kind.model_fields[str(part)].annotation if str(part) in kind.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        kind = annotation
+    return list(kind.model_fields)
+
+
+def _description_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> str | None:
+    for part in path:
+        info = kind.model_fields.get(str(part))
+        if info is None:
+            return None
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            kind = info.annotation
+        else:
+            return info.description
+    return None

@@ -1,0 +1,105 @@
+"""The hooks an architecture plugin implements, and what they are given.
+
+Dimension letters, the same everywhere in archbench:
+
+    B batch          T positions       C model width      H query heads    G key/value heads
+    D head width     F feed-forward    V vocabulary       L layers         E experts
+    W window         P prompt          N state size
+
+A plugin is a module (or object) whose functions carry ``@archbench.hookimpl``::
+
+    from archbench import ArchitectureInfo, hookimpl
+
+    @hookimpl
+    def describe(): ...
+    @hookimpl
+    def build(config): ...
+    @hookimpl
+    def train_step(state, batch): ...
+    @hookimpl
+    def generate(model, prompt, max_new_tokens, sampling): ...
+
+It is found through an entry point of the group ``archbench`` (the entry point's name is the
+architecture's), or by ``--plugin FILE_OR_DIR``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from archbench.config import ModelConfig
+    from archbench.data.batches import Batch
+    from archbench.inference.sampling import Sampling
+    from archbench.training.state import TrainState
+
+GROUP = "archbench"
+"""Entry-point group, and the name of the pluggy project."""
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+REQUIRED_HOOKS = ("describe", "build", "train_step", "generate")
+OPTIONAL_HOOKS = ("import_weights",)
+
+
+@dataclass(frozen=True)
+class ArchitectureInfo:
+    """What an architecture is, without building it.
+
+    Attributes:
+        name: the architecture's name on the command line; lower case, as in ``gpt1``.
+        summary: one line.
+        paper: where it is published (authors, year, title or arXiv number).
+        config: the configuration type, a :class:`archbench.ModelConfig`.
+        presets: named sizes; ``nano``, ``small`` and ``paper`` by convention, ``nano`` at least.
+    """
+
+    name: str
+    summary: str
+    paper: str
+    config: type[ModelConfig]
+    presets: Mapping[str, ModelConfig] = field(default_factory=dict)
+
+
+@hookspec(firstresult=True)
+def describe() -> ArchitectureInfo:  # type: ignore[empty-body]
+    """Name, summary, paper, config type and presets. Must be cheap: no model is built here."""
+
+
+@hookspec(firstresult=True)
+def build(config: ModelConfig) -> nn.Module:  # type: ignore[empty-body]
+    """The model: tokens (B, T) int64 -> logits (B, T, V).
+
+    Called under the core's seed, and under ``torch.device(...)`` — the meta device included — so that
+    parameters are created where they are needed: pass no device yourself.
+    """
+
+
+@hookspec(firstresult=True)
+def train_step(state: TrainState, batch: Batch) -> Tensor:  # type: ignore[empty-body]
+    """One optimizer update on ``batch``; returns the mean loss, shape (), nats/token.
+
+    ``archbench.next_token_step(state, batch)`` is the usual whole answer.
+    """
+
+
+@hookspec(firstresult=True)
+def generate(  # type: ignore[empty-body]
+    model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling
+) -> Iterator[Tensor]:
+    """Continue ``prompt`` (B, P) int64: one tensor (B,) int64 a new token, as soon as it is known.
+
+    ``archbench.decode_with_cache`` and ``archbench.decode_without_cache`` are the usual answers.
+    """
+
+
+@hookspec(firstresult=True)
+def import_weights(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:  # type: ignore[empty-body]
+    """Optional: published weights, renamed and reshaped to this model's ``state_dict``."""

@@ -1,0 +1,53 @@
+"""What a model may offer beyond ``forward``; the core looks with ``isinstance`` and uses what it finds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@runtime_checkable
+class DecodingCache(Protocol):
+    """Keys and values, or a recurrent state, of the positions read so far; preallocated."""
+
+    length: int
+    """Positions read so far."""
+
+    def tensors(self) -> list[Tensor]:
+        """Every tensor the cache holds, for counting its bytes (works on the meta device)."""
+        ...
+
+
+@runtime_checkable
+class CachedModel(Protocol):
+    """A model that decodes from a cache: prefill once, then one token a step."""
+
+    def new_cache(self, batch_size: int, capacity: int) -> DecodingCache:
+        """An empty cache for ``batch_size`` sequences of up to ``capacity`` positions, beside the weights.
+
+        Raises:
+            ValueError: ``capacity`` is more positions than the model can tell apart.
+        """
+        ...
+
+    def extend(self, tokens: Tensor, cache: DecodingCache) -> Tensor:
+        """Read ``tokens`` (B, T) int64 after those already in ``cache``; logits (B, V) after the last one.
+
+        Calling it with P tokens, or with the same tokens in chunks, gives the same logits.
+        """
+        ...
+
+
+@runtime_checkable
+class HiddenStateModel(Protocol):
+    """A model whose last hidden states can be had before the output head, so that the loss need not hold (B, T, V)."""
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """tokens (B, T) int64 -> hidden states (B, T, C), ready for :meth:`head`."""
+        ...
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """hidden states (..., C) -> logits (..., V)."""
+        ...
