@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
 from archbench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from archbench.profiles import PROFILES
@@ -97,9 +97,11 @@ class QualityConfig(Frozen):
 class SpeedConfig(Frozen):
     """What the prefill and decode phases time."""
 
-    prompt_lengths: tuple[int, ...] = Field(description="P, prompt tokens; each at most the context")
-    batch_sizes: tuple[int, ...] = Field((1,), description="B, sequences at a time")
-    new_tokens: int = Field(32, gt=1, description="tokens decoded per repeat")
+    prompt_lengths: tuple[PositiveInt, ...] | None = Field(
+        None, description="P, prompt tokens, each at most the context; null for a quarter and three quarters of it"
+    )
+    batch_sizes: tuple[PositiveInt, ...] = Field((1,), description="B, sequences at a time")
+    new_tokens: int = Field(32, gt=1, description="tokens decoded per repeat, the first one untimed")
     repeats: int = Field(5, gt=0, description="timed repeats of each case, after warm-up")
     warmup: int = Field(2, ge=0, description="untimed repeats, at the least; more until the times are stationary")
 

@@ -12,7 +12,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "data": {"corpus": "shakespeare", "tokenizer": "byte"},
         "training": {"steps": 20, "batch_size": 8, "learning_rate": 1e-3, "validate_every": 10, "checkpoint_every": 10},
         "quality": {"batch_size": 16},
-        "speed": {"prompt_lengths": [16], "batch_sizes": [1], "new_tokens": 8, "repeats": 3, "warmup": 1},
+        "speed": {"batch_sizes": [1], "new_tokens": 8, "repeats": 3, "warmup": 1},
     },
     "quick": {
         "preset": "nano",
@@ -21,7 +21,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "data": {"corpus": "shakespeare", "tokenizer": "bpe:1024"},
         "training": {"tokens": 1_500_000, "batch_size": 16, "learning_rate": 2e-3, "validate_every": 100, "checkpoint_every": 100},
         "quality": {"batch_size": 16},
-        "speed": {"prompt_lengths": [32, 96], "batch_sizes": [1, 8], "new_tokens": 32, "repeats": 5, "warmup": 2},
+        "speed": {"batch_sizes": [1, 8], "new_tokens": 32, "repeats": 5, "warmup": 2},
     },
     "standard": {
         "preset": "paper",
@@ -30,7 +30,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "data": {"corpus": "shakespeare", "tokenizer": "bpe:8192"},
         "training": {"tokens": 20_000_000, "batch_size": 32, "learning_rate": 2.5e-4, "validate_every": 200, "checkpoint_every": 200},
         "quality": {"batch_size": 32},
-        "speed": {"prompt_lengths": [64, 256], "batch_sizes": [1, 16], "new_tokens": 128, "repeats": 10, "warmup": 3},
+        "speed": {"batch_sizes": [1, 16], "new_tokens": 128, "repeats": 10, "warmup": 3},
     },
     "paper": {
         "preset": "paper",
@@ -45,7 +45,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             "validate_every": 2000, "checkpoint_every": 2000,
         },
         "quality": {"batch_size": 32},
-        "speed": {"prompt_lengths": [64, 256, 448], "batch_sizes": [1, 16, 64], "new_tokens": 64, "repeats": 20, "warmup": 3},
+        "speed": {"batch_sizes": [1, 16, 64], "new_tokens": 64, "repeats": 20, "warmup": 3},
     },
 }
 """smoke: seconds. quick: a minute or two on two CPU cores. standard: a GPU. paper: the published recipe."""

@@ -1,0 +1,1 @@
+"""Training: one recipe for every architecture. Read state, steps, then loop."""

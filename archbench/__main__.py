@@ -1,0 +1,16 @@
+"""``python -m archbench``: the same as the ``archbench`` command.
+
+``-m`` puts the current directory first on the path; it goes before anything is imported, so that no file lying there
+is taken for a package or a plugin.
+"""
+
+import os
+import sys
+
+if not sys.flags.safe_path and sys.path and sys.path[0] in ("", os.getcwd()):
+    del sys.path[0]
+
+from archbench.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,131 @@
+"""The typed face of one architecture: hooks' results are checked here, and pluggy's ``Any`` ends here."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from archbench.config import ModelConfig
+from archbench.contract import call_hook, checked_info, hook_failed, missing_hook, new_manager, wrong_result
+from archbench.discovery import Entry
+from archbench.errors import ArchbenchError, UnknownNameError, did_you_mean
+from archbench.hookspecs import ArchitectureInfo
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from archbench.data.batches import Batch
+    from archbench.inference.sampling import Sampling
+    from archbench.training.state import TrainState
+
+
+class Architecture:
+    """An architecture that can be configured, built, trained and sampled from; :func:`archbench.load` makes it.
+
+    Attributes:
+        info: name, summary, paper, config type and presets, as the plugin describes them.
+        package: the distribution the plugin comes with, or the path of its file.
+        version: that distribution's version; empty for files.
+        source: module or path of the plugin.
+        wrappers: names of the cross-cutting plugins around its hooks; empty unless asked for.
+
+    Every method raises HookFailedError when the plugin's hook raises, with the cause chained, and HookResultError
+    when it returns None or something else than it promised. archbench's own errors pass through.
+    """
+
+    def __init__(self, entry: Entry, plugin: object, wrappers: Mapping[str, object] | None = None) -> None:
+        self.package = entry.package
+        self.version = entry.version
+        self.source = entry.source
+        self.wrappers = tuple(wrappers or ())
+        self._plugin = plugin
+        self._culprit = entry.culprit + (f", wrapped by {', '.join(self.wrappers)}" if self.wrappers else "")
+        manager = new_manager()
+        manager.register(plugin, name=entry.source)
+        for name, wrapper in (wrappers or {}).items():
+            manager.register(wrapper, name=f"wrapper {name}")
+        self._hooks = manager.hook
+        self.info: ArchitectureInfo = checked_info(call_hook(self._hooks.describe, "describe", self._culprit), entry)
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    def __repr__(self) -> str:
+        return f"<Architecture {self.name} from {self.package} {self.version}".rstrip() + ">"
+
+    def config(self, preset: str = "nano", vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
+        """A preset's configuration, with fields replaced; strings are parsed (``n_layer="6"``).
+
+        Raises:
+            UnknownNameError: no such preset.
+            ConfigError: no such field, a wrong type, or a value out of range.
+        """
+        if preset not in self.info.presets:
+            culprit = f"preset {preset!r} of {self.name}"
+            raise UnknownNameError(culprit, "there is no such preset", did_you_mean(preset, self.info.presets))
+        if vocab_size is not None:
+            overrides["vocab_size"] = vocab_size
+        return self.info.presets[preset].override(**overrides)
+
+    def build(self, config: ModelConfig) -> nn.Module:
+        """The model: tokens (B, T) int64 -> logits (B, T, V); on the ambient device, which may be meta."""
+        from torch import nn
+
+        model = call_hook(self._hooks.build, "build", self._culprit, config=config)
+        if not isinstance(model, nn.Module):
+            raise wrong_result(self._culprit, "build", model, "a torch.nn.Module")
+        return model
+
+    def train_step(self, state: TrainState, batch: Batch) -> Tensor:
+        """One optimizer update on ``batch``; the mean loss, shape (), nats/token."""
+        from torch import Tensor
+
+        loss = call_hook(self._hooks.train_step, "train_step", self._culprit, state=state, batch=batch)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            raise wrong_result(self._culprit, "train_step", loss, "the mean loss, a tensor of shape ()")
+        return loss
+
+    def generate(self, model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
+        """Continue ``prompt`` (B, P) int64: one tensor (B,) int64 a new token, as soon as it is known."""
+        tokens = call_hook(
+            self._hooks.generate, "generate", self._culprit,
+            model=model, prompt=prompt, max_new_tokens=max_new_tokens, sampling=sampling,
+        )  # fmt: skip
+        if not isinstance(tokens, Iterator):
+            raise wrong_result(self._culprit, "generate", tokens, "an iterator of tensors, one a new token")
+        return self._checked_tokens(tokens, batch_size=prompt.shape[0])
+
+    def _checked_tokens(self, tokens: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:
+        import torch
+
+        try:
+            for first in tokens:
+                if not isinstance(first, torch.Tensor) or first.shape != (batch_size,) or first.dtype != torch.int64:
+                    expected = f"an iterator of tensors of shape ({batch_size},) and dtype int64"
+                    raise wrong_result(self._culprit, "generate", first, expected, inside="an iterator that yields ")
+                yield first
+                break
+            yield from tokens
+        except ArchbenchError:
+            raise
+        except Exception as error:
+            raise hook_failed(self._culprit, "generate", error) from error
+        finally:
+            if isinstance(tokens, Generator):  # a caller that stops early must not leave the plugin's cleaning up to chance
+                tokens.close()
+
+    def import_weights(self, state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """Published weights, renamed and reshaped to the ``state_dict`` of this architecture's model.
+
+        Raises:
+            MissingHookError: the plugin has no such hook.
+        """
+        if not any(impl.plugin is self._plugin for impl in self._hooks.import_weights.get_hookimpls()):
+            raise missing_hook("import_weights", self._culprit, self._plugin)
+        weights = call_hook(
+            self._hooks.import_weights, "import_weights", self._culprit, state_dict=state_dict, config=config
+        )
+        if not isinstance(weights, dict):
+            raise wrong_result(self._culprit, "import_weights", weights, "a dict of tensors by parameter name")
+        return weights

@@ -1,0 +1,128 @@
+"""The commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from archbench import __version__
+from archbench.cli.doctor import doctor
+from archbench.cli.generate import generate
+from archbench.cli.listing import list_architectures
+from archbench.cli.results import results
+from archbench.cli.run import run
+from archbench.cli.show import show
+from archbench.errors import ArchbenchError, ArchbenchWarning
+
+DEBUG_VARIABLE = "ARCHBENCH_DEBUG"
+BUG = 70
+"""Exit code of an error nobody foresaw (EX_SOFTWARE of sysexits.h)."""
+
+# typer's own usage errors: click's in its earlier releases, its own in later ones.
+_TyperUsageError: Any = next(kind for kind in reversed(typer.BadParameter.__mro__) if hasattr(kind, "format_message"))
+
+app = typer.Typer(
+    name="archbench",
+    help="Compare language-model architectures: quality, speed and memory you can trust.",
+    epilog="Start with: archbench run gpt1",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"archbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar=DEBUG_VARIABLE, help="Show the traceback of an error; works after a command too.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("run", rich_help_panel="Measure")(run)
+app.command("results", rich_help_panel="Measure")(results)
+app.command("generate", rich_help_panel="Measure")(generate)
+app.command("list", rich_help_panel="Look")(list_architectures)
+app.command("show", rich_help_panel="Look")(show)
+app.command("doctor", rich_help_panel="Look")(doctor)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code. Errors become one paragraph on stderr, without a traceback."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = given[: given.index("--")] if "--" in given else given
+    debug = "--debug" in options or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0", "false")
+    given = [option for option in options if option != "--debug"] + given[len(options) :]
+    warnings.showwarning = _show_warning(warnings.showwarning)
+    try:
+        code = app(given or ["--help"], prog_name="archbench", standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("Interrupted", "")
+        return 130
+    except BrokenPipeError:
+        # The reader has gone (| head): nothing more to say, not even at interpreter exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error, debug)
+    return code if isinstance(code, int) else 0
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Say on stderr what went wrong, in one paragraph; the exit code."""
+    if isinstance(error, ArchbenchError):
+        _say("Error", str(error))
+        return error.exit_code
+    if isinstance(error, _TyperUsageError):
+        context = getattr(error, "ctx", None)
+        command = context.command_path if context is not None else "archbench"
+        _say("Error", f"{error.format_message().rstrip('.')}. See {command} --help.")
+        return int(error.exit_code)
+    cause = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, OSError) and error.strerror:
+        place = error.filename if error.filename is not None else "the system"
+        _say("Error", f"{place}: {error.strerror}. Correct it and run the command again.")
+        return 7
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        _say("Error", f"out of memory: {cause}. Take a smaller batch, context or preset, or a larger machine.")
+        return 5
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    step = "Please report it" if debug else "Rerun with --debug for the traceback, and report it"
+    _say("Error", f"a bug in archbench or in a plugin: {cause} ({frame.filename}:{frame.lineno}). {step}.")
+    return BUG
+
+
+def _show_warning(otherwise: Any) -> Any:
+    def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        if issubclass(category, ArchbenchWarning):
+            _say("Warning", str(message))
+        else:
+            otherwise(message, category, *place, **more)
+
+    return show_warning
+
+
+def _say(kind: str, text: str) -> None:
+    colour = typer.colors.YELLOW if kind == "Warning" else typer.colors.RED
+    label = kind if "NO_COLOR" in os.environ else typer.style(kind, fg=colour, bold=True)
+    typer.echo(f"{label}: {text}" if text else label, err=True)

@@ -1,0 +1,111 @@
+"""``archbench generate``: text from a trained run, as it is decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archbench.errors import DataError, UsageError
+
+
+def generate(
+    architecture: Annotated[str, typer.Argument(help="The architecture that was trained.", show_default=False)],
+    run: Annotated[str, typer.Option(metavar="RUN_ID", help="The run whose model writes, or last.")] = "last",
+    out: Annotated[str, typer.Option(help="Folder of the results.")] = "results",
+    prompt: Annotated[str | None, typer.Option(help="Text to continue; without one, a document begins.")] = None,
+    prompt_file: Annotated[str | None, typer.Option(help="A UTF-8 text file to continue.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, at the most.")] = 200,
+    temperature: Annotated[float, typer.Option(help="Divides the logits; below 1 is bolder, above 1 wilder.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens that reach this probability.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.", show_default="another text each time")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Continue a prompt with a trained model; the prompt and the text stream to standard output."""
+    text = _prompt(prompt, prompt_file)
+
+    import torch
+
+    from archbench.inference.sampling import Sampling
+    from archbench.phases.device import default_device
+    from archbench.phases.loading import load_trained
+
+    if device == "auto":
+        device = default_device()
+    trained, model, tokenizer = load_trained(out, run, device)
+    if trained.name != architecture:
+        step = f"Write: archbench generate {trained.name} --run {run}"
+        raise UsageError(f"run {run}", f"it trained {trained.name}, not {architecture}", step)
+    where = next(model.parameters()).device
+    generator = torch.Generator(where)
+    if seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(seed)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, greedy=greedy, eos=tokenizer.separator, generator=generator
+    )
+    ids = tokenizer.encode(text) if text else [tokenizer.separator]
+    tokens = torch.as_tensor(ids, dtype=torch.int64, device=where).unsqueeze(0)  # (1, P)
+    stream = TextStream(tokenizer.decode)
+    _write(text)
+    with torch.inference_mode():
+        for token in trained.generate(model, tokens, max_new_tokens, sampling):
+            if int(token) == tokenizer.separator:
+                break
+            _write(stream.push(int(token)))
+    _write("\n")
+
+
+class TextStream:
+    """Tokens one by one into text, without ever showing half a character.
+
+    A token of a byte-level vocabulary may end inside a UTF-8 sequence. Decoders show that as one final U+FFFD, so a
+    final U+FFFD is held back until the next token tells what it was. A few earlier tokens stay in the decoded window,
+    because some vocabularies decode a token differently at the beginning of a text.
+
+    Args:
+        decode: token ids to text; prefixes of the ids must give prefixes of the text, but for a final U+FFFD.
+    """
+
+    _WINDOW = 8
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._shown = ""
+
+    def push(self, token: int) -> str:
+        """The text that is certain now and was not before; often one token's, sometimes empty."""
+        self._ids.append(token)
+        text = self._decode(self._ids)
+        certain = text.removesuffix("\ufffd")
+        new = certain[len(self._shown) :]
+        self._shown = certain
+        if len(self._ids) > 2 * self._WINDOW:
+            self._ids = self._ids[-self._WINDOW :]
+            self._shown = self._decode(self._ids).removesuffix("\ufffd")
+        return new
+
+
+def _prompt(prompt: str | None, prompt_file: str | None) -> str:
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("--prompt", "it is given beside --prompt-file", "Give one of the two")
+    if prompt_file is None:
+        return prompt or ""
+    try:
+        return Path(prompt_file).read_bytes().decode("utf-8")
+    except OSError as error:
+        raise DataError(f"--prompt-file {prompt_file}", f"{error.strerror}", "Name a text file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"--prompt-file {prompt_file}", f"it is not UTF-8 ({error.reason})", "Save it as UTF-8") from error
+
+
+def _write(text: str) -> None:
+    if text:
+        # Written as bytes: a text may hold characters that the terminal's encoding lacks.
+        typer.echo(text.encode("utf-8", "surrogateescape"), nl=False)

@@ -1,0 +1,82 @@
+"""``archbench list``: every architecture found, or why it is broken."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from archbench.cli.options import Json, Plugins
+
+if TYPE_CHECKING:
+    from archbench.registry import Entry
+
+
+def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
+    """List the architectures found: summary, paper, package, presets, or why one is broken.
+
+    A broken plugin is shown with its error, and the exit code stays 0: the others work.
+    """
+    from archbench.errors import ArchbenchWarning
+    from archbench.registry import available
+
+    claims: dict[str, list[Entry]] = {}
+    for entry in available(plugin or ()):
+        claims.setdefault(entry.name, []).append(entry)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ArchbenchWarning)  # of broken files, which have a line of their own here
+        found = [_described(name, entries, plugin or []) for name, entries in claims.items()]
+    (_print_json if json else _print_table)(found)
+
+
+def _described(name: str, entries: list[Entry], plugins: list[str]) -> dict[str, Any]:
+    """One architecture as plain values; ``error`` is null unless it is broken."""
+    from archbench.errors import ArchbenchError
+    from archbench.registry import load
+
+    row: dict[str, Any] = {
+        "name": name,
+        "packages": [f"{entry.package} {entry.version}" for entry in entries],
+        "sources": [entry.source for entry in entries],
+        "summary": None,
+        "paper": None,
+        "presets": [],
+        "wrappers": [],
+        "error": None,
+    }
+    try:
+        architecture = load(name, plugins)
+    except ArchbenchError as error:
+        return {**row, "error": {**error.as_dict(), "message": str(error)}}
+    info = architecture.info
+    wrappers = list(architecture.wrappers)
+    return {**row, "summary": info.summary, "paper": info.paper, "presets": list(info.presets), "wrappers": wrappers}
+
+
+def _print_json(found: list[dict[str, Any]]) -> None:
+    from archbench.cli.output import print_json
+
+    for row in found:
+        print_json(row)
+
+
+def _print_table(found: list[dict[str, Any]]) -> None:
+    from archbench.cli.output import console, table
+
+    out = console()
+    good = [row for row in found if row["error"] is None]
+    if good:
+        made = table("name", "summary", "paper", "package", "presets")
+        for row in good:
+            made.add_row(row["name"], row["summary"], row["paper"], *row["packages"], " ".join(row["presets"]))
+        out.print(made)
+        if wrappers := good[0]["wrappers"]:
+            out.print(f"\nEach wrapped by: {', '.join(wrappers)}")
+    for row in found:
+        if row["error"] is not None:
+            out.print(f"\nbroken: {row['error']['message']}", style="red", soft_wrap=True)
+    if not found:
+        typer.echo("No architectures found. Reinstall archbench: even its built-in plugins are missing.")
+    elif good:
+        out.print(f"\nNext: archbench show {good[0]['name']}", style="dim")

@@ -1,0 +1,160 @@
+"""``archbench run``: the main job."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from archbench.cli.options import assignments
+from archbench.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from archbench.config import RunConfig
+
+MORE_CONFIG = "Any field of the run's configuration, as in --config training.schedule=wsd (repeatable)"
+
+
+def run(
+    architecture: Annotated[str, typer.Argument(help="Name of the architecture (see: archbench list)", show_default=False)],
+    profile: Annotated[
+        str | None,
+        typer.Option(help="How much work: smoke, quick, standard or paper", show_default="quick on a CPU, standard on a GPU"),
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="The model's size: nano, small, paper", show_default="the profile's")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A field of the model's configuration: n_layer=6 (repeatable)")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16", show_default="the profile's")] = None,
+    attention: Annotated[str, typer.Option(help="Attention backend: auto, sdpa or reference")] = "auto",
+    compile_: Annotated[bool, typer.Option("--compile", help="Train with torch.compile")] = False,
+    threads: Annotated[int | None, typer.Option(help="CPU threads", show_default="one a core")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="Seed; give several for several runs", show_default="0")] = None,
+    corpus: Annotated[
+        str | None, typer.Option(help="shakespeare, python, a file, a folder or hf:NAME[:CONFIG]", show_default="the profile's")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="byte, bpe:N, file:tokenizer.json or hf:NAME", show_default="the profile's")
+    ] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget: training tokens", show_default="the profile's")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget: optimizer updates")] = None,
+    flops: Annotated[float | None, typer.Option(help="Budget: model FLOPs, forward and backward")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Budget: seconds of training steps")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Sequences per micro-batch", show_default="the profile's")] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Micro-batches per update", show_default="1")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate", show_default="the profile's")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, adam, sgd or muon", show_default="adamw")] = None,
+    schedule: Annotated[str | None, typer.Option(help="cosine, wsd or constant", show_default="cosine")] = None,
+    weights: Annotated[str | None, typer.Option(help="Published weights: a folder or .safetensors file; skips training")] = None,
+    phases: Annotated[
+        str | None, typer.Option(help="Comma-separated phases", show_default="train,quality,prefill,decode")
+    ] = None,
+    config: Annotated[list[str] | None, typer.Option("--config", help=MORE_CONFIG)] = None,
+    plugin: Annotated[list[str] | None, typer.Option(help="A plugin file or folder to load (repeatable)")] = None,
+    out: Annotated[str, typer.Option(help="Folder for the results")] = "results",
+    resume: Annotated[str | None, typer.Option(help="Continue an interrupted run: its RUN_ID, or last", metavar="RUN_ID")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines instead of a summary")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error")] = False,
+) -> None:
+    """Train, score, time and weigh one architecture; the results are a tidy table.
+
+    Without options: the nano preset on the embedded corpus for a minute or two on a CPU, the true published model on
+    a GPU.
+    """
+    from archbench import runner
+    from archbench.cli.summary import print_rows, print_summary
+
+    show = print_rows if json_ else print_summary
+    if resume is not None:
+        _refuse_beside_resume(locals())
+        show(runner.resume(architecture, resume, out, quiet=quiet), out)
+        return
+
+    from archbench.phases.device import default_device, resolve_device
+
+    device = default_device() if device == "auto" else device
+    on_gpu = resolve_device(device).type == "cuda"
+    values: dict[str, Any] = {
+        "architecture": architecture,
+        "profile": profile or ("standard" if on_gpu else "quick"),
+        "preset": preset,
+        "overrides": assignments(set_, "--set"),
+        "device": device,
+        "dtype": dtype,
+        "attention": attention,
+        "compile": compile_,
+        "threads": threads,
+        "plugins": tuple(plugin or ()),
+        "out": out,
+        "weights": weights,
+        "phases": _phases(phases, weights),
+        "vocabulary": None if weights is None else "preset",
+        "data": _given(corpus=corpus, tokenizer=tokenizer),
+        "training": _given(
+            tokens=tokens,
+            steps=steps,
+            flops=flops,
+            seconds=seconds,
+            batch_size=batch_size,
+            accumulation=accumulation,
+            learning_rate=learning_rate,
+            optimizer=optimizer,
+            schedule=schedule,
+        ),
+    }
+    for path, value in assignments(config, "--config").items():
+        _assign(values, path, value)
+    for one in seed or [0]:
+        show(runner.run(_frozen({**_given(**values), "seed": one}), quiet=quiet), out)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _frozen(values: dict[str, Any]) -> RunConfig:
+    from archbench.config import RunConfig
+
+    return RunConfig(**values)
+
+
+def _phases(phases: str | None, weights: str | None) -> tuple[str, ...] | None:
+    """The phases asked for; published weights are measured as they are unless training is asked for."""
+    if phases is not None:
+        return tuple(phase.strip() for phase in phases.split(","))
+    return None if weights is None else ("quality", "prefill", "decode")
+
+
+def _assign(values: dict[str, Any], path: str, value: str) -> None:
+    """Set ``training.schedule`` and the like; JSON values (null, [1, 2]) are understood, everything else is text."""
+    import json
+
+    *sections, name = path.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--config {path}", f"{section} has no fields", "See docs/configuration.md for the names")
+    try:
+        values[name] = json.loads(value)
+    except json.JSONDecodeError:
+        values[name] = value
+
+
+def _refuse_beside_resume(given: dict[str, Any]) -> None:
+    """A resumed run keeps its frozen configuration, so anything that would change it is refused.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    unset = {"device": "auto", "attention": "auto"}
+    options = {"set_": "--set", "compile_": "--compile", "learning_rate": "--lr"}
+    for name, value in given.items():
+        if name in {"architecture", "out", "resume", "json_", "quiet"} or name not in run.__annotations__:
+            continue
+        if value not in (None, False, unset.get(name)):
+            raise UsageError(
+                options.get(name, f"--{name.replace('_', '-')}"),
+                "it cannot be changed in a run that is resumed",
+                "Leave it out, or start a new run without --resume",
+            )
+
+

@@ -1,0 +1,91 @@
+"""Training batches: a pure function of the tokens, the seed and the step, the same for every architecture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from archbench.errors import DataError, UsageError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Token ids to read, and the one that follows each of them.
+
+    Attributes:
+        inputs: (B, T) int64.
+        targets: (B, T) int64; ``targets[b, t]`` follows ``inputs[b, t]``.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def split(self, n: int) -> list[Batch]:
+        """``n`` micro-batches of equal size, in order.
+
+        Raises:
+            UsageError: the sequences do not divide by ``n``.
+        """
+        B = self.inputs.shape[0]
+        if n < 1 or B % n:
+            raise UsageError("n", f"{B} sequences do not make {n} equal micro-batches", f"Choose a divisor of {B}")
+        return [Batch(*pair) for pair in zip(self.inputs.chunk(n), self.targets.chunk(n), strict=True)]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(self.inputs.to(device), self.targets.to(device))
+
+
+class BatchSampler:
+    """Blocks of T+1 tokens in random order, epoch by epoch.
+
+    An epoch starts at a random offset below T and cuts the tokens into blocks that share one token with the next,
+    so that every transition is trained once; they come in random order. Fewer than T transitions at either end
+    are left out, different ones each epoch. Every epoch has the same number of blocks, and a batch may straddle
+    two epochs.
+
+    Args:
+        tokens: shape (N,), any integer type; may be memory-mapped.
+        batch_size: B, the sequences of one update.
+        context_length: T.
+
+    Raises:
+        DataError: fewer than T+1 tokens.
+    """
+
+    def __init__(self, tokens: npt.NDArray[np.integer], *, batch_size: int, context_length: int, seed: int) -> None:
+        N, T = len(tokens), context_length
+        if N < T + 1:
+            raise DataError(
+                "training text",
+                f"its {N} tokens are shorter than one context of {T} and the token after it",
+                f"Give a longer text, or a context_length of at most {max(N - 1, 0)}",
+            )
+        self.tokens = tokens
+        self.batch_size = batch_size
+        self.context_length = T
+        self.seed = seed
+        self._offsets = min(T, N - T)
+        self.blocks_per_epoch = (N - self._offsets) // T
+        self._within = np.arange(T + 1)
+        self._starts = lru_cache(maxsize=2)(self._starts_of_epoch)
+
+    def batch(self, step: int) -> Batch:
+        """The batch of update ``step``, which counts from 0."""
+        first = step * self.batch_size
+        epoch, position = divmod(first, self.blocks_per_epoch)
+        starts = self._starts(epoch)[position : position + self.batch_size]
+        while len(starts) < self.batch_size:
+            epoch += 1
+            starts = np.concatenate([starts, self._starts(epoch)[: self.batch_size - len(starts)]])
+        blocks = torch.from_numpy(self.tokens[starts[:, None] + self._within].astype(np.int64))  # (B, T + 1)
+        return Batch(blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous())
+
+    def _starts_of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
+        random = np.random.default_rng([self.seed, epoch])
+        offset = random.integers(self._offsets)
+        return offset + self.context_length * random.permutation(self.blocks_per_epoch)

@@ -1,0 +1,82 @@
+"""Documents and corpora: what text is, before it becomes tokens. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from archbench.errors import DataError
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text that is read on its own: a play, a file, a row of a data set."""
+
+    name: str
+    text: str
+
+    def to_bytes(self) -> bytes:
+        """The document's raw bytes: what bits per byte divides by.
+
+        Raises:
+            DataError: the text holds a lone surrogate, which has no bytes.
+        """
+        return utf8(self.text, f"document {self.name!r}")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents in disjoint splits: ``train`` and ``validation`` always, ``test`` where the corpus has one.
+
+    Attributes:
+        sha256: hex digest of every split's documents, in order; names do not count, boundaries do.
+        licence: SPDX identifier or plain words; ``"unknown"`` for text of the user's own.
+        source: where the text comes from.
+    """
+
+    name: str
+    splits: Mapping[str, tuple[Document, ...]]
+    sha256: str
+    licence: str
+    source: str
+
+    def to_bytes(self, split: str) -> bytes:
+        """The documents of ``split``, one after the other, as raw bytes."""
+        return b"".join(document.to_bytes() for document in self.splits[split])
+
+
+def make_corpus(name: str, splits: Mapping[str, tuple[Document, ...]], *, licence: str, source: str) -> Corpus:
+    """A corpus with its checksum.
+
+    Raises:
+        DataError: a lone surrogate, or no text at all to train on or to validate on.
+    """
+    digest = hashlib.sha256()
+    for split, documents in sorted(splits.items()):
+        digest.update(f"{split}:{len(documents)};".encode())
+        for document in documents:
+            data = document.to_bytes()
+            digest.update(f"{len(data)};".encode())
+            digest.update(data)
+    for split in ("train", "validation"):
+        if not any(document.text for document in splits[split]):
+            raise DataError(f"corpus {name!r}", f"its {split} split is empty", "Give a corpus with text in every split")
+    return Corpus(name, splits, digest.hexdigest(), licence, source)
+
+
+def utf8(text: str, culprit: str) -> bytes:
+    """``text`` as UTF-8.
+
+    Raises:
+        DataError: the text holds a lone surrogate; says where.
+    """
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise DataError(
+            culprit,
+            f"character {error.start} is the lone surrogate {code}, which no UTF-8 text can hold",
+            "Remove it, or decode the original bytes again without errors='surrogateescape' or 'surrogatepass'",
+        ) from None

@@ -1,0 +1,257 @@
+"""Subword tokenizers: those of Hugging Face ``tokenizers``, and byte-level BPE trained here."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from archbench.data.cache import cache_folder, content_key, write_atomically
+from archbench.data.documents import Corpus, utf8
+from archbench.data.tokenizers import SAVED_AS
+from archbench.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+FILE_NAME = "tokenizer.json"
+SMALLEST_BPE = 257
+_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]", "<unk>")
+"""Names of end-of-text tokens. ``<unk>`` is the last resort for files without one, such as GPT-1's: it keeps V, and
+so lets published weights be scored, where an id of its own would be one that no published model has."""
+_PIECE = 1 << 18
+"""Characters of text encoded as one, at the least, where it can be cut."""
+_PIECES_AT_ONCE = 64
+
+
+class SubwordTokenizer:
+    """A ``tokenizers.Tokenizer`` that adds nothing to a text and takes nothing in it for a special token.
+
+    Args:
+        definition: the content of a ``tokenizer.json``.
+        separator: the separator's id; None for the file's end-of-text token or, without one, a new id.
+
+    Raises:
+        DataError: not a tokenizer.
+    """
+
+    def __init__(self, definition: str, *, name: str, separator: int | None = None) -> None:
+        self.name = name
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(definition)
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+            cause = f"it is not a Hugging Face tokenizer ({error})"
+            raise DataError(f"tokenizer {name!r}", cause, "Give a tokenizer.json") from None
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+        if not ids:
+            raise DataError(f"tokenizer {name!r}", "its vocabulary is empty", "Give a tokenizer.json with a vocabulary")
+        if separator is None:
+            separator = next((ids[token] for token in _SEPARATORS if token in ids), max(ids.values()) + 1)
+        self.separator: int = separator
+        self.vocab_size: int = max(*ids.values(), separator) + 1
+        self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
+        self._make_special_tokens_ordinary()
+        self._token_bytes = _token_bytes(self._definition, ids, self.separator, self.vocab_size)
+        self.lossless: bool = self._token_bytes is not None and _keeps_every_byte(self._definition, ids)
+        self.fingerprint = content_key(
+            json.dumps(self._definition, sort_keys=True), str(separator), f"tokenizers {tokenizers.__version__}"
+        )
+        self._cuts_at_lines = _is_gpt2_pattern(self._definition)
+
+    def _make_special_tokens_ordinary(self) -> None:
+        # encode_special_tokens covers the added tokens marked special, and the separator has to be among them: else
+        # text that spells it could end a document.
+        for token in self._definition["added_tokens"]:
+            if token["id"] == self.separator:
+                token["special"] = True
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._definition))
+        self._tokenizer.encode_special_tokens = True
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        utf8(text, "text")
+        pieces = list(_pieces(text)) if self._cuts_at_lines else [text]
+        ids = []
+        for i in range(0, len(pieces), _PIECES_AT_ONCE):
+            encodings = self._tokenizer.encode_batch_fast(pieces[i : i + _PIECES_AT_ONCE], add_special_tokens=False)
+            ids += [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        return np.concatenate(ids)
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
+        return self._tokenizer.decode([int(i) for i in ids if i != self.separator], skip_special_tokens=False)
+
+    def token_bytes(self) -> tuple[bytes, ...] | None:
+        return self._token_bytes
+
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        if self._token_bytes is None:
+            return None
+        return np.array([len(token) for token in self._token_bytes], dtype=np.int64)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / FILE_NAME).write_text(json.dumps(self._definition, ensure_ascii=False), encoding="utf-8")
+        saved = {"name": self.name, "separator": self.separator}
+        (folder / SAVED_AS).write_text(json.dumps(saved), encoding="utf-8")
+
+
+def from_file(path: Path, *, name: str, separator: int | None = None) -> SubwordTokenizer:
+    """The tokenizer in the ``tokenizer.json`` at ``path``.
+
+    Raises:
+        DataError: missing, unreadable, or not a tokenizer.
+    """
+    try:
+        definition = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise DataError(f"file {str(path)!r}", f"it cannot be read ({reason})", "Give a tokenizer.json") from None
+    return SubwordTokenizer(definition, name=name, separator=separator)
+
+
+def from_hub(hub_name: str, *, name: str) -> SubwordTokenizer:
+    """The tokenizer of the hub's repository ``hub_name``.
+
+    Raises:
+        DataError: no network, or no such repository, or none with a ``tokenizer.json``.
+    """
+    try:
+        tokenizer = tokenizers.Tokenizer.from_pretrained(hub_name)
+    except Exception as error:  # the hub's failures share no base
+        reason = (str(error).strip().splitlines() or [""])[0]
+        cause = f"it cannot be fetched from the Hugging Face hub ({type(error).__name__}: {reason})"
+        next_step = "Check the name and the network, or download its tokenizer.json and say file:tokenizer.json"
+        raise DataError(f"tokenizer {name!r}", cause, next_step) from error
+    return SubwordTokenizer(tokenizer.to_str(), name=name)
+
+
+def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> SubwordTokenizer:
+    """Byte-level BPE (Radford et al. 2019, section 2.2) trained on the training split; the last id is the separator.
+
+    The separator is no token of the file, so no text can spell it. Cached by the corpus's hash and N.
+
+    Raises:
+        DataError: the text is too short to learn that many tokens from.
+        StorageError: the cache folder cannot be written.
+    """
+    name = f"bpe:{vocab_size}"
+    key = content_key("bpe", corpus.sha256, str(vocab_size), f"tokenizers {tokenizers.__version__}")
+    path = (cache or cache_folder()) / "tokenizers" / f"{key}.json"
+    if path.exists():
+        try:
+            return from_file(path, name=name, separator=vocab_size - 1)
+        except DataError as error:
+            _log.warning("the cached tokenizer is damaged and is trained again: %s", error)
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    pieces = (piece for document in corpus.splits["train"] for piece in _pieces(document.text))
+    tokenizer.train_from_iterator(pieces, trainer)
+    learnt = tokenizer.get_vocab_size() + 1
+    if learnt < vocab_size:
+        cause = f"the training text of {corpus.name!r} is too short: it gives {learnt} tokens, not {vocab_size}"
+        raise DataError(f"tokenizer {name!r}", cause, f"Ask for bpe:{learnt} or fewer, or give a longer text")
+    write_atomically(path, lambda file: file.write(tokenizer.to_str().encode()))
+    return SubwordTokenizer(tokenizer.to_str(), name=name, separator=vocab_size - 1)
+
+
+_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
+
+
+def _is_gpt2_pattern(definition: dict[str, Any]) -> bool:
+    """Whether text is first cut by GPT-2's pattern and by nothing else, so that :func:`_pieces` changes nothing."""
+    step = definition["pre_tokenizer"] or {}
+    return (
+        step.get("type") == "ByteLevel"
+        and bool(step["use_regex"])
+        and not step["add_prefix_space"]
+        and not definition.get("normalizer")
+        and all(token["special"] for token in definition["added_tokens"])
+    )
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """``text`` in pieces that GPT-2's pattern cuts apart anyway, so that memory is bounded and cores are used.
+
+    A newline between two characters that are not white space is a word of its own to that pattern, so a cut
+    after it changes nothing.
+    """
+    start = 0
+    while start < len(text):
+        found = _LINE_END.search(text, start + _PIECE)
+        end = found.end() if found else len(text)
+        yield text[start:end]
+        start = end
+    if not text:
+        yield text
+
+
+def _token_bytes(
+    definition: dict[str, Any], ids: dict[str, int], separator: int, vocab_size: int
+) -> tuple[bytes, ...] | None:
+    """What each id spells, where the file's alphabet is that of byte-level BPE: one character a byte."""
+    if not any(step["type"] == "ByteLevel" for step in _steps(definition["pre_tokenizer"])):
+        return None
+    model = definition["model"]
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        return None
+    table = [b""] * vocab_size
+    alphabet = _byte_alphabet()
+    added = {token["id"]: token["content"] for token in definition["added_tokens"]}
+    for token, i in ids.items():
+        if i in added:
+            table[i] = added[i].encode()
+        elif all(character in alphabet for character in token):
+            table[i] = bytes(alphabet[character] for character in token)
+        # else an entry that no text reaches: prepare() would notice the missing bytes
+    table[separator] = b""
+    return tuple(table)
+
+
+def _keeps_every_byte(definition: dict[str, Any], ids: dict[str, int]) -> bool:
+    steps = list(_steps(definition["pre_tokenizer"]))
+    return (
+        not definition.get("normalizer")
+        and definition["model"]["type"] == "BPE"
+        and all(character in ids for character in _byte_alphabet())
+        and all(step["type"] in {"ByteLevel", "Split", "Digits", "Punctuation"} for step in steps)
+        and not any(step.get("add_prefix_space") or step.get("behavior") == "Removed" for step in steps)
+        and not any(
+            token["lstrip"] or token["rstrip"] or token["normalized"]
+            for token in definition["added_tokens"]
+            if not token["special"]
+        )
+    )
+
+
+def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    if pre_tokenizer is None:
+        return
+    if pre_tokenizer["type"] == "Sequence":
+        for step in pre_tokenizer["pretokenizers"]:
+            yield from _steps(step)
+    else:
+        yield pre_tokenizer
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Byte-level BPE's character -> byte: printable Latin-1 stands for itself, the other bytes follow from U+0100.
+
+    The same table as GPT-2's (Radford et al. 2019), as the library's pre-tokenizer writes it.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}

@@ -1,0 +1,186 @@
+"""Where plugins are: installed entry points, and files and folders named by the user.
+
+Entry points are read from package metadata, so no plugin is imported to know its name. The current directory is
+never searched: neither for packages nor for metadata. A file is loaded by its path, under a private module name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from archbench.errors import PluginImportError, UsageError
+from archbench.hookspecs import GROUP
+
+PLUGINS_VARIABLE = "ARCHBENCH_PLUGINS"
+"""Environment variable naming plugin files and folders, separated as in PATH."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One claim to an architecture's name.
+
+    Attributes:
+        name: the architecture; the path, for a file that cannot even say its name.
+        package: the distribution it comes with, or the path of the file.
+        version: the distribution's version; ``sha256:…`` of a file's text, or of all in its package.
+        source: the module (``package.module`` or ``package.module:object``), or the absolute path of the file.
+    """
+
+    name: str
+    package: str
+    version: str
+    source: str
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it was named by the user as a file or folder, rather than installed."""
+        return self.package == self.source
+
+    @property
+    def culprit(self) -> str:
+        """How an error names this plugin."""
+        if self.is_file:
+            return f"plugin {self.package}" if self.name == self.package else f"plugin {self.name!r} ({self.package})"
+        return f"plugin {self.name!r} (package {self.package} {self.version})"
+
+
+def file_entry(path: str, name: str | None = None) -> Entry:
+    """The claim of a plugin file, or of a package's folder; its path stands in for the name until that is known."""
+    place = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        digest.update(file.read_bytes())
+    return Entry(name or path, path, f"sha256:{digest.hexdigest()[:12]}", path)
+
+
+def installed() -> list[Entry]:
+    """Entry points of the group ``archbench``, sorted by name; nothing is imported.
+
+    A package that is found twice on ``sys.path`` counts once, the first time, as in Python's own imports.
+    """
+    path = [folder for folder in sys.path if folder not in ("", ".")]
+    entries: list[Entry] = []
+    seen: set[str] = set()
+    for distribution in metadata.distributions(path=path):
+        package = distribution.metadata["Name"]
+        if (
+            package is None or (key := re.sub(r"[-_.]+", "-", package).lower()) in seen
+        ):  # a half-removed package has no name
+            continue
+        seen.add(key)
+        points = [point for point in distribution.entry_points if point.group == GROUP]
+        entries += [Entry(point.name, package, distribution.version, point.value) for point in points]
+    return sorted(entries, key=lambda entry: (entry.name, entry.package))
+
+
+def plugin_paths(plugins: Iterable[str | Path] = ()) -> tuple[str, ...]:
+    """Absolute paths of the plugin files and folders asked for: ``plugins``, then ``ARCHBENCH_PLUGINS``.
+
+    Raises:
+        UsageError: one of them does not exist.
+    """
+    asked = [("--plugin", os.fspath(path)) for path in plugins]
+    asked += [(PLUGINS_VARIABLE, path) for path in os.environ.get(PLUGINS_VARIABLE, "").split(os.pathsep) if path]
+    paths: dict[str, None] = {}
+    for option, given in asked:
+        path = Path(given).expanduser()
+        if not path.exists():
+            raise UsageError(
+                f"{option} {given}", "there is no such file or folder", "Correct the path, or leave it out"
+            )
+        paths[str(path.resolve())] = None
+    return tuple(paths)
+
+
+def plugin_files(path: str) -> Iterator[str]:
+    """The plugins at ``path``: a file, a package, or every ``*.py`` of another folder but those starting with "_".
+
+    Raises:
+        UsageError: it is not Python, or a folder without plugins.
+    """
+    place = Path(path)
+    if place.is_file() and place.suffix == ".py":
+        yield path
+    elif place.is_file():
+        raise UsageError(f"--plugin {path}", "it is not a Python file", "Name a .py file, or a folder of them")
+    elif (place / "__init__.py").is_file():
+        yield path
+    else:
+        files = sorted(file for file in place.glob("*.py") if not file.name.startswith("_") and file.is_file())
+        if not files:
+            raise UsageError(
+                f"--plugin {path}", "there is no plugin in that folder", "Name a folder with .py files, or one file"
+            )
+        yield from map(str, files)
+
+
+def import_installed(entry: Entry) -> object:
+    """Import the module, or the object in it, that an entry point names.
+
+    Raises:
+        PluginImportError: whatever went wrong while importing it.
+    """
+    try:
+        return metadata.EntryPoint(entry.name, entry.source, GROUP).load()
+    except (Exception, SystemExit) as error:  # a stranger's module may even exit
+        step = f"Repair or reinstall it (pip install --force-reinstall {entry.package}), or uninstall it"
+        raise PluginImportError(entry.culprit, f"importing {entry.source} failed: {one_line(error)}", step) from error
+
+
+_loaded: dict[str, tuple[int, ModuleType]] = {}
+
+
+def import_file(path: str) -> ModuleType:
+    """Load a plugin file, or a package's folder, by path; again only when the file has changed.
+
+    Raises:
+        PluginImportError: whatever went wrong while executing it.
+    """
+    place = Path(path)
+    package = place.is_dir()
+    file = place / "__init__.py" if package else place
+    stamp = file.stat().st_mtime_ns
+    if path in _loaded and _loaded[path][0] == stamp:
+        return _loaded[path][1]
+    name = f"_archbench_plugin_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[path] if package else None)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and relative imports look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a stranger's module may even exit
+        del sys.modules[name]
+        raise PluginImportError(
+            f"plugin {path}", f"loading it failed: {one_line(error)}", _after_failed_file(place, error)
+        ) from error
+    _loaded[path] = (stamp, module)
+    return module
+
+
+def _after_failed_file(place: Path, error: BaseException) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and not place.is_dir() and (place.parent / f"{missing}.py").exists():
+        return (
+            f"A plugin file is loaded by path, so {missing}.py beside it cannot be imported: make the folder a package "
+            f"(with __init__.py), and write 'from . import {missing}'"
+        )
+    return f"Install {missing}, or correct the import" if missing else "Correct the file; --debug shows where it failed"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and message as one clause of a sentence."""
+    message = " ".join(str(error).split()).rstrip(".")
+    if len(message) > 400:
+        message = message[:400] + " …"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

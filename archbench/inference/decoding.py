@@ -1,0 +1,131 @@
+"""Decoding: one tensor a token, as soon as it is known, so that a caller can time the first and the gaps.
+
+Past the context the window slides: each new token is predicted from the last ``context_length`` tokens, exactly as
+if they were a prompt of their own. Positions then shift under every token, so nothing cached stays true and each of
+those tokens costs a full re-read of the window, with a cache or without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from archbench.errors import UsageError
+from archbench.inference.sampling import Sampling
+from archbench.protocols import CachedModel, DecodingCache, HiddenStateModel
+
+
+def decode_with_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
+    """Continue ``prompt``: read it once, then one token a step from the cache.
+
+    Args:
+        model: a :class:`archbench.protocols.CachedModel` with a ``config``. It is put in evaluation mode, and back
+            when the iterator ends or is closed.
+        prompt: token ids (B, P) int64, 1 <= P <= ``config.context_length``, on the model's device.
+        max_new_tokens: tokens to add to each sequence; more than fit the context slide the window.
+        sampling: how each token is chosen, and the id that ends a sequence.
+
+    Returns:
+        An iterator over token ids (B,) int64. A sequence that has ended repeats ``sampling.eos``; the iterator ends
+        when all have, or after ``max_new_tokens``.
+
+    Raises:
+        UsageError: an argument that cannot be used, at the call and not at the first token. It is a ValueError.
+    """
+    if not isinstance(model, CachedModel):
+        raise UsageError(
+            f"model {type(model).__name__}",
+            "it has no decoding cache (new_cache and extend)",
+            "Use decode_without_cache, or give the model both methods",
+        )
+    validate_prompt(model, prompt, max_new_tokens)
+    cached: CachedModel = model
+    context = _context_length(model)
+    capacity = min(prompt.shape[1] + max_new_tokens - 1, context)
+    cache: DecodingCache | None = None
+
+    def next_logits(tokens: Tensor) -> Tensor:
+        nonlocal cache
+        if cache is None or cache.length >= capacity:  # nothing read yet, or the window slides
+            cache = cached.new_cache(tokens.shape[0], capacity)
+        return cached.extend(tokens[:, cache.length :], cache)
+
+    return _decode(model, prompt, max_new_tokens, sampling, next_logits)
+
+
+def decode_without_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
+    """As :func:`decode_with_cache`, for any model: the whole window is read again for every token.
+
+    A :class:`archbench.protocols.HiddenStateModel` computes the logits of the last position only.
+    """
+    validate_prompt(model, prompt, max_new_tokens)
+
+    def next_logits(tokens: Tensor) -> Tensor:
+        if isinstance(model, HiddenStateModel):
+            return model.head(model.hidden(tokens)[:, -1])
+        logits: Tensor = model(tokens)  # (B, T, V)
+        return logits[:, -1]
+
+    return _decode(model, prompt, max_new_tokens, sampling, next_logits)
+
+
+def validate_prompt(model: nn.Module, prompt: Tensor, max_new_tokens: int) -> None:
+    """Refuse what cannot be decoded, naming the argument.
+
+    Raises:
+        UsageError: see :func:`decode_with_cache`.
+    """
+    context, vocabulary = _context_length(model), int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    if max_new_tokens < 1:
+        raise UsageError("max_new_tokens", f"{max_new_tokens} tokens are none", "Pass at least 1")
+    if prompt.dtype != torch.int64 or prompt.dim() != 2:
+        given = f"shape {tuple(prompt.shape)} and dtype {str(prompt.dtype).removeprefix('torch.')}"
+        raise UsageError("prompt", f"it has {given}", "Pass token ids (B, P) of dtype int64")
+    if prompt.numel() == 0:
+        raise UsageError("prompt", f"it is empty, of shape {tuple(prompt.shape)}", "Pass at least one token, for instance the tokenizer's separator")
+    if prompt.shape[1] > context:
+        raise UsageError("prompt", f"its {prompt.shape[1]} tokens are longer than the context of {context}", f"Pass at most its last {context} tokens")
+    lowest, highest = int(prompt.min()), int(prompt.max())
+    if lowest < 0 or highest >= vocabulary:
+        outside = lowest if lowest < 0 else highest
+        raise UsageError("prompt", f"token id {outside} is outside the vocabulary of {vocabulary}", f"Pass ids from 0 to {vocabulary - 1}, from the tokenizer that the model was built for")
+    home = next((parameter.device for parameter in model.parameters()), prompt.device)
+    if prompt.device != home:
+        raise UsageError("prompt", f"it is on {prompt.device}, the model on {home}", f"Pass prompt.to({str(home)!r})")
+
+
+def _context_length(model: nn.Module) -> int:
+    return int(model.config.context_length)  # type: ignore[union-attr, arg-type]
+
+
+def _decode(
+    model: nn.Module,
+    prompt: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    next_logits: Callable[[Tensor], Tensor],
+) -> Iterator[Tensor]:
+    B, P = prompt.shape
+    context = _context_length(model)
+    tokens = torch.empty(B, P + max_new_tokens, dtype=torch.int64, device=prompt.device)
+    tokens[:, :P] = prompt
+    ended: Tensor | None = None  # (B,) bool, once a sequence may have ended
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        for length in range(P, P + max_new_tokens):
+            with torch.inference_mode():  # around the step and not across the yield, where it would leak to the caller
+                window = tokens[:, max(0, length - context) : length]
+                token = sampling.pick(next_logits(window))  # (B,)
+                if sampling.eos is not None:
+                    token = token if ended is None else token.masked_fill(ended, sampling.eos)
+                    ended = token == sampling.eos
+                tokens[:, length] = token
+            yield token
+            if ended is not None and bool(ended.all()):
+                return
+    finally:
+        for module, training in modes:
+            module.training = training

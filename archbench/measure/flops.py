@@ -1,0 +1,226 @@
+"""FLOPs, layers and cache bytes of a model on the meta device: counted, at no cost in memory or time.
+
+Convention: model FLOPs. Matrix products count, 2 FLOPs a multiply–add; everything else (norms, activations, softmax,
+embedding look-ups, the optimizer) does not. Attention counts over the full T × T square, although the causal half
+would do. Backward is what autograd does: two products for each of forward. So for a dense decoder training costs
+about 6 N + 12 L C T FLOPs a token (N: parameters in matrices, head included): Chowdhery et al. 2022 (PaLM),
+appendix B; Kaplan et al. 2020, section 2.1.
+
+On the meta device because elsewhere fused attention may hide its products from the counter (on a CPU it counts as
+zero). There, both ``archbench.kernels.causal_attention`` and torch's own attention are plain matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
+
+from archbench.errors import DeviceError
+from archbench.protocols import CachedModel
+
+CONVENTION = "matrix products only, 2 FLOPs a multiply-add, attention over the full T x T"
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Model FLOPs a token, at one context length.
+
+    Attributes:
+        forward_per_token: of a forward pass.
+        training_per_token: of a forward and backward pass.
+    """
+
+    forward_per_token: float
+    training_per_token: float
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One module of a model. Parameters and FLOPs are the module's own, so each column adds up to the model's total.
+
+    Attributes:
+        path: name within the model, as in ``blocks.0.attention``; "" for the model itself.
+        type: class name.
+        parameters: numbers in the module's own parameters; a tied one counts where it is met first.
+        forward_flops: of the matrix products in the module but in none of its children.
+        output_shape: of the first tensor it returned; None if it was never called.
+    """
+
+    path: str
+    type: str
+    parameters: int
+    forward_flops: int
+    output_shape: tuple[int, ...] | None
+
+
+def count_flops(model: nn.Module, batch_size: int, context_length: int) -> FlopCount:
+    """Model FLOPs a token of ``model`` on tokens (B, T).
+
+    Args:
+        model: built under ``torch.device("meta")``; tokens (B, T) int64 -> logits (B, T, V).
+        batch_size: B; FLOPs a token depend on it only in unusual models.
+        context_length: T.
+
+    Raises:
+        DeviceError: the model is not on the meta device, or does something that cannot be done there.
+    """
+    tokens = _tokens(model, batch_size, context_length)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with _on_meta(model):
+        with _mode(model, training=False), torch.no_grad(), FlopCounterMode(display=False) as forward:
+            model(tokens)
+        with _mode(model, training=True), torch.enable_grad(), FlopCounterMode(display=False) as training:
+            logits: Tensor = model(tokens)
+            torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    n = tokens.numel()
+    return FlopCount(forward.get_total_flops() / n, training.get_total_flops() / n)
+
+
+def layer_table(model: nn.Module, batch_size: int = 1, context_length: int | None = None) -> list[LayerRow]:
+    """Every module of ``model``, in the order of ``named_modules``, after one forward pass on tokens (B, T).
+
+    Args:
+        model: built under ``torch.device("meta")``.
+        batch_size: B.
+        context_length: T; None for ``model.config.context_length``.
+
+    Raises:
+        DeviceError: as in :func:`count_flops`.
+    """
+    length = int(model.config.context_length) if context_length is None else context_length  # type: ignore[union-attr, arg-type]
+    tokens = _tokens(model, batch_size, length)
+    own: dict[nn.Module, int] = dict.fromkeys(model.modules(), 0)
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+    with (
+        _on_meta(model),
+        _mode(model, training=False),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+        _own_flops(model, counter, own, shapes),
+    ):
+        model(tokens)
+    rows = []
+    seen: set[nn.Parameter] = set()
+    for path, module in model.named_modules():
+        parameters = [p for p in module.parameters(recurse=False) if p not in seen]
+        seen.update(parameters)
+        size = sum(parameter.numel() for parameter in parameters)
+        rows.append(LayerRow(path, type(module).__name__, size, own[module], shapes.get(module)))
+    return rows
+
+
+@contextmanager
+def _own_flops(
+    model: nn.Module, counter: FlopCounterMode, own: dict[nn.Module, int], shapes: dict[nn.Module, tuple[int, ...]]
+) -> Iterator[None]:
+    """Charge FLOPs to the innermost module that is running, and note output shapes."""
+    running: list[nn.Module] = []
+    counted = 0
+
+    def charge() -> None:
+        nonlocal counted
+        total = counter.get_total_flops()
+        if running:
+            own[running[-1]] += total - counted
+        counted = total
+
+    def enter(module: nn.Module, args: object) -> None:
+        charge()
+        running.append(module)
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        charge()
+        running.pop()
+        first = output[0] if isinstance(output, tuple | list) and output else output
+        if isinstance(first, Tensor):
+            shapes[module] = tuple(first.shape)
+
+    handles: list[RemovableHandle] = []
+    for module in model.modules():
+        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def cache_bytes(model: nn.Module, batch_size: int, capacity: int) -> int | None:
+    """Bytes of the decoding cache of ``batch_size`` sequences of up to ``capacity`` positions, computed from shapes.
+
+    Args:
+        model: on any device; the meta device costs nothing.
+
+    Returns:
+        Bytes; None if the model decodes without a cache.
+    """
+    if not isinstance(model, CachedModel):
+        return None
+    return sum(tensor.numel() * tensor.element_size() for tensor in model.new_cache(batch_size, capacity).tensors())
+
+
+def cache_bytes_per_token(model: nn.Module, batch_size: int, capacity: int) -> float | None:
+    """Growth of the cache, bytes per sequence and position: the slope between half of ``capacity`` and all of it.
+
+    A recurrent state of fixed size has slope 0; its size is in :func:`cache_bytes`.
+    """
+    half = max(capacity // 2, 1)
+    if half == capacity:
+        return None
+    large, small = cache_bytes(model, batch_size, capacity), cache_bytes(model, batch_size, half)
+    return None if large is None or small is None else (large - small) / (capacity - half) / batch_size
+
+
+def measured_cache_bytes(model: nn.Module, batch_size: int, capacity: int) -> int | None:
+    """Bytes really set aside for the decoding cache on the model's device; None if the model has no cache.
+
+    CUDA: growth of ``memory_allocated``. CPU: the distinct storages behind the cache's tensors, which also shows
+    tensors that are views into something larger.
+    """
+    if not isinstance(model, CachedModel):
+        return None
+    device = next(model.parameters()).device
+    before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+    cache = model.new_cache(batch_size, capacity)
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) - before
+    storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in cache.tensors())}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def _tokens(model: nn.Module, batch_size: int, context_length: int) -> Tensor:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "meta":
+            cause = f"{name} is on {tensor.device}, although FLOPs are counted on the meta device"
+            raise DeviceError(
+                type(model).__name__, cause, "Create parameters and buffers without naming a device, under torch.device('meta')"
+            )
+    return torch.zeros(batch_size, context_length, dtype=torch.int64, device="meta")
+
+
+@contextmanager
+def _on_meta(model: nn.Module) -> Iterator[None]:
+    """Anything a forward pass creates without naming a device is on meta too; what cannot be done there is our error."""
+    try:
+        with torch.device("meta"):
+            yield
+    except (NotImplementedError, RuntimeError) as error:
+        cause = f"its FLOPs cannot be counted on the meta device ({' '.join(str(error).split())[:300]})"
+        raise DeviceError(type(model).__name__, cause, "Make forward independent of the tokens' values") from error
+
+
+@contextmanager
+def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode

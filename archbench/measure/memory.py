@@ -1,0 +1,100 @@
+"""Peak memory of one phase.
+
+On a GPU it is what torch's allocator counts since its peaks were reset. On a CPU under Linux it is the process's
+``VmHWM`` (proc_pid_status(5)) after resetting it by writing 5 to ``/proc/self/clear_refs`` (proc_pid_clear_refs(5)).
+``getrusage``'s ``ru_maxrss`` will not do: it cannot be reset, and a process inherits it from its parent across
+``exec``. Where there is nothing better, the value is None, with the reason.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_PROC = Path("/proc/self")
+
+
+@dataclass
+class PeakMemory:
+    """Memory of the block under :func:`peak_memory`; the peaks are set when the block ends.
+
+    Attributes:
+        baseline_bytes: in use when the block began. CPU: resident set of the process, so with code and libraries;
+            CUDA: bytes in tensors.
+        peak_bytes: most in use since then, baseline included.
+        reserved_bytes: most that the CUDA allocator held, in tensors or not; None on a CPU.
+        reason: why a value is None, or "".
+    """
+
+    baseline_bytes: int | None = None
+    peak_bytes: int | None = None
+    reserved_bytes: int | None = None
+    reason: str = ""
+
+
+@contextmanager
+def peak_memory(device: torch.device | str) -> Iterator[PeakMemory]:
+    """Measure the peak memory of a block; use it once a process at a time, and in a fresh process for a clean start.
+
+    A CPU's baseline holds whatever the process's allocator kept from earlier work, which is why each phase has a
+    process of its own.
+
+    Args:
+        device: where the block's tensors live.
+    """
+    device = torch.device(device)
+    gc.collect()
+    memory = PeakMemory()
+    if device.type == "cuda":
+        _begin_cuda(memory, device)
+        yield memory
+        _end_cuda(memory, device)
+    elif device.type == "cpu":
+        _begin_cpu(memory)
+        yield memory
+        _end_cpu(memory)
+    else:
+        memory.reason = f"archbench cannot read the peak memory of {device.type} devices"
+        yield memory
+
+
+def _begin_cuda(memory: PeakMemory, device: torch.device, cuda: Any = torch.cuda) -> None:
+    cuda.synchronize(device)
+    cuda.empty_cache()
+    cuda.reset_peak_memory_stats(device)
+    memory.baseline_bytes = cuda.memory_allocated(device)
+
+
+def _end_cuda(memory: PeakMemory, device: torch.device, cuda: Any = torch.cuda) -> None:
+    cuda.synchronize(device)
+    memory.peak_bytes = cuda.max_memory_allocated(device)
+    memory.reserved_bytes = cuda.max_memory_reserved(device)
+
+
+def _begin_cpu(memory: PeakMemory, proc: Path = _PROC) -> None:
+    try:
+        (proc / "clear_refs").write_text("5")
+        memory.baseline_bytes = _status_bytes(proc, "VmRSS")
+    except OSError as error:
+        memory.reason = f"{proc / 'clear_refs'} cannot be written ({error.strerror}), so an earlier peak cannot be told from this one"
+
+
+def _end_cpu(memory: PeakMemory, proc: Path = _PROC) -> None:
+    if memory.baseline_bytes is not None:
+        memory.peak_bytes = _status_bytes(proc, "VmHWM")
+
+
+def _status_bytes(proc: Path, field: str) -> int:
+    for line in (proc / "status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            kibibytes, unit = value.split()
+            assert unit == "kB"
+            return int(kibibytes) * 1024
+    raise OSError(0, f"no {field} in {proc / 'status'}")

@@ -1,0 +1,205 @@
+"""How well a model predicts held-out text: the one function that scores every model, from its logits.
+
+Protocol (``docs/data.md``): a document is scored on its own; its first token is predicted from the separator, and
+every token is predicted exactly once, with the windows of EleutherAI's lm-evaluation-harness
+(``get_rolling_token_windows``, there with ``context_len = context - stride + 1``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from archbench.data.dataset import EncodedDocument
+from archbench.errors import DataError, HookResultError, UsageError
+
+_LOGITS_AT_ONCE = 1 << 24
+"""Logits turned into float32 log-probabilities at a time: 64 MiB."""
+
+
+class Window(NamedTuple):
+    """Of ``s = [separator] + tokens`` read ``s[begin:end]``, predict ``tokens[begin:end]``, count the last ``scored``."""
+
+    begin: int
+    end: int
+    scored: int
+
+
+@dataclass(frozen=True)
+class DocumentScore:
+    """One document's: predicted tokens, raw bytes, and total surprise in nats."""
+
+    name: str
+    tokens: int
+    bytes: int
+    nats: float
+
+
+@dataclass(frozen=True)
+class QualityScore:
+    """A model's score on a split. NaN where the model's logits are.
+
+    Attributes:
+        loss: nats/token, over all tokens of all documents.
+        perplexity: exp(loss).
+        bits_per_byte: total nats / ln 2 / raw bytes of the text (not of the tokens).
+        tokens: predicted tokens.
+        bytes: raw bytes of the text.
+    """
+
+    loss: float
+    perplexity: float
+    bits_per_byte: float
+    tokens: int
+    bytes: int
+    documents: tuple[DocumentScore, ...]
+
+
+def rolling_windows(n_tokens: int, context_length: int, stride: int | None = None) -> list[Window]:
+    """The windows that predict each of ``n_tokens`` tokens once, reading at most ``context_length`` at a time.
+
+    The first window predicts as many tokens as fit; each later one ``stride`` new tokens (the last one: those left)
+    after as much left context as fits, so that its length is always ``context_length``.
+
+    Args:
+        stride: new tokens a window; None for ``context_length``.
+
+    Raises:
+        UsageError: a stride below 1 or above the context length.
+    """
+    stride = context_length if stride is None else stride
+    if not 1 <= stride <= context_length:
+        next_step = f"Choose 1 (slowest, most context) to {context_length} (fastest)"
+        raise UsageError("stride", f"{stride} is not between 1 and the context length", next_step)
+    if n_tokens == 0:
+        return []
+    first = min(context_length, n_tokens)
+    windows = [Window(0, first, first)]
+    for predicted in range(first, n_tokens, stride):
+        end = min(predicted + stride, n_tokens)
+        windows.append(Window(end - context_length, end, end - predicted))
+    return windows
+
+
+def score(
+    model: nn.Module,
+    documents: Sequence[EncodedDocument],
+    *,
+    separator: int,
+    context_length: int,
+    stride: int | None = None,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> QualityScore:
+    """Score ``model`` on ``documents``, in evaluation mode; its modes are restored afterwards.
+
+    Args:
+        model: tokens (B, T) int64 -> logits (B, T, V), on ``device``.
+        separator: the token that each document's first token is predicted from.
+        context_length: most tokens read at once.
+        stride: new tokens a window; None for ``context_length``.
+        batch_size: windows scored at a time; they are never padded.
+        dtype: autocast dtype; log-softmax is always float32, sums are float64.
+
+    Raises:
+        UsageError: a stride that cannot be.
+        DataError: no token to score.
+        HookResultError: logits of the wrong shape, or for too small a vocabulary.
+    """
+    device = torch.device(device)
+    nats = np.zeros(len(documents), dtype=np.float64)
+    largest = max((int(document.tokens.max()) for document in documents if len(document.tokens)), default=None)
+    if largest is None:
+        raise DataError("validation text", "it holds no token to score", "Give a longer text")
+    autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    with _evaluation(model), torch.inference_mode(), autocast:
+        for owners, inputs, targets, scored in _batches(documents, separator, context_length, stride, batch_size):
+            logits = model(torch.from_numpy(inputs).to(device))  # (B, T, V)
+            _check_logits(logits, inputs.shape, max(largest, separator), model)
+            newest = int(scored.max())  # the columns before it are context in every row
+            surprise = _surprise(logits[:, -newest:], torch.from_numpy(targets[:, -newest:]).to(device))
+            counted = np.arange(newest) >= newest - scored[:, None]
+            np.add.at(nats, owners, (surprise * counted).sum(axis=1))
+    scores = tuple(
+        DocumentScore(document.name, len(document.tokens), document.n_bytes, float(total))
+        for document, total in zip(documents, nats, strict=True)
+    )
+    return _total(scores)
+
+
+def _total(scores: tuple[DocumentScore, ...]) -> QualityScore:
+    nats = math.fsum(document.nats for document in scores)
+    tokens = sum(document.tokens for document in scores)
+    n_bytes = sum(document.bytes for document in scores)
+    loss = nats / tokens
+    with np.errstate(over="ignore"):
+        perplexity = float(np.exp(loss))  # inf where math.exp would raise
+    return QualityScore(loss, perplexity, nats / math.log(2) / n_bytes, tokens, n_bytes, scores)
+
+
+def _batches(
+    documents: Sequence[EncodedDocument], separator: int, context_length: int, stride: int | None, batch_size: int
+) -> Iterator[tuple[list[int], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Windows of equal length together: owners [B], inputs (B, T), targets (B, T), scored (B,)."""
+    waiting: dict[int, list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], int]]] = {}
+    for owner, document in enumerate(documents):
+        sequence = np.concatenate([[separator], document.tokens]).astype(np.int64)
+        for begin, end, scored in rolling_windows(len(document.tokens), context_length, stride):
+            row = (owner, sequence[begin:end], sequence[begin + 1 : end + 1], scored)
+            rows = waiting.setdefault(end - begin, [])
+            rows.append(row)
+            if len(rows) == batch_size:
+                yield _stack(waiting.pop(end - begin))
+    for rows in waiting.values():
+        yield _stack(rows)
+
+
+def _stack(
+    rows: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], int]],
+) -> tuple[list[int], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    owners, inputs, targets, scored = zip(*rows, strict=True)
+    return list(owners), np.stack(inputs), np.stack(targets), np.array(scored)
+
+
+def _surprise(logits: Tensor, targets: Tensor) -> npt.NDArray[np.float64]:
+    """-ln p of ``targets`` (B, T) under ``logits`` (B, T, V); float32 copies of the logits stay small."""
+    V = logits.shape[-1]
+    rows = max(1, _LOGITS_AT_ONCE // V)
+    flat, wanted = logits.reshape(-1, V), targets.reshape(-1)
+    parts = [
+        F.cross_entropy(flat[i : i + rows].float(), wanted[i : i + rows], reduction="none")
+        for i in range(0, len(flat), rows)
+    ]
+    return torch.cat(parts).cpu().double().reshape(targets.shape).numpy()
+
+
+def _check_logits(logits: object, shape: tuple[int, ...], largest: int, model: nn.Module) -> None:
+    name = type(model).__name__
+    if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[:2] != shape:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        cause = f"for tokens of shape {tuple(shape)} it gave {got}, not logits (B, T, V)"
+        raise HookResultError(f"model {name}", cause, "Return logits (B, T, V) from forward")
+    if logits.shape[2] <= largest:
+        cause = f"its logits cover {logits.shape[2]} token ids, and the text uses id {largest}"
+        raise HookResultError(f"model {name}", cause, "Build it with the tokenizer's vocab_size")
+
+
+@contextlib.contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

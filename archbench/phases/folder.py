@@ -1,0 +1,133 @@
+"""A run's folder: everything its phases need, so that each can run in a process of its own.
+
+::
+
+    OUT/RUN_ID/
+      config.json          the frozen RunConfig, the resolved model configuration, what was found
+      tokenizer/           the tokenizer, so that the folder stands alone
+      checkpoints/         the last two training checkpoints
+      rows-PHASE.jsonl     one JSON object a measurement, written when the phase is done
+      documents.parquet    per-document scores, for later statistics
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archbench.config import RunConfig
+from archbench.errors import StorageError, UnknownNameError, did_you_mean
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's folder and what its ``config.json`` says.
+
+    Attributes:
+        path: ``OUT/RUN_ID``.
+        config: the frozen configuration.
+        model: the resolved model configuration's fields.
+        facts: what the runner found before the first phase: plugin, data, versions.
+    """
+
+    path: Path
+    config: RunConfig
+    model: dict[str, Any]
+    facts: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        return self.path.name
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    def as_dict(self) -> dict[str, Any]:
+        """What ``config.json`` holds, and what stands beside the results."""
+        return {"run_id": self.run_id, "run": self.config.model_dump(mode="json"), "model": self.model, "facts": self.facts}
+
+    def create(self) -> None:
+        """Make the folder and write ``config.json``.
+
+        Raises:
+            StorageError: the output folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True)
+            write_atomically(self.path / CONFIG, json.dumps(self.as_dict(), indent=2) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"output folder {self.path.parent}", f"it cannot be written ({error.strerror})", "Choose another with --out"
+            ) from error
+
+    def rows_file(self, phase: str) -> Path:
+        return self.path / f"rows-{phase}.jsonl"
+
+    def write_rows(self, phase: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Keep a finished phase's rows.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        text = "".join(json.dumps(dict(row)) + "\n" for row in rows)
+        try:
+            write_atomically(self.rows_file(phase), text)
+        except OSError as error:
+            raise StorageError(
+                f"{self.rows_file(phase)}",
+                f"it cannot be written ({error.strerror})",
+                f"Make room, then continue with: archbench run {self.config.architecture} --resume {self.run_id} --out {self.path.parent}",
+            ) from error
+
+    def read_rows(self, phase: str) -> list[dict[str, Any]]:
+        """A finished phase's rows. Floats cross as JSON, which writes them to the last bit."""
+        return [json.loads(line) for line in self.rows_file(phase).read_text().splitlines()]
+
+
+def open_run(out: str | Path, run_id: str) -> RunFolder:
+    """The folder of a run that was started before; ``last`` is the newest.
+
+    Raises:
+        UnknownNameError: no such run under ``out``.
+        StorageError: its ``config.json`` cannot be read.
+    """
+    out = Path(out)
+    known = sorted(path.parent.name for path in out.glob(f"*/{CONFIG}"))
+    if run_id == "last" and known:
+        run_id = known[-1]
+    path = out / run_id
+    if run_id not in known:
+        raise UnknownNameError(f"run {run_id!r}", f"{out} has no such run", did_you_mean(run_id, known))
+    try:
+        content = json.loads((path / CONFIG).read_text())
+        return RunFolder(path, RunConfig(**content["run"]), content["model"], content["facts"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StorageError(f"{path / CONFIG}", f"it cannot be read ({error})", "Delete the folder, or restore the file") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small text file so that a reader sees all of it or none.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

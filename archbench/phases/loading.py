@@ -1,0 +1,99 @@
+"""Models and tokenizers of a run, from its folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from archbench.config import ModelConfig
+from archbench.data.dataset import Dataset, prepare
+from archbench.data.tokenizers import Tokenizer, load_tokenizer
+from archbench.errors import CheckpointError
+from archbench.measure.malloc import tune_malloc
+from archbench.phases.device import resolve_device
+from archbench.phases.folder import RunFolder, open_run
+from archbench.registry import Architecture, load
+from archbench.training.checkpoints import latest_checkpoint, load_weights
+
+
+def load_architecture(run: RunFolder) -> tuple[Architecture, ModelConfig]:
+    """The run's plugin and its resolved model configuration."""
+    architecture = load(run.config.architecture, run.config.plugins)
+    return architecture, architecture.info.config(**run.model)
+
+
+def load_dataset(run: RunFolder) -> Dataset:
+    """The run's tokens: from the cache, or made again; the same either way."""
+    return prepare(run.config.data)
+
+
+def build_model(architecture: Architecture, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
+    """The model at its initial weights.
+
+    Always initialised on the CPU, so that a seed means the same weights on every device.
+    """
+    torch.manual_seed(seed)
+    return architecture.build(config).to(device)
+
+
+def initial_model(run: RunFolder, architecture: Architecture, config: ModelConfig, device: torch.device) -> nn.Module:
+    """The model as training starts: initialised from the seed, or from the published weights the run names.
+
+    Raises:
+        CheckpointError: the weights file cannot be read or does not fit the model.
+    """
+    model = build_model(architecture, config, run.config.seed, device)
+    if run.config.weights is not None:
+        weights = architecture.import_weights(load_weights(Path(run.config.weights)), config)
+        _fill(model, weights, run.config.weights)
+    return model
+
+
+def trained_model(run: RunFolder, architecture: Architecture, config: ModelConfig, device: torch.device) -> nn.Module:
+    """The model as training left it, in evaluation mode; at its initial weights where the run has no training phase.
+
+    Raises:
+        CheckpointError: training was asked for but left no whole checkpoint, or the checkpoint is corrupt.
+    """
+    newest = latest_checkpoint(run.checkpoints)
+    if newest is None and "train" in run.config.phases:
+        raise CheckpointError(
+            f"run {run.run_id}",
+            f"{run.checkpoints} holds no whole checkpoint",
+            f"Continue its training with: archbench run {run.config.architecture} --resume {run.run_id} --out {run.path.parent}",
+        )
+    if newest is None:
+        return initial_model(run, architecture, config, device).eval()
+    model = build_model(architecture, config, run.config.seed, device)
+    _fill(model, load_weights(newest), str(newest))
+    return model.eval()
+
+
+def load_trained(out: str | Path, run_id: str, device: str) -> tuple[Architecture, nn.Module, Tokenizer]:
+    """What a finished run left: its architecture, its trained model in evaluation mode, and its tokenizer.
+
+    Raises:
+        UnknownNameError: no such run.
+        CheckpointError: its weights cannot be read.
+    """
+    tune_malloc()
+    run = open_run(out, run_id)
+    architecture, config = load_architecture(run)
+    model = trained_model(run, architecture, config, resolve_device(device))
+    return architecture, model, load_tokenizer(f"saved:{run.tokenizer}")
+
+
+def _fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        findings = [line.strip().rstrip(".") for line in str(error).splitlines()[1:]]
+        raise CheckpointError(
+            f"weights {source}",
+            "; ".join(findings[:3]) or str(error),
+            "Use the preset and --set values that the weights were made with",
+        ) from None
+
+

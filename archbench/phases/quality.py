@@ -1,0 +1,63 @@
+"""Quality: how well the trained model predicts the held-out text, beside what counting and compressing reach."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from archbench.errors import StorageError
+from archbench.kernels import record_attention
+from archbench.measure.floors import floors
+from archbench.measure.memory import peak_memory
+from archbench.measure.quality import score
+from archbench.phases.folder import RunFolder
+from archbench.phases.loading import load_architecture, load_dataset, trained_model
+from archbench.phases.rows import Rows
+
+
+def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
+    """Score the whole validation split, each token once, and keep every document's nats and bytes."""
+    config = run.config
+    architecture, model_config = load_architecture(run)
+    data = load_dataset(run)
+    model = trained_model(run, architecture, model_config, device)
+    rows.common |= {"batch_size": config.quality.batch_size}
+
+    with peak_memory(device) as memory, record_attention() as ran:
+        result = score(
+            model,
+            data.validation,
+            separator=data.tokenizer.separator,
+            context_length=model_config.context_length,
+            stride=config.quality.stride,
+            batch_size=config.quality.batch_size,
+            device=device,
+            dtype=getattr(torch, config.dtype),
+        )
+    rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
+
+    rows.add("loss", result.loss)
+    rows.add("perplexity", result.perplexity)
+    rows.add("bits_per_byte", result.bits_per_byte)
+    rows.add("tokens_scored", result.tokens)
+    rows.add("bytes_scored", result.bytes)
+    rows.add("documents", len(result.documents))
+    for name, bits_per_byte in floors(data.train_text(), data.validation_text()).items():
+        rows.add(f"floor_{name}", bits_per_byte)
+    rows.add("peak_memory_bytes", memory.peak_bytes)
+    rows.add("baseline_memory_bytes", memory.baseline_bytes)
+    rows.add("reserved_memory_bytes", memory.reserved_bytes)
+
+    table = pa.table(
+        {
+            "document": [document.name for document in result.documents],
+            "tokens": [document.tokens for document in result.documents],
+            "bytes": [document.bytes for document in result.documents],
+            "nats": [document.nats for document in result.documents],
+        }
+    )
+    try:
+        pq.write_table(table, run.path / "documents.parquet")
+    except OSError as error:
+        raise StorageError(f"{run.path / 'documents.parquet'}", f"it cannot be written ({error})", "Make room, then resume") from error

@@ -1,0 +1,112 @@
+"""Prefill and decode: seconds to the first token, and between tokens, through the plugin's own ``generate``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise, product
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archbench.config import ModelConfig
+from archbench.data.dataset import Dataset
+from archbench.inference.sampling import Sampling
+from archbench.kernels import record_attention
+from archbench.measure.clock import Clock, clock_for
+from archbench.measure.flops import cache_bytes, cache_bytes_per_token, measured_cache_bytes
+from archbench.measure.memory import peak_memory
+from archbench.measure.steady import Samples, count_outliers, repeat_until_steady
+from archbench.phases.folder import RunFolder
+from archbench.phases.loading import load_architecture, load_dataset, trained_model
+from archbench.phases.rows import Rows
+
+GREEDY = Sampling(greedy=True)
+
+
+def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
+    """Time from the call to the first token, per prompt length and batch size."""
+    architecture, model_config = load_architecture(run)
+    data = load_dataset(run)
+    model = _deployed(run, trained_model(run, architecture, model_config, device))
+    clock = clock_for(device)
+    with peak_memory(device) as memory, record_attention() as ran:
+        for P, B, prompt in _prompts(run, model_config, data, device):
+
+            def first_token(prompt: Tensor = prompt) -> None:
+                next(iter(architecture.generate(model, prompt, 1, GREEDY)))
+
+            samples = _timed(run, first_token, clock)
+            case = {"batch_size": B, "prompt_length": P, "attention": "+".join(sorted(ran)) or "none"}
+            rows.extend("seconds_to_first_token", samples.seconds, **case)
+            rows.add("tokens_per_second", B * P / median(samples.seconds), **case)
+            _describe(rows, samples, case)
+    rows.add("peak_memory_bytes", memory.peak_bytes)
+    rows.add("baseline_memory_bytes", memory.baseline_bytes)
+    rows.add("reserved_memory_bytes", memory.reserved_bytes)
+
+
+def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
+    """Time every gap between tokens, and weigh the cache, per prompt length and batch size."""
+    architecture, model_config = load_architecture(run)
+    data = load_dataset(run)
+    model = _deployed(run, trained_model(run, architecture, model_config, device))
+    clock = clock_for(device)
+    new_tokens = run.config.speed.new_tokens
+    with torch.device("meta"):
+        described = _deployed(run, architecture.build(model_config))
+    with peak_memory(device) as memory, record_attention() as ran:
+        for P, B, prompt in _prompts(run, model_config, data, device):
+            gaps: list[float] = []
+
+            def decode(prompt: Tensor = prompt, gaps: list[float] = gaps) -> None:
+                marks = [clock.mark() for _ in architecture.generate(model, prompt, new_tokens, GREEDY)]
+                clock.synchronize()
+                gaps.extend(clock.seconds(earlier, later) for earlier, later in pairwise(marks))
+
+            samples = _timed(run, decode, clock)
+            # The warm-up's gaps come first in the list; the rows hold those of the timed repeats alone.
+            timed = gaps[-len(samples.seconds) * (new_tokens - 1) :]
+            case = {"batch_size": B, "prompt_length": P, "attention": "+".join(sorted(ran)) or "none"}
+            rows.extend("seconds_per_token", timed, **case)
+            rows.add("tokens_per_second", B / median(timed), **case)
+            _describe(rows, samples, case, outlying=count_outliers(timed))
+            rows.add("cache_bytes", cache_bytes(described, B, P + new_tokens), **case)
+            rows.add("cache_bytes_measured", measured_cache_bytes(model, B, P + new_tokens), **case)
+    T = model_config.context_length
+    rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))
+    rows.add("peak_memory_bytes", memory.peak_bytes)
+    rows.add("baseline_memory_bytes", memory.baseline_bytes)
+    rows.add("reserved_memory_bytes", memory.reserved_bytes)
+
+
+def _deployed(run: RunFolder, model: nn.Module) -> nn.Module:
+    """The model as it is served: its weights in the run's dtype, not cast anew at every token as autocast would."""
+    dtype: torch.dtype = getattr(torch, run.config.dtype)
+    return model.to(dtype)
+
+
+def _prompts(
+    run: RunFolder, model_config: ModelConfig, data: Dataset, device: torch.device
+) -> Iterator[tuple[int, int, Tensor]]:
+    """Every case's prompt length P, batch size B and tokens (B, P): held-out text, another stretch for each sequence."""
+    lengths = run.config.speed.prompt_lengths
+    assert lengths is not None, "the runner resolves prompt lengths before the first phase"
+    stream = torch.cat([torch.from_numpy(document.tokens.astype("int64")) for document in data.validation])
+    for P, B in product(lengths, run.config.speed.batch_sizes):
+        starts = torch.linspace(0, max(len(stream) - P, 0), B).long()
+        prompt = torch.stack([stream[start : start + P] for start in starts])  # (B, P)
+        yield P, B, prompt.to(device)
+
+
+def _timed(run: RunFolder, fn: Callable[[], None], clock: Clock) -> Samples:
+    speed = run.config.speed
+    return repeat_until_steady(fn, clock, warmup=speed.warmup, repeats=speed.repeats, max_warmup=speed.warmup + 10)
+
+
+def _describe(rows: Rows, samples: Samples, case: dict[str, Any], *, outlying: int | None = None) -> None:
+    """How the samples came about: warm-up seconds, whether they had settled, how many lie far out (none is dropped)."""
+    rows.extend("warmup_seconds", samples.warmup_seconds, **case)
+    rows.add("stationary", samples.stationary, **case)
+    rows.add("outliers", samples.outliers if outlying is None else outlying, **case)

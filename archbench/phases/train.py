@@ -1,0 +1,106 @@
+"""Training: the recipe, every step's loss and seconds, memory, and how much of the machine was used."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import torch
+from torch import nn
+
+from archbench.data.batches import BatchSampler
+from archbench.kernels import record_attention
+from archbench.measure.clock import clock_for
+from archbench.measure.flops import count_flops
+from archbench.measure.memory import peak_memory
+from archbench.measure.peaks import measure_gemm, mfu, published_peak
+from archbench.measure.quality import score
+from archbench.measure.steady import count_outliers, has_trend
+from archbench.phases.folder import RunFolder
+from archbench.phases.loading import initial_model, load_architecture, load_dataset
+from archbench.phases.rows import Rows
+from archbench.training.loop import train
+from archbench.training.progress import Progress
+from archbench.training.state import TrainState
+
+
+def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
+    """Train the run's model to its budget, from the last checkpoint where there is one."""
+    config, recipe = run.config, run.config.training
+    architecture, model_config = load_architecture(run)
+    data = load_dataset(run)
+    dtype = getattr(torch, config.dtype)
+    T, B = model_config.context_length, recipe.batch_size
+
+    model = initial_model(run, architecture, model_config, device)
+    sampler = BatchSampler(data.train, batch_size=B * recipe.accumulation, context_length=T, seed=config.seed)
+    rows.common |= {"batch_size": B * recipe.accumulation, "attention": _attention_of(model, model_config.vocab_size, T, B, dtype, device)}
+    with torch.device("meta"):
+        flops_per_token = count_flops(architecture.build(model_config), batch_size=1, context_length=T).training_per_token
+
+    state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile)
+
+    def validate(trained: nn.Module) -> float:
+        return score(
+            trained,
+            data.validation,
+            separator=data.tokenizer.separator,
+            context_length=T,
+            stride=config.quality.stride,
+            batch_size=config.quality.batch_size,
+            device=device,
+            dtype=dtype,
+        ).loss
+
+    with peak_memory(device) as memory:
+        history = train(
+            state,
+            sampler,
+            recipe,
+            step=architecture.train_step,
+            clock=clock_for(device),
+            flops_per_token=flops_per_token,
+            validate=validate if recipe.validate_every is not None else None,
+            checkpoints=run.checkpoints,
+            progress=Progress("silent" if quiet else "auto", label=f"{config.architecture} {config.preset}"),
+        )
+
+    tokens = 0
+    for record in history.steps:
+        tokens += record.tokens
+        at = {"repeat": record.step, "tokens_seen": tokens}
+        rows.add("loss", record.loss, **at)
+        rows.add("grad_norm", record.grad_norm, **at)
+        rows.add("learning_rate", record.lr, **at)
+        rows.add("first_step_seconds" if record.step in firsts else "step_seconds", record.seconds, **at)
+    for step, seen, loss in history.validations:
+        rows.add("validation_loss", loss, repeat=step, tokens_seen=seen)
+
+    seconds = [record.seconds for record in history.steps if record.step not in firsts]
+    totals = {"tokens_seen": tokens}
+    rows.add("steps", len(history.steps), **totals)
+    rows.add("training_seconds", history.seconds, **totals)
+    rows.add("flops_per_token", flops_per_token, **totals)
+    if seconds:
+        speed = history.steps[0].tokens / median(seconds)
+        rows.add("tokens_per_second", speed, **totals)
+        rows.add("model_flops_per_second", speed * flops_per_token, **totals)
+        rows.add("outliers", count_outliers(seconds), **totals)
+        rows.add("stationary", not has_trend(seconds), **totals)
+        published, measured = published_peak(device, dtype), measure_gemm(device, dtype)
+        rows.add("peak_flops_published", published, **totals)
+        rows.add("peak_flops_measured", measured, **totals)
+        rows.add("mfu", mfu(speed * flops_per_token, published or measured), **totals)
+    rows.add("peak_memory_bytes", memory.peak_bytes, **totals)
+    rows.add("baseline_memory_bytes", memory.baseline_bytes, **totals)
+    rows.add("reserved_memory_bytes", memory.reserved_bytes, **totals)
+    if history.diverged_at is not None:
+        rows.add("diverged", history.diverged_at, repeat=history.diverged_at, **totals)
+
+
+def _attention_of(model: nn.Module, V: int, T: int, B: int, dtype: torch.dtype, device: torch.device) -> str:
+    """The attention backend a training step really uses, from one forward pass before the clock starts."""
+    tokens = torch.zeros(B, T, dtype=torch.int64, device=device)
+    with torch.random.fork_rng(), record_attention() as ran, torch.no_grad():
+        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+            model.train()(tokens)
+    return "+".join(sorted(ran)) or "none"

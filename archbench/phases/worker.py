@@ -1,0 +1,86 @@
+"""One phase in a process of its own: ``python -P -m archbench.phases.worker OUT RUN_ID PHASE``.
+
+Its rows go to the run's folder; an error goes there too, for the runner to raise again.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import signal
+import sys
+import traceback
+from typing import Any, Protocol
+
+import torch
+
+from archbench.errors import ArchbenchError, PhaseError
+from archbench.kernels import attention_backend
+from archbench.measure.malloc import tune_malloc
+from archbench.phases.device import resolve_device
+from archbench.phases.folder import RunFolder, open_run, write_atomically
+from archbench.phases.quality import run_quality
+from archbench.phases.rows import Rows
+from archbench.phases.speed import run_decode, run_prefill
+from archbench.phases.train import run_train
+
+
+class Phase(Protocol):
+    def __call__(self, run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None: ...
+
+
+PHASES: dict[str, Phase] = {"train": run_train, "quality": run_quality, "prefill": run_prefill, "decode": run_decode}
+
+
+def main(arguments: list[str]) -> int:
+    """Run one phase; the exit code is the error's, 0 without one."""
+    out, run_id, name, verbosity = arguments
+    _end_with_parent()
+    run = open_run(out, run_id)
+    error_file = run.path / f"error-{name}.json"
+    try:
+        run.write_rows(name, _measure(run, name, quiet=verbosity == "quiet"))
+    except ArchbenchError as error:
+        write_atomically(error_file, json.dumps({**error.as_dict(), "traceback": traceback.format_exc()}))
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001  the boundary of the process: whatever it was reaches the user as a PhaseError
+        failure = PhaseError(
+            f"phase {name} of run {run_id}",
+            f"it failed with {type(error).__name__}: {' '.join(str(error).split())[:500]}",
+            "Run again with --debug for the traceback",
+        )
+        write_atomically(error_file, json.dumps({**failure.as_dict(), "traceback": traceback.format_exc()}))
+        return failure.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT  # the runner was interrupted too, and says so
+    return 0
+
+
+def _measure(run: RunFolder, name: str, *, quiet: bool) -> list[dict[str, Any]]:
+    config = run.config
+    malloc = tune_malloc()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = resolve_device(config.device)
+    rows = Rows(
+        name,
+        dtype=config.dtype,
+        malloc=malloc,
+        threads=torch.get_num_threads(),
+        device=device.type,
+        device_name=device_name(device),
+    )
+    with attention_backend(config.attention):
+        PHASES[name](run, device, rows, quiet=quiet)
+    return rows.finished()
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when the runner dies, however it dies: no orphan goes on burning the machine."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

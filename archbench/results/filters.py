@@ -1,0 +1,86 @@
+"""Choosing rows: ``phase=decode`` and friends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from archbench.errors import UnknownNameError, UsageError
+from archbench.results.schema import COLUMNS, Column, did_you_mean_column
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Where = Mapping[str, Any] | Sequence[str]
+"""``{"phase": "decode", "batch_size": [1, 8]}`` or ``["phase=decode", "batch_size=1", "batch_size=8"]``."""
+
+
+def conditions(where: Where | None) -> dict[str, list[Any]]:
+    """Column -> the values it may have, each of the column's type; None means null.
+
+    Raises:
+        UsageError: a condition that is not COLUMN=VALUE, an unknown column, or a value of the wrong type.
+    """
+    if where is None:
+        return {}
+    if isinstance(where, str):
+        where = [where]
+    columns = {column.name: column for column in COLUMNS}
+    wanted: dict[str, list[Any]] = {}
+    for name, value in _pairs(where):
+        if name not in columns:
+            raise UnknownNameError(f"column {name!r}", "there is no such column in the results", did_you_mean_column(name))
+        wanted.setdefault(name, []).append(_parsed(columns[name], value))
+    return wanted
+
+
+def _pairs(where: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, Any]]:
+    if isinstance(where, Mapping):
+        listed = {name: value if isinstance(value, list | tuple | set) else [value] for name, value in where.items()}
+        return [(name, value) for name, values in listed.items() for value in values]
+    pairs = []
+    for condition in where:
+        name, equals, value = condition.partition("=")
+        if not equals:
+            raise UsageError(f"--where {condition}", "it is not COLUMN=VALUE", "Write for instance --where phase=decode")
+        pairs.append((name.strip(), value.strip() or None))
+    return pairs
+
+
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def _parsed(column: Column, value: Any) -> Any:
+    """A value, or its spelling on the command line, as the column's type."""
+    if value is None:
+        return None
+    try:
+        match column.type:
+            case "string":
+                return str(value)
+            case "int64":
+                return int(value)
+            case "double":
+                return float(value)
+            case "bool":
+                return _BOOLEANS[str(value).lower()]
+            case "timestamp":
+                time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+                return time if time.tzinfo else time.replace(tzinfo=UTC)
+    except (ValueError, TypeError, KeyError):
+        raise UsageError(f"{column.name}={value}", f"{value!r} is not a {column.type}", f"It means: {column.description}") from None
+
+
+def matches(table: pa.Table, wanted: Mapping[str, list[Any]]) -> pa.Array:
+    """Boolean mask (rows,): every column has one of its wanted values."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    mask = None
+    for name, values in wanted.items():
+        column = table[name]
+        # is_in counts a null in the value set as a match for nulls, which is what an empty value asks for.
+        hit = pc.is_in(column, value_set=pa.array(values, type=column.type))
+        mask = hit if mask is None else pc.and_(mask, hit)
+    return mask

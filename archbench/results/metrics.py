@@ -1,0 +1,118 @@
+"""Every metric archbench itself reports: phase, name, unit, definition. How it is measured: ``docs/metrics.md``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One quantity of one phase.
+
+    Attributes:
+        phase: the phase that reports it.
+        metric: its name, unique within the phase.
+        unit: base unit; ``1`` for a plain number.
+        definition: what the value is, in one line; what ``repeat`` counts, where it counts something.
+    """
+
+    phase: str
+    metric: str
+    unit: str
+    definition: str
+
+
+def _metrics(phase: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
+    return tuple(Metric(phase, *row) for row in rows)
+
+
+_MEMORY = (
+    ("baseline_memory_bytes", "B", "memory in use when the measured part of the phase began"),
+    ("peak_memory_bytes", "B", "most memory in use since then, baseline included; null: the system cannot tell"),
+    ("reserved_memory_bytes", "B", "most memory the CUDA allocator held, used or not; CUDA only"),
+)
+_REPEATED = (
+    ("warmup_seconds", "s", "one untimed call before the measurement; repeat = its number"),
+    ("outliers", "1", "samples outside Tukey's fences; counted, never dropped"),
+    ("stationary", "1", "1: no trend left in the samples; 0: warm-up ended at its limit, or the samples still drift"),
+)
+
+_QUALITY = _metrics(
+    "quality",
+    ("loss", "nats/token", "mean negative log-likelihood a token over the whole validation split"),
+    ("perplexity", "1", "exp(loss); comparable only between runs with the same tokenizer"),
+    ("bits_per_byte", "bit/byte", "summed negative log-likelihood / ln 2 / raw bytes of the text"),
+    ("tokens_scored", "token", "tokens scored, each exactly once"),
+    ("bytes_scored", "B", "raw bytes of the scored text"),
+    ("documents", "1", "documents scored, each on its own"),
+    ("seconds", "s", "time the scoring took"),
+    ("floor_unigram", "bit/byte", "byte unigram model of the training split, on the same bytes"),
+    ("floor_bigram", "bit/byte", "interpolated byte bigram model of the training split, on the same bytes"),
+    ("floor_fivegram", "bit/byte", "interpolated byte 5-gram model of the training split, on the same bytes"),
+    ("floor_zlib", "bit/byte", "zlib, level 9, on the same bytes alone"),
+    ("floor_bz2", "bit/byte", "bzip2, level 9, on the same bytes alone"),
+    ("floor_xz", "bit/byte", "xz, preset 9 extreme, on the same bytes alone"),
+    *_MEMORY,
+)
+_TRAIN = _metrics(
+    "train",
+    ("loss", "nats/token", "mean loss of one optimizer update's batch; repeat = step"),
+    ("learning_rate", "1", "learning rate of the update; repeat = step"),
+    ("grad_norm", "1", "global gradient norm before clipping; repeat = step"),
+    ("first_step_seconds", "s", "time of the first update, compilation and first-touch included"),
+    ("step_seconds", "s", "time of one update after the first; repeat = step"),
+    ("tokens_per_second", "token/s", "tokens an update / median step_seconds"),
+    ("outliers", "1", "steps outside Tukey's fences; counted, never dropped"),
+    ("stationary", "1", "1: no trend in step_seconds; 0: they drift"),
+    ("training_seconds", "s", "sum of all updates' times; validation and checkpoints apart"),
+    ("steps", "1", "optimizer updates made"),
+    ("diverged", "1", "step at which the loss stopped being finite; null: it never did"),
+    ("validation_loss", "nats/token", "loss over the validation split during training, after tokens_seen tokens"),
+    ("validation_bits_per_byte", "bit/byte", "the same in bits a raw byte"),
+    ("flops_per_token", "FLOP/token", "model FLOPs of forward and backward, counted on the meta device"),
+    ("forward_flops_per_token", "FLOP/token", "model FLOPs of forward alone, counted on the meta device"),
+    ("model_flops_per_second", "FLOP/s", "flops_per_token × tokens_per_second"),
+    ("peak_flops_measured", "FLOP/s", "best dense matrix product measured on this device in this dtype"),
+    ("peak_flops_published", "FLOP/s", "dense peak of the data sheet; null: hardware not in the table"),
+    ("mfu", "1", "model_flops_per_second / published peak, else / measured peak; null: neither is known"),
+    *_MEMORY,
+)
+_PREFILL = _metrics(
+    "prefill",
+    ("seconds_to_first_token", "s", "from the prompt to the first new token's id; repeat = number of the sample"),
+    ("tokens_per_second", "token/s", "batch_size × prompt_length / median seconds_to_first_token"),
+    *_REPEATED,
+    *_MEMORY,
+)
+_DECODE = _metrics(
+    "decode",
+    ("seconds_per_token", "s", "gap between two new tokens of a sequence; repeat = number of the gap"),
+    ("tokens_per_second", "token/s", "batch_size / median seconds_per_token"),
+    ("cache_bytes", "B", "bytes of the decoding cache at the capacity used, computed on the meta device"),
+    ("cache_bytes_measured", "B", "bytes of the decoding cache at the capacity used, of the storages allocated"),
+    ("cache_bytes_per_token", "B/token", "growth of cache_bytes with capacity, per sequence and position, computed"),
+    ("cache_bytes_per_token_measured", "B/token", "the same, of the storages allocated"),
+    *_REPEATED,
+    *_MEMORY,
+)
+_ENVIRONMENT = _metrics(
+    "environment",
+    ("load_before", "1", "1-minute load average before the phase, this run's earlier phases included"),
+    ("load_after", "1", "1-minute load average after the phase, the phase itself included"),
+    ("psi_cpu_before", "1", "share of the last 10 s in which some task waited for a CPU, before the phase"),
+    ("psi_cpu_after", "1", "the same after the phase, which is itself included"),
+    ("psi_memory", "1", "share of the phase in which some task waited for memory"),
+    ("other_cpu_share", "1", "CPU time of other processes during the phase / CPU time of the CPUs usable"),
+    ("stolen_cpu_share", "1", "CPU time the hypervisor gave to others during the phase, as a share"),
+    ("throttled_cpu_share", "1", "share of the phase in which the container's CPU quota stopped it"),
+    ("contaminated", "1", "1: something else disturbed the phase; 0: nothing that could be seen"),
+    ("gemm_flops_per_second", "FLOP/s", "best dense matrix product in the row's dtype"),
+    ("memory_bytes_per_second", "B/s", "best memory bandwidth, STREAM triad beyond the last-level cache"),
+    ("noise_ratio", "1", "time ratio of two equal workloads, interleaved; repeat = number of the pair"),
+)
+
+METRICS: tuple[Metric, ...] = (*_QUALITY, *_TRAIN, *_PREFILL, *_DECODE, *_ENVIRONMENT)
+"""Every metric of archbench's own phases."""
+
+UNITS: dict[tuple[str, str], str] = {(metric.phase, metric.metric): metric.unit for metric in METRICS}
+"""Unit by (phase, metric)."""

@@ -1,0 +1,125 @@
+"""Reading results back, as one pandas data frame, the newest run first."""
+
+from __future__ import annotations
+
+import glob
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from archbench.errors import ArchbenchWarning, StorageError
+from archbench.results.filters import Where, conditions, matches
+from archbench.results.schema import SCHEMA_VERSION, arrow_schema, file_version
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import pyarrow as pa
+
+
+def read_results(
+    path: str | Path | Sequence[str | Path] = "results",
+    where: Where | None = None,
+    *,
+    errors: Literal["raise", "warn"] = "raise",
+) -> pd.DataFrame:
+    """All measurements under ``path``: newest run first, rows of one run in the order they were measured.
+
+    Args:
+        path: a results folder (files directly in it), one Parquet file, a glob pattern, or several of these.
+        where: which rows: ``{"phase": "decode", "batch_size": [1, 8]}`` or ``["phase=decode", "batch_size=1"]``.
+            Different columns must all match; several values of one column are alternatives; an empty value
+            (None in a mapping) means null.
+        errors: ``warn`` leaves out files that cannot be read, each with an :class:`ArchbenchWarning`.
+
+    Returns:
+        One row a measurement, with the columns of :data:`archbench.results.schema.COLUMNS`; nullable integers and
+        booleans are pandas' ``Int64`` and ``boolean``. Empty, with the same columns, if there is no run yet.
+
+    Raises:
+        StorageError: nothing is there, or a file is corrupt, not archbench's, or from a newer archbench.
+        UsageError: ``where`` names no column, or a value that is not of the column's type.
+    """
+    import pandas as pd
+    import pyarrow as pa
+
+    wanted = conditions(where)
+    tables: list[pa.Table] = []
+    for file in _files(path):
+        try:
+            table = _read(file)
+        except StorageError as error:
+            if errors == "raise":
+                raise
+            warnings.warn(f"{error} Left out.", ArchbenchWarning, stacklevel=2)
+            continue
+        if table.num_rows:
+            tables.append(table)
+    tables.sort(key=lambda table: (table["time_utc"][0].as_py(), table["run_id"][0].as_py()), reverse=True)
+    table = pa.concat_tables(tables) if tables else arrow_schema().empty_table()
+    table = table.filter(matches(table, wanted)) if wanted else table
+    nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
+    frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)
+    return frame
+
+
+def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    if not isinstance(path, str | Path):
+        return [file for part in path for file in _files(part)]
+    start = Path(path)
+    if start.is_dir():
+        return _finished(start.iterdir())
+    if start.exists():
+        return [start]
+    found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    if not found:
+        raise StorageError(str(path), "there are no results", "Run archbench run gpt1, or name the folder, file or pattern of some")
+    return _finished(file for part in found for file in (part.iterdir() if part.is_dir() else [part]))
+
+
+def _finished(files: Any) -> list[Path]:
+    # Hidden names are files still being written, or what a killed writer left.
+    return sorted(file for file in files if file.suffix == ".parquet" and not file.name.startswith(".") and file.is_file())
+
+
+def _read(file: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # Not memory-mapped, and read with one thread: files are small, and a torn map would be a crash.
+        table = pq.read_table(file, memory_map=False, use_threads=False, partitioning=None)
+    except FileNotFoundError:
+        raise StorageError(str(file), "it is not there", "Name an existing file") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        cause = f"it is corrupt or no Parquet file ({reason})"
+        raise StorageError(str(file), cause, "Move it away and repeat the run; its configuration is in the .json beside it") from error
+    version = file_version(table.schema)
+    if version is None:
+        raise StorageError(str(file), "archbench did not write it", "Name a results file, or move this one out of the folder")
+    if version > SCHEMA_VERSION:
+        cause = f"its schema version is {version}, and this archbench reads versions up to {SCHEMA_VERSION}"
+        raise StorageError(str(file), cause, "Install the newest archbench")
+    return _upgraded(table, file)
+
+
+def _upgraded(table: pa.Table, file: Path) -> pa.Table:
+    """The table in today's schema: columns that older versions lacked are null."""
+    import pyarrow as pa
+
+    schema = arrow_schema()
+    arrays = []
+    for field in schema:
+        if field.name not in table.column_names:
+            if not field.nullable:
+                raise StorageError(str(file), f"it lacks the column {field.name!r}", "Move it away and repeat the run")
+            arrays.append(pa.nulls(table.num_rows, field.type))
+            continue
+        try:
+            arrays.append(table[field.name].cast(field.type))
+        except pa.ArrowException as error:
+            cause = f"column {field.name!r} is not a {field.type} ({error})"
+            raise StorageError(str(file), cause, "Move it away and repeat the run") from error
+    # The file keeps saying which version it was written in, in its column schema_version.
+    return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,0 +1,161 @@
+"""The tidy table: one measurement a row, base units only, an explicit type for every column.
+
+Source: Wickham 2014, "Tidy Data" (each variable a column, each observation a row). The data dictionary in
+``results/README.md`` is generated from here by :func:`data_dictionary`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Literal
+
+from archbench.errors import did_you_mean
+from archbench.results.metrics import METRICS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Raised whenever a column changes its name, type or meaning; readers refuse newer files and upgrade older ones."""
+
+TypeName = Literal["string", "int64", "double", "bool", "timestamp"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of the tidy table.
+
+    Attributes:
+        name: as in the file and in the data frame.
+        type: the Arrow type; ``timestamp`` is microseconds, UTC.
+        unit: unit of the values, or "" where they have none.
+        description: what it holds.
+        nullable: whether a row may lack it.
+        level: ``run`` for what is the same in all rows of one file by construction, ``row`` for what the phase sets.
+    """
+
+    name: str
+    type: TypeName
+    unit: str
+    description: str
+    nullable: bool = False
+    level: Literal["run", "row"] = "run"
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("run_id", "string", "", "the run: start time in UTC and six random hex digits; also the file's name"),
+    Column("time_utc", "timestamp", "", "when the run started"),
+    Column("schema_version", "int64", "", "version of this table's layout"),
+    Column("architecture", "string", "", "the architecture's name"),
+    Column("plugin_package", "string", "", "package or file the architecture came from"),
+    Column("plugin_version", "string", "", "version of that package", nullable=True),
+    Column("preset", "string", "", "named size of the architecture"),
+    Column("config_hash", "string", "", "12 hex digits: equal for runs that differ only in seed and output folder"),
+    Column("seed", "int64", "", "seed of weights, batches and sampling"),
+    Column("phase", "string", "", "what was measured: train, quality, prefill, decode, environment ...", level="row"),
+    Column("metric", "string", "", "which quantity; see the metrics below", level="row"),
+    Column("unit", "string", "", "unit of value; 1 for a plain number", level="row"),
+    Column("value", "double", "see unit", "the measurement; null: not known on this machine", True, "row"),
+    Column("repeat", "int64", "", "number of the repeat, step or gap, from 0", level="row"),
+    Column("device", "string", "", "cpu or cuda, as torch names it"),
+    Column("device_name", "string", "", "model of the CPU or GPU"),
+    Column("dtype", "string", "", "dtype the matrix products ran in"),
+    Column("attention", "string", "", "attention backends that actually ran, joined by +", True, "row"),
+    Column("compile", "bool", "", "whether the model ran under torch.compile"),
+    Column("threads", "int64", "", "CPU threads torch used"),
+    Column("world_size", "int64", "", "processes training together"),
+    Column("batch_size", "int64", "sequences", "B, sequences at a time", True, "row"),
+    Column("context_length", "int64", "tokens", "T, positions the model reads at once", True, "row"),
+    Column("prompt_length", "int64", "tokens", "P, tokens of the prompt", True, "row"),
+    Column("parameters", "int64", "", "trained numbers in the model, tied ones once", nullable=True),
+    Column("corpus", "string", "", "name of the text", nullable=True),
+    Column("tokenizer", "string", "", "name of the tokenizer", nullable=True),
+    Column("lossless", "bool", "", "whether the tokens' bytes add up to the text's bytes", nullable=True),
+    Column("tokens_seen", "int64", "tokens", "training tokens before this measurement", True, "row"),
+    Column("contaminated", "bool", "", "whether something else disturbed the phase; null: could not be told", True, "row"),
+    Column("malloc", "string", "", "how the memory allocator was set", nullable=True),
+    Column("archbench_version", "string", "", "version of archbench"),
+    Column("torch_version", "string", "", "version of torch"),
+    Column("triton_version", "string", "", "version of triton; null: not installed", nullable=True),
+    Column("python_version", "string", "", "version of Python"),
+    Column("git_revision", "string", "", "commit of the archbench checkout, -dirty if changed; null: no checkout", True),
+)
+"""Every column, in file order."""
+
+ROW_COLUMNS: tuple[str, ...] = tuple(column.name for column in COLUMNS if column.level == "row")
+"""What a phase sets in each of its rows; the runner adds the rest."""
+
+_VERSION_KEY = b"archbench_schema_version"
+
+
+@cache
+def arrow_schema() -> pa.Schema:
+    """The Arrow schema of a results file; its metadata carries :data:`SCHEMA_VERSION`.
+
+    Also reachable as the module attribute ``ARROW_SCHEMA``; both import pyarrow on first use only.
+    """
+    import pyarrow as pa
+
+    types = {
+        "string": pa.string(),
+        "int64": pa.int64(),
+        "double": pa.float64(),
+        "bool": pa.bool_(),
+        "timestamp": pa.timestamp("us", tz="UTC"),
+    }
+    fields = [pa.field(column.name, types[column.type], nullable=column.nullable) for column in COLUMNS]
+    return pa.schema(fields, metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
+
+
+def file_version(schema: pa.Schema) -> int | None:
+    """The schema version a file says it has; None: archbench did not write it."""
+    text = (schema.metadata or {}).get(_VERSION_KEY)
+    return int(text) if text is not None else None
+
+
+def did_you_mean_column(name: str) -> str:
+    """The next step after an unknown column."""
+    return did_you_mean(name, [column.name for column in COLUMNS])
+
+
+def __getattr__(name: str) -> pa.Schema:
+    if name == "ARROW_SCHEMA":
+        return arrow_schema()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def data_dictionary() -> str:
+    """The data dictionary as Markdown: every column and every metric of the tidy table."""
+    lines = [
+        "# Results: the data dictionary",
+        "",
+        "Written by `archbench.results.schema.data_dictionary()`; change it there. "
+        "How each metric is measured, and by whose definition: [docs/metrics.md](../docs/metrics.md).",
+        "",
+        "One run is one Parquet file, `RUN_ID.parquet`, with one measurement a row in base units. Beside it stand the "
+        "frozen configuration, `RUN_ID.json`, and the folder `RUN_ID/` with what the run made (checkpoints, tokenizer, "
+        "scores by document). Files whose names start with a dot are unfinished and are never read. "
+        "`archbench.read_results(\"results\")` gives a pandas data frame, the newest run first.",
+        "",
+        f"Schema version {SCHEMA_VERSION}.",
+        "",
+        "## Columns",
+        "",
+        "| column | type | unit | null | meaning |",
+        "|---|---|---|---|---|",
+    ]
+    for column in COLUMNS:
+        null = "yes" if column.nullable else "no"
+        lines.append(f"| {column.name} | {column.type} | {column.unit} | {null} | {column.description} |")
+    lines += [
+        "",
+        "## Metrics",
+        "",
+        "A third-party phase may add its own; these have one unit each, which the writer enforces.",
+        "",
+        "| phase | metric | unit | definition |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {m.phase} | {m.metric} | {m.unit} | {m.definition} |" for m in METRICS]
+    return "\n".join(lines) + "\n"

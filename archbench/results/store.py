@@ -1,0 +1,224 @@
+"""Writing and reading runs: one Parquet file a run, never overwritten, never seen half written.
+
+A file is written under a hidden temporary name in the same folder, flushed to disk and then linked to its own
+name, which fails if that name is taken. So readers see whole files only, and any number of processes write side
+by side without locks. The configuration (JSON) appears before the rows: a Parquet file always has one beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archbench.errors import StorageError
+from archbench.results.reading import read_results
+from archbench.results.schema import COLUMNS, SCHEMA_VERSION, Column, arrow_schema, did_you_mean_column
+from archbench.results.metrics import UNITS
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["new_run_id", "prepare_folder", "read_results", "run_time", "write_run"]
+
+_TIME_FORMAT = "%Y%m%dT%H%M%S"
+
+
+def new_run_id() -> str:
+    """A new run's name, such as ``20261123T004455-3f9a2c``: the time in UTC, so that names sort by age, and chance."""
+    return f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(3)}"
+
+
+def run_time(run_id: str) -> datetime:
+    """When the run started, from its id.
+
+    Raises:
+        StorageError: the id was not made by :func:`new_run_id`.
+    """
+    try:
+        return datetime.strptime(run_id.split("-")[0], _TIME_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        raise StorageError(f"run id {run_id!r}", "it does not start with a time", "Use new_run_id() to make one") from None
+
+
+def prepare_folder(out: str | Path) -> Path:
+    """The folder, made if it is missing, after proof that files can be written there: before the work, not after.
+
+    Raises:
+        StorageError: it cannot be made or written.
+    """
+    folder = Path(out)
+    probe = folder / f".{secrets.token_hex(6)}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(probe, "xb") as file:
+            file.write(b"archbench")
+        probe.unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+        cause = f"results cannot be written there ({error.strerror or error})"
+        raise StorageError(str(folder), cause, "Choose a folder that can be written with --out") from error
+    return folder
+
+
+def write_run(
+    out: str | Path,
+    run_id: str,
+    rows: Sequence[Mapping[str, Any]],
+    config: Mapping[str, Any],
+    common: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write one run's rows and configuration; both appear whole or not at all.
+
+    Args:
+        out: the results folder; made if it is missing.
+        run_id: from :func:`new_run_id`; also sets ``run_id`` and ``time_utc`` of every row.
+        rows: one mapping a measurement, column name -> value. A missing nullable column is null, a missing
+            ``repeat`` 0, and a missing ``unit`` the one of :data:`archbench.results.metrics.METRICS`.
+        config: the frozen RunConfig, as JSON-ready values.
+        common: columns that are the same in every row; a row's own value wins.
+
+    Returns:
+        Path of the Parquet file, ``out/run_id.parquet``; the configuration is ``out/run_id.json``.
+
+    Raises:
+        StorageError: a row does not fit the schema (row and column are named), the run was already written, or
+            the folder cannot be written. Nothing is overwritten, and no partial file appears.
+    """
+    folder = Path(out)
+    final = folder / f"{run_id}.parquet"
+    table = _table(run_id, rows, common or {})
+    settings = json.dumps(dict(config), indent=2, sort_keys=False, ensure_ascii=False).encode() + b"\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if final.exists():
+            raise FileExistsError(errno.EEXIST, "File exists", str(final))
+        # A JSON file without its Parquet file is what a killed writer leaves; it may be replaced.
+        _publish(folder / f"{run_id}.json", settings, replace=True)
+        _publish(final, _parquet(table), replace=False)
+    except FileExistsError as error:
+        raise StorageError(str(final), "this run was already written", "Give the new run an id of its own") from error
+    except OSError as error:
+        raise StorageError(str(folder), f"run {run_id} cannot be written ({error.strerror or error})", _rescue(folder, run_id)) from error
+    return final
+
+
+def _rescue(folder: Path, run_id: str) -> str:
+    """What to do when the rows cannot be stored, and where they still are."""
+    kept = sorted((folder / run_id).glob("rows-*.jsonl")) if (folder / run_id).is_dir() else []
+    where = f"; the rows measured are kept in {folder / run_id}/rows-*.jsonl" if kept else ""
+    return f"Free some space, or choose another folder with --out{where}"
+
+
+def _publish(path: Path, content: bytes, *, replace: bool) -> None:
+    """Make ``path`` appear with all of ``content``, durably.
+
+    Without ``replace`` an existing file is never touched. That is atomic where hard links exist; on a file system
+    without them the check and the rename are two steps.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            _link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":  # the new name, too, must survive a power cut
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _link(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "File exists", str(path)) from error
+        os.rename(temporary, path)
+
+
+def _parquet(table: pa.Table) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    # Made in memory first: a run is small, and then every disk error is one of Python's own.
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
+
+
+def _table(run_id: str, rows: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> pa.Table:
+    """The rows as an Arrow table of the exact schema.
+
+    Raises:
+        StorageError: naming row and column.
+    """
+    import pyarrow as pa
+
+    columns = {column.name: column for column in COLUMNS}
+    fixed: dict[str, Any] = {"repeat": 0, "world_size": 1}
+    fixed |= {name: _checked(columns, name, value, "the common columns") for name, value in common.items()}
+    fixed |= {"run_id": run_id, "time_utc": run_time(run_id), "schema_version": SCHEMA_VERSION}
+    values: dict[str, list[Any]] = {name: [fixed.get(name)] * len(rows) for name in columns}
+    for number, row in enumerate(rows):
+        place = f"row {number} ({row.get('phase')}/{row.get('metric')})"
+        for name, value in row.items():
+            values[name if name in columns else ""][number] = _checked(columns, name, value, place)
+        known_unit = UNITS.get((values["phase"][number], values["metric"][number]))
+        unit = values["unit"][number] = values["unit"][number] or known_unit
+        if not unit:
+            raise StorageError(f"{place}, column 'unit'", "it has no unit", "Give the metric a unit; 1 for a plain number")
+        if known_unit not in (None, unit):
+            raise StorageError(f"{place}, column 'unit'", f"{unit!r} instead of {known_unit!r}", "Convert the value to that unit")
+    for name, column in columns.items():
+        if not column.nullable and None in values[name]:
+            number = values[name].index(None)
+            place = f"row {number} ({rows[number].get('phase')}/{rows[number].get('metric')})"
+            raise StorageError(f"{place}, column {name!r}", "it is missing", f"Set it: {column.description}")
+    schema = arrow_schema()
+    arrays = [pa.array(values[field.name], type=field.type) for field in schema]
+    return pa.Table.from_arrays(arrays, schema=schema)
+
+
+_ACCEPTED: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "int64": (int,),
+    "double": (float, int),
+    "bool": (bool,),
+    "timestamp": (datetime,),
+}
+
+
+def _checked(columns: Mapping[str, Column], name: str, value: Any, place: str) -> Any:
+    """``value`` as a plain Python value of the column's type."""
+    column = columns.get(name)
+    if column is None:
+        raise StorageError(f"{place}, column {name!r}", "there is no such column", did_you_mean_column(name))
+    plain = value.item() if hasattr(value, "item") else value  # NumPy's and torch's scalars
+    if plain is None:
+        return None
+    is_bool = isinstance(plain, bool)
+    if not isinstance(plain, _ACCEPTED[column.type]) or is_bool != (column.type == "bool"):
+        cause = f"{value!r} is a {type(value).__name__}, not a {column.type}"
+        raise StorageError(f"{place}, column {name!r}", cause, f"It means: {column.description}")
+    return plain

@@ -1,0 +1,254 @@
+"""The one place that knows the order of a run: check, prepare, phase after phase, write.
+
+Nothing is trained before everything that can be checked has been: plugin, configuration, data, device, output folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archbench.config import ModelConfig, RunConfig
+from archbench.errors import ArchbenchError, ConfigError, PhaseError, UsageError, from_dict
+from archbench.measure.environment import Environment, contamination, snapshot
+from archbench.phases.folder import RunFolder, open_run
+from archbench.registry import Architecture, load, plugin_paths
+from archbench.results.store import new_run_id, read_results, write_run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from archbench.data.dataset import Dataset
+
+
+def run(config: RunConfig, *, quiet: bool = False) -> pd.DataFrame:
+    """Measure one architecture once: all of ``config.phases``, each in a process of its own.
+
+    Args:
+        config: the frozen configuration.
+        quiet: print no progress to standard error.
+
+    Returns:
+        The run's rows; the same as ``read_results(path_of_its_parquet_file)``.
+
+    Raises:
+        ArchbenchError: whatever was wrong, named; rows of the finished phases stay in the run's folder.
+    """
+    return _measure(_start(config, quiet=quiet), quiet=quiet)
+
+
+def resume(architecture: str, run_id: str, out: str | Path = "results", *, quiet: bool = False) -> pd.DataFrame:
+    """Go on with a run that was interrupted: finished phases are kept, training continues from its last checkpoint.
+
+    Args:
+        architecture: the run's, to be sure that it is the one meant.
+        run_id: the run's, or ``last`` for the newest under ``out``.
+        out: folder of the results.
+        quiet: print no progress to standard error.
+
+    Raises:
+        UnknownNameError: no such run under ``out``.
+        UsageError: the run is finished, or of another architecture.
+        ArchbenchError: as :func:`run`.
+    """
+    folder = open_run(out, run_id)
+    finished = folder.path.with_suffix(".parquet")
+    if folder.config.architecture != architecture:
+        raise UsageError(
+            f"run {folder.run_id}", f"it is of {folder.config.architecture}, not of {architecture}", f"Use: {_resume_command(folder)}"
+        )
+    if finished.exists():
+        raise UsageError(f"run {folder.run_id}", "it is finished", f"Read it with: archbench results {finished}")
+    return _measure(folder, quiet=quiet)
+
+
+def _start(config: RunConfig, *, quiet: bool) -> RunFolder:
+    """Check everything that can be checked, resolve what was left open, and make the run's folder."""
+    from archbench.data.batches import BatchSampler
+    from archbench.data.dataset import prepare
+    from archbench.phases.device import check_dtype, resolve_device
+
+    check_dtype(config, resolve_device(config.device))
+    config = _with_absolute_paths(config)
+    architecture = load(config.architecture, config.plugins)
+    _check_weights(config)
+    data = prepare(config.data)
+    model_config = _resolve_model(config, architecture, data)
+    config = config.override(speed=_resolve_speed(config, model_config))
+    BatchSampler(data.train, batch_size=1, context_length=model_config.context_length, seed=0)  # refuses too short a text
+    parameters = _build_on_meta(architecture, model_config)
+
+    folder = RunFolder(
+        path=Path(config.out) / new_run_id(),
+        config=config,
+        model=model_config.model_dump(mode="json"),
+        facts={
+            "plugin_package": architecture.package,
+            "plugin_version": architecture.version,
+            "wrappers": list(architecture.wrappers),
+            "parameters": parameters,
+            "corpus": data.corpus_name,
+            "corpus_sha256": data.corpus_sha256,
+            "tokenizer": data.tokenizer.name,
+            "lossless": data.lossless,
+            "versions": _versions(),
+        },
+    )
+    folder.create()
+    data.tokenizer.save(folder.tokenizer)
+    return folder
+
+
+def _measure(folder: RunFolder, *, quiet: bool) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    for phase in folder.config.phases:
+        if not folder.rows_file(phase).exists():
+            _run_phase(folder, phase, quiet=quiet)
+        rows += folder.read_rows(phase)
+        if any(row["metric"] == "diverged" for row in rows):
+            break  # speed and quality of a model that is no longer one compare with nothing
+    return read_results(write_run(folder.path.parent, folder.run_id, rows, folder.as_dict(), _common(folder)))
+
+
+def _run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> None:
+    """One phase in a fresh process; this one sleeps in ``wait`` meanwhile, so that it takes no part in the timing."""
+    before = snapshot()
+    # -P: the working directory is not on the path, so nothing in it is imported unasked.
+    command = [sys.executable, "-P", "-m", "archbench.phases.worker", str(folder.path.parent), folder.run_id, phase]
+    process = subprocess.Popen([*command, "quiet" if quiet else "verbose"], stdin=subprocess.DEVNULL, env=_environment(folder.config))
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()  # the terminal interrupted it too; its last checkpoint is whole
+        raise KeyboardInterrupt(f"Continue with: {_resume_command(folder)}") from None
+    after = snapshot()
+    if code != 0:
+        raise _phase_error(folder, phase, code)
+    rows = folder.read_rows(phase)
+    reasons = contamination(before, after)
+    for row in rows:
+        row["contaminated"] = bool(reasons)
+    folder.write_rows(phase, rows + _environment_rows(before, after, reasons, rows))
+
+
+def _environment(config: RunConfig) -> dict[str, str]:
+    environment = dict(os.environ)
+    if config.threads is not None:
+        environment["OMP_NUM_THREADS"] = str(config.threads)
+    return environment
+
+
+def _phase_error(folder: RunFolder, phase: str, code: int) -> ArchbenchError:
+    """What a failed phase left behind: its own error, or how its process died."""
+    again = _resume_command(folder)
+    error_file = folder.path / f"error-{phase}.json"
+    if error_file.exists():
+        fields = json.loads(error_file.read_text())
+        error_file.unlink()
+        error = from_dict(fields)
+        error.add_note(f"in phase {phase}:\n{fields['traceback']}")
+        return error
+    culprit = f"phase {phase} of run {folder.run_id}"
+    if code == -signal.SIGKILL:
+        return PhaseError(
+            culprit, "its process was killed, most often for want of memory", f"Use a smaller batch or preset, or continue with: {again}"
+        )
+    if code < 0:
+        return PhaseError(culprit, f"its process died of {signal.Signals(-code).name}", f"Continue with: {again}")
+    return PhaseError(culprit, f"its process ended with exit code {code}", f"See what it printed above, then continue with: {again}")
+
+
+def _resume_command(folder: RunFolder) -> str:
+    return f"archbench run {folder.config.architecture} --resume {folder.run_id} --out {shlex.quote(folder.config.out)}"
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same configuration for processes and later sessions that start elsewhere."""
+    from archbench.data.corpora import EMBEDDED
+
+    corpus, tokenizer = config.data.corpus, config.data.tokenizer
+    if corpus not in EMBEDDED and not corpus.startswith("hf:"):
+        corpus = str(Path(corpus).resolve())
+    kind, colon, place = tokenizer.partition(":")
+    if kind in ("file", "saved"):
+        tokenizer = kind + colon + str(Path(place).resolve())
+    return config.override(
+        out=str(Path(config.out).resolve()),
+        plugins=plugin_paths(config.plugins),
+        weights=None if config.weights is None else str(Path(config.weights).resolve()),
+        data=config.data.override(corpus=corpus, tokenizer=tokenizer),
+    )
+
+
+def _check_weights(config: RunConfig) -> None:
+    if config.weights is not None and not Path(config.weights).exists():
+        raise UsageError(f"--weights {config.weights}", "there is no such file or folder", "Give a .safetensors file, or the folder it lies in")
+
+
+def _resolve_model(config: RunConfig, architecture: Architecture, data: Dataset) -> ModelConfig:
+    """The model's configuration with V settled: the tokenizer's, or the preset's where that is asked for.
+
+    Raises:
+        ConfigError: an unknown preset or field, a bad value, or a vocabulary smaller than the tokenizer's.
+    """
+    overrides = dict(config.overrides)
+    if config.vocabulary == "tokenizer":
+        overrides.setdefault("vocab_size", data.tokenizer.vocab_size)
+    model_config = architecture.config(config.preset, **overrides)
+    if model_config.vocab_size < data.tokenizer.vocab_size:
+        raise ConfigError(
+            f"vocab_size {model_config.vocab_size} of {config.architecture}",
+            f"tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} ids",
+            "Use a smaller tokenizer (--tokenizer bpe:N), or leave vocab_size out",
+        )
+    return model_config
+
+
+def _resolve_speed(config: RunConfig, model_config: ModelConfig) -> dict[str, Any]:
+    """Prompt lengths that were left open: a quarter and three quarters of the context."""
+    T = model_config.context_length
+    speed = dict(config.speed)
+    if speed["prompt_lengths"] is None:
+        speed["prompt_lengths"] = tuple(sorted({max(1, T // 4), max(1, 3 * T // 4)}))
+    too_long = [P for P in speed["prompt_lengths"] if P > T]
+    if too_long:
+        raise ConfigError(
+            "speed.prompt_lengths", f"a prompt of {too_long[0]} tokens does not fit a context of {T}", f"Give lengths of at most {T}"
+        )
+    return speed
+
+
+def _build_on_meta(architecture: Architecture, model_config: ModelConfig) -> int:
+    """The number of parameters, counted without memory; a plugin that cannot build says so here, before any work."""
+    import torch
+
+    with torch.device("meta"):
+        model = architecture.build(model_config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _common(folder: RunFolder) -> dict[str, Any]:
+    """The columns that belong to the whole run."""
+    config, facts = folder.config, folder.facts
+    return {
+        "architecture": config.architecture,
+        "plugin_package": facts["plugin_package"],
+        "plugin_version": facts["plugin_version"],
+        "preset": config.preset,
+        "config_hash": config.config_hash(),
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "compile": config.compile,
+        "context_length": folder.model["context_length"],
+        "parameters": facts["parameters"],
+        "corpus": facts["corpus"],
+        "tokenizer": facts["tokenizer"],
+        "lossless": facts["lossless"],
+        **facts["versions"],
+    }

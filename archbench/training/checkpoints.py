@@ -1,0 +1,207 @@
+"""Checkpoints: whole or absent, whatever is killed and whenever.
+
+::
+
+    checkpoints/
+      step-00000100/
+        model.safetensors    weights under the plugin's own names; tied weights once
+        training.pt          optimizer, random number generators, history; loaded with weights_only=True
+        manifest.json        sha256 and size of both
+      step-00000200/
+
+A checkpoint is written into a hidden folder, flushed to the disk with ``fsync``, and renamed into place; only then is
+the third newest removed. A reader therefore finds whole checkpoints only, and what a bit flip or a bad copy did to one
+shows in its checksums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from archbench.errors import CheckpointError, StorageError
+from archbench.training.weights import WEIGHTS, read_weights, write_weights
+
+TRAINING = "training.pt"
+MANIFEST = "manifest.json"
+KEPT = 2
+_FORMAT = 1
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read whole.
+
+    Attributes:
+        path: its folder.
+        step: updates done.
+        weights: the module's ``state_dict``.
+        training: what :func:`save_checkpoint` was given.
+    """
+
+    path: Path
+    step: int
+    weights: dict[str, Tensor]
+    training: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mapping[str, Any]) -> Path:
+    """Write ``folder/step-…`` atomically, and keep the newest two.
+
+    Args:
+        folder: made if it is not there.
+        step: updates done; larger than those of the checkpoints that are there.
+        module: its ``state_dict`` is saved.
+        training: tensors, numbers, strings, lists and dicts of them.
+
+    Raises:
+        StorageError: it cannot be written: disk full, read-only. The checkpoints that were there are untouched.
+    """
+    final = folder / f"step-{step:08d}"
+    partial = folder / f".{final.name}.partial"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".step-*"):
+            shutil.rmtree(leftover)
+        partial.mkdir()
+        write_weights(module, partial / WEIGHTS)
+        with (partial / TRAINING).open("wb") as file:
+            torch.save(dict(training), file)
+        sums = {name: _facts(partial / name) for name in (WEIGHTS, TRAINING)}
+        (partial / MANIFEST).write_text(json.dumps({"format": _FORMAT, "step": step, "files": sums}, indent=2) + "\n")
+        for name in (WEIGHTS, TRAINING, MANIFEST):
+            _fsync(partial / name)
+        _fsync(partial)
+        partial.rename(final)
+        _fsync(folder)
+        for _, old in _listed(folder)[:-KEPT]:
+            # Out of sight first: a removal cut short must not leave half a checkpoint under a checkpoint's name.
+            shutil.rmtree(old.rename(folder / f".{old.name}.removed"))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        newest = _listed(folder)[-1:] if folder.is_dir() else []
+        kept = f"; {newest[0][1].name} is intact" if newest else ""
+        raise StorageError(
+            f"checkpoint {final}",
+            f"it cannot be written ({_cause(error)}){kept}",
+            "Make room or make the folder writable, then continue with --resume",
+        ) from error
+    return final
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint's folder, or None where there is none. Its checksums are not looked at.
+
+    Raises:
+        StorageError: the folder cannot be listed.
+    """
+    listed = _listed(folder)
+    return listed[-1][1] if listed else None
+
+
+def load_latest(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint, on the CPU, its checksums verified; None where there is none.
+
+    Raises:
+        CheckpointError: it is damaged. The older one is not taken in its stead: that is for the user to decide.
+        StorageError: the folder cannot be listed.
+    """
+    path = latest_checkpoint(folder)
+    if path is None:
+        return None
+    step = _verify(path, (WEIGHTS, TRAINING))
+    try:
+        training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, ValueError) as error:
+        raise _damaged(path, TRAINING, f"it cannot be read ({_cause(error)})") from error
+    return Checkpoint(path, step, read_weights(path / WEIGHTS), training)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """A ``state_dict`` on the CPU: a checkpoint's (checksum verified), or published weights.
+
+    A folder holds ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards with an ``.index.json``; a file is
+    safetensors, or a torch file with nothing but tensors in it. No pickle is ever run.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or a pickle that holds more than tensors.
+    """
+    if _NAME.fullmatch(path.name) and path.is_dir():
+        _verify(path, (WEIGHTS,))
+    return read_weights(path)
+
+
+def _listed(folder: Path) -> list[tuple[int, Path]]:
+    """The checkpoints in ``folder``, oldest first."""
+    if not folder.exists():
+        return []
+    try:
+        found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
+    except OSError as error:
+        raise StorageError(
+            f"checkpoints folder {folder}", f"it cannot be listed ({_cause(error)})", "Check its permissions"
+        ) from error
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def _verify(path: Path, names: tuple[str, ...]) -> int:
+    """The checkpoint's step, once the files called ``names`` have their checksums."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        step, form, files = int(manifest["step"]), manifest["format"], manifest["files"]
+        expected = {name: dict(files[name]) for name in (WEIGHTS, TRAINING)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, MANIFEST, f"it cannot be read ({error!r})") from None
+    if form != _FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path}",
+            f"its format is {form!r}, and this version reads {_FORMAT}",
+            "Use the archbench that wrote it",
+        )
+    if path.name != f"step-{step:08d}":
+        raise _damaged(path, MANIFEST, f"it is the manifest of step {step}")
+    for name in names:
+        try:
+            facts = _facts(path / name)
+        except OSError as error:
+            raise _damaged(path, name, _cause(error)) from None
+        if facts != expected[name]:
+            raise _damaged(path, name, "its checksum is not the one it was written with")
+    return step
+
+
+def _damaged(path: Path, name: str, cause: str) -> CheckpointError:
+    older = [other.name for _, other in _listed(path.parent) if other.name < path.name]
+    fallback = f"from {older[-1]}" if older else "from the start"
+    return CheckpointError(f"checkpoint file {path / name}", cause, f"Delete the folder {path} to continue {fallback}")
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")

@@ -1,0 +1,45 @@
+"""``torch.compile``, with its failures loud."""
+
+from __future__ import annotations
+
+import shutil
+from typing import cast
+
+import torch
+from torch import nn
+
+from archbench.errors import DeviceError
+
+
+def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
+    """``model`` compiled at its first call; the wrapper shares the parameters.
+
+    Parts that torch cannot trace run uncompiled (graph breaks); a failing compiler and a graph recompiled too
+    often are errors, where torch would quietly go on without compiling.
+
+    Raises:
+        DeviceError: there is no C++ compiler for a CPU.
+    """
+    if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
+        raise DeviceError(
+            "--compile",
+            "torch.compile needs a C++ compiler on a CPU, and none is on PATH",
+            "Install g++, or drop --compile",
+        )
+    import torch._dynamo  # here, for it takes a second to import
+
+    torch._dynamo.config.suppress_errors = False
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    return cast(nn.Module, torch.compile(model))
+
+
+def compile_error(error: Exception) -> DeviceError | None:
+    """The error to show for ``error`` if torch's compiler raised it, otherwise None."""
+    if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+        return None
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return DeviceError(
+        "--compile",
+        f"torch.compile failed: {lines[0].rstrip('.')}",
+        "Drop --compile, or see the whole message with --debug",
+    )

@@ -1,0 +1,245 @@
+"""The training loop: the same for every architecture, its timed region in plain sight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from archbench.errors import HookResultError
+from archbench.training import resume
+from archbench.training.budgets import Budget, Spent
+from archbench.training.compilation import compile_error
+from archbench.training.history import StepRecord, TrainingHistory
+from archbench.training.progress import Progress
+from archbench.training.schedules import learning_rate
+from archbench.training.state import TrainState
+from archbench.training.steps import next_token_step
+
+if TYPE_CHECKING:
+    from archbench.config import TrainingConfig
+    from archbench.data.batches import Batch
+
+CUDA_READ_EVERY = 16
+"""Updates between two readings of losses and times on a GPU: reading makes the CPU wait until the GPU has caught up."""
+
+SKIPPED_UPDATES_ALLOWED = 32
+"""float16 loss scaling skips updates with infinite gradients while it looks for a scale; so many in a row is divergence."""
+
+
+class Clock(Protocol):
+    """Reads the time; ``archbench.measure.clock`` has one for each kind of device."""
+
+    def mark(self) -> Any:
+        """This moment, in the device's order of work."""
+        ...
+
+    def seconds(self, start: Any, end: Any) -> float:
+        """Seconds between two marks."""
+        ...
+
+
+class Sampler(Protocol):
+    """Batches by number; ``archbench.data.batches.BatchSampler`` is the one."""
+
+    def batch(self, step: int) -> Batch:
+        """The batch of that update: a pure function of the number, so that a resumed run needs no state for it."""
+        ...
+
+
+@dataclass
+class _Unread:
+    """An update whose loss and time have not been read from the device yet."""
+
+    step: int
+    start: Any
+    end: Any
+    loss: Tensor
+    grad_norm: Tensor | None
+    lr: float
+    tokens: int
+
+
+def train(
+    state: TrainState,
+    sampler: Sampler,
+    config: TrainingConfig,
+    *,
+    clock: Clock,
+    step: Callable[[TrainState, Batch], Tensor] = next_token_step,
+    flops_per_token: float = math.nan,
+    validate: Callable[[nn.Module], float] | None = None,
+    checkpoints: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainingHistory:
+    """Train until the budget is spent or the run diverges.
+
+    Args:
+        state: the model and its optimizer; continued in place.
+        sampler: batches of ``batch_size`` × ``accumulation`` sequences.
+        config: budget, schedule, and how often to validate and to write checkpoints.
+        clock: times each update.
+        step: a plugin's ``train_step``.
+        flops_per_token: model FLOPs of training on one token, for a budget in FLOPs.
+        validate: the model's loss on held-out text, nats/token. Called in evaluation mode, without gradients, on the
+            uncompiled module, with the random number generators set aside; its time counts nowhere.
+        checkpoints: folder of the checkpoints; the newest one in it is continued from. None to write none.
+        progress: None for silence.
+
+    Raises:
+        ConfigError: a budget in FLOPs, and no ``flops_per_token``.
+        HookResultError: ``step`` did not make exactly one update.
+        CheckpointError: the newest checkpoint is damaged, or of another run.
+        StorageError: a checkpoint cannot be written; the last whole one is intact.
+        DeviceError: ``torch.compile`` failed.
+    """
+    ledger = _Ledger(state, Budget.from_config(config, flops_per_token), clock, progress or Progress("silent"))
+    run = resume.fingerprint(state, config, sampler.batch(0))
+    if checkpoints is not None and (restored := resume.restore(checkpoints, state, run)) is not None:
+        ledger.continue_from(restored)
+    state.model.train()
+    ledger.open()
+    try:
+        while not ledger.finished:
+            number = state.step
+            batch = sampler.batch(number).to(state.device)
+            tokens = batch.targets.numel()
+            lr = learning_rate(config, ledger.progress_amid(tokens))
+            state.set_learning_rate(lr)
+
+            start = clock.mark()
+            loss = step(state, batch)
+            end = clock.mark()
+
+            if state.step != number + 1:
+                raise HookResultError(
+                    "train_step", f"it made {state.step - number} updates", "Call state.update() exactly once"
+                )
+            state.tokens += tokens
+            validation_due = _is_due(config.validate_every, state.step)
+            checkpoint_due = _is_due(config.checkpoint_every, state.step)
+            ledger.add(
+                _Unread(number, start, end, loss.detach(), state.grad_norm, lr, tokens),
+                read=validation_due or checkpoint_due,
+            )
+            if ledger.diverged:
+                break
+            if validate is not None and (validation_due or ledger.finished):
+                ledger.add_validation(_validation_loss(state, validate))
+            if checkpoints is not None and (checkpoint_due or ledger.finished):
+                resume.save(checkpoints, state, ledger.history, run)
+    except RuntimeError as error:
+        if (failure := compile_error(error)) is not None:
+            raise failure from error
+        raise
+    finally:
+        ledger.close()
+    return ledger.history
+
+
+def _is_due(every: int | None, updates: int) -> bool:
+    return every is not None and updates % every == 0
+
+
+def _validation_loss(state: TrainState, validate: Callable[[nn.Module], float]) -> float:
+    devices = [state.device] if state.device.type == "cuda" else []
+    # The generators are put back: how often a run validates must not change what it learns.
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        state.module.eval()
+        try:
+            return float(validate(state.module))
+        finally:
+            state.module.train()
+
+
+class _Ledger:
+    """What has been spent of the budget, and the history, which lags behind where reading the device is dear."""
+
+    def __init__(self, state: TrainState, budget: Budget, clock: Clock, progress: Progress) -> None:
+        self.history = TrainingHistory()
+        self.finished = False
+        self._state = state
+        self._budget = budget
+        self._clock = clock
+        self._progress = progress
+        self._read_every = 1 if state.device.type == "cpu" else CUDA_READ_EVERY
+        self._unread: list[_Unread] = []
+        self._seconds = 0.0
+        self._skipped = 0
+
+    def continue_from(self, history: TrainingHistory) -> None:
+        self.history = history
+        self._seconds = sum(record.seconds for record in history.steps)
+
+    def open(self) -> None:
+        self._progress.start(progress=self._spent_share(), tokens=self._state.tokens)
+        if self.history.resumed_from is not None:
+            self._progress.note(f"continuing after step {self.history.resumed_from:,}")
+        self.finished = self._spent_share() >= 1.0
+
+    def close(self) -> None:
+        self._progress.close()
+
+    @property
+    def diverged(self) -> bool:
+        return self.history.diverged_at is not None
+
+    def progress_amid(self, tokens: int) -> float:
+        """The share of the budget that is spent in the middle of the next update: neither its start, where the
+        warm-up's rate would be 0, nor its end."""
+        state = self._state
+        seconds = self._estimated_seconds() + 0.5 * self._mean_seconds()
+        return self._budget.progress(Spent(state.step + 0.5, state.tokens + 0.5 * tokens, seconds))
+
+    def add(self, update: _Unread, *, read: bool) -> None:
+        """Count an update; read what is unread if asked to, if it is time to, or if it was the last."""
+        self._unread.append(update)
+        if read or len(self._unread) >= self._read_every or self._spent_share() >= 1.0:
+            self._read()
+            self.finished = self._spent_share() >= 1.0
+
+    def add_validation(self, loss: float) -> None:
+        state = self._state
+        self.history.validations.append((state.step, state.tokens, loss))
+        self._progress.validated(step=state.step, loss=loss)
+
+    def _read(self) -> None:
+        """Losses first: that waits for the device, and the times are then there to be read."""
+        losses = torch.stack([update.loss for update in self._unread]).tolist()
+        norms = [None if update.grad_norm is None else float(update.grad_norm) for update in self._unread]
+        for update, loss, norm in zip(self._unread, losses, norms, strict=True):
+            seconds = self._clock.seconds(update.start, update.end)
+            self._seconds += seconds
+            self.history.steps.append(StepRecord(update.step, seconds, loss, update.lr, norm, update.tokens))
+            if self._is_divergence(loss, norm):
+                self.history.diverged_at = update.step
+                self._progress.note(f"diverged at step {update.step:,}: loss {loss}, gradient norm {norm}")
+                break
+        self._unread.clear()
+        last = self.history.steps[-1]
+        self._progress.update(
+            progress=self._spent_share(), step=last.step + 1, tokens=self._state.tokens, loss=last.loss
+        )
+
+    def _is_divergence(self, loss: float, grad_norm: float | None) -> bool:
+        if not math.isfinite(loss):
+            return True
+        if grad_norm is None or math.isfinite(grad_norm):
+            self._skipped = 0
+            return False
+        self._skipped += 1
+        return self._state.scaler is None or self._skipped > SKIPPED_UPDATES_ALLOWED
+
+    def _spent_share(self) -> float:
+        return self._budget.progress(Spent(self._state.step, self._state.tokens, self._estimated_seconds()))
+
+    def _estimated_seconds(self) -> float:
+        return self._seconds + len(self._unread) * self._mean_seconds()
+
+    def _mean_seconds(self) -> float:
+        return self._seconds / len(self.history.steps) if self.history.steps else 0.0

@@ -1,0 +1,120 @@
+"""How training shows itself to a person: a bar on a terminal, plain lines elsewhere, or nothing.
+
+It writes to stderr, a few times a second at most, and never inside a timed step.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Literal, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+_SECONDS_BETWEEN_REDRAWS = 0.25
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Progress of one training.
+
+    Args:
+        style: ``auto`` draws a bar where ``stream`` is a terminal and writes plain lines where it is not.
+        label: what is training, as in ``gpt1 nano``.
+        stream: stderr by default.
+        interval: seconds between two plain lines (10 by default) or two redraws of the bar (0.25).
+    """
+
+    def __init__(
+        self,
+        style: Literal["auto", "bar", "plain", "silent"] = "auto",
+        *,
+        label: str = "training",
+        stream: TextIO | None = None,
+        interval: float | None = None,
+    ) -> None:
+        self.label = label
+        self.stream = stream if stream is not None else sys.stderr
+        if style == "auto":
+            style = "bar" if self.stream.isatty() else "plain"
+        self.style = style
+        default = _SECONDS_BETWEEN_REDRAWS if style == "bar" else _SECONDS_BETWEEN_LINES
+        self.interval = default if interval is None else interval
+        self._bar: RichProgress | None = None
+
+    def start(self, *, progress: float, tokens: int) -> None:
+        """Training begins with ``progress`` in [0, 1] of its budget spent and ``tokens`` seen (more than none after a resume)."""
+        self._started = self._shown = time.monotonic()
+        self._first_progress, self._first_tokens = progress, tokens
+        if self.style == "bar":
+            self._open_bar(progress)
+
+    def update(self, *, progress: float, step: int, tokens: int, loss: float) -> None:
+        """``step`` updates are done; shown if it is time to, or if it is the last."""
+        if self.style == "silent":
+            return
+        now = time.monotonic()
+        if now - self._shown < self.interval and progress < 1.0:
+            return
+        self._shown = now
+        elapsed = max(now - self._started, 1e-9)
+        speed = (tokens - self._first_tokens) / elapsed
+        spent = progress - self._first_progress
+        left = elapsed / spent * (1.0 - progress) if spent > 0 else float("inf")
+        text = f"step {step:,}  loss {loss:.3f}  {speed:,.0f} tokens/s  ETA {_duration(left)}"
+        if self._bar is None:
+            self._write(f"{self.label} {progress:4.0%}  {text}")
+        else:
+            self._bar.update(self._bar.task_ids[0], completed=progress, text=text)
+            self._bar.refresh()
+
+    def validated(self, *, step: int, loss: float) -> None:
+        """A validation after ``step`` updates gave ``loss``, nats/token."""
+        if self.style != "silent":
+            self._write(f"{self.label}: validation loss {loss:.4f} nats/token after step {step:,}")
+
+    def note(self, text: str) -> None:
+        """A line that a person should see."""
+        if self.style != "silent":
+            self._write(f"{self.label}: {text}")
+
+    def close(self) -> None:
+        """Training is over: leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def _write(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, file=self.stream, flush=True)
+
+    def _open_bar(self, progress: float) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        # No refreshing thread: it would take turns with the step that is being timed.
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(file=self.stream),
+            auto_refresh=False,
+        )
+        self._bar.add_task(self.label, total=1.0, completed=progress, text="")
+        self._bar.start()
+
+
+def _duration(seconds: float) -> str:
+    if seconds == float("inf"):
+        return "unknown"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

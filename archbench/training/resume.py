@@ -1,0 +1,102 @@
+"""What a checkpoint has to hold so that training goes on as if it had never stopped, and putting it back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from archbench.errors import CheckpointError
+from archbench.training.checkpoints import load_latest, save_checkpoint
+from archbench.training.history import TrainingHistory
+
+if TYPE_CHECKING:
+    from archbench.config import TrainingConfig
+    from archbench.data.batches import Batch
+    from archbench.training.state import TrainState
+
+
+def fingerprint(state: TrainState, config: TrainingConfig, first_batch: Batch) -> dict[str, str]:
+    """What must be the same when training continues, by name: losses mean nothing across a change in any of it."""
+    data = hashlib.sha256()
+    for tensor in (first_batch.inputs, first_batch.targets):
+        data.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return {
+        "training configuration": config.model_dump_json(),
+        "data, tokenizer or seed": data.hexdigest(),
+        "dtype": str(state.dtype),
+        "device": state.device.type,
+    }
+
+
+def save(folder: Path, state: TrainState, history: TrainingHistory, run: Mapping[str, str]) -> None:
+    """Write a checkpoint of training as it stands between two updates.
+
+    Raises:
+        StorageError: it cannot be written; older checkpoints are intact.
+    """
+    save_checkpoint(
+        folder,
+        state.step,
+        state.module,
+        {
+            "run": dict(run),
+            "tokens": state.tokens,
+            "optimizer": state.optimizer.state_dict(),
+            "scaler": state.scaler.state_dict() if state.scaler is not None else {},
+            "random": _generators(state.device),
+            "history": history.to_tensors(),
+        },
+    )
+
+
+def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> TrainingHistory | None:
+    """Put the newest checkpoint of ``folder`` into ``state``; its history, or None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or is of another run or another model.
+    """
+    checkpoint = load_latest(folder)
+    if checkpoint is None:
+        return None
+    training = checkpoint.training
+    changed = [name for name in run if training["run"].get(name) != run[name]]
+    if changed:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}",
+            f"it is of a run that differs in: {', '.join(changed)}",
+            "Resume with what the run was started with, or start afresh in another folder",
+        )
+    try:
+        state.module.load_state_dict(checkpoint.weights)
+        state.optimizer.load_state_dict(training["optimizer"])
+    except (RuntimeError, ValueError) as error:
+        finding = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path}",
+            f"it is of another model: {finding}",
+            "Resume with the model's own configuration",
+        ) from None
+    if state.scaler is not None:
+        state.scaler.load_state_dict(training["scaler"])
+    _set_generators(training["random"], state.device)
+    state.step, state.tokens = checkpoint.step, training["tokens"]
+    history = TrainingHistory.from_tensors(training["history"])
+    history.resumed_from = checkpoint.step
+    return history
+
+
+def _generators(device: torch.device) -> dict[str, torch.Tensor]:
+    generators = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        generators["cuda"] = torch.cuda.get_rng_state(device)
+    return generators
+
+
+def _set_generators(generators: Mapping[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(generators["cpu"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(generators["cuda"], device)

@@ -1,0 +1,151 @@
+"""What one optimizer update needs: the model, its optimizer, the precision, clipping and accumulation.
+
+A plugin's ``train_step`` is handed a :class:`TrainState` and uses four of its methods::
+
+    for micro in state.split(batch):        # the micro-batches of this update, on the model's device
+        with state.autocast(): ...          # forward in the run's dtype
+        state.backward(loss, weight)        # adds weight * gradient
+    state.update()                          # clip, step, clear
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from archbench.errors import DeviceError, HookResultError
+from archbench.training.compilation import compile_model
+from archbench.training.optimizers import build_optimizer
+
+if TYPE_CHECKING:
+    from archbench.config import DTypeName, TrainingConfig
+    from archbench.data.batches import Batch
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class TrainState:
+    """A model in training.
+
+    Attributes:
+        model: what ``train_step`` calls: tokens (B, T) int64 -> logits (B, T, V). It may be a ``torch.compile`` wrapper.
+        optimizer: its learning rate is set by the training loop before every update.
+        device: where the model is, and where micro-batches go.
+        dtype: autocast dtype; parameters and their gradients stay float32.
+        accumulation: micro-batches per update.
+        grad_clip: largest global gradient norm; None for none.
+        scaler: loss scaling, for float16 on CUDA.
+        step: updates done.
+        tokens: training tokens seen; counted by the training loop.
+        grad_norm: global L2 norm of the last update's gradients before clipping, shape ().
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float32
+    accumulation: int = 1
+    grad_clip: float | None = None
+    scaler: torch.amp.GradScaler | None = None
+    step: int = 0
+    tokens: int = 0
+    grad_norm: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    @classmethod
+    def create(
+        cls,
+        model: nn.Module,
+        config: TrainingConfig,
+        *,
+        device: torch.device | None = None,
+        dtype: DTypeName = "float32",
+        compile: bool = False,
+    ) -> TrainState:
+        """The state a recipe starts from: its optimizer, clipping and precision around ``model``, which is on ``device``.
+
+        Raises:
+            DeviceError: float16 on a CPU, or no compiler for ``compile``.
+            ConfigError: the optimizer has nothing to train.
+        """
+        device = device or torch.device("cpu")
+        if dtype == "float16" and device.type == "cpu":
+            raise DeviceError(
+                "dtype float16",
+                "gradients underflow without loss scaling, and CPUs have none",
+                "Use bfloat16 or float32",
+            )
+        return cls(
+            model=compile_model(model, device) if compile else model,
+            optimizer=build_optimizer(model, config, device),
+            device=device,
+            dtype=_DTYPES[dtype],
+            accumulation=config.accumulation,
+            grad_clip=config.grad_clip,
+            scaler=torch.amp.GradScaler(device.type) if dtype == "float16" else None,
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """The plugin's own module: :attr:`model` without the ``torch.compile`` wrapper."""
+        original = getattr(self.model, "_orig_mod", self.model)
+        assert isinstance(original, nn.Module)
+        return original
+
+    def split(self, batch: Batch) -> list[Batch]:
+        """The batch's micro-batches, on the model's device."""
+        batch = batch.to(self.device)
+        return [batch] if self.accumulation == 1 else batch.split(self.accumulation)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Operations inside run in :attr:`dtype` where torch holds that to be safe."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def backward(self, loss: Tensor, weight: float = 1.0) -> None:
+        """Add the gradients of ``weight`` × ``loss``, shape (). The weights of an update's micro-batches sum to 1."""
+        if weight != 1.0:
+            loss = loss * weight
+        if self.scaler is not None:
+            loss = self.scaler.scale(loss)
+        torch.autograd.backward(loss)
+
+    def update(self) -> None:
+        """Clip the gradients, step the optimizer, clear the gradients.
+
+        Raises:
+            HookResultError: nothing was propagated backward.
+        """
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        if not gradients:
+            raise HookResultError(
+                "train_step",
+                "it reached state.update() with no gradients",
+                "Call state.backward(loss) on a loss that depends on the model",
+            )
+        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        # On a CPU the norm can be looked at for nothing, and multiplying every gradient by 1 is saved.
+        if self.grad_clip is not None and (self.device.type != "cpu" or not self.grad_norm <= self.grad_clip):
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.grad_clip, self.grad_norm)
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def set_learning_rate(self, value: float) -> None:
+        """The rate of the next update, for every parameter."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = value

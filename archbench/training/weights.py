@@ -1,0 +1,126 @@
+"""Weights in files: safetensors, written and read; torch's ``.bin`` and ``.pt`` read without running what is in them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from archbench.errors import CheckpointError
+
+WEIGHTS = "model.safetensors"
+_FOLDER_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def write_weights(module: nn.Module, path: Path) -> None:
+    """The module's ``state_dict`` as safetensors. Tied weights are written once; the metadata names their aliases.
+
+    Raises:
+        OSError, SafetensorError: the file cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    first_name: dict[tuple[object, ...], str] = {}
+    for name, tensor in module.state_dict().items():
+        tensor = tensor.detach()
+        identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        if tensor.numel() and identity in first_name:
+            aliases[name] = first_name[identity]
+            continue
+        first_name[identity] = name
+        whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+        # safetensors refuses tensors that share a storage, as slices of one buffer do.
+        tensors[name] = (tensor if whole else tensor.clone(memory_format=torch.contiguous_format)).cpu()
+    save_file(tensors, path, metadata={"format": "pt", **aliases})
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A ``state_dict`` from a folder or a file, on the CPU.
+
+    A folder holds ``model.safetensors``, ``pytorch_model.bin``, or either in shards with its ``.index.json``
+    (transformers' layout); a file is safetensors, or a torch file that holds nothing but tensors.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or a pickle that holds more than tensors.
+    """
+    if not path.exists():
+        raise CheckpointError(f"weights {path}", "there is no such file or folder", "Check the path")
+    if path.is_dir():
+        names = [name for name in _FOLDER_FILES if (path / name).is_file()]
+        if not names:
+            raise CheckpointError(
+                f"weights folder {path}", f"it holds none of {', '.join(_FOLDER_FILES)}", "Name the weights file itself"
+            )
+        path = path / names[0]
+    if path.name.endswith(".index.json"):
+        return _read_shards(path)
+    return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        placed = json.loads(index.read_text())["weight_map"]
+        shards = sorted(set(placed.values()))
+        outside = [shard for shard in shards if Path(shard).name != shard]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _damaged(index, f"it is no index of shards ({error!r})") from None
+    if outside:
+        raise CheckpointError(
+            f"weights {index}",
+            f"it names a file outside its folder, {outside[0]!r}",
+            "Get the weights from a source you trust",
+        )
+    weights: dict[str, Tensor] = {}
+    for shard in shards:
+        weights.update(read_weights(index.parent / shard))
+    missing = sorted(placed.keys() - weights.keys())
+    if missing:
+        raise _damaged(index, f"its shards lack {missing[0]!r} and {len(missing) - 1} more")
+    return weights
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            aliases = file.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _damaged(path, f"it cannot be read as safetensors ({error})") from None
+    # The metadata of tied weights, as safetensors.torch.save_model writes it too: alias -> name.
+    for alias, name in aliases.items():
+        if alias not in weights and name in weights:
+            weights[alias] = weights[name]
+    return weights
+
+
+def _read_torch(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"weights {path}",
+            f"torch's safe loader refuses it: it is damaged, or a pickle that holds more than tensors ({_first_line(error)})",
+            "Get the weights as .safetensors; archbench runs no code from a weights file",
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        raise _damaged(path, f"it cannot be read as a torch file ({_first_line(error)})") from None
+    if not isinstance(weights, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+    ):
+        raise CheckpointError(
+            f"weights {path}", "it is no flat mapping of names to tensors", "Save the model's state_dict() by itself"
+        )
+    return weights
+
+
+def _damaged(path: Path, cause: str) -> CheckpointError:
+    return CheckpointError(f"weights {path}", cause, "Get the file again, or name another")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")

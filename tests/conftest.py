@@ -1,0 +1,85 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent / "example_plugins"
+
+Install = Callable[..., Path]
+RunCLI = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True)
+def _no_plugins_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own settings change no test."""
+    for name in ("ARCHBENCH_PLUGINS", "ARCHBENCH_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def minimal_plugin() -> str:
+    """Source of a complete plugin called bigram."""
+    return (EXAMPLES / "bigram.py").read_text()
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Install a package as pip leaves it: a module and a dist-info folder in a folder on the path, here and in children."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")])))
+
+    def install_package(package: str, name: str, source: str | None, *, version: str = "1.0") -> Path:
+        write_package(site, package, name, source, version)
+        importlib.invalidate_caches()
+        return site
+
+    yield install_package
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(str(site)):
+            del sys.modules[name]
+
+
+def write_package(site: Path, package: str, name: str, source: str | None, version: str = "1.0") -> None:
+    """A distribution whose entry point ``name`` is the module ``package``; without ``source``, the module is missing."""
+    module = package.replace("-", "_")
+    info = site / f"{module}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[archbench]\n{name} = {module}\n")
+    if source is not None:
+        (site / f"{module}.py").write_text(source)
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> RunCLI:
+    """Run the installed ``archbench`` command in a fresh process and an empty folder; stdin is closed."""
+
+    def run_cli(
+        *arguments: str | Path, cwd: Path | None = None, module: bool = False, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        script = Path(sys.executable).with_name("archbench")
+        command = [sys.executable, "-m", "archbench"] if module else [str(script)]
+        empty = tmp_path / "cwd"
+        empty.mkdir(exist_ok=True)
+        return subprocess.run(
+            [*command, *map(str, arguments)],
+            cwd=cwd or empty,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run_cli

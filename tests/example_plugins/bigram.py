@@ -1,0 +1,36 @@
+"""The smallest architecture: a table of next-token logits, one row a token."""
+
+from torch import nn
+
+from archbench import ArchitectureInfo, ModelConfig, decode_without_cache, hookimpl, next_token_step
+
+
+class Bigram(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.logits = nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def forward(self, tokens):  # (B, T) int64
+        return self.logits(tokens)  # (B, T, V)
+
+
+@hookimpl
+def describe():
+    presets = {"nano": ModelConfig(vocab_size=257, context_length=64)}
+    return ArchitectureInfo("bigram", "A table of next-token logits", "Shannon 1948, section 3", ModelConfig, presets)
+
+
+@hookimpl
+def build(config):
+    return Bigram(config)
+
+
+@hookimpl
+def train_step(state, batch):
+    return next_token_step(state, batch)
+
+
+@hookimpl
+def generate(model, prompt, max_new_tokens, sampling):
+    return decode_without_cache(model, prompt, max_new_tokens, sampling)
