@@ -112,7 +112,9 @@ class Architecture:
         except Exception as error:
             raise hook_failed(self._culprit, "generate", error) from error
         finally:
-            if isinstance(tokens, Generator):  # a caller that stops early must not leave the plugin's cleaning up to chance
+            if isinstance(
+                tokens, Generator
+            ):  # a caller that stops early must not leave the plugin's cleaning up to chance
                 tokens.close()
 
     def import_weights(self, state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

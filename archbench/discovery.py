@@ -43,7 +43,7 @@ class Entry:
     @property
     def is_file(self) -> bool:
         """Whether it was named by the user as a file or folder, rather than installed."""
-        return self.package == self.source
+        return os.path.isabs(self.source)
 
     @property
     def culprit(self) -> str:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.config import ModelConfig, RunConfig
 from archbench.errors import ArchbenchError, ConfigError, PhaseError, UsageError, from_dict
-from archbench.measure.environment import Environment, contamination, snapshot
+from archbench.measure import environment
+from archbench.measure.machine import describe, versions
 from archbench.phases.folder import RunFolder, open_run
 from archbench.registry import Architecture, load, plugin_paths
 from archbench.results.store import new_run_id, read_results, write_run
@@ -40,7 +41,7 @@ def run(config: RunConfig, *, quiet: bool = False) -> pd.DataFrame:
     Raises:
         ArchbenchError: whatever was wrong, named; rows of the finished phases stay in the run's folder.
     """
-    return _measure(_start(config, quiet=quiet), quiet=quiet)
+    return _measure(_start(config), quiet=quiet)
 
 
 def resume(architecture: str, run_id: str, out: str | Path = "results", *, quiet: bool = False) -> pd.DataFrame:
@@ -68,7 +69,7 @@ def resume(architecture: str, run_id: str, out: str | Path = "results", *, quiet
     return _measure(folder, quiet=quiet)
 
 
-def _start(config: RunConfig, *, quiet: bool) -> RunFolder:
+def _start(config: RunConfig) -> RunFolder:
     """Check everything that can be checked, resolve what was left open, and make the run's folder."""
     from archbench.data.batches import BatchSampler
     from archbench.data.dataset import prepare
@@ -97,7 +98,8 @@ def _start(config: RunConfig, *, quiet: bool) -> RunFolder:
             "corpus_sha256": data.corpus_sha256,
             "tokenizer": data.tokenizer.name,
             "lossless": data.lossless,
-            "versions": _versions(),
+            "versions": versions(),
+            "machine": describe(config.device),
         },
     )
     folder.create()
@@ -118,30 +120,37 @@ def _measure(folder: RunFolder, *, quiet: bool) -> pd.DataFrame:
 
 def _run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> None:
     """One phase in a fresh process; this one sleeps in ``wait`` meanwhile, so that it takes no part in the timing."""
-    before = snapshot()
+    device = folder.config.device
+    before = environment.snapshot(device)
     # -P: the working directory is not on the path, so nothing in it is imported unasked.
     command = [sys.executable, "-P", "-m", "archbench.phases.worker", str(folder.path.parent), folder.run_id, phase]
-    process = subprocess.Popen([*command, "quiet" if quiet else "verbose"], stdin=subprocess.DEVNULL, env=_environment(folder.config))
+    process = subprocess.Popen([*command, "quiet" if quiet else "verbose"], stdin=subprocess.DEVNULL, env=_variables(folder.config))
     try:
         code = process.wait()
     except KeyboardInterrupt:
         process.wait()  # the terminal interrupted it too; its last checkpoint is whole
         raise KeyboardInterrupt(f"Continue with: {_resume_command(folder)}") from None
-    after = snapshot()
+    after = environment.snapshot(device)
     if code != 0:
         raise _phase_error(folder, phase, code)
     rows = folder.read_rows(phase)
-    reasons = contamination(before, after)
-    for row in rows:
-        row["contaminated"] = bool(reasons)
-    folder.write_rows(phase, rows + _environment_rows(before, after, reasons, rows))
+    contaminated = bool(environment.contamination(before, after))
+    number = folder.config.phases.index(phase)
+    # Of the machine, not of the model: the same device, threads and allocator as the phase's own rows.
+    where = {name: rows[0][name] for name in ("device", "device_name", "threads", "malloc")}
+    watched = [
+        {**where, "phase": "environment", "metric": metric, "value": value, "repeat": number}
+        for metric, value in environment.metrics(before, after).items()
+    ]
+    folder.write_rows(phase, [{**row, "contaminated": contaminated} for row in rows + watched])
 
 
-def _environment(config: RunConfig) -> dict[str, str]:
-    environment = dict(os.environ)
+def _variables(config: RunConfig) -> dict[str, str]:
+    """The phase's environment variables; OpenMP reads its number of threads once, before torch can set it."""
+    variables = dict(os.environ)
     if config.threads is not None:
-        environment["OMP_NUM_THREADS"] = str(config.threads)
-    return environment
+        variables["OMP_NUM_THREADS"] = str(config.threads)
+    return variables
 
 
 def _phase_error(folder: RunFolder, phase: str, code: int) -> ArchbenchError:

@@ -32,7 +32,7 @@ def minimal_plugin() -> str:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install a package as pip leaves it: a module and a dist-info folder in a folder on the path, here and in children."""
+    """Install a package as pip leaves it: a module and a dist-info folder on the path, here and in child processes."""
     site = tmp_path / "site"
     site.mkdir()
     monkeypatch.syspath_prepend(site)
@@ -50,7 +50,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 def write_package(site: Path, package: str, name: str, source: str | None, version: str = "1.0") -> None:
-    """A distribution whose entry point ``name`` is the module ``package``; without ``source``, the module is missing."""
+    """A distribution whose entry point ``name`` is its module; without ``source``, that module is missing."""
     module = package.replace("-", "_")
     info = site / f"{module}-{version}.dist-info"
     info.mkdir(parents=True)

@@ -19,7 +19,11 @@ def broken(source: str, old: str, new: str) -> str:
 # (what is done to a working plugin, the error, what the message says)
 CASES: dict[str, tuple[Callable[[str], str | None], type[errors.ArchbenchError], list[str]]] = {
     "module missing": (lambda source: None, errors.PluginImportError, ["No module named 'acme_bigram'", "pip install"]),
-    "import fails": (lambda source: "import no_such_thing\n" + source, errors.PluginImportError, ["No module named 'no_such_thing'"]),
+    "import fails": (
+        lambda source: "import no_such_thing\n" + source,
+        errors.PluginImportError,
+        ["No module named 'no_such_thing'"],
+    ),
     "syntax error": (lambda source: source + "\ndef (", errors.PluginImportError, ["SyntaxError"]),
     "exits on import": (lambda source: "raise SystemExit(3)", errors.PluginImportError, ["SystemExit: 3"]),
     "misspelt hook": (
@@ -84,14 +88,18 @@ CASES: dict[str, tuple[Callable[[str], str | None], type[errors.ArchbenchError],
         errors.HookResultError,
         ["'Bi Gram'", "lower-case"],
     ),
-    "no nano preset": (lambda source: broken(source, '"nano"', '"tiny"'), errors.HookResultError, ["no preset called 'nano'"]),
+    "no nano preset": (
+        lambda source: broken(source, '"nano"', '"tiny"'),
+        errors.HookResultError,
+        ["no preset called 'nano'"],
+    ),
     "preset of another type": (
         lambda source: broken(source, "ModelConfig(vocab_size=257, context_length=64)", "{'vocab_size': 257}"),
         errors.HookResultError,
         ["preset 'nano'", "no ModelConfig"],
     ),
     "config of another type": (
-        lambda source: broken(source, "section 3\", ModelConfig,", "section 3\", dict,"),
+        lambda source: broken(source, 'section 3", ModelConfig,', 'section 3", dict,'),
         errors.HookResultError,
         ["config type", "archbench.ModelConfig"],
     ),
@@ -116,35 +124,43 @@ def test_a_broken_plugin_is_named_with_cause_and_next_step_and_breaks_no_other(
     assert archbench.load("healthy").package == "healthy"
 
 
-def test_the_cause_of_a_failed_import_and_of_a_failed_hook_is_chained(install: Callable[..., Path], minimal_plugin: str) -> None:
+def test_the_cause_of_a_failed_import_and_of_a_failed_hook_is_chained(
+    install: Callable[..., Path], minimal_plugin: str
+) -> None:
     install("acme-bigram", "bigram", "raise KeyError('why')")
     with pytest.raises(errors.PluginImportError) as caught:
         archbench.load("bigram")
     assert isinstance(caught.value.__cause__, KeyError)
-    install("acme-other", "other", broken(minimal_plugin, "    presets =", "    raise RuntimeError('no luck')\n    presets ="))
+    install(
+        "acme-other",
+        "other",
+        broken(minimal_plugin, "    presets =", "    raise RuntimeError('no luck')\n    presets ="),
+    )
     with pytest.raises(errors.HookFailedError) as failed:
         archbench.load("other")
     assert isinstance(failed.value.__cause__, RuntimeError)
 
 
-def test_two_packages_claiming_a_name_are_both_named_and_others_work(install: Callable[..., Path], minimal_plugin: str) -> None:
+def test_two_packages_claiming_a_name_are_both_named_and_others_work(
+    install: Callable[..., Path], minimal_plugin: str
+) -> None:
     install("acme-bigram", "bigram", minimal_plugin)
     install("zenith", "bigram", minimal_plugin)
-    with pytest.raises(errors.DuplicateNameError, match="acme-bigram.*zenith.*Uninstall one"):
+    with pytest.raises(errors.DuplicateNameError, match=r"acme-bigram.*zenith.*Uninstall one"):
         archbench.load("bigram")
     assert archbench.load("gpt1").name == "gpt1"
 
 
 def test_an_unknown_name_asks_did_you_mean() -> None:
-    with pytest.raises(errors.UnknownNameError, match="'gtp1'.*Did you mean 'gpt1'"):
+    with pytest.raises(errors.UnknownNameError, match=r"'gtp1'.*Did you mean 'gpt1'"):
         archbench.load("gtp1")
 
 
 def test_an_unknown_preset_or_field_asks_did_you_mean() -> None:
     gpt1 = archbench.load("gpt1")
-    with pytest.raises(errors.UnknownNameError, match="'papre'.*Did you mean 'paper'"):
+    with pytest.raises(errors.UnknownNameError, match=r"'papre'.*Did you mean 'paper'"):
         gpt1.config("papre")
-    with pytest.raises(errors.ConfigError, match="n_layr.*Did you mean 'n_layer'"):
+    with pytest.raises(errors.ConfigError, match=r"n_layr.*Did you mean 'n_layer'"):
         gpt1.config(n_layr=3)
     with pytest.raises(errors.ConfigError, match="n_layer"):
         gpt1.config(n_layer="three")

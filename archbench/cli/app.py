@@ -27,6 +27,8 @@ BUG = 70
 # typer's own usage errors: click's in its earlier releases, its own in later ones.
 _TyperUsageError: Any = next(kind for kind in reversed(typer.BadParameter.__mro__) if hasattr(kind, "format_message"))
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="archbench",
     help="Compare language-model architectures: quality, speed and memory you can trust.",
@@ -48,7 +50,10 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", envvar=DEBUG_VARIABLE, help="Show the traceback of an error; works after a command too.")
+        bool,
+        typer.Option(
+            "--debug", envvar=DEBUG_VARIABLE, help="Show the traceback of an error; works after a command too."
+        ),
     ] = False,
 ) -> None:
     pass
@@ -72,16 +77,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(given or ["--help"], prog_name="archbench", standalone_mode=False)
         sys.stdout.flush()
+        if code == INTERRUPTED:  # typer has made a KeyboardInterrupt into this
+            raise KeyboardInterrupt
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (KeyboardInterrupt, typer.Abort):
         _say("Interrupted", "")
-        return 130
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (| head): nothing more to say, not even at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (the last resort: nobody should meet a traceback unasked)
         if debug:
             traceback.print_exc()
         return _report(error, debug)

@@ -2,8 +2,167 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
+
+import typer
+
 from archbench.cli.options import Json, Plugins
 
+EXTRAS = {
+    "datasets": "corpora from the hub (hf:NAME); pip install 'archbench[datasets]'",
+    "matplotlib": "plots; pip install 'archbench[plot]'",
+    "transformers": "comparison with published implementations in the tests; pip install 'archbench[test]'",
+    "triton": "compiled kernels on GPUs; comes with CUDA builds of torch",
+}
 
-def doctor(plugin: Plugins = None, json: Json = False) -> None:
-    """Examine this machine: environment, measured peaks, noise floor, plugins and optional extras."""
+Fact = dict[str, Any]
+
+
+def doctor(
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    plugin: Plugins = None,
+    json: Json = False,
+) -> None:
+    """Examine this machine: environment, measured peaks, noise floor, plugins and optional extras. Takes seconds.
+
+    The noise floor comes from A/A runs: one workload is timed against itself, so that every difference is chance.
+    """
+    from archbench.cli.output import print_json
+    from archbench.phases.device import default_device, resolve_device
+
+    chosen = resolve_device(default_device() if device == "auto" else device)
+    name = str(chosen)
+    sections: list[tuple[str, Iterator[Fact], Callable[[list[Fact]], None]]] = [
+        ("environment", _environment(name), _show_environment),
+        ("peak", _peaks(name), _show_peaks),
+        ("noise", _noise(name), _show_noise),
+        ("plugin", _plugins(plugin or []), _show_plugins),
+        ("extra", _extras(), _show_extras),
+    ]
+    for number, (kind, facts, show) in enumerate(sections):
+        if json:
+            for fact in facts:
+                print_json({"kind": kind, **fact})
+        else:
+            found = list(facts)  # measured here
+            if number:
+                typer.echo()
+            show(found)
+
+
+def _environment(device: str) -> Iterator[Fact]:
+    from archbench.measure.environment import describe
+    from archbench.measure.malloc import tune_malloc
+
+    yield {**describe(device), "malloc": tune_malloc()}
+
+
+def _peaks(device: str) -> Iterator[Fact]:
+    """Peaks as a run would meet them, in base units; null where the device or its data sheet has none."""
+    import torch
+
+    from archbench.measure.peaks import measure_bandwidth, measure_gemm, published_peak
+
+    dtypes = [torch.float32, torch.bfloat16, *([torch.float16] if device.startswith("cuda") else [])]
+    for dtype in dtypes:
+        yield {
+            "what": f"matrix product, {str(dtype).removeprefix('torch.')}",
+            "unit": "FLOP/s",
+            "measured": measure_gemm(device, dtype),
+            "published": published_peak(device, dtype),
+        }
+    yield {"what": "memory bandwidth", "unit": "B/s", "measured": measure_bandwidth(device), "published": None}
+
+
+def _noise(device: str) -> Iterator[Fact]:
+    from archbench.measure.environment import contamination, snapshot
+    from archbench.measure.noise import measure_noise
+
+    before = snapshot(device)
+    floor = measure_noise(device)
+    yield {
+        "pairs": len(floor.ratios),
+        "low": floor.low,
+        "high": floor.high,
+        "median": floor.median,
+        "median_low": floor.median_low,
+        "median_high": floor.median_high,
+        "contaminated": contamination(before, snapshot(device)),
+    }
+
+
+def _plugins(plugins: list[str]) -> Iterator[Fact]:
+    from archbench.registry import available
+
+    for entry in available(plugins):
+        yield {"name": entry.name, "package": entry.package, "version": entry.version, "source": entry.source}
+
+
+def _extras() -> Iterator[Fact]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    for package, use in EXTRAS.items():
+        try:
+            found: str | None = version(package)
+        except PackageNotFoundError:
+            found = None
+        yield {"package": package, "version": found, "use": use}
+
+
+def _show_environment(facts: list[Fact]) -> None:
+    from archbench.cli.output import console, table
+    from archbench.cli.units import humanise
+
+    made = table("environment", "")
+    for name, value in facts[0].items():
+        shown = "unknown" if value is None else humanise(value, "B") if name.endswith("_bytes") else str(value)
+        made.add_row(name.removesuffix("_bytes").replace("_", " "), shown)
+    console().print(made)
+
+
+def _show_peaks(facts: list[Fact]) -> None:
+    from archbench.cli.output import console, table
+    from archbench.cli.units import humanise
+
+    made = table("best of this device", "measured", "published", right=("measured", "published"))
+    for fact in facts:
+        made.add_row(fact["what"], humanise(fact["measured"], fact["unit"]), humanise(fact["published"], fact["unit"]))
+    console().print(made)
+
+
+def _show_noise(facts: list[Fact]) -> None:
+    from archbench.cli.output import console
+
+    (noise,) = facts
+    out = console()
+    out.print("noise floor", style="bold")
+    out.print(
+        f"95 % of {noise['pairs']} pairs of equal work differ by a factor of {noise['low']:.3f} to {noise['high']:.3f}."
+    )
+    floor = max(abs(noise["median_low"] - 1), abs(noise["median_high"] - 1))
+    out.print(
+        f"The median of all pairs is known to ± {floor:.1%}: a smaller difference in speed, so measured, is chance."
+    )
+    for reason in noise["contaminated"]:
+        out.print(f"Not quiet: {reason}. Speeds measured now are marked contaminated.", style="yellow")
+
+
+def _show_plugins(facts: list[Fact]) -> None:
+    from archbench.cli.output import console, table
+
+    made = table("plugin", "package", "source")
+    for fact in facts:
+        made.add_row(fact["name"], f"{fact['package']} {fact['version']}", fact["source"])
+    out = console()
+    out.print(made)
+    out.print("Whether each works: archbench list", style="dim")
+
+
+def _show_extras(facts: list[Fact]) -> None:
+    from archbench.cli.output import console, table
+
+    made = table("optional", "version", "for")
+    for fact in facts:
+        made.add_row(fact["package"], fact["version"] or "not installed", fact["use"])
+    console().print(made)

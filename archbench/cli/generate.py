@@ -20,9 +20,13 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, at the most.")] = 200,
     temperature: Annotated[float, typer.Option(help="Divides the logits; below 1 is bolder, above 1 wilder.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest tokens that reach this probability.")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample among the likeliest tokens that reach this probability.")
+    ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of the sampling.", show_default="another text each time")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the sampling.", show_default="another text each time")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
 ) -> None:
     """Continue a prompt with a trained model; the prompt and the text stream to standard output."""
@@ -102,7 +106,9 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
     except OSError as error:
         raise DataError(f"--prompt-file {prompt_file}", f"{error.strerror}", "Name a text file") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"--prompt-file {prompt_file}", f"it is not UTF-8 ({error.reason})", "Save it as UTF-8") from error
+        raise DataError(
+            f"--prompt-file {prompt_file}", f"it is not UTF-8 ({error.reason})", "Save it as UTF-8"
+        ) from error
 
 
 def _write(text: str) -> None:

@@ -24,6 +24,8 @@ def assignments(texts: list[str] | None, option: str) -> dict[str, str]:
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise UsageError(f"{option} {text}", "it is not of the form NAME=VALUE", f"Write for instance {option} n_layer=6")
+            raise UsageError(
+                f"{option} {text}", "it is not of the form NAME=VALUE", f"Write for instance {option} n_layer=6"
+            )
         pairs[name.strip()] = value.strip()
     return pairs

@@ -27,12 +27,18 @@ def results(
         list[str] | None,
         typer.Option(metavar="COLUMN=VALUE", help="Only these rows: phase=decode, batch_size=1 ... (repeatable)."),
     ] = None,
-    csv: Annotated[str | None, typer.Option(metavar="FILE", help="Write every column and row as CSV; - is standard output.")] = None,
+    csv: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Write every column and row as CSV; - is standard output.")
+    ] = None,
     json: Json = False,
     raw: Annotated[bool, typer.Option("--raw", help="Every row, instead of medians over repeats.")] = False,
     limit: Annotated[
         int | None,
-        typer.Option(min=0, help="At most this many newest runs; 0 for all.", show_default=f"{SHOWN_RUNS}, all with --csv or --json"),
+        typer.Option(
+            min=0,
+            help="At most this many newest runs; 0 for all.",
+            show_default=f"{SHOWN_RUNS}, all with --csv or --json",
+        ),
     ] = None,
 ) -> None:
     """Show results, the newest run first: median, interquartile range and number of repeats of each measurement.
@@ -53,9 +59,14 @@ def results(
         print_rows(frame, path)
     if csv is None and not json:
         if frame.empty:
-            typer.echo(f"No {'matching ' if where else ''}results in {path}." + ("" if where else " Start with: archbench run gpt1"))
+            typer.echo(
+                f"No {'matching ' if where else ''}results in {path}."
+                + ("" if where else " Start with: archbench run gpt1")
+            )
             return
-        (_print_raw if raw else _print_summary)(frame, hide_environment=not any("phase" in text for text in where or []))
+        (_print_raw if raw else _print_summary)(
+            frame, hide_environment=not any("phase" in text for text in where or [])
+        )
         if total > shown:
             typer.echo(f"\n{total - shown} older runs not shown; --limit 0 shows all.")
 
@@ -75,7 +86,10 @@ def _print_summary(frame: pd.DataFrame, *, hide_environment: bool) -> None:
             phase = line["phase"]
         out.print(made)
         if rows.contaminated.fillna(False).any():
-            out.print("Other work ran on this machine during some phases: their speeds are marked contaminated.", style="yellow")
+            out.print(
+                "Other work ran on this machine during some phases: their speeds are marked contaminated.",
+                style="yellow",
+            )
 
 
 def summarise(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -122,14 +136,14 @@ def _print_raw(frame: pd.DataFrame, *, hide_environment: bool) -> None:
     from archbench.cli.units import humanise
 
     numbers = ("seed", "batch", "prompt", "repeat", "value")
-    made = table("run", "architecture", "preset", "seed", "phase", "metric", "batch", "prompt", "repeat", "value", right=numbers)
-    for row in frame.itertuples():
-        B, P = _integer(row.batch_size), _integer(row.prompt_length)
+    made = table(
+        "run", "architecture", "preset", "seed", "phase", "metric", "batch", "prompt", "repeat", "value", right=numbers
+    )
+    for row in frame.to_dict("records"):
+        B, P = _integer(row["batch_size"]), _integer(row["prompt_length"])
         case = ("" if B is None else str(B), "" if P is None else str(P))
-        value = humanise(row.value, row.unit)
-        made.add_row(
-            row.run_id, row.architecture, row.preset, str(row.seed), row.phase, row.metric, *case, str(row.repeat), value
-        )
+        names = (str(row[name]) for name in ("run_id", "architecture", "preset", "seed", "phase", "metric"))
+        made.add_row(*names, *case, str(row["repeat"]), humanise(row["value"], row["unit"]))
     console().print(made)
 
 
@@ -138,8 +152,8 @@ def _title(first: Any) -> str:
     parameters = "" if size is None else f", {size:,} parameters"
     text = "" if first.corpus is None else f" · {first.corpus}, {first.tokenizer}"
     return (
-        f"{first.architecture} {first.preset}{parameters}{text} · {first.device_name}, {first.dtype} · seed {first.seed}"
-        f" · {first.time_utc:%Y-%m-%d %H:%M} UTC"
+        f"{first.architecture} {first.preset}{parameters}{text} · {first.device_name}, {first.dtype} "
+        f" · seed {first.seed} · {first.time_utc:%Y-%m-%d %H:%M} UTC"
     )
 
 
@@ -160,7 +174,9 @@ def _write_csv(frame: pd.DataFrame, target: str) -> None:
         frame.to_csv(temporary, index=False)
         temporary.replace(file)
     except OSError as error:
-        raise StorageError(f"--csv {target}", f"it cannot be written ({error.strerror or error})", "Choose another file") from error
+        raise StorageError(
+            f"--csv {target}", f"it cannot be written ({error.strerror or error})", "Choose another file"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     typer.echo(f"{len(frame):,} rows written to {target}", err=True)

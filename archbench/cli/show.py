@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 def show(
-    architecture: Annotated[str, typer.Argument(help="Name of the architecture (see: archbench list).", show_default=False)],
+    architecture: Annotated[
+        str, typer.Argument(help="Name of the architecture (see: archbench list).", show_default=False)
+    ],
     preset: Annotated[str, typer.Option(help="A size: nano, small, paper.")] = "nano",
-    set_: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A field of the configuration (repeatable).")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A field of the configuration (repeatable).")
+    ] = None,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
@@ -24,7 +28,8 @@ def show(
     from archbench.registry import load
 
     loaded = load(architecture, plugin or ())
-    config = loaded.config(preset, **assignments(set_, "--set"))
+    overrides: dict[str, Any] = {**assignments(set_, "--set")}
+    config = loaded.config(preset, **overrides)
     facts = _facts(loaded, config, preset)
     (_print_json if json else _print_tables)(facts)
 
@@ -68,7 +73,7 @@ def _facts(architecture: Architecture, config: ModelConfig, preset: str) -> dict
 
 
 def folded(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Layers that do something, with those that differ only in a number of their path (``blocks.0``, ``blocks.1``) as one.
+    """Layers that do something; those that differ only in a number of their path (``blocks.0``, ``blocks.1``) as one.
 
     ``parameters`` and ``forward_flops_per_token`` are sums over the ``count`` layers of a row, so they still add up.
     """
@@ -78,7 +83,10 @@ def folded(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
             continue
         path = ".".join("*" if part.isdigit() else part for part in layer["path"].split("."))
         size = (layer["parameters"], layer["forward_flops_per_token"])
-        row = rows.setdefault((path, layer["type"], size), {**layer, "path": path, "count": 0, "parameters": 0, "forward_flops_per_token": 0})
+        row = rows.setdefault(
+            (path, layer["type"], size),
+            {**layer, "path": path, "count": 0, "parameters": 0, "forward_flops_per_token": 0},
+        )
         row["count"] += 1
         row["parameters"] += size[0]
         row["forward_flops_per_token"] += size[1]
@@ -101,13 +109,19 @@ def _print_tables(facts: dict[str, Any]) -> None:
 
     fields = table(f"preset {facts['preset']}", "value", "meaning", right=("value",))
     for name, value in facts["config"].items():
-        fields.add_row(name, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value), facts["meaning"][name])
+        fields.add_row(
+            name,
+            f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value),
+            facts["meaning"][name],
+        )
     out.print(fields)
 
     T = facts["config"]["context_length"]
     costs = table("cost", "value", "", right=("value",))
     costs.add_row("parameters", f"{facts['parameters']:,}", "tied ones once")
-    costs.add_row("forward", humanise(facts["forward_flops_per_token"], "FLOP/token"), f"a whole context of {T:,} tokens")
+    costs.add_row(
+        "forward", humanise(facts["forward_flops_per_token"], "FLOP/token"), f"a whole context of {T:,} tokens"
+    )
     costs.add_row("training", humanise(facts["training_flops_per_token"], "FLOP/token"), "forward and backward")
     cache = facts["cache_bytes_per_token"]
     costs.add_row("cache", "none" if cache is None else humanise(cache, "B/token"), "a sequence and position")
@@ -120,7 +134,12 @@ def _print_tables(facts: dict[str, Any]) -> None:
         shape = "" if row["output_shape"] is None else " × ".join(map(str, row["output_shape"]))
         path = row["path"] or "(the model itself)"
         layers.add_row(
-            path, row["type"], shape, str(row["count"]), f"{row['parameters']:,}", f"{row['forward_flops_per_token']:,.0f}"
+            path,
+            row["type"],
+            shape,
+            str(row["count"]),
+            f"{row['parameters']:,}",
+            f"{row['forward_flops_per_token']:,.0f}",
         )
     out.print()
     out.print(layers)

@@ -43,10 +43,10 @@ class Batch:
 class BatchSampler:
     """Blocks of T+1 tokens in random order, epoch by epoch.
 
-    An epoch starts at a random offset below T and cuts the tokens into blocks that share one token with the next,
-    so that every transition is trained once; they come in random order. Fewer than T transitions at either end
-    are left out, different ones each epoch. Every epoch has the same number of blocks, and a batch may straddle
-    two epochs.
+    The tokens are read as a ring: after the last comes the first, which in a prepared data set is a separator, as
+    after any document. An epoch cuts the ring at a random place into N // T blocks that share one token with the
+    next, so that every transition is trained once, but for N mod T of them, others each epoch; the blocks come in
+    random order. A batch may straddle two epochs.
 
     Args:
         tokens: shape (N,), any integer type; may be memory-mapped.
@@ -69,8 +69,7 @@ class BatchSampler:
         self.batch_size = batch_size
         self.context_length = T
         self.seed = seed
-        self._offsets = min(T, N - T)
-        self.blocks_per_epoch = (N - self._offsets) // T
+        self.blocks_per_epoch = N // T
         self._within = np.arange(T + 1)
         self._starts = lru_cache(maxsize=2)(self._starts_of_epoch)
 
@@ -82,10 +81,11 @@ class BatchSampler:
         while len(starts) < self.batch_size:
             epoch += 1
             starts = np.concatenate([starts, self._starts(epoch)[: self.batch_size - len(starts)]])
-        blocks = torch.from_numpy(self.tokens[starts[:, None] + self._within].astype(np.int64))  # (B, T + 1)
+        places = starts[:, None] + self._within
+        blocks = torch.from_numpy(self.tokens.take(places, mode="wrap").astype(np.int64))  # (B, T + 1)
         return Batch(blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous())
 
     def _starts_of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         random = np.random.default_rng([self.seed, epoch])
-        offset = random.integers(self._offsets)
-        return offset + self.context_length * random.permutation(self.blocks_per_epoch)
+        cut = random.integers(len(self.tokens))
+        return cut + self.context_length * random.permutation(self.blocks_per_epoch)

@@ -46,7 +46,10 @@ def _read_folder(folder: Path) -> list[Document]:
             f"Put text into files with one of these suffixes: {suffixes}",
         )
     # The same file in both splits would be validation text that was trained on.
-    unique = list({document.text: document for document in reversed(documents)}.values())[::-1]
+    first: dict[str, Document] = {}
+    for document in documents:
+        first.setdefault(document.text, document)
+    unique = list(first.values())
     if len(unique) < len(documents):
         count = len(documents) - len(unique)
         warnings.warn(

@@ -71,9 +71,9 @@ class SubwordTokenizer:
         # encode_special_tokens covers the added tokens marked special, and the separator has to be among them: else
         # text that spells it could end a document.
         for token in self._definition["added_tokens"]:
-            if token["id"] == self.separator:
+            if token["id"] == self.separator and not token["special"]:
                 token["special"] = True
-        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._definition))
+                self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._definition))
         self._tokenizer.encode_special_tokens = True
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
@@ -229,11 +229,7 @@ def _keeps_every_byte(definition: dict[str, Any], ids: dict[str, int]) -> bool:
         and all(character in ids for character in _byte_alphabet())
         and all(step["type"] in {"ByteLevel", "Split", "Digits", "Punctuation"} for step in steps)
         and not any(step.get("add_prefix_space") or step.get("behavior") == "Removed" for step in steps)
-        and not any(
-            token["lstrip"] or token["rstrip"] or token["normalized"]
-            for token in definition["added_tokens"]
-            if not token["special"]
-        )
+        and not any(token["lstrip"] or token["rstrip"] for token in definition["added_tokens"] if not token["special"])
     )
 
 

@@ -120,7 +120,7 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
     from archbench.data import subword
 
     if kind == "file":
-        return subword.from_file(Path(argument), name=spec)
+        return subword.from_file(Path(argument).expanduser(), name=spec)
     if kind == "hf":
         return subword.from_hub(argument, name=spec)
     if not argument.isascii() or not argument.isdigit() or int(argument) < subword.SMALLEST_BPE:

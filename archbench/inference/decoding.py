@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from archbench.config import ModelConfig
 from archbench.errors import UsageError
 from archbench.inference.sampling import Sampling
 from archbench.protocols import CachedModel, DecodingCache, HiddenStateModel
@@ -35,69 +36,71 @@ def decode_with_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sam
         UsageError: an argument that cannot be used, at the call and not at the first token. It is a ValueError.
     """
     if not isinstance(model, CachedModel):
-        raise UsageError(
-            f"model {type(model).__name__}",
-            "it has no decoding cache (new_cache and extend)",
-            "Use decode_without_cache, or give the model both methods",
-        )
-    validate_prompt(model, prompt, max_new_tokens)
+        cause = "it has no decoding cache (new_cache and extend)"
+        raise UsageError(f"model {type(model).__name__}", cause, "Use decode_without_cache, or give it both methods")
+    context = validate_prompt(model, prompt, max_new_tokens, sampling)
     cached: CachedModel = model
-    context = _context_length(model)
     capacity = min(prompt.shape[1] + max_new_tokens - 1, context)
     cache: DecodingCache | None = None
 
-    def next_logits(tokens: Tensor) -> Tensor:
+    def next_logits(window: Tensor) -> Tensor:
         nonlocal cache
         if cache is None or cache.length >= capacity:  # nothing read yet, or the window slides
-            cache = cached.new_cache(tokens.shape[0], capacity)
-        return cached.extend(tokens[:, cache.length :], cache)
+            cache = cached.new_cache(window.shape[0], capacity)
+        return cached.extend(window[:, cache.length :], cache)
 
-    return _decode(model, prompt, max_new_tokens, sampling, next_logits)
+    return _decode(model, prompt, max_new_tokens, sampling, context, next_logits)
 
 
 def decode_without_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
-    """As :func:`decode_with_cache`, for any model: the whole window is read again for every token.
+    """As :func:`decode_with_cache`, for any model with a ``config``: the whole window is read for every token.
 
     A :class:`archbench.protocols.HiddenStateModel` computes the logits of the last position only.
     """
-    validate_prompt(model, prompt, max_new_tokens)
+    context = validate_prompt(model, prompt, max_new_tokens, sampling)
+    stateful: HiddenStateModel | None = model if isinstance(model, HiddenStateModel) else None
 
-    def next_logits(tokens: Tensor) -> Tensor:
-        if isinstance(model, HiddenStateModel):
-            return model.head(model.hidden(tokens)[:, -1])
-        logits: Tensor = model(tokens)  # (B, T, V)
+    def next_logits(window: Tensor) -> Tensor:
+        if stateful is not None:
+            return stateful.head(stateful.hidden(window)[:, -1])
+        logits: Tensor = model(window)  # (B, T, V)
         return logits[:, -1]
 
-    return _decode(model, prompt, max_new_tokens, sampling, next_logits)
+    return _decode(model, prompt, max_new_tokens, sampling, context, next_logits)
 
 
-def validate_prompt(model: nn.Module, prompt: Tensor, max_new_tokens: int) -> None:
-    """Refuse what cannot be decoded, naming the argument.
+def validate_prompt(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> int:
+    """Refuse what cannot be decoded, naming the argument; return the model's context length.
 
     Raises:
         UsageError: see :func:`decode_with_cache`.
     """
-    context, vocabulary = _context_length(model), int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+    config = getattr(model, "config", None)
+    if not isinstance(config, ModelConfig):
+        cause = "it has no config to take vocab_size and context_length from"
+        raise UsageError(f"model {type(model).__name__}", cause, "Keep the ModelConfig it was built from as its config")
+    V, T = config.vocab_size, config.context_length
     if max_new_tokens < 1:
-        raise UsageError("max_new_tokens", f"{max_new_tokens} tokens are none", "Pass at least 1")
+        raise UsageError("max_new_tokens", f"{max_new_tokens} is no number of tokens to add", "Pass at least 1")
+    if sampling.eos is not None and sampling.eos >= V:
+        raise UsageError("eos", f"{sampling.eos} is outside the vocabulary of {V}", "Pass the tokenizer's own, or None")
     if prompt.dtype != torch.int64 or prompt.dim() != 2:
-        given = f"shape {tuple(prompt.shape)} and dtype {str(prompt.dtype).removeprefix('torch.')}"
-        raise UsageError("prompt", f"it has {given}", "Pass token ids (B, P) of dtype int64")
+        cause = f"its shape is {tuple(prompt.shape)} and its dtype {str(prompt.dtype).removeprefix('torch.')}"
+        raise UsageError("prompt", cause, "Pass token ids (B, P) of dtype int64")
     if prompt.numel() == 0:
-        raise UsageError("prompt", f"it is empty, of shape {tuple(prompt.shape)}", "Pass at least one token, for instance the tokenizer's separator")
-    if prompt.shape[1] > context:
-        raise UsageError("prompt", f"its {prompt.shape[1]} tokens are longer than the context of {context}", f"Pass at most its last {context} tokens")
-    lowest, highest = int(prompt.min()), int(prompt.max())
-    if lowest < 0 or highest >= vocabulary:
-        outside = lowest if lowest < 0 else highest
-        raise UsageError("prompt", f"token id {outside} is outside the vocabulary of {vocabulary}", f"Pass ids from 0 to {vocabulary - 1}, from the tokenizer that the model was built for")
+        cause = f"it is empty, of shape {tuple(prompt.shape)}"
+        raise UsageError("prompt", cause, "Pass at least one token, for instance the tokenizer's separator")
+    if prompt.shape[1] > T:
+        cause = f"its {prompt.shape[1]} tokens are longer than the context of {T}"
+        raise UsageError("prompt", cause, f"Pass at most its last {T} tokens")
     home = next((parameter.device for parameter in model.parameters()), prompt.device)
     if prompt.device != home:
         raise UsageError("prompt", f"it is on {prompt.device}, the model on {home}", f"Pass prompt.to({str(home)!r})")
-
-
-def _context_length(model: nn.Module) -> int:
-    return int(model.config.context_length)  # type: ignore[union-attr, arg-type]
+    lowest, highest = int(prompt.min()), int(prompt.max())
+    if lowest < 0 or highest >= V:
+        cause = f"token id {lowest if lowest < 0 else highest} is outside the vocabulary of {V}"
+        raise UsageError("prompt", cause, f"Pass ids from 0 to {V - 1}, of the tokenizer that the model was built for")
+    return T
 
 
 def _decode(
@@ -105,10 +108,10 @@ def _decode(
     prompt: Tensor,
     max_new_tokens: int,
     sampling: Sampling,
+    context: int,
     next_logits: Callable[[Tensor], Tensor],
 ) -> Iterator[Tensor]:
     B, P = prompt.shape
-    context = _context_length(model)
     tokens = torch.empty(B, P + max_new_tokens, dtype=torch.int64, device=prompt.device)
     tokens[:, :P] = prompt
     ended: Tensor | None = None  # (B,) bool, once a sequence may have ended
@@ -116,7 +119,7 @@ def _decode(
     model.eval()
     try:
         for length in range(P, P + max_new_tokens):
-            with torch.inference_mode():  # around the step and not across the yield, where it would leak to the caller
+            with torch.inference_mode():  # around the step and not across the yield, where it would reach the caller
                 window = tokens[:, max(0, length - context) : length]
                 token = sampling.pick(next_logits(window))  # (B,)
                 if sampling.eos is not None:

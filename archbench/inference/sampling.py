@@ -37,13 +37,21 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise UsageError("temperature", f"{self.temperature} is not above 0", "Pass a positive number, or greedy=True for the most likely token")
+            raise UsageError(
+                "temperature",
+                f"{self.temperature} is not above 0",
+                "Pass a positive number, or greedy=True for the most likely token",
+            )
         if self.top_k is not None and self.top_k < 1:
             raise UsageError("top_k", f"{self.top_k} keeps no token", "Pass at least 1, or None for all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise UsageError("top_p", f"{self.top_p} is not above 0 and at most 1", "Pass a probability, or None for all tokens")
+            raise UsageError(
+                "top_p", f"{self.top_p} is not above 0 and at most 1", "Pass a probability, or None for all tokens"
+            )
         if self.top_k is not None and self.top_p is not None:
-            raise UsageError("top_k and top_p", "both are given, and which comes first would change the result", "Pass one of them")
+            raise UsageError(
+                "top_k and top_p", "both are given, and which comes first would change the result", "Pass one of them"
+            )
         if self.eos is not None and self.eos < 0:
             raise UsageError("eos", f"{self.eos} is not a token id", "Pass a token id, or None")
 

@@ -89,15 +89,21 @@ def resolve_attention(
         DeviceError: the backend is planned, and not in this version.
     """
     if name in PLANNED_BACKENDS:
-        raise DeviceError(f"attention {name!r}", "this version does not have that backend", f"Use one of auto, {', '.join(BACKENDS)}")
+        raise DeviceError(
+            f"attention {name!r}", "this version does not have that backend", f"Use one of auto, {', '.join(BACKENDS)}"
+        )
     if name != "auto" and name not in BACKENDS:
-        raise UnknownNameError(f"attention {name!r}", "there is no such backend", did_you_mean(name, ["auto", *BACKENDS]))
+        raise UnknownNameError(
+            f"attention {name!r}", "there is no such backend", did_you_mean(name, ["auto", *BACKENDS])
+        )
     if device_type == "meta":
         return "reference"
     if name != "auto":
         return name
     if device_type == "cpu" and dropout > 0:
-        return "reference"  # with dropout SDPA leaves its fast path on CPUs
+        return "reference"  # SDPA leaves its fast path for dropout, and is then twice as slow
+    if device_type == "cpu" and dtype == torch.bfloat16 and T <= 512 and (T > 1 or S >= 128):
+        return "reference"  # 1.5 to 4 times as fast; SDPA wins where the (T, S) weights outgrow the caches
     return "sdpa"
 
 
@@ -128,18 +134,14 @@ def record_attention() -> Iterator[set[str]]:
         _recorders[:] = [other for other in _recorders if other is not recorder]
 
 
-def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, dropout: float
-) -> Tensor:
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, dropout: float) -> Tensor:
     """The definition, in matrix products; holds all (B, H, T, S) weights."""
     B, H, T, D = q.shape
-    G, S = k.shape[1], k.shape[2]
-    q = q.reshape(B * G, H // G * T, D)  # heads of one group share their keys
+    G, S = k.shape[1:3]
+    q = q.reshape(B * G, H // G * T, D)  # the H/G heads of a group, one below the other, share its keys
     k, v = k.reshape(B * G, S, D), v.reshape(B * G, S, D)
-    scores = torch.bmm(q, k.transpose(1, 2)).mul_(scale) if False else torch.bmm(q * scale, k.transpose(1, 2))
-    if T > 1 or (window is not None and window < S):
-        hidden = ~visible(T, S, window, q.device)
-        scores = scores.view(B * G, H // G, T, S).masked_fill(hidden, float("-inf")).view(B * G, H // G * T, S)
+    hidden = torch.where(visible(T, S, window, q.device), 0.0, -math.inf).to(q.dtype)  # (T, S)
+    scores = torch.baddbmm(hidden.repeat(H // G, 1), q, k.transpose(1, 2), alpha=scale)  # (B G, H/G T, S)
     weights = fast_dropout(scores.softmax(dim=-1), dropout, training=True)
     return torch.bmm(weights, v).view(B, H, T, D)
 
@@ -180,8 +182,14 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float) 
         and 0 < q.shape[2] <= k.shape[2]
     )
     if not fits:
-        raise UsageError("causal_attention", f"the shapes {shapes} do not fit together", "Pass q (B, H, T, D) and k, v (B, G, S, D), H a multiple of G and T <= S")
+        raise UsageError(
+            "causal_attention",
+            f"the shapes {shapes} do not fit together",
+            "Pass q (B, H, T, D) and k, v (B, G, S, D), H a multiple of G and T <= S",
+        )
     if window is not None and window < 1:
-        raise UsageError("window", f"{window} positions would hide every position from itself", "Pass at least 1, or None")
+        raise UsageError(
+            "window", f"{window} positions would hide every position from itself", "Pass at least 1, or None"
+        )
     if not 0.0 <= dropout < 1.0:
         raise UsageError("dropout", f"{dropout} is not a probability below 1", "Pass 0 <= dropout < 1")

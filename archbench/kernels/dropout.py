@@ -1,11 +1,58 @@
-"""Dropout whose mask is cheap to make on a CPU."""
+"""Dropout (Srivastava et al. 2014) whose mask is cheap to make on a CPU.
+
+``F.dropout`` draws one Bernoulli variable an element there, one after another: at GPT-1's sizes a third of a training
+step in bfloat16. Four 16-bit integers from each 64-bit draw decide as well, four times faster.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LEVELS = 2**16
+"""On CPUs the probability is rounded to the nearest multiple of 1 / LEVELS (0.1 becomes 6,554 / 65,536)."""
+
 
 def fast_dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    return F.dropout(x, p, training) if training and p > 0 else x
+    """Zero each element with probability ``p``, and divide the others by the probability of keeping one.
+
+    Args:
+        x: any shape, a floating dtype.
+        p: 0 <= p < 1. On CPUs it is rounded to a multiple of 1/65,536, and the elements that are kept are scaled
+            by the rounded probability, so that the mean stays exact.
+        training: False returns ``x`` itself.
+
+    Elsewhere than on CPUs, and in code that torch.compile generates, this is ``F.dropout``: the mask differs, its
+    distribution does not. Randomness comes from torch's default generator.
+    """
+    if not training or p == 0.0:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    dropped_levels = min(round(p * LEVELS), LEVELS - 1)
+    return _Dropout.apply(x, dropped_levels)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _Dropout(torch.autograd.Function):
+    """Holds a byte an element for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped_levels: int) -> Tensor:
+        ctx.scale = LEVELS / (LEVELS - dropped_levels)
+        keep = random_int16(x.numel()).view(x.shape) >= dropped_levels - LEVELS // 2
+        ctx.save_for_backward(keep)
+        return torch.where(keep, x, 0.0).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (keep,) = ctx.saved_tensors
+        return torch.where(keep, gradient, 0.0).mul_(ctx.scale), None
+
+
+def random_int16(count: int) -> Tensor:
+    """(count,) int16, uniform over all 65,536 values, from torch's default generator."""
+    draws = torch.empty((count + 3) // 4, dtype=torch.int64)
+    return draws.random_(-(2**63), None).view(torch.int16)[:count]

@@ -109,5 +109,7 @@ def clock_for(device: torch.device | str) -> Clock:
     if device.type != "cuda":
         raise DeviceError(f"device {device}", "archbench has no clock for it", "Use --device cpu or --device cuda")
     if not torch.cuda.is_available():
-        raise DeviceError(f"device {device}", "torch finds no CUDA GPU", "Use --device cpu, or install a CUDA build of torch")
+        raise DeviceError(
+            f"device {device}", "torch finds no CUDA GPU", "Use --device cpu, or install a CUDA build of torch"
+        )
     return CUDAClock(device)

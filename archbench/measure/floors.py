@@ -21,6 +21,9 @@ import numpy.typing as npt
 
 from archbench.errors import DataError
 
+MOST_COUNTED = 32 * 2**20
+"""Bytes of training text the n-grams count in, from its start: more would take tens of gigabytes and minutes."""
+
 _ORDERS = {1: "unigram", 2: "bigram", 5: "fivegram"}
 
 COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
@@ -32,15 +35,15 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
 
 
 def floors(train: bytes, validation: bytes) -> dict[str, float]:
-    """Bits per byte of ``validation``: ``unigram``, ``bigram`` and ``fivegram`` from ``train``; ``zlib``, ``bz2`` and
-    ``xz`` from nothing but itself.
+    """Bits per byte of ``validation``: ``unigram``, ``bigram`` and ``fivegram`` from ``train`` (at most its first
+    :data:`MOST_COUNTED` bytes); ``zlib``, ``bz2`` and ``xz`` from nothing but itself.
 
     Raises:
         DataError: one of the texts is empty.
     """
     if not train or not validation:
         raise DataError("corpus", "a split is empty", "Give a corpus with text to train and to validate on")
-    probabilities = byte_ngrams(train, validation, order=max(_ORDERS))
+    probabilities = byte_ngrams(train[:MOST_COUNTED], validation, order=max(_ORDERS))
     ngrams = {
         _ORDERS[order]: float(-np.log2(values).mean()) for order, values in enumerate(probabilities) if order in _ORDERS
     }

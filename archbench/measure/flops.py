@@ -199,14 +199,16 @@ def _tokens(model: nn.Module, batch_size: int, context_length: int) -> Tensor:
         if tensor.device.type != "meta":
             cause = f"{name} is on {tensor.device}, although FLOPs are counted on the meta device"
             raise DeviceError(
-                type(model).__name__, cause, "Create parameters and buffers without naming a device, under torch.device('meta')"
+                type(model).__name__,
+                cause,
+                "Create parameters and buffers without naming a device, under torch.device('meta')",
             )
     return torch.zeros(batch_size, context_length, dtype=torch.int64, device="meta")
 
 
 @contextmanager
 def _on_meta(model: nn.Module) -> Iterator[None]:
-    """Anything a forward pass creates without naming a device is on meta too; what cannot be done there is our error."""
+    """What a forward pass creates without naming a device is on meta too; what cannot be done there is our error."""
     try:
         with torch.device("meta"):
             yield

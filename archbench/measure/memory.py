@@ -82,7 +82,7 @@ def _begin_cpu(memory: PeakMemory, proc: Path = _PROC) -> None:
         (proc / "clear_refs").write_text("5")
         memory.baseline_bytes = _status_bytes(proc, "VmRSS")
     except OSError as error:
-        memory.reason = f"{proc / 'clear_refs'} cannot be written ({error.strerror}), so an earlier peak cannot be told from this one"
+        memory.reason = f"{proc / 'clear_refs'} cannot be written ({error.strerror}): earlier peaks would show"
 
 
 def _end_cpu(memory: PeakMemory, proc: Path = _PROC) -> None:

@@ -27,7 +27,7 @@ _LOGITS_AT_ONCE = 1 << 24
 
 
 class Window(NamedTuple):
-    """Of ``s = [separator] + tokens`` read ``s[begin:end]``, predict ``tokens[begin:end]``, count the last ``scored``."""
+    """Of ``s = [separator] + tokens``: read ``s[begin:end]``, score the last ``scored`` of ``s[begin + 1:end + 1]``."""
 
     begin: int
     end: int
@@ -122,7 +122,8 @@ def score(
     if largest is None:
         raise DataError("validation text", "it holds no token to score", "Give a longer text")
     autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
-    with _evaluation(model), torch.inference_mode(), autocast:
+    # no_grad, not inference_mode: a table a model builds at first use would be lost to the training that goes on.
+    with _evaluation(model), torch.no_grad(), autocast:
         for owners, inputs, targets, scored in _batches(documents, separator, context_length, stride, batch_size):
             logits = model(torch.from_numpy(inputs).to(device))  # (B, T, V)
             _check_logits(logits, inputs.shape, max(largest, separator), model)

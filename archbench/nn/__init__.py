@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from archbench.nn.cache import KVCache
 from archbench.nn.dropout import Dropout
-
-__all__ = ["Dropout", "KVCache"]
 from archbench.nn.linear import Linear
+
+__all__ = ["Dropout", "KVCache", "Linear"]

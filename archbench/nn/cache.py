@@ -45,7 +45,11 @@ class KVCache:
         keys, values = self._layers[layer]
         end = self.length + k.shape[2]
         if end > keys.shape[2]:
-            raise UsageError("cache", f"position {end} is past its capacity of {keys.shape[2]}", "Make a cache of larger capacity, or slide the window")
+            raise UsageError(
+                "cache",
+                f"position {end} is past its capacity of {keys.shape[2]}",
+                "Make a cache of larger capacity, or slide the window",
+            )
         keys[:, :, self.length : end] = k
         values[:, :, self.length : end] = v
         return keys[:, :, :end], values[:, :, :end]

@@ -64,6 +64,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
             progress=Progress("silent" if quiet else "auto", label=f"{config.architecture} {config.preset}"),
         )
 
+    firsts = set(history.first_steps)  # one a process: more than one in a run that was resumed
     tokens = 0
     for record in history.steps:
         tokens += record.tokens

@@ -16,6 +16,7 @@ import torch
 
 from archbench.errors import ArchbenchError, PhaseError
 from archbench.kernels import attention_backend
+from archbench.measure.machine import device_name
 from archbench.measure.malloc import tune_malloc
 from archbench.phases.device import resolve_device
 from archbench.phases.folder import RunFolder, open_run, write_atomically

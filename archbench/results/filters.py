@@ -30,7 +30,9 @@ def conditions(where: Where | None) -> dict[str, list[Any]]:
     wanted: dict[str, list[Any]] = {}
     for name, value in _pairs(where):
         if name not in columns:
-            raise UnknownNameError(f"column {name!r}", "there is no such column in the results", did_you_mean_column(name))
+            raise UnknownNameError(
+                f"column {name!r}", "there is no such column in the results", did_you_mean_column(name)
+            )
         wanted.setdefault(name, []).append(_parsed(columns[name], value))
     return wanted
 
@@ -43,7 +45,9 @@ def _pairs(where: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, Any]]:
     for condition in where:
         name, equals, value = condition.partition("=")
         if not equals:
-            raise UsageError(f"--where {condition}", "it is not COLUMN=VALUE", "Write for instance --where phase=decode")
+            raise UsageError(
+                f"--where {condition}", "it is not COLUMN=VALUE", "Write for instance --where phase=decode"
+            )
         pairs.append((name.strip(), value.strip() or None))
     return pairs
 
@@ -69,7 +73,9 @@ def _parsed(column: Column, value: Any) -> Any:
                 time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
                 return time if time.tzinfo else time.replace(tzinfo=UTC)
     except (ValueError, TypeError, KeyError):
-        raise UsageError(f"{column.name}={value}", f"{value!r} is not a {column.type}", f"It means: {column.description}") from None
+        raise UsageError(
+            f"{column.name}={value}", f"{value!r} is not a {column.type}", f"It means: {column.description}"
+        ) from None
 
 
 def matches(table: pa.Table, wanted: Mapping[str, list[Any]]) -> pa.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -73,13 +73,17 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
         return [start]
     found = [Path(name) for name in glob.glob(str(path), recursive=True)]
     if not found:
-        raise StorageError(str(path), "there are no results", "Run archbench run gpt1, or name the folder, file or pattern of some")
+        raise StorageError(
+            str(path), "there are no results", "Run archbench run gpt1, or name the folder, file or pattern of some"
+        )
     return _finished(file for part in found for file in (part.iterdir() if part.is_dir() else [part]))
 
 
 def _finished(files: Any) -> list[Path]:
     # Hidden names are files still being written, or what a killed writer left.
-    return sorted(file for file in files if file.suffix == ".parquet" and not file.name.startswith(".") and file.is_file())
+    return sorted(
+        file for file in files if file.suffix == ".parquet" and not file.name.startswith(".") and file.is_file()
+    )
 
 
 def _read(file: Path) -> pa.Table:
@@ -94,10 +98,14 @@ def _read(file: Path) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
         cause = f"it is corrupt or no Parquet file ({reason})"
-        raise StorageError(str(file), cause, "Move it away and repeat the run; its configuration is in the .json beside it") from error
+        raise StorageError(
+            str(file), cause, "Move it away and repeat the run; its configuration is in the .json beside it"
+        ) from error
     version = file_version(table.schema)
     if version is None:
-        raise StorageError(str(file), "archbench did not write it", "Name a results file, or move this one out of the folder")
+        raise StorageError(
+            str(file), "archbench did not write it", "Name a results file, or move this one out of the folder"
+        )
     if version > SCHEMA_VERSION:
         cause = f"its schema version is {version}, and this archbench reads versions up to {SCHEMA_VERSION}"
         raise StorageError(str(file), cause, "Install the newest archbench")

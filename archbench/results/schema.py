@@ -73,13 +73,17 @@ COLUMNS: tuple[Column, ...] = (
     Column("tokenizer", "string", "", "name of the tokenizer", nullable=True),
     Column("lossless", "bool", "", "whether the tokens' bytes add up to the text's bytes", nullable=True),
     Column("tokens_seen", "int64", "tokens", "training tokens before this measurement", True, "row"),
-    Column("contaminated", "bool", "", "whether something else disturbed the phase; null: could not be told", True, "row"),
+    Column(
+        "contaminated", "bool", "", "whether something else disturbed the phase; null: could not be told", True, "row"
+    ),
     Column("malloc", "string", "", "how the memory allocator was set", nullable=True),
     Column("archbench_version", "string", "", "version of archbench"),
     Column("torch_version", "string", "", "version of torch"),
     Column("triton_version", "string", "", "version of triton; null: not installed", nullable=True),
     Column("python_version", "string", "", "version of Python"),
-    Column("git_revision", "string", "", "commit of the archbench checkout, -dirty if changed; null: no checkout", True),
+    Column(
+        "git_revision", "string", "", "commit of the archbench checkout, -dirty if changed; null: no checkout", True
+    ),
 )
 """Every column, in file order."""
 
@@ -136,7 +140,7 @@ def data_dictionary() -> str:
         "One run is one Parquet file, `RUN_ID.parquet`, with one measurement a row in base units. Beside it stand the "
         "frozen configuration, `RUN_ID.json`, and the folder `RUN_ID/` with what the run made (checkpoints, tokenizer, "
         "scores by document). Files whose names start with a dot are unfinished and are never read. "
-        "`archbench.read_results(\"results\")` gives a pandas data frame, the newest run first.",
+        '`archbench.read_results("results")` gives a pandas data frame, the newest run first.',
         "",
         f"Schema version {SCHEMA_VERSION}.",
         "",

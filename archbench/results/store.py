@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.errors import StorageError
+from archbench.results.metrics import UNITS
 from archbench.results.reading import read_results
 from archbench.results.schema import COLUMNS, SCHEMA_VERSION, Column, arrow_schema, did_you_mean_column
-from archbench.results.metrics import UNITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,7 +44,9 @@ def run_time(run_id: str) -> datetime:
     try:
         return datetime.strptime(run_id.split("-")[0], _TIME_FORMAT).replace(tzinfo=UTC)
     except ValueError:
-        raise StorageError(f"run id {run_id!r}", "it does not start with a time", "Use new_run_id() to make one") from None
+        raise StorageError(
+            f"run id {run_id!r}", "it does not start with a time", "Use new_run_id() to make one"
+        ) from None
 
 
 def prepare_folder(out: str | Path) -> Path:
@@ -106,7 +108,9 @@ def write_run(
     except FileExistsError as error:
         raise StorageError(str(final), "this run was already written", "Give the new run an id of its own") from error
     except OSError as error:
-        raise StorageError(str(folder), f"run {run_id} cannot be written ({error.strerror or error})", _rescue(folder, run_id)) from error
+        raise StorageError(
+            str(folder), f"run {run_id} cannot be written ({error.strerror or error})", _rescue(folder, run_id)
+        ) from error
     return final
 
 
@@ -183,13 +187,17 @@ def _table(run_id: str, rows: Sequence[Mapping[str, Any]], common: Mapping[str, 
     for number, row in enumerate(rows):
         place = f"row {number} ({row.get('phase')}/{row.get('metric')})"
         for name, value in row.items():
-            values[name if name in columns else ""][number] = _checked(columns, name, value, place)
+            values[name][number] = _checked(columns, name, value, place)
         known_unit = UNITS.get((values["phase"][number], values["metric"][number]))
         unit = values["unit"][number] = values["unit"][number] or known_unit
         if not unit:
-            raise StorageError(f"{place}, column 'unit'", "it has no unit", "Give the metric a unit; 1 for a plain number")
+            raise StorageError(
+                f"{place}, column 'unit'", "it has no unit", "Give the metric a unit; 1 for a plain number"
+            )
         if known_unit not in (None, unit):
-            raise StorageError(f"{place}, column 'unit'", f"{unit!r} instead of {known_unit!r}", "Convert the value to that unit")
+            raise StorageError(
+                f"{place}, column 'unit'", f"{unit!r} instead of {known_unit!r}", "Convert the value to that unit"
+            )
     for name, column in columns.items():
         if not column.nullable and None in values[name]:
             number = values[name].index(None)

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from archbench.errors import CheckpointError, StorageError
-from archbench.training.weights import WEIGHTS, read_weights, write_weights
+from archbench.training.weights import WEIGHTS, read_torch_file, read_weights, write_weights
 
 TRAINING = "training.pt"
 MANIFEST = "manifest.json"
@@ -71,6 +71,7 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
     """
     final = folder / f"step-{step:08d}"
     partial = folder / f".{final.name}.partial"
+    before = _listed(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step-*"):
@@ -91,8 +92,7 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
             shutil.rmtree(old.rename(folder / f".{old.name}.removed"))
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        newest = _listed(folder)[-1:] if folder.is_dir() else []
-        kept = f"; {newest[0][1].name} is intact" if newest else ""
+        kept = f"; {before[-1][1].name} is intact" if before else ""
         raise StorageError(
             f"checkpoint {final}",
             f"it cannot be written ({_cause(error)}){kept}",
@@ -122,10 +122,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
     if path is None:
         return None
     step = _verify(path, (WEIGHTS, TRAINING))
-    try:
-        training = torch.load(path / TRAINING, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, ValueError) as error:
-        raise _damaged(path, TRAINING, f"it cannot be read ({_cause(error)})") from error
+    training = read_torch_file(path / TRAINING, f"checkpoint file {path / TRAINING}", _way_back(path))
+    assert isinstance(training, dict)
     return Checkpoint(path, step, read_weights(path / WEIGHTS), training)
 
 
@@ -145,15 +143,14 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def _listed(folder: Path) -> list[tuple[int, Path]]:
     """The checkpoints in ``folder``, oldest first."""
-    if not folder.exists():
-        return []
     try:
-        found = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
+        paths = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    except FileNotFoundError:
+        return []
     except OSError as error:
-        raise StorageError(
-            f"checkpoints folder {folder}", f"it cannot be listed ({_cause(error)})", "Check its permissions"
-        ) from error
-    return sorted((int(match[1]), path) for match, path in found)
+        culprit, cause = f"checkpoints folder {folder}", f"it cannot be listed ({_cause(error)})"
+        raise StorageError(culprit, cause, "Name a folder that you may read and write") from error
+    return sorted((int(path.name.removeprefix("step-")), path) for path in paths)
 
 
 def _verify(path: Path, names: tuple[str, ...]) -> int:
@@ -183,9 +180,13 @@ def _verify(path: Path, names: tuple[str, ...]) -> int:
 
 
 def _damaged(path: Path, name: str, cause: str) -> CheckpointError:
+    return CheckpointError(f"checkpoint file {path / name}", cause, _way_back(path))
+
+
+def _way_back(path: Path) -> str:
     older = [other.name for _, other in _listed(path.parent) if other.name < path.name]
     fallback = f"from {older[-1]}" if older else "from the start"
-    return CheckpointError(f"checkpoint file {path / name}", cause, f"Delete the folder {path} to continue {fallback}")
+    return f"Delete the folder {path} to continue {fallback}"
 
 
 def _facts(path: Path) -> dict[str, Any]:

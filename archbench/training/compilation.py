@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from archbench.errors import DeviceError
+from archbench.errors import DeviceError, HookFailedError
 
 
 def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
@@ -34,12 +34,14 @@ def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def compile_error(error: Exception) -> DeviceError | None:
-    """The error to show for ``error`` if torch's compiler raised it, otherwise None."""
+    """The error to show for ``error`` if torch's compiler raised it, in a plugin's hook or not; otherwise None."""
+    if isinstance(error, HookFailedError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
         return None
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return DeviceError(
         "--compile",
-        f"torch.compile failed: {lines[0].rstrip('.')}",
+        f"torch.compile failed: {' '.join(lines[:2]).rstrip('.')}",
         "Drop --compile, or see the whole message with --debug",
     )

@@ -40,12 +40,14 @@ class TrainingHistory:
         validations: (updates done, tokens seen, validation loss in nats/token).
         diverged_at: the update whose loss or gradient norm was NaN or infinite, where training ended; None if none was.
         resumed_from: updates that the checkpoint held which this process continued from; None if it started afresh.
+        first_steps: the first update of every process that worked on the run: with warm-up and compilation in it.
     """
 
     steps: list[StepRecord] = field(default_factory=list)
     validations: list[tuple[int, int, float]] = field(default_factory=list)
     diverged_at: int | None = None
     resumed_from: int | None = None
+    first_steps: list[int] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -61,6 +63,7 @@ class TrainingHistory:
         """The history as tensors: floats keep their last bit."""
         norms = [math.nan if record.grad_norm is None else record.grad_norm for record in self.steps]
         return {
+            "first_steps": torch.tensor(self.first_steps, dtype=torch.int64),
             "step": torch.tensor([record.step for record in self.steps], dtype=torch.int64),
             "seconds": torch.tensor([record.seconds for record in self.steps], dtype=torch.float64),
             "loss": torch.tensor([record.loss for record in self.steps], dtype=torch.float64),
@@ -81,5 +84,6 @@ class TrainingHistory:
             StepRecord(n, seconds, loss, lr, None if math.isnan(norm) else norm, t)
             for n, seconds, loss, lr, norm, t in rows
         ]
-        names = ("validation_step", "validation_tokens", "validation_loss")
-        return cls(steps, list(zip(*(columns[name].tolist() for name in names), strict=True)))
+        validation_names = ("validation_step", "validation_tokens", "validation_loss")
+        validations = list(zip(*(columns[name].tolist() for name in validation_names), strict=True))
+        return cls(steps, validations, first_steps=columns["first_steps"].tolist())

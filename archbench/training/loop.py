@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from archbench.errors import HookResultError
+from archbench.errors import HookFailedError, HookResultError
 from archbench.training import resume
 from archbench.training.budgets import Budget, Spent
 from archbench.training.compilation import compile_error
@@ -29,7 +29,7 @@ CUDA_READ_EVERY = 16
 """Updates between two readings of losses and times on a GPU: reading makes the CPU wait until the GPU has caught up."""
 
 SKIPPED_UPDATES_ALLOWED = 32
-"""float16 loss scaling skips updates with infinite gradients while it looks for a scale; so many in a row is divergence."""
+"""float16 loss scaling skips updates with infinite gradients while it seeks a scale; more in a row is divergence."""
 
 
 class Clock(Protocol):
@@ -133,7 +133,7 @@ def train(
                 ledger.add_validation(_validation_loss(state, validate))
             if checkpoints is not None and (checkpoint_due or ledger.finished):
                 resume.save(checkpoints, state, ledger.history, run)
-    except RuntimeError as error:
+    except (RuntimeError, HookFailedError) as error:
         if (failure := compile_error(error)) is not None:
             raise failure from error
         raise
@@ -177,6 +177,7 @@ class _Ledger:
         self._seconds = sum(record.seconds for record in history.steps)
 
     def open(self) -> None:
+        self.history.first_steps.append(self._state.step)
         self._progress.start(progress=self._spent_share(), tokens=self._state.tokens)
         if self.history.resumed_from is not None:
             self._progress.note(f"continuing after step {self.history.resumed_from:,}")

@@ -44,7 +44,7 @@ class Progress:
         self._bar: RichProgress | None = None
 
     def start(self, *, progress: float, tokens: int) -> None:
-        """Training begins with ``progress`` in [0, 1] of its budget spent and ``tokens`` seen (more than none after a resume)."""
+        """Training begins; with ``progress`` in [0, 1] of its budget and ``tokens`` behind it if it is resumed."""
         self._started = self._shown = time.monotonic()
         self._first_progress, self._first_tokens = progress, tokens
         if self.style == "bar":
@@ -105,7 +105,8 @@ class Progress:
             console=Console(file=self.stream),
             auto_refresh=False,
         )
-        self._bar.add_task(self.label, total=1.0, completed=progress, text="")
+        self._bar.add_task(self.label, total=1.0, text="")
+        self._bar.update(self._bar.task_ids[0], completed=progress)
         self._bar.start()
 
 

@@ -33,7 +33,8 @@ class TrainState:
     """A model in training.
 
     Attributes:
-        model: what ``train_step`` calls: tokens (B, T) int64 -> logits (B, T, V). It may be a ``torch.compile`` wrapper.
+        model: what ``train_step`` calls: tokens (B, T) int64 -> logits (B, T, V). It may be a ``torch.compile``
+            wrapper.
         optimizer: its learning rate is set by the training loop before every update.
         device: where the model is, and where micro-batches go.
         dtype: autocast dtype; parameters and their gradients stay float32.
@@ -69,7 +70,7 @@ class TrainState:
         dtype: DTypeName = "float32",
         compile: bool = False,
     ) -> TrainState:
-        """The state a recipe starts from: its optimizer, clipping and precision around ``model``, which is on ``device``.
+        """The state a recipe starts from: optimizer, clipping and precision around ``model``, which is on ``device``.
 
         Raises:
             DeviceError: float16 on a CPU, or no compiler for ``compile``.

@@ -1,4 +1,4 @@
-"""Weights in files: safetensors, written and read; torch's ``.bin`` and ``.pt`` read without running what is in them."""
+"""Weights in files: safetensors, written and read; torch's ``.bin`` and ``.pt``, read without running any code."""
 
 from __future__ import annotations
 
@@ -99,28 +99,30 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"weights {path}",
-            f"torch's safe loader refuses it: it is damaged, or a pickle that holds more than tensors ({_first_line(error)})",
-            "Get the weights as .safetensors; archbench runs no code from a weights file",
-        ) from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        raise _damaged(path, f"it cannot be read as a torch file ({_first_line(error)})") from None
+    weights = read_torch_file(path, f"weights {path}", "Get the weights as .safetensors, or the file again")
     if not isinstance(weights, dict) or not all(
-        isinstance(k, str) and isinstance(v, Tensor) for k, v in weights.items()
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
-        raise CheckpointError(
-            f"weights {path}", "it is no flat mapping of names to tensors", "Save the model's state_dict() by itself"
-        )
+        cause, remedy = "it is no flat mapping of names to tensors", "Save the model's state_dict() by itself"
+        raise CheckpointError(f"weights {path}", cause, remedy)
     return weights
+
+
+def read_torch_file(path: Path, culprit: str, remedy: str) -> object:
+    """What ``torch.save`` wrote, on the CPU, if it is made of tensors and plain values; no code in it is run.
+
+    Raises:
+        CheckpointError: damaged, or a pickle that holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        cause = "it is damaged, or a pickle that holds more than tensors, and archbench runs no code from a file"
+        raise CheckpointError(culprit, cause, remedy) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+        raise CheckpointError(culprit, f"it cannot be read as a torch file ({first_line})", remedy) from None
 
 
 def _damaged(path: Path, cause: str) -> CheckpointError:
     return CheckpointError(f"weights {path}", cause, "Get the file again, or name another")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")

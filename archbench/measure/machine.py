@@ -1,0 +1,196 @@
+"""What the machine is: versions, processor, limits, GPU, git revision. Facts that do not change during a run.
+
+No torch is imported here: the process that only starts phases can use it.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+import archbench
+
+_ROOT = Path(archbench.__file__).resolve().parent.parent
+
+
+def versions() -> dict[str, str | None]:
+    """Versions for the columns of the tidy table: archbench, torch, triton, python, and the git revision."""
+    return {
+        "archbench_version": archbench.__version__,
+        "torch_version": _version("torch"),
+        "triton_version": _version("triton"),
+        "python_version": platform.python_version(),
+        "git_revision": git_revision(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_revision(root: Path = _ROOT) -> str | None:
+    """Commit of the archbench checkout that is running, with ``-dirty`` if files differ from it.
+
+    None if archbench was installed rather than run from its checkout: a repository that merely surrounds the
+    virtual environment says nothing about archbench.
+    """
+    if not (root / ".git").exists():
+        return None
+    commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if changes else commit
+
+
+def device_name(device: object) -> str:
+    """Model of the CPU or GPU, as its maker writes it."""
+    name = str(device)
+    if not name.startswith("cuda"):
+        return cpu_model()
+    import torch
+
+    return torch.cuda.get_device_name(torch.device(name))
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's model name; the architecture (``arm64``) where the system does not say."""
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    if platform.system() == "Darwin":
+        brand = _output("sysctl", "-n", "machdep.cpu.brand_string")
+        if brand:
+            return brand
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def usable_cpus() -> list[int]:
+    """The logical CPUs that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cpu_quota(cgroup: Path | None = None) -> float | None:
+    """CPUs' worth of time the container may use: the smallest of its own and its parents' limits; None: no limit."""
+    folder = cgroup or cpu_cgroup()
+    limits = []
+    for level in [folder, *folder.parents] if folder else []:
+        quota = _quota(level)
+        if quota is not None:
+            limits.append(quota)
+        if level.name == "cgroup":
+            break
+    return min(limits, default=None)
+
+
+def _quota(level: Path) -> float | None:
+    try:
+        if (level / "cpu.max").exists():  # version 2: "max 100000" or "200000 100000"
+            quota, period = (level / "cpu.max").read_text().split()
+        else:
+            quota = (level / "cpu.cfs_quota_us").read_text().strip()
+            period = (level / "cpu.cfs_period_us").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
+
+
+def cpu_cgroup(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Path | None:
+    """Folder of this process's CPU control group, version 1 or 2 (cgroups(7)); None where there is none."""
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return None
+    for _, controllers, path in lines:
+        if "cpu" in controllers.split(","):
+            candidates = [root / "cpu" / path.lstrip("/"), root / "cpu,cpuacct" / path.lstrip("/"), root / "cpu"]
+            return next((folder for folder in candidates if (folder / "cpu.stat").exists()), None)
+    for _, controllers, path in lines:
+        if controllers == "":
+            candidates = [root / path.lstrip("/"), root]  # inside a container the path may be the host's
+            return next((folder for folder in candidates if (folder / "cpu.stat").exists()), None)
+    return None
+
+
+def describe(device: object = "cpu") -> dict[str, str | int | float | None]:
+    """Everything about the machine, for people and for the JSON beside the results.
+
+    Keys end in their unit where they have one. What cannot be read is None.
+    """
+    import numpy as np
+    import psutil
+
+    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    facts: dict[str, str | int | float | None] = {
+        **versions(),
+        "numpy_version": np.__version__,
+        "system": platform.platform(),
+        "cpu": cpu_model(),
+        "cpus_in_machine": os.cpu_count(),
+        "cpus_usable": len(usable_cpus()),
+        "cpu_quota": cpu_quota(),
+        "cpu_hertz": round(frequency.current * 1e6) if frequency else None,
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+    if str(device).startswith("cuda"):
+        facts |= gpu_facts(device)
+    return facts
+
+
+_GPU_FACTS = {
+    "gpu": "name",
+    "gpu_driver": "driver_version",
+    "gpu_sm_clock_megahertz": "clocks.sm",
+    "gpu_sm_clock_max_megahertz": "clocks.max.sm",
+    "gpu_memory_clock_megahertz": "clocks.mem",
+    "gpu_power_limit_watts": "power.limit",
+}
+
+
+def gpu_facts(device: object) -> dict[str, str | float | None]:
+    """Name, driver, clocks and power limit as ``nvidia-smi`` gives them; None each where it is missing."""
+    values = query_gpu(device, list(_GPU_FACTS.values())) or [None] * len(_GPU_FACTS)
+    return {name: _number(value) for name, value in zip(_GPU_FACTS, values, strict=True)}
+
+
+def _number(text: str | None) -> str | float | None:
+    return float(text) if text and re.fullmatch(r"\d+(\.\d+)?", text) else text
+
+
+def query_gpu(device: object, fields: list[str]) -> list[str | None] | None:
+    """Fields of ``nvidia-smi --query-gpu`` for one GPU; None without nvidia-smi, or if it knows not all of them."""
+    index = gpu_id(str(device), os.environ)
+    output = _output("nvidia-smi", "-i", index, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
+    if output is None:
+        return None
+    values = [value.strip() for value in output.splitlines()[0].split(",")]
+    if len(values) != len(fields):
+        return None
+    return [None if value.startswith("[") else value for value in values]  # "[N/A]", "[Not Supported]"
+
+
+def gpu_id(device: str, environment: Mapping[str, str]) -> str:
+    """What nvidia-smi calls torch's ``cuda:N``: CUDA_VISIBLE_DEVICES renumbers only for CUDA programs."""
+    number = int(device.partition(":")[2] or 0)
+    visible = [part.strip() for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    return visible[number] if number < len(visible) else str(number)
+
+
+def _output(*command: str) -> str | None:
+    """What a program prints; None if it is not there or fails, since no fact here is worth failing a run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,30 @@
+"""``archbench doctor`` measures this machine: peaks, bandwidth and the noise of two equal things."""
+
+from __future__ import annotations
+
+import json
+
+from conftest import RunCLI
+
+
+def test_doctor_measures_peaks_and_noise_and_says_what_is_installed(cli: RunCLI) -> None:
+    done = cli("doctor", "--json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    facts = [json.loads(line) for line in done.stdout.splitlines()]
+    (machine,) = (fact for fact in facts if fact["kind"] == "environment")
+    assert machine["torch_version"]
+    assert machine["cpus_usable"] >= 1
+    peaks = {fact["what"]: fact for fact in facts if fact["kind"] == "peak"}
+    assert peaks["matrix product, float32"]["measured"] > 1e9
+    assert peaks["memory bandwidth"]["measured"] > 1e8
+    assert peaks["matrix product, float32"]["published"] is None  # no data sheet gives a CPU's in this clock and load
+    (noise,) = (fact for fact in facts if fact["kind"] == "noise")
+    assert noise["low"] <= noise["median_low"] <= noise["median"] <= noise["median_high"] <= noise["high"]
+    assert "gpt1" in [fact["name"] for fact in facts if fact["kind"] == "plugin"]
+    assert {fact["package"] for fact in facts if fact["kind"] == "extra"} >= {"datasets", "matplotlib"}
+
+
+def test_a_device_that_is_not_there_is_one_paragraph(cli: RunCLI) -> None:
+    done = cli("doctor", "--device", "cuda:99")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1)
+    assert "cuda:99" in done.stderr

@@ -1,0 +1,109 @@
+"""``archbench generate`` streams text from a trained run, in whole characters; here of a plugin given by path."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archbench.cli.generate import TextStream
+from archbench.data.tokenizers import ByteTokenizer
+
+EXAMPLE = Path(__file__).parent / "example_plugins" / "bigram.py"
+HARD = "naïve 👩‍👩‍👧 e\u0301 語\r\n\x00 end"
+
+
+def archbench(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-P", "-m", "archbench", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, stdin=subprocess.DEVNULL, timeout=300, check=False)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the example plugin was trained for three steps: its text is nearly random bytes."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = ["--profile", "smoke", "--steps", "3", "--phases", "train", "--quiet"]
+    done = archbench("run", "bigram", "--plugin", EXAMPLE, *options, cwd=folder)
+    assert done.returncode == 0, done.stderr.decode()
+    return folder
+
+
+def generate(trained: Path, *options: str | Path) -> bytes:
+    done = archbench("generate", "bigram", *options, cwd=trained)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+def test_the_output_is_valid_utf8_however_wild_the_model_and_starts_with_the_prompt(trained: Path) -> None:
+    text = generate(trained, "--prompt", HARD, "--max-new-tokens", "300", "--temperature", "3", "--seed", "1").decode(
+        "utf-8"
+    )
+    assert text.startswith(HARD)
+    assert text.endswith("\n")
+    assert len(text) > len(HARD) + 50
+
+
+def test_a_seed_gives_the_same_text_and_greedy_needs_none(trained: Path) -> None:
+    options = ("--prompt", "ROMEO:", "--max-new-tokens", "40", "--top-p", "0.9", "--temperature", "0.8")
+    assert generate(trained, *options, "--seed", "5") == generate(trained, *options, "--seed", "5")
+    assert generate(trained, *options, "--seed", "5") != generate(trained, *options, "--seed", "6")
+    assert generate(trained, "--prompt", "A", "--greedy") == generate(trained, "--prompt", "A", "--greedy")
+
+
+def test_a_prompt_comes_from_a_file_unchanged_or_is_left_out(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_bytes(b"ROMEO:\r\n")
+    assert generate(trained, "--prompt-file", tmp_path / "prompt.txt", "--max-new-tokens", "3").startswith(
+        b"ROMEO:\r\n"
+    )
+    assert generate(trained, "--max-new-tokens", "3").endswith(b"\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "phrase"),
+    [
+        (["--run", "20200101T000000-000000"], "no such run"),
+        (["--temperature", "0"], "temperature"),
+        (["--top-k", "0"], "top_k"),
+        (["--top-p", "1.5"], "top_p"),
+        (["--top-k", "5", "--top-p", "0.5"], "top_k and top_p"),
+        (["--prompt", "x" * 1000], "prompt"),
+        (["--prompt", "a", "--prompt-file", "b"], "Give one of the two"),
+        (["--prompt-file", "missing.txt"], "missing.txt"),
+        (["--max-new-tokens", "0"], "--max-new-tokens"),
+    ],
+)
+def test_bad_input_is_one_paragraph(trained: Path, options: list[str], phrase: str) -> None:
+    done = archbench("generate", "bigram", *options, cwd=trained)
+    stderr = done.stderr.decode()
+    assert done.returncode in (2, 4)
+    assert stderr.startswith("Error: ")
+    assert phrase in stderr
+    assert stderr.count("\n") == 1
+
+
+def test_a_run_of_another_architecture_is_refused(trained: Path) -> None:
+    done = archbench("generate", "gpt1", "--prompt", "A", cwd=trained)
+    assert done.returncode == 2
+    assert b"it trained bigram, not gpt1" in done.stderr
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
+def test_a_stream_shows_exactly_the_text_and_each_piece_is_whole(text: str) -> None:
+    tokenizer = ByteTokenizer()
+    stream = TextStream(tokenizer.decode)
+    pieces = [stream.push(int(token)) for token in tokenizer.encode(text)]
+    assert "".join(pieces) == text.removesuffix("\ufffd")
+    for piece in pieces:
+        piece.encode("utf-8")
+        assert len(piece) <= 1 or "\ufffd" in text
+
+
+@given(st.lists(st.integers(0, 255), max_size=80))
+def test_a_stream_of_any_bytes_shows_what_decoding_them_at_once_would_but_for_an_unfinished_end(ids: list[int]) -> None:
+    tokenizer = ByteTokenizer()
+    stream = TextStream(tokenizer.decode)
+    assert "".join(stream.push(token) for token in ids) == tokenizer.decode(ids).removesuffix("\ufffd")

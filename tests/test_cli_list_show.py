@@ -1,0 +1,105 @@
+"""``archbench list`` and ``archbench show``: what there is, what is broken, and what a size costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import archbench
+from archbench.cli.show import folded
+from conftest import RunCLI
+
+Install = Callable[..., Path]
+
+
+def test_list_shows_the_good_and_why_each_other_is_broken(install: Install, minimal_plugin: str, cli: RunCLI) -> None:
+    install("acme-bigram", "bigram", minimal_plugin)
+    install("acme-typo", "typo", minimal_plugin.replace("def train_step(", "def trian_step("))
+    install("acme-gone", "gone", None)
+    install("zenith", "bigram2", minimal_plugin)
+    install("acme-twin", "twin", minimal_plugin)
+    install("zenith-twin", "twin", minimal_plugin)
+    done = cli("list")
+    assert done.returncode == 0
+    first = next(line for line in done.stdout.splitlines() if line.startswith("bigram"))
+    for part in ("A table of next-token logits", "Shannon 1948", "acme-bigram 1.0", "nano"):
+        assert part in first
+    broken = [line for line in done.stdout.splitlines() if line.startswith("broken: ")]
+    assert len(broken) == 4
+    for phrases in (
+        ["'typo' (package acme-typo 1.0)", "Did you mean 'train_step'?"],
+        ["'gone' (package acme-gone 1.0)", "No module named 'acme_gone'"],
+        ["'bigram2' (package zenith 1.0)", "entry point says 'bigram2'"],
+        ["'twin'", "acme-twin", "zenith-twin"],
+    ):
+        assert any(all(phrase in line for phrase in phrases) for line in broken), (phrases, broken)
+
+
+def test_list_as_json_has_one_object_an_architecture(install: Install, minimal_plugin: str, cli: RunCLI) -> None:
+    install("acme-bigram", "bigram", minimal_plugin)
+    install("acme-gone", "gone", None)
+    found = {row["name"]: row for row in map(json.loads, cli("list", "--json").stdout.splitlines())}
+    assert found["bigram"]["error"] is None
+    assert found["bigram"]["packages"] == ["acme-bigram 1.0"]
+    assert found["gpt1"]["presets"] == ["nano", "small", "paper"]
+    assert found["gone"]["error"]["type"] == "PluginImportError"
+    assert found["gone"]["presets"] == []
+
+
+def test_show_prints_the_published_size_of_gpt1(cli: RunCLI) -> None:
+    shown = cli("show", "gpt1", "--preset", "paper").stdout
+    assert "116,534,784" in shown
+    assert "72 KiB/token" in shown  # 2 tensors × 12 layers × 768 × 4 bytes
+    facts = json.loads(cli("show", "gpt1", "--preset", "paper", "--json").stdout)
+    assert facts["parameters"] == 116_534_784
+    assert facts["cache_bytes_per_token"] == 2 * 12 * 768 * 4
+    # 2 FLOPs a parameter in a matrix (12 C² a layer, and the head), and 4 C T a layer for attention
+    matrices = 12 * 12 * 768**2 + 40_478 * 768
+    assert facts["forward_flops_per_token"] == pytest.approx(2 * matrices + 12 * 4 * 768 * 512)
+    assert facts["training_flops_per_token"] == pytest.approx(3 * facts["forward_flops_per_token"])
+
+
+def test_the_layer_table_adds_up_also_when_folded(cli: RunCLI) -> None:
+    facts = json.loads(cli("show", "gpt1", "--set", "n_layer=3", "--json").stdout)
+    assert facts["config"]["n_layer"] == 3
+    for layers in (facts["layers"], folded(facts["layers"])):
+        assert sum(layer["parameters"] for layer in layers) == facts["parameters"]
+        flops = sum(layer["forward_flops_per_token"] for layer in layers)
+        assert flops == pytest.approx(facts["forward_flops_per_token"])
+    blocks: list[dict[str, Any]] = [layer for layer in folded(facts["layers"]) if layer["path"].startswith("blocks")]
+    assert {layer["count"] for layer in blocks} == {3}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "phrases"),
+    [
+        (["gtp1"], ["architecture 'gtp1'", "Did you mean 'gpt1'?"]),
+        (["gpt1", "--preset", "papre"], ["preset 'papre' of gpt1", "Did you mean 'paper'?"]),
+        (["gpt1", "--set", "n_layr=3"], ["n_layr", "no such field", "Did you mean 'n_layer'?"]),
+        (["gpt1", "--set", "n_layer=three"], ["n_layer", "three"]),
+        (["gpt1", "--set", "n_layer"], ["--set n_layer", "NAME=VALUE"]),
+        (["gpt1", "--set", "n_head=7"], ["n_head", "7"]),
+        (["gpt1", "--plugin", "missing.py"], ["--plugin missing.py", "no such file"]),
+    ],
+)
+def test_bad_input_is_one_paragraph_and_exit_code_2(cli: RunCLI, arguments: list[str], phrases: list[str]) -> None:
+    done = cli("show", *arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    for phrase in phrases:
+        assert phrase in done.stderr
+
+
+def test_showing_needs_no_memory_for_the_model(install: Install, minimal_plugin: str, cli: RunCLI) -> None:
+    """A trillion parameters, on the meta device."""
+    install("acme-bigram", "bigram", minimal_plugin)
+    facts = json.loads(cli("show", "bigram", "--set", f"vocab_size={10**6}", "--json").stdout)
+    assert facts["parameters"] == 10**12
+    assert facts["cache_bytes_per_token"] is None
+    assert archbench.load("bigram").info.presets["nano"].vocab_size == 257

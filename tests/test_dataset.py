@@ -1,0 +1,138 @@
+"""Datasets: tokens are what the tokenizer says, checked against the bytes, and cached without being trusted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import models, pre_tokenizers
+
+from archbench.config import DataConfig
+from archbench.data import dataset
+from archbench.data.dataset import prepare
+from archbench.errors import StorageError
+
+HARD = "naïve 👩‍👩‍👧‍👦\r\n\0 漢字 e\u0301 <|endoftext|>\n"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> str:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.txt").write_bytes(f"document {number} {HARD * 3}".encode())
+    return str(folder)
+
+
+def test_training_documents_stand_after_separators_and_validation_documents_alone(corpus: str, tmp_path: Path) -> None:
+    data = prepare(DataConfig(corpus=corpus, tokenizer="byte"), cache=tmp_path)
+    texts = [(Path(corpus) / f"{number}.txt").read_bytes() for number in range(10)]
+    stream = [token for text in texts[:9] for token in (256, *text)]
+    assert data.train.tolist() == stream
+    assert [bytes(document.tokens.tolist()) for document in data.validation] == texts[9:]
+    assert [(document.name, document.n_bytes) for document in data.validation] == [("9.txt", len(texts[9]))]
+    assert (data.train_text(), data.validation_text()) == (b"".join(texts[:9]), texts[9])
+
+
+@pytest.mark.parametrize("spec", ["byte", "bpe:300"])
+def test_token_bytes_add_up_to_raw_bytes(corpus: str, tmp_path: Path, spec: str) -> None:
+    data = prepare(DataConfig(corpus=corpus, tokenizer=spec), cache=tmp_path)
+    lengths = data.tokenizer.byte_lengths()
+    assert data.lossless
+    assert lengths is not None
+    assert lengths[data.train].sum() == len(data.train_text())
+    assert [lengths[document.tokens].sum() for document in data.validation] == [d.n_bytes for d in data.validation]
+
+
+def test_a_tokenizer_that_drops_bytes_is_recorded_as_such(corpus: str, tmp_path: Path) -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"<unk>": 0, "document": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.save(str(tmp_path / "words.json"))
+    config = DataConfig(corpus=corpus, tokenizer=f"file:{tmp_path / 'words.json'}")
+    assert [prepare(config, cache=tmp_path).lossless for _ in ("made", "cached")] == [False, False]
+
+
+def test_tokens_are_memory_mapped_in_the_smallest_type_that_fits(tmp_path: Path) -> None:
+    data = prepare(DataConfig(corpus="shakespeare", tokenizer="byte"), cache=tmp_path)
+    assert isinstance(data.train, np.memmap)
+    assert data.train.dtype == np.uint16
+
+
+def test_tokens_are_made_once(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig(corpus=corpus, tokenizer="bpe:300")
+    first = prepare(config, cache=tmp_path)
+    monkeypatch.setattr(dataset, "_write", None)
+    again = prepare(config, cache=tmp_path)
+    assert again.train.tolist() == first.train.tolist()
+    assert again.lossless == first.lossless
+
+
+def test_other_text_or_another_split_finds_no_cached_tokens(corpus: str, tmp_path: Path) -> None:
+    def lengths(fraction: float) -> tuple[int, int]:
+        data = prepare(
+            DataConfig(corpus=corpus, tokenizer="byte", validation_fraction=fraction), cache=tmp_path / "cache"
+        )
+        return len(data.train), len(data.validation)
+
+    first = lengths(0.1)
+    assert lengths(0.3)[1] == 3
+    (Path(corpus) / "0.txt").write_bytes(b"changed")
+    assert lengths(0.1)[0] < first[0]
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "record"])
+def test_damaged_tokens_are_made_again_and_it_is_said(
+    corpus: str, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = DataConfig(corpus=corpus, tokenizer="byte")
+    expected = prepare(config, cache=tmp_path).train.tolist()
+    (tokens,) = tmp_path.glob("tokens/*.npy")
+    content = bytearray(tokens.read_bytes())
+    content[-7] ^= 1
+    if damage == "record":
+        tokens.with_suffix(".json").write_text("{")
+    else:
+        tokens.write_bytes(content if damage == "flip" else content[: len(content) // 2])
+    assert prepare(config, cache=tmp_path).train.tolist() == expected
+    assert "damaged" in caplog.text
+    assert str(tokens) in caplog.text
+
+
+def test_processes_may_prepare_the_same_data_at_once(tmp_path: Path) -> None:
+    code = (
+        "import hashlib, sys, pathlib; from archbench.config import DataConfig; "
+        "from archbench.data.dataset import prepare; "
+        "data = prepare(DataConfig(corpus='shakespeare', tokenizer='bpe:300'), cache=pathlib.Path(sys.argv[1]));"
+        "print(len(data.train), hashlib.sha256(data.train.tobytes()).hexdigest())"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    answers = {process.communicate()[0] for process in processes}
+    assert [process.returncode for process in processes] == [0] * 4
+    assert len(answers) == 1
+    assert len(list((tmp_path / "tokens").iterdir())) == 2, "the tokens and their record, and nothing half-written"
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys, pathlib; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "  # stands in for the disk's end
+        "from archbench.config import DataConfig; from archbench.data.dataset import prepare; "
+        "prepare(DataConfig(corpus='shakespeare', tokenizer='byte'), cache=pathlib.Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert "StorageError: cache folder" in done.stderr
+    assert "Make room" in done.stderr
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs /dev/null")
+def test_a_cache_that_cannot_be_written_names_the_way_out(corpus: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCHBENCH_CACHE", "/dev/null/cache")
+    with pytest.raises(StorageError, match=r"/dev/null/cache.*set ARCHBENCH_CACHE"):
+        prepare(DataConfig(corpus=corpus, tokenizer="byte"))

@@ -1,0 +1,126 @@
+"""GPT-1 is the published model: transformers' OpenAIGPTLMHeadModel agrees in every logit and gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import archbench
+from archbench.kernels import attention_backend
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {"vocab_size": 1000, "context_length": 64, "n_layer": 3, "n_head": 6, "d_model": 96, "d_ff": 384}
+
+
+def published_model(preset: str = "paper", **sizes: int) -> nn.Module:
+    """transformers' model of a preset's sizes, at its own default initialisation."""
+    config: Any = archbench.load("gpt1").config(preset, **sizes)
+    theirs = transformers.OpenAIGPTConfig(
+        vocab_size=config.vocab_size,
+        n_positions=config.context_length,
+        n_embd=config.d_model,
+        n_layer=config.n_layer,
+        n_head=config.n_head,
+        embd_pdrop=config.embd_dropout,
+        resid_pdrop=config.resid_dropout,
+        attn_pdrop=config.attn_dropout,
+    )
+    return transformers.OpenAIGPTLMHeadModel(theirs)
+
+
+def our_model(theirs: nn.Module, preset: str = "paper", **sizes: int) -> nn.Module:
+    """Ours, with their weights through the plugin's hook."""
+    gpt1 = archbench.load("gpt1")
+    config = gpt1.config(preset, **sizes)
+    model = gpt1.build(config)
+    model.load_state_dict(gpt1.import_weights(theirs.state_dict(), config))
+    return model
+
+
+def randomise(model: nn.Module) -> None:
+    """Every parameter N(0, 0.2), gains 1 ± 0.2, so that none can be forgotten or mixed up unseen."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(mean=1.0 if "ln_" in name and name.endswith("weight") else 0.0, std=0.2)
+
+
+def logits_and_gradients(model: nn.Module, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    output = model(tokens[:, :-1])
+    logits = output if isinstance(output, Tensor) else output.logits
+    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize(("randomised", "tolerance"), [(True, 1e-4), (False, 1e-6)])
+def test_logits_and_gradients_equal_transformers(backend: str, randomised: bool, tolerance: float) -> None:
+    torch.manual_seed(0)
+    theirs = published_model(**SIZES).eval()
+    if randomised:
+        randomise(theirs)
+    ours = our_model(theirs, **SIZES).eval()
+    tokens = torch.randint(SIZES["vocab_size"], (3, SIZES["context_length"] + 1))
+
+    expected, their_gradients = logits_and_gradients(theirs, tokens)
+    with attention_backend(backend):
+        logits, our_gradients = logits_and_gradients(ours, tokens)
+
+    assert (logits - expected).abs().max() < tolerance
+    gpt1 = archbench.load("gpt1")
+    mapped = gpt1.import_weights(their_gradients, gpt1.config("paper", **SIZES))
+    assert mapped.keys() == our_gradients.keys()
+    for name, gradient in mapped.items():
+        torch.testing.assert_close(our_gradients[name], gradient, atol=tolerance, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_logits_of_the_published_size_equal_transformers_with_every_parameter_randomised() -> None:
+    torch.manual_seed(0)
+    theirs = published_model().eval()
+    tokens = torch.randint(40_478, (1, 512))
+    for tolerance in (1e-6, 1e-4):
+        ours = our_model(theirs).eval()
+        with torch.inference_mode():
+            assert (ours(tokens) - theirs(tokens).logits).abs().max() < tolerance
+        randomise(theirs)
+
+
+def test_published_size_has_116534784_parameters_as_transformers_has() -> None:
+    gpt1 = archbench.load("gpt1")
+    with torch.device("meta"):
+        ours, theirs = gpt1.build(gpt1.config("paper")), published_model()
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 116_534_784
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == 116_534_784
+
+
+def test_initial_weights_have_the_published_distribution() -> None:
+    torch.manual_seed(0)
+    gpt1 = archbench.load("gpt1")
+    model = gpt1.build(gpt1.config("paper", n_layer=1, vocab_size=5000))
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight")))), name
+        elif name.endswith("bias"):
+            assert not parameter.any(), name
+        else:
+            assert abs(parameter.mean()) < 2e-4, name
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.01), name
+
+
+def test_dropout_acts_where_the_published_model_has_it_and_only_in_training() -> None:
+    torch.manual_seed(0)
+    gpt1 = archbench.load("gpt1")
+    tokens = torch.randint(1000, (2, 64))
+    rates = ("embd_dropout", "resid_dropout", "attn_dropout")
+    for rate in rates:
+        others = {other: 0.0 for other in rates if other != rate}
+        model = gpt1.build(gpt1.config("paper", **SIZES, **{rate: 0.1}, **others))
+        assert not torch.equal(model(tokens), model(tokens)), rate
+        model.eval()
+        assert torch.equal(model(tokens), model(tokens)), rate

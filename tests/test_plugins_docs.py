@@ -1,0 +1,73 @@
+"""docs/plugins.md and docs/errors.md cannot drift from the code: examples, hook signatures and the tree of errors."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import archbench
+from archbench import errors, hookspecs
+from archbench.contract import HOOKS
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.parametrize("example", ["bigram.py", "stopwatch.py"])
+def test_the_examples_in_the_docs_are_the_files_that_the_tests_run(example: str) -> None:
+    source = (Path(__file__).parent / "example_plugins" / example).read_text().rstrip()
+    assert f"```python\n{source}\n```" in (DOCS / "plugins.md").read_text()
+
+
+def test_the_minimal_example_is_short_and_loads() -> None:
+    path = Path(__file__).parent / "example_plugins" / "bigram.py"
+    code = [line for line in path.read_text().splitlines() if line.strip()]
+    assert len(code) <= 30
+    assert archbench.load("bigram", plugins=[path]).name == "bigram"
+
+
+def test_the_table_of_hooks_has_every_hook_with_its_true_signature() -> None:
+    documented = re.findall(r"^\| `(\w+\([^)]*\))` \|", (DOCS / "plugins.md").read_text(), re.MULTILINE)
+    true = [f"{hook}({', '.join(inspect.signature(getattr(hookspecs, hook)).parameters)})" for hook in HOOKS]
+    assert documented == true
+
+
+def test_every_public_name_in_the_docs_exists() -> None:
+    text = (DOCS / "plugins.md").read_text()
+    for names in re.findall(r"^from archbench import (.+)$", text, re.MULTILINE):
+        for name in names.split(", "):
+            assert hasattr(archbench, name)
+    for name in ("next_token_step", "decode_with_cache", "decode_without_cache", "causal_attention"):
+        assert f"`{name}" in text
+        assert hasattr(archbench, name)
+
+
+def test_the_drawn_tree_of_errors_is_the_real_one_and_is_in_the_docs() -> None:
+    assert errors.__doc__ is not None
+    drawing = re.search(r"^ {4}ArchbenchError.*?(?=\n\n)", errors.__doc__, re.MULTILINE | re.DOTALL)
+    assert drawing is not None
+    text = inspect.cleandoc(drawing[0])
+    assert text in (DOCS / "errors.md").read_text()
+    drawn: dict[str, tuple[str | None, int]] = {}
+    path: list[str] = []
+    for line in text.splitlines():
+        match = re.match(r"([│├└─ ]*)(\w+)(?: \(\w+\))?\s+(?:exit code )?(\d+)", line)
+        assert match is not None, line
+        branch, name, code = match.groups()
+        path = [*path[: len(branch) // 4], name]
+        drawn[name] = (path[-2] if len(path) > 1 else None, int(code))
+    kinds = [
+        kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.ArchbenchError)
+    ]
+    parents = {kind: None if kind is errors.ArchbenchError else kind.__bases__[0].__name__ for kind in kinds}
+    real = {kind.__name__: (parents[kind], kind.exit_code) for kind in kinds}
+    assert drawn == real
+
+
+def test_every_plugin_error_is_explained() -> None:
+    text = (DOCS / "errors.md").read_text()
+    for kind in errors.PluginError.__subclasses__():
+        assert f"| `{kind.__name__}` |" in text
