@@ -26,9 +26,7 @@ Install = Callable[..., Path]
         (["results", "--limit", "many"], "--limit"),
     ],
 )
-def test_a_mistyped_command_is_one_line_that_points_to_help(
-    cli: RunCLI, arguments: list[str], phrase: str
-) -> None:
+def test_a_mistyped_command_is_one_line_that_points_to_help(cli: RunCLI, arguments: list[str], phrase: str) -> None:
     done = cli(*arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("Error: ")

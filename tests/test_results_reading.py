@@ -18,7 +18,9 @@ from archbench.results.store import new_run_id, read_results, write_run
 from test_results_schema import COMMON
 
 LOSS = {"phase": "quality", "metric": "loss", "value": 1.5}
-STEPS = [{"phase": "train", "metric": "step_seconds", "value": 0.1 + i, "repeat": i + 1, "batch_size": 8} for i in range(3)]
+STEPS = [
+    {"phase": "train", "metric": "step_seconds", "value": 0.1 + i, "repeat": i + 1, "batch_size": 8} for i in range(3)
+]
 
 
 def write(out: Path, run_id: str, *rows: dict[str, Any], **common: Any) -> Path:
@@ -132,7 +134,14 @@ def test_a_corrupt_file_is_named_or_left_out_with_a_warning(tmp_path: Path, dama
     bad = write(tmp_path, "20260102T000000-bbbbbb")
     content = bad.read_bytes()
     half = len(content) // 2
-    bad.write_bytes({"truncated": content[:half], "overwritten": content[:4] + b"\xff" * (len(content) - 4), "empty": b"", "text": b"hello"}[damage])
+    bad.write_bytes(
+        {
+            "truncated": content[:half],
+            "overwritten": content[:4] + b"\xff" * (len(content) - 4),
+            "empty": b"",
+            "text": b"hello",
+        }[damage]
+    )
     with pytest.raises(StorageError, match=r"bbbbbb\.parquet: it is corrupt or no Parquet file"):
         read_results(tmp_path)
     with pytest.warns(ArchbenchWarning, match=r"bbbbbb\.parquet.*Left out"):

@@ -38,7 +38,9 @@ def write(out: Path, *rows: dict[str, Any], **common: Any) -> Path:
 
 def test_the_data_dictionary_in_the_repository_is_the_generated_one() -> None:
     readme = Path(__file__).parent.parent / "results" / "README.md"
-    assert readme.read_text() == data_dictionary(), "write archbench.results.schema.data_dictionary() to results/README.md"
+    assert readme.read_text() == data_dictionary(), (
+        "write archbench.results.schema.data_dictionary() to results/README.md"
+    )
 
 
 def test_every_metric_of_the_dictionary_is_explained_in_the_documentation() -> None:
@@ -105,7 +107,9 @@ def test_a_strangers_metric_is_stored_if_it_has_a_unit(tmp_path: Path) -> None:
         ({"phase": None}, r"row 0 \(None/loss\), column 'phase': it is missing"),
     ],
 )
-def test_a_row_that_does_not_fit_is_refused_by_row_and_column(tmp_path: Path, row: dict[str, Any], message: str) -> None:
+def test_a_row_that_does_not_fit_is_refused_by_row_and_column(
+    tmp_path: Path, row: dict[str, Any], message: str
+) -> None:
     with pytest.raises(StorageError, match=message):
         write(tmp_path, {"phase": "quality", "metric": "loss", "unit": "nats/token", "value": 1.0, **row})
     assert list(tmp_path.iterdir()) == [], "nothing is written for a refused run"

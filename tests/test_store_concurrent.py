@@ -115,7 +115,11 @@ except StorageError as error:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), str(name)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", code, str(tmp_path), str(name)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         for name in range(4)
     ]

@@ -45,13 +45,17 @@ except StorageError as error:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match=r"cannot be written \(Not a directory\). Free some space, or choose another"):
+    with pytest.raises(
+        StorageError, match=r"cannot be written \(Not a directory\). Free some space, or choose another"
+    ):
         write_run(tmp_path / "file" / "results", RUN, [ROW], {}, COMMON)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that even root cannot write: Linux's /proc")
 def test_a_read_only_folder_is_found_out_before_the_work() -> None:
-    with pytest.raises(StorageError, match=r"/proc: results cannot be written there \(.*\). Choose a folder .* with --out"):
+    with pytest.raises(
+        StorageError, match=r"/proc: results cannot be written there \(.*\). Choose a folder .* with --out"
+    ):
         prepare_folder("/proc")
 
 

@@ -32,33 +32,31 @@ def print_rows(frame: pd.DataFrame, out: str) -> None:
 
 def print_summary(frame: pd.DataFrame, out: str) -> None:
     """One screen about one run."""
-    console = Console()
+    console = Console(highlight=False)
     first = frame.iloc[0]
-    console.print()
     console.print(
-        f"[bold]{first.architecture}[/bold] {first.preset}, {first.parameters:,} parameters, context {first.context_length}"
-        f" · {first.corpus}, {first.tokenizer} · {first.device_name}, {first.threads} threads, {first.dtype}"
-        f" · seed {first.seed}",
-        highlight=False,
+        f"\n[bold]{first['architecture']} {first['preset']}[/bold]: {first['parameters']:,} parameters, "
+        f"context {first['context_length']}, {first['dtype']}, seed {first['seed']}\n"
+        f"[dim]{first['corpus']} as {first['tokenizer']} · {first['device_name']}, {first['threads']} CPU threads[/dim]\n"
     )
-    table = Table(box=None, pad_edge=False, show_header=True, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
-    table.add_column("measured")
-    table.add_column("value", justify="right")
-    table.add_column("half of the samples within", style="dim")
+    table.add_column("measured", no_wrap=True)
+    table.add_column("median", justify="right", no_wrap=True)
+    table.add_column("middle half", style="dim", no_wrap=True)
     table.add_column("", style="dim")
     for phase, add in (("quality", _quality), ("train", _training), ("prefill", _prefill), ("decode", _decode)):
         rows = frame[frame.phase == phase]
         if len(rows):
             add(_Section(table, phase, rows))
     console.print(table)
-    for line in _warnings(frame):
-        console.print(f"[yellow]{line}[/yellow]", highlight=False)
-    path = Path(out) / f"{first.run_id}.parquet"
-    console.print(f"\nResults: {path} ({len(frame):,} rows)", highlight=False, soft_wrap=True)
-    console.print("Next:", highlight=False)
+    for line in _remarks(frame):
+        console.print(line)
+    path = Path(out) / f"{first['run_id']}.parquet"
+    console.print(f"\nResults: {path} ({len(frame):,} rows)", soft_wrap=True)
+    console.print("Next:")
     for command in _next_commands(frame, out):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {command}", soft_wrap=True, markup=False)
 
 
 class _Section:
@@ -89,8 +87,15 @@ class _Section:
     def memory(self) -> None:
         peak, baseline = self.value("peak_memory_bytes"), self.value("baseline_memory_bytes")
         if peak is not None:
-            note = "" if baseline is None else f"{humanise(baseline, 'B')} before the phase began"
+            note = "" if baseline is None else f"{humanise(peak - baseline, 'B')} of it new"
             self.line("peak memory", humanise(peak, "B"), note=note)
+
+    def cases(self, name: str, metric: str) -> None:
+        """A line for each batch size B and prompt length P, with tokens/s beside it."""
+        for (B, P), rows in self.rows.dropna(subset=["prompt_length"]).groupby(["batch_size", "prompt_length"]):
+            case = _Section(self.table, self.title, rows)
+            case.measured(name.format(B=B, P=P), metric, "s", note=humanise(case.value("tokens_per_second"), "token/s"))
+            self.title = ""
 
 
 def _spread(values: pd.Series[float], unit: str) -> str:
@@ -100,59 +105,49 @@ def _spread(values: pd.Series[float], unit: str) -> str:
 
 
 def _quality(section: _Section) -> None:
-    floors = ", ".join(
-        f"{name} {value:.3f}" for metric, name in FLOORS.items() if (value := section.value(metric)) is not None
-    )
-    section.measured("bits per byte", "bits_per_byte", "bit/byte", note="held-out text, each token scored once")
-    section.line("  floors", "", note=floors)
-    tokenizer = section.rows.tokenizer.iloc[0]
-    section.measured("perplexity", "perplexity", "1", note=f"per token of {tokenizer}")
+    section.measured("bits per byte", "bits_per_byte", "bit/byte")
+    section.measured("perplexity", "perplexity", "1", note="per token")
     section.measured("loss", "loss", "nats/token")
 
 
 def _training(section: _Section) -> None:
     steps, tokens = section.value("steps"), section.rows.tokens_seen.max()
-    section.measured("step", "step_seconds", "s", note=f"{steps:,.0f} steps, {tokens:,.0f} tokens")
-    section.measured("first step", "first_step_seconds", "s", note="with warm-up and compilation, kept apart")
-    section.measured("throughput", "tokens_per_second", "token/s")
-    mfu, published = section.value("mfu"), section.value("peak_flops_published")
-    against = "published" if published is not None else "measured"
-    note = f"{mfu:.0%} of the {against} peak (MFU)" if mfu is not None else ""
+    section.measured("step", "step_seconds", "s", note=f"{steps:,.0f} steps")
+    section.measured("first step", "first_step_seconds", "s", note="kept apart")
+    section.measured("throughput", "tokens_per_second", "token/s", note=f"{humanise(tokens, 'token')}")
+    mfu = section.value("mfu")
+    note = f"MFU {mfu:.0%}" if mfu is not None else ""
     section.measured("model FLOP/s", "model_flops_per_second", "FLOP/s", note=note)
     section.memory()
 
 
 def _prefill(section: _Section) -> None:
-    for (B, P), rows in section.rows.dropna(subset=["prompt_length"]).groupby(["batch_size", "prompt_length"]):
-        case = _Section(section.table, section.title, rows)
-        speed = case.value("tokens_per_second")
-        note = f"{humanise(speed, 'token/s')}" if speed is not None else ""
-        case.measured(f"first token, {P:.0f}-token prompt × {B:.0f}", "seconds_to_first_token", "s", note=note)
-        section.title = case.title
+    section.cases("{P:.0f}-token prompt × {B:.0f}", "seconds_to_first_token")
     section.memory()
 
 
 def _decode(section: _Section) -> None:
-    for (B, P), rows in section.rows.dropna(subset=["prompt_length"]).groupby(["batch_size", "prompt_length"]):
-        case = _Section(section.table, section.title, rows)
-        speed = case.value("tokens_per_second")
-        note = f"{humanise(speed, 'token/s')}" if speed is not None else ""
-        case.measured(f"per token after {P:.0f} × {B:.0f}", "seconds_per_token", "s", note=note)
-        section.title = case.title
+    section.cases("token after {P:.0f} × {B:.0f}", "seconds_per_token")
     section.measured("cache", "cache_bytes_per_token", "B/token")
     section.memory()
 
 
-def _warnings(frame: pd.DataFrame) -> list[str]:
+def _remarks(frame: pd.DataFrame) -> list[str]:
     lines = []
+    quality = frame[frame.phase == "quality"].set_index("metric").value
+    floors = [f"{name} {quality[metric]:.3f}" for metric, name in FLOORS.items() if metric in quality]
+    if floors:
+        lines.append(f"\n[dim]Bits per byte of the same text by counting and compressing: {', '.join(floors)}.[/dim]")
     diverged = frame[frame.metric == "diverged"]
     if len(diverged):
-        lines.append(f"Training diverged: the loss was no longer finite at step {diverged.value.iloc[0]:.0f}.")
-    if frame.contaminated.fillna(False).any():
-        phases = ", ".join(sorted(set(frame[frame.contaminated.fillna(False)].phase) - {"environment"}))
-        lines.append(f"Other work ran on this machine meanwhile ({phases}): the speeds are marked contaminated.")
-    if not frame.lossless.fillna(True).all():
-        lines.append("The tokenizer is not lossless on this text: bits per byte describe the tokenised text only.")
+        step = diverged.value.iloc[0]
+        lines.append(f"[yellow]Training diverged: the loss was no longer finite at step {step:.0f}, and the run ended there.[/yellow]")
+    contaminated = frame[frame.contaminated.eq(True)].phase.unique()
+    if len(contaminated):
+        phases = ", ".join(phase for phase in contaminated if phase != "environment")
+        lines.append(f"[yellow]Other work disturbed this machine meanwhile ({phases}): those rows are marked contaminated.[/yellow]")
+    if frame.lossless.eq(False).any():
+        lines.append("[yellow]The tokenizer loses some of this text's bytes: its bits per byte are too good to be true.[/yellow]")
     return lines
 
 

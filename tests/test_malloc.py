@@ -1,0 +1,47 @@
+"""The tuned allocator keeps freed memory, so that big tensors soon cause no page faults."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import resource, sys, torch
+from archbench.measure.malloc import tune_malloc
+print(tune_malloc() if sys.argv[1] == "tuned" else "untouched")
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(50_000_000, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+# Small blocks that come to lie in freed space make the heap grow a few times before it is large enough.
+for _ in range(20):
+    faults()
+print(sum(faults() for _ in range(10)))
+"""
+
+
+def faults_once_warm(how: str, **environment: str) -> tuple[str, int]:
+    command = [sys.executable, "-c", FAULTS, how]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    setting, faults = done.stdout.splitlines()
+    return setting, int(faults)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_big_tensors_allocated_again_and_again_cause_no_page_faults() -> None:
+    setting, tuned = faults_once_warm("tuned")
+    _, untouched = faults_once_warm("untouched")
+    assert setting.startswith("glibc: ")
+    # 50 MB are 12,207 pages of 4 KiB, or 24 of 2 MiB where the kernel makes them huge.
+    assert untouched >= 10 * 20
+    assert tuned < untouched / 4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_an_allocator_in_glibcs_place_is_named_and_left_alone() -> None:
+    setting, _ = faults_once_warm("tuned", LD_PRELOAD="/nowhere/libjemalloc.so.2")
+    assert setting == "preloaded: libjemalloc.so.2"
