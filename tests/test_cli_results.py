@@ -56,7 +56,9 @@ def folder(tmp_path: Path) -> Path:
 def test_a_person_sees_median_quartiles_and_repeats_of_the_newest_runs_first(folder: Path, cli: RunCLI) -> None:
     shown = cli("results", folder).stdout
     lines = shown.splitlines()
-    assert lines[0].startswith("20260105T000000-000005  gpt1 nano, 12,345 parameters · shakespeare, byte")
+    assert lines[0].startswith(
+        "20260105T000000-000005  gpt1 nano, 12,345 parameters · shakespeare, byte · Some CPU, float32 · seed 0"
+    )
     assert [line[:8] for line in lines if line.startswith("2026")] == ["20260105", "20260104", "20260103"]
     (decode,) = (line for line in lines[: lines.index("")] if "seconds_per_token" in line)
     assert decode.split() == ["decode", "seconds_per_token", "1", "×", "16", "3", "ms", "2", "ms", "–", "4", "ms", "5"]

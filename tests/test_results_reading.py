@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,20 +129,20 @@ def test_unfinished_files_and_run_folders_are_not_read(tmp_path: Path) -> None:
     assert len(read_results(tmp_path)) == 4
 
 
-@pytest.mark.parametrize("damage", ["truncated", "overwritten", "empty", "text"])
-def test_a_corrupt_file_is_named_or_left_out_with_a_warning(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:4] + b"\xff" * (len(content) - 4),
+        lambda content: b"",
+        lambda content: b"hello",
+    ],
+    ids=["truncated", "overwritten", "empty", "text"],
+)
+def test_a_corrupt_file_is_named_or_left_out_with_a_warning(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     write(tmp_path, "20260101T000000-aaaaaa")
     bad = write(tmp_path, "20260102T000000-bbbbbb")
-    content = bad.read_bytes()
-    half = len(content) // 2
-    bad.write_bytes(
-        {
-            "truncated": content[:half],
-            "overwritten": content[:4] + b"\xff" * (len(content) - 4),
-            "empty": b"",
-            "text": b"hello",
-        }[damage]
-    )
+    bad.write_bytes(damage(bad.read_bytes()))
     with pytest.raises(StorageError, match=r"bbbbbb\.parquet: it is corrupt or no Parquet file"):
         read_results(tmp_path)
     with pytest.warns(ArchbenchWarning, match=r"bbbbbb\.parquet.*Left out"):

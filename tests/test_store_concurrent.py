@@ -9,6 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from archbench.errors import StorageError
 from archbench.results.store import read_results, write_run
@@ -107,22 +110,15 @@ from archbench.errors import StorageError
 from archbench.results.store import write_run
 from test_results_schema import COMMON
 sys.stdin.readline()
+row = {"phase": "quality", "metric": "loss", "value": float(sys.argv[2])}
 try:
-    write_run(sys.argv[1], "20260101T000000-aaaaaa", [{"phase": "quality", "metric": "loss", "value": float(sys.argv[2])}], {}, COMMON)
+    write_run(sys.argv[1], "20260101T000000-aaaaaa", [row], {}, COMMON)
 except StorageError as error:
     print(error)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path), str(name)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for name in range(4)
-    ]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(name)], **pipes) for name in range(4)]
     answers = [writer.communicate("go\n")[0] for writer in writers]
     refused = [answer for answer in answers if "this run was already written" in answer]
     assert (len(refused), answers.count("")) == (3, 1)
@@ -133,12 +129,8 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     row = {"phase": "quality", "metric": "loss", "value": 1.0}
     path = write_run(tmp_path, "20260101T000000-aaaaaa", [row], {"first": True}, COMMON)
     before = path.read_bytes()
-    try:
+    with pytest.raises(StorageError, match="this run was already written"):
         write_run(tmp_path, "20260101T000000-aaaaaa", [{**row, "value": 2.0}], {"first": False}, COMMON)
-    except StorageError as error:
-        assert "already written" in str(error)
-    else:
-        raise AssertionError("the second write was let through")
     assert path.read_bytes() == before
     assert json.loads(path.with_suffix(".json").read_text()) == {"first": True}
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".parquet"], "no temporary file stays behind"

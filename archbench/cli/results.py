@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,7 +77,9 @@ def _print_summary(frame: pd.DataFrame, *, hide_environment: bool) -> None:
 
     out = console()
     for number, (run_id, rows) in enumerate(frame.groupby("run_id", sort=False)):
-        out.print(("\n" if number else "") + f"{run_id}  {_title(rows.iloc[0])}", style="bold", soft_wrap=True)
+        if number:
+            out.print()
+        out.print(f"{run_id}  {_title(rows.iloc[0].to_dict())}", style="bold", soft_wrap=True)
         if hide_environment:
             rows = rows[rows.phase != "environment"]
         made = table("phase", "metric", "batch × prompt", "value", "half of them within", "n", right=("value", "n"))
@@ -147,13 +150,13 @@ def _print_raw(frame: pd.DataFrame, *, hide_environment: bool) -> None:
     console().print(made)
 
 
-def _title(first: Any) -> str:
-    size = _integer(first.parameters)
+def _title(row: Mapping[Any, Any]) -> str:
+    size = _integer(row["parameters"])
     parameters = "" if size is None else f", {size:,} parameters"
-    text = "" if first.corpus is None else f" · {first.corpus}, {first.tokenizer}"
+    text = "" if row["corpus"] is None else f" · {row['corpus']}, {row['tokenizer']}"
     return (
-        f"{first.architecture} {first.preset}{parameters}{text} · {first.device_name}, {first.dtype} "
-        f" · seed {first.seed} · {first.time_utc:%Y-%m-%d %H:%M} UTC"
+        f"{row['architecture']} {row['preset']}{parameters}{text} · {row['device_name']}, {row['dtype']}"
+        f" · seed {row['seed']} · {row['time_utc']:%Y-%m-%d %H:%M} UTC"
     )
 
 

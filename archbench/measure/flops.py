@@ -12,7 +12,7 @@ zero). There, both ``archbench.kernels.causal_attention`` and torch's own attent
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -170,11 +170,7 @@ def cache_bytes_per_token(model: nn.Module, batch_size: int, capacity: int) -> f
 
     A recurrent state of fixed size has slope 0; its size is in :func:`cache_bytes`.
     """
-    half = max(capacity // 2, 1)
-    if half == capacity:
-        return None
-    large, small = cache_bytes(model, batch_size, capacity), cache_bytes(model, batch_size, half)
-    return None if large is None or small is None else (large - small) / (capacity - half) / batch_size
+    return _slope(cache_bytes, model, batch_size, capacity)
 
 
 def measured_cache_bytes(model: nn.Module, batch_size: int, capacity: int) -> int | None:
@@ -192,6 +188,21 @@ def measured_cache_bytes(model: nn.Module, batch_size: int, capacity: int) -> in
         return torch.cuda.memory_allocated(device) - before
     storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in cache.tensors())}
     return sum(storage.nbytes() for storage in storages.values())
+
+
+def measured_cache_bytes_per_token(model: nn.Module, batch_size: int, capacity: int) -> float | None:
+    """:func:`cache_bytes_per_token` of what is really set aside; a GPU's allocator rounds up to 512 bytes."""
+    return _slope(measured_cache_bytes, model, batch_size, capacity)
+
+
+def _slope(
+    weigh: Callable[[nn.Module, int, int], int | None], model: nn.Module, batch_size: int, capacity: int
+) -> float | None:
+    half = max(capacity // 2, 1)
+    if half == capacity:
+        return None
+    large, small = weigh(model, batch_size, capacity), weigh(model, batch_size, half)
+    return None if large is None or small is None else (large - small) / (capacity - half) / batch_size
 
 
 def _tokens(model: nn.Module, batch_size: int, context_length: int) -> Tensor:

@@ -45,7 +45,6 @@ _QUALITY = _metrics(
     ("tokens_scored", "token", "tokens scored, each exactly once"),
     ("bytes_scored", "B", "raw bytes of the scored text"),
     ("documents", "1", "documents scored, each on its own"),
-    ("seconds", "s", "time the scoring took"),
     ("floor_unigram", "bit/byte", "byte unigram model of the training split, on the same bytes"),
     ("floor_bigram", "bit/byte", "interpolated byte bigram model of the training split, on the same bytes"),
     ("floor_fivegram", "bit/byte", "interpolated byte 5-gram model of the training split, on the same bytes"),
@@ -66,11 +65,10 @@ _TRAIN = _metrics(
     ("stationary", "1", "1: no trend in step_seconds; 0: they drift"),
     ("training_seconds", "s", "sum of all updates' times; validation and checkpoints apart"),
     ("steps", "1", "optimizer updates made"),
-    ("diverged", "1", "step at which the loss stopped being finite; null: it never did"),
+    ("diverged", "1", "step at which the loss stopped being finite; no row: it never did"),
     ("validation_loss", "nats/token", "loss over the validation split during training, after tokens_seen tokens"),
     ("validation_bits_per_byte", "bit/byte", "the same in bits a raw byte"),
     ("flops_per_token", "FLOP/token", "model FLOPs of forward and backward, counted on the meta device"),
-    ("forward_flops_per_token", "FLOP/token", "model FLOPs of forward alone, counted on the meta device"),
     ("model_flops_per_second", "FLOP/s", "flops_per_token × tokens_per_second"),
     ("peak_flops_measured", "FLOP/s", "best dense matrix product measured on this device in this dtype"),
     ("peak_flops_published", "FLOP/s", "dense peak of the data sheet; null: hardware not in the table"),
@@ -95,6 +93,7 @@ _DECODE = _metrics(
     *_REPEATED,
     *_MEMORY,
 )
+# One set of these for each phase of the run; repeat = the phase's number in the run's list of phases.
 _ENVIRONMENT = _metrics(
     "environment",
     ("load_before", "1", "1-minute load average before the phase, this run's earlier phases included"),
@@ -108,9 +107,6 @@ _ENVIRONMENT = _metrics(
     ("heat_events", "1", "times the CPUs were throttled for heat during the phase"),
     ("gpu_slow_share", "1", "share of the phase in which heat or power supply slowed the GPU"),
     ("contaminated", "1", "1: something else disturbed the phase; 0: nothing that could be seen"),
-    ("gemm_flops_per_second", "FLOP/s", "best dense matrix product in the row's dtype"),
-    ("memory_bytes_per_second", "B/s", "best memory bandwidth, STREAM triad beyond the last-level cache"),
-    ("noise_ratio", "1", "time ratio of two equal workloads, interleaved; repeat = number of the pair"),
 )
 
 METRICS: tuple[Metric, ...] = (*_QUALITY, *_TRAIN, *_PREFILL, *_DECODE, *_ENVIRONMENT)

@@ -156,7 +156,9 @@ def data_dictionary() -> str:
         "",
         "## Metrics",
         "",
-        "A third-party phase may add its own; these have one unit each, which the writer enforces.",
+        "A third-party phase may add its own; these have one unit each, which the writer enforces. "
+        "The phase `environment` has one set of rows for each phase of the run: `repeat` is its number in the "
+        "run's list of phases, from 0.",
         "",
         "| phase | metric | unit | definition |",
         "|---|---|---|---|",

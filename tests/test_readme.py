@@ -1,0 +1,39 @@
+"""The README tells the truth: its plugin is the one that is tested, and its commands take the options they show."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from archbench.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+COMMANDS = sorted(
+    {match.group(0).split("#")[0].strip() for match in re.finditer(r"(?m)archbench (run|list|show|generate|results|doctor)\b[^\n`&]*", README)}
+)
+
+
+def test_the_readmes_plugin_is_the_tested_example() -> None:
+    assert (ROOT / "tests" / "example_plugins" / "bigram.py").read_text() in README
+
+
+def test_the_readme_shows_every_command() -> None:
+    assert {command.split()[1] for command in COMMANDS} == set(typer.main.get_command(app).commands)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_readmes_commands_parse(command: str) -> None:
+    _, name, *arguments = shlex.split(command.rstrip("."))
+    subcommand = typer.main.get_command(app).commands[name]
+    subcommand.make_context(name, arguments)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_the_readmes_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
