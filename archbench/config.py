@@ -53,7 +53,9 @@ class DataConfig(Frozen):
 
     corpus: str = Field(description="an embedded corpus's name, a text file, a folder, or hf:NAME[:CONFIG]")
     tokenizer: str = Field(description="byte, bpe:N, file:tokenizer.json or hf:NAME")
-    validation_fraction: float = Field(0.1, gt=0, lt=1, description="share of bytes held out, where the corpus has no split of its own")
+    validation_fraction: float = Field(
+        0.1, gt=0, lt=1, description="share of bytes held out, where the corpus has no split of its own"
+    )
 
 
 class TrainingConfig(Frozen):
@@ -62,35 +64,49 @@ class TrainingConfig(Frozen):
     tokens: int | None = Field(None, gt=0, description="budget: training tokens")
     steps: int | None = Field(None, gt=0, description="budget: optimizer updates")
     flops: float | None = Field(None, gt=0, description="budget: model FLOPs, forward and backward")
-    seconds: float | None = Field(None, gt=0, description="budget: seconds of training steps (validation and checkpoints apart)")
+    seconds: float | None = Field(
+        None, gt=0, description="budget: seconds of training steps (validation and checkpoints apart)"
+    )
     batch_size: int = Field(gt=0, description="B, sequences per micro-batch")
     accumulation: int = Field(1, gt=0, description="micro-batches per optimizer update")
     optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
     learning_rate: float = Field(gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Adam's moment decays (momentum of SGD and Muon: the first)")
+    betas: tuple[float, float] = Field(
+        (0.9, 0.95), description="Adam's moment decays (momentum of SGD and Muon: the first)"
+    )
     eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0, description="decoupled, on matrices only (never on biases, gains or embeddings' gains)")
+    weight_decay: float = Field(
+        0.1, ge=0, description="decoupled, on matrices only (never on biases, gains or embeddings' gains)"
+    )
     grad_clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for none")
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the budget spent in linear warm-up")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="share of the budget spent in the decay of wsd")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate / peak")
-    validate_every: int | None = Field(None, gt=0, description="optimizer updates between validations; null for none before the end")
-    checkpoint_every: int | None = Field(None, gt=0, description="optimizer updates between checkpoints; null for one at the end")
+    validate_every: int | None = Field(
+        None, gt=0, description="optimizer updates between validations; null for none before the end"
+    )
+    checkpoint_every: int | None = Field(
+        None, gt=0, description="optimizer updates between checkpoints; null for one at the end"
+    )
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
         budgets = [name for name in ("tokens", "steps", "flops", "seconds") if getattr(self, name) is not None]
         if len(budgets) != 1:
             given = " and ".join(budgets) or "none"
-            raise ConfigError("TrainingConfig", f"{given} given as the budget", "Set exactly one of tokens, steps, flops and seconds")
+            raise ConfigError(
+                "TrainingConfig", f"{given} given as the budget", "Set exactly one of tokens, steps, flops and seconds"
+            )
         return self
 
 
 class QualityConfig(Frozen):
     """How the held-out text is scored: rolling windows, each token scored once."""
 
-    stride: int | None = Field(None, gt=0, description="tokens scored per window; null for the whole context (lm-evaluation-harness's default)")
+    stride: int | None = Field(
+        None, gt=0, description="tokens scored per window; null for the whole context (lm-evaluation-harness's default)"
+    )
     batch_size: int = Field(8, gt=0, description="windows scored at a time")
 
 
@@ -172,7 +188,9 @@ def config_error(kind: type[BaseModel], error: ValidationError) -> UsageError:
     field = ".".join(str(part) for part in finding["loc"])
     if finding["type"] == "extra_forbidden":
         known = _fields_at(kind, finding["loc"][:-1])
-        return ConfigError(f"{kind.__name__}.{field}", "there is no such field", did_you_mean(str(finding["loc"][-1]), known))
+        return ConfigError(
+            f"{kind.__name__}.{field}", "there is no such field", did_you_mean(str(finding["loc"][-1]), known)
+        )
     cause = finding["msg"].removeprefix("Value error, ")
     culprit = f"{kind.__name__}.{field}" if field else kind.__name__
     if finding["type"] != "missing":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from archbench.measure import environment
 from archbench.measure.machine import describe, versions
 from archbench.phases.folder import RunFolder, open_run
 from archbench.registry import Architecture, load, plugin_paths
-from archbench.results.store import new_run_id, read_results, write_run
+from archbench.results.store import new_run_id, prepare_folder, read_results, write_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +61,9 @@ def resume(architecture: str, run_id: str, out: str | Path = "results", *, quiet
     finished = folder.path.with_suffix(".parquet")
     if folder.config.architecture != architecture:
         raise UsageError(
-            f"run {folder.run_id}", f"it is of {folder.config.architecture}, not of {architecture}", f"Use: {_resume_command(folder)}"
+            f"run {folder.run_id}",
+            f"it is of {folder.config.architecture}, not of {architecture}",
+            f"Use: {folder.resume_command}",
         )
     if finished.exists():
         raise UsageError(f"run {folder.run_id}", "it is finished", f"Read it with: archbench results {finished}")
@@ -77,12 +78,15 @@ def _start(config: RunConfig) -> RunFolder:
 
     check_dtype(config, resolve_device(config.device))
     config = _with_absolute_paths(config)
+    prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)
     _check_weights(config)
     data = prepare(config.data)
     model_config = _resolve_model(config, architecture, data)
     config = config.override(speed=_resolve_speed(config, model_config))
-    BatchSampler(data.train, batch_size=1, context_length=model_config.context_length, seed=0)  # refuses too short a text
+    BatchSampler(
+        data.train, batch_size=1, context_length=model_config.context_length, seed=0
+    )  # refuses too short a text
     parameters = _build_on_meta(architecture, model_config)
 
     folder = RunFolder(
@@ -124,12 +128,14 @@ def _run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> None:
     before = environment.snapshot(device)
     # -P: the working directory is not on the path, so nothing in it is imported unasked.
     command = [sys.executable, "-P", "-m", "archbench.phases.worker", str(folder.path.parent), folder.run_id, phase]
-    process = subprocess.Popen([*command, "quiet" if quiet else "verbose"], stdin=subprocess.DEVNULL, env=_variables(folder.config))
+    process = subprocess.Popen(
+        [*command, "quiet" if quiet else "verbose"], stdin=subprocess.DEVNULL, env=_variables(folder.config)
+    )
     try:
         code = process.wait()
     except KeyboardInterrupt:
         process.wait()  # the terminal interrupted it too; its last checkpoint is whole
-        raise KeyboardInterrupt(f"Continue with: {_resume_command(folder)}") from None
+        raise KeyboardInterrupt(f"Continue with: {folder.resume_command}") from None
     after = environment.snapshot(device)
     if code != 0:
         raise _phase_error(folder, phase, code)
@@ -155,7 +161,7 @@ def _variables(config: RunConfig) -> dict[str, str]:
 
 def _phase_error(folder: RunFolder, phase: str, code: int) -> ArchbenchError:
     """What a failed phase left behind: its own error, or how its process died."""
-    again = _resume_command(folder)
+    again = folder.resume_command
     error_file = folder.path / f"error-{phase}.json"
     if error_file.exists():
         fields = json.loads(error_file.read_text())
@@ -166,15 +172,15 @@ def _phase_error(folder: RunFolder, phase: str, code: int) -> ArchbenchError:
     culprit = f"phase {phase} of run {folder.run_id}"
     if code == -signal.SIGKILL:
         return PhaseError(
-            culprit, "its process was killed, most often for want of memory", f"Use a smaller batch or preset, or continue with: {again}"
+            culprit,
+            "its process was killed, most often for want of memory",
+            f"Use a smaller batch or preset, or continue with: {again}",
         )
     if code < 0:
         return PhaseError(culprit, f"its process died of {signal.Signals(-code).name}", f"Continue with: {again}")
-    return PhaseError(culprit, f"its process ended with exit code {code}", f"See what it printed above, then continue with: {again}")
-
-
-def _resume_command(folder: RunFolder) -> str:
-    return f"archbench run {folder.config.architecture} --resume {folder.run_id} --out {shlex.quote(folder.config.out)}"
+    return PhaseError(
+        culprit, f"its process ended with exit code {code}", f"See what it printed above, then continue with: {again}"
+    )
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -197,7 +203,11 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
 
 def _check_weights(config: RunConfig) -> None:
     if config.weights is not None and not Path(config.weights).exists():
-        raise UsageError(f"--weights {config.weights}", "there is no such file or folder", "Give a .safetensors file, or the folder it lies in")
+        raise UsageError(
+            f"--weights {config.weights}",
+            "there is no such file or folder",
+            "Give a .safetensors file, or the folder it lies in",
+        )
 
 
 def _resolve_model(config: RunConfig, architecture: Architecture, data: Dataset) -> ModelConfig:
@@ -228,7 +238,9 @@ def _resolve_speed(config: RunConfig, model_config: ModelConfig) -> dict[str, An
     too_long = [P for P in speed["prompt_lengths"] if P > T]
     if too_long:
         raise ConfigError(
-            "speed.prompt_lengths", f"a prompt of {too_long[0]} tokens does not fit a context of {T}", f"Give lengths of at most {T}"
+            "speed.prompt_lengths",
+            f"a prompt of {too_long[0]} tokens does not fit a context of {T}",
+            f"Give lengths of at most {T}",
         )
     return speed
 

@@ -15,7 +15,10 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 COMMANDS = sorted(
-    {match.group(0).split("#")[0].strip() for match in re.finditer(r"(?m)archbench (run|list|show|generate|results|doctor)\b[^\n`&]*", README)}
+    {
+        match.group(0).split("#")[0].strip()
+        for match in re.finditer(r"(?m)archbench (run|list|show|generate|results|doctor)\b[^\n`&]*", README)
+    }
 )
 
 

@@ -16,21 +16,34 @@ MORE_CONFIG = "Any field of the run's configuration, as in --config training.sch
 
 
 def run(
-    architecture: Annotated[str, typer.Argument(help="Name of the architecture (see: archbench list)", show_default=False)],
+    architecture: Annotated[
+        str, typer.Argument(help="Name of the architecture (see: archbench list)", show_default=False)
+    ],
     profile: Annotated[
         str | None,
-        typer.Option(help="How much work: smoke, quick, standard or paper", show_default="quick on a CPU, standard on a GPU"),
+        typer.Option(
+            help="How much work: smoke, quick, standard or paper", show_default="quick on a CPU, standard on a GPU"
+        ),
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="The model's size: nano, small, paper", show_default="the profile's")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="A field of the model's configuration: n_layer=6 (repeatable)")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="The model's size: nano, small, paper", show_default="the profile's")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="A field of the model's configuration: n_layer=6 (repeatable)")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16", show_default="the profile's")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16", show_default="the profile's")
+    ] = None,
     attention: Annotated[str, typer.Option(help="Attention backend: auto, sdpa or reference")] = "auto",
     compile_: Annotated[bool, typer.Option("--compile", help="Train with torch.compile")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads", show_default="one a core")] = None,
-    seed: Annotated[list[int] | None, typer.Option(help="Seed; give several for several runs", show_default="0")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option(help="Seed; give several for several runs", show_default="0")
+    ] = None,
     corpus: Annotated[
-        str | None, typer.Option(help="shakespeare, python, a file, a folder or hf:NAME[:CONFIG]", show_default="the profile's")
+        str | None,
+        typer.Option(help="shakespeare, python, a file, a folder or hf:NAME[:CONFIG]", show_default="the profile's"),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="byte, bpe:N, file:tokenizer.json or hf:NAME", show_default="the profile's")
@@ -39,19 +52,27 @@ def run(
     steps: Annotated[int | None, typer.Option(help="Budget: optimizer updates")] = None,
     flops: Annotated[float | None, typer.Option(help="Budget: model FLOPs, forward and backward")] = None,
     seconds: Annotated[float | None, typer.Option(help="Budget: seconds of training steps")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Sequences per micro-batch", show_default="the profile's")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Sequences per micro-batch", show_default="the profile's")
+    ] = None,
     accumulation: Annotated[int | None, typer.Option(help="Micro-batches per update", show_default="1")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate", show_default="the profile's")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help="Peak learning rate", show_default="the profile's")
+    ] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, adam, sgd or muon", show_default="adamw")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, wsd or constant", show_default="cosine")] = None,
-    weights: Annotated[str | None, typer.Option(help="Published weights: a folder or .safetensors file; skips training")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Published weights: a folder or .safetensors file; skips training")
+    ] = None,
     phases: Annotated[
         str | None, typer.Option(help="Comma-separated phases", show_default="train,quality,prefill,decode")
     ] = None,
     config: Annotated[list[str] | None, typer.Option("--config", help=MORE_CONFIG)] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="A plugin file or folder to load (repeatable)")] = None,
     out: Annotated[str, typer.Option(help="Folder for the results")] = "results",
-    resume: Annotated[str | None, typer.Option(help="Continue an interrupted run: its RUN_ID, or last", metavar="RUN_ID")] = None,
+    resume: Annotated[
+        str | None, typer.Option(help="Continue an interrupted run: its RUN_ID, or last", metavar="RUN_ID")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines instead of a summary")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error")] = False,
 ) -> None:
@@ -156,5 +177,3 @@ def _refuse_beside_resume(given: dict[str, Any]) -> None:
                 "it cannot be changed in a run that is resumed",
                 "Leave it out, or start a new run without --resume",
             )
-
-

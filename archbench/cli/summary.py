@@ -37,7 +37,7 @@ def print_summary(frame: pd.DataFrame, out: str) -> None:
     console.print(
         f"\n[bold]{first['architecture']} {first['preset']}[/bold]: {first['parameters']:,} parameters, "
         f"context {first['context_length']}, {first['dtype']}, seed {first['seed']}\n"
-        f"[dim]{first['corpus']} as {first['tokenizer']} · {first['device_name']}, {first['threads']} CPU threads[/dim]\n"
+        f"[dim]{first['corpus']} as {first['tokenizer']} · {first['device_name']}, {first['threads']} threads[/dim]\n"
     )
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("")
@@ -79,10 +79,10 @@ class _Section:
         self.title = ""
 
     def measured(self, name: str, metric: str, unit: str, note: str = "") -> None:
-        """The median of a metric's rows, with the interquartile range where there are several; nothing if there are none."""
+        """The median of a metric's rows, with the middle half where there are several; nothing if there are none."""
         values = self.values(metric)
         if len(values):
-            self.line(name, humanise(values.median(), unit), _spread(values, unit), note)
+            self.line(name, humanise(float(values.median()), unit), _spread(values, unit), note)
 
     def memory(self) -> None:
         peak, baseline = self.value("peak_memory_bytes"), self.value("baseline_memory_bytes")
@@ -101,7 +101,7 @@ class _Section:
 def _spread(values: pd.Series[float], unit: str) -> str:
     if len(values) < 4:
         return ""
-    return f"{humanise(values.quantile(0.25), unit)} – {humanise(values.quantile(0.75), unit)}"
+    return f"{humanise(float(values.quantile(0.25)), unit)} – {humanise(float(values.quantile(0.75)), unit)}"
 
 
 def _quality(section: _Section) -> None:
@@ -141,13 +141,17 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
     diverged = frame[frame.metric == "diverged"]
     if len(diverged):
         step = diverged.value.iloc[0]
-        lines.append(f"[yellow]Training diverged: the loss was no longer finite at step {step:.0f}, and the run ended there.[/yellow]")
+        lines.append(f"[yellow]Training diverged: no finite loss at step {step:.0f}, where the run ended.[/yellow]")
     contaminated = frame[frame.contaminated.eq(True)].phase.unique()
     if len(contaminated):
         phases = ", ".join(phase for phase in contaminated if phase != "environment")
-        lines.append(f"[yellow]Other work disturbed this machine meanwhile ({phases}): those rows are marked contaminated.[/yellow]")
+        lines.append(
+            f"[yellow]Other work disturbed the machine in {phases}: those rows are marked contaminated.[/yellow]"
+        )
     if frame.lossless.eq(False).any():
-        lines.append("[yellow]The tokenizer loses some of this text's bytes: its bits per byte are too good to be true.[/yellow]")
+        lines.append(
+            "[yellow]The tokenizer loses some of this text's bytes: its bits per byte are too good to be true.[/yellow]"
+        )
     return lines
 
 
@@ -160,4 +164,3 @@ def _next_commands(frame: pd.DataFrame, out: str) -> list[str]:
         f"archbench results {shlex.quote(str(path))}",
         f"archbench run {first.architecture} --seed 1 --seed 2{where}   # is the difference more than chance?",
     ]
-

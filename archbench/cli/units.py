@@ -10,7 +10,7 @@ _BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10
 
 
 def humanise(value: float | None, unit: str) -> str:
-    """``value`` in ``unit`` with three or four significant digits and a fitting prefix; "unknown" where there is none."""
+    """``value`` in ``unit`` with about three digits and a fitting prefix; "unknown" where there is none."""
     if value is None or math.isnan(value):
         return "unknown"
     if math.isinf(value):

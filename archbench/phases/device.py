@@ -22,10 +22,16 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"--device {name}", f"torch knows no such device ({_first_line(error)})", "Use cpu, cuda or cuda:N") from None
+        raise DeviceError(
+            f"--device {name}", f"torch knows no such device ({_first_line(error)})", "Use cpu, cuda or cuda:N"
+        ) from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            build = "is a build without CUDA" if torch.version.cuda is None and torch.version.hip is None else "finds no GPU"
+            build = (
+                "is a build without CUDA"
+                if torch.version.cuda is None and torch.version.hip is None
+                else "finds no GPU"
+            )
             raise DeviceError(
                 f"--device {name}",
                 f"torch {torch.__version__} {build}",
@@ -33,10 +39,14 @@ def resolve_device(name: str) -> torch.device:
             )
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise DeviceError(
-                f"--device {name}", f"this machine has {torch.cuda.device_count()} GPU(s)", "Use a smaller index, from cuda:0 on"
+                f"--device {name}",
+                f"this machine has {torch.cuda.device_count()} GPU(s)",
+                "Use a smaller index, from cuda:0 on",
             )
     elif device.type != "cpu":
-        raise DeviceError(f"--device {name}", f"archbench does not measure {device.type} devices", "Use cpu, cuda or cuda:N")
+        raise DeviceError(
+            f"--device {name}", f"archbench does not measure {device.type} devices", "Use cpu, cuda or cuda:N"
+        )
     return device
 
 
@@ -48,7 +58,11 @@ def check_dtype(config: RunConfig, device: torch.device) -> None:
     """
     if config.dtype == "float16" and device.type == "cpu":
         raise DeviceError("--dtype float16", "torch does not scale float16 losses on a CPU", "Use bfloat16 or float32")
-    if config.dtype == "bfloat16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if (
+        config.dtype == "bfloat16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         name = torch.cuda.get_device_name(device)
         raise DeviceError("--dtype bfloat16", f"{name} has no bfloat16 arithmetic", "Use --dtype float16 or float32")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,9 +54,20 @@ class RunFolder:
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
 
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with an interrupted run."""
+        out = shlex.quote(str(self.path.parent))
+        return f"archbench run {self.config.architecture} --resume {self.run_id} --out {out}"
+
     def as_dict(self) -> dict[str, Any]:
         """What ``config.json`` holds, and what stands beside the results."""
-        return {"run_id": self.run_id, "run": self.config.model_dump(mode="json"), "model": self.model, "facts": self.facts}
+        return {
+            "run_id": self.run_id,
+            "run": self.config.model_dump(mode="json"),
+            "model": self.model,
+            "facts": self.facts,
+        }
 
     def create(self) -> None:
         """Make the folder and write ``config.json``.
@@ -68,7 +80,9 @@ class RunFolder:
             write_atomically(self.path / CONFIG, json.dumps(self.as_dict(), indent=2) + "\n")
         except OSError as error:
             raise StorageError(
-                f"output folder {self.path.parent}", f"it cannot be written ({error.strerror})", "Choose another with --out"
+                f"output folder {self.path.parent}",
+                f"it cannot be written ({error.strerror})",
+                "Choose another with --out",
             ) from error
 
     def rows_file(self, phase: str) -> Path:
@@ -87,7 +101,7 @@ class RunFolder:
             raise StorageError(
                 f"{self.rows_file(phase)}",
                 f"it cannot be written ({error.strerror})",
-                f"Make room, then continue with: archbench run {self.config.architecture} --resume {self.run_id} --out {self.path.parent}",
+                f"Make room, then continue with: {self.resume_command}",
             ) from error
 
     def read_rows(self, phase: str) -> list[dict[str, Any]]:
@@ -113,7 +127,9 @@ def open_run(out: str | Path, run_id: str) -> RunFolder:
         content = json.loads((path / CONFIG).read_text())
         return RunFolder(path, RunConfig(**content["run"]), content["model"], content["facts"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(f"{path / CONFIG}", f"it cannot be read ({error})", "Delete the folder, or restore the file") from error
+        raise StorageError(
+            f"{path / CONFIG}", f"it cannot be read ({error})", "Delete the folder, or restore the file"
+        ) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -62,7 +62,7 @@ def trained_model(run: RunFolder, architecture: Architecture, config: ModelConfi
         raise CheckpointError(
             f"run {run.run_id}",
             f"{run.checkpoints} holds no whole checkpoint",
-            f"Continue its training with: archbench run {run.config.architecture} --resume {run.run_id} --out {run.path.parent}",
+            f"Continue its training with: {run.resume_command}",
         )
     if newest is None:
         return initial_model(run, architecture, config, device).eval()
@@ -95,5 +95,3 @@ def _fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
             "; ".join(findings[:3]) or str(error),
             "Use the preset and --set values that the weights were made with",
         ) from None
-
-

@@ -60,4 +60,6 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     try:
         pq.write_table(table, run.path / "documents.parquet")
     except OSError as error:
-        raise StorageError(f"{run.path / 'documents.parquet'}", f"it cannot be written ({error})", "Make room, then resume") from error
+        raise StorageError(
+            f"{run.path / 'documents.parquet'}", f"it cannot be written ({error})", "Make room, then resume"
+        ) from error

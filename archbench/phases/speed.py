@@ -15,7 +15,12 @@ from archbench.data.dataset import Dataset
 from archbench.inference.sampling import Sampling
 from archbench.kernels import record_attention
 from archbench.measure.clock import Clock, clock_for
-from archbench.measure.flops import cache_bytes, cache_bytes_per_token, measured_cache_bytes
+from archbench.measure.flops import (
+    cache_bytes,
+    cache_bytes_per_token,
+    measured_cache_bytes,
+    measured_cache_bytes_per_token,
+)
 from archbench.measure.memory import peak_memory
 from archbench.measure.steady import Samples, count_outliers, repeat_until_steady
 from archbench.phases.folder import RunFolder
@@ -38,7 +43,7 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
                 next(iter(architecture.generate(model, prompt, 1, GREEDY)))
 
             samples = _timed(run, first_token, clock)
-            case = {"batch_size": B, "prompt_length": P, "attention": "+".join(sorted(ran)) or "none"}
+            case: dict[str, Any] = {"batch_size": B, "prompt_length": P, "attention": "+".join(sorted(ran)) or "none"}
             rows.extend("seconds_to_first_token", samples.seconds, **case)
             rows.add("tokens_per_second", B * P / median(samples.seconds), **case)
             _describe(rows, samples, case)
@@ -68,7 +73,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
             samples = _timed(run, decode, clock)
             # The warm-up's gaps come first in the list; the rows hold those of the timed repeats alone.
             timed = gaps[-len(samples.seconds) * (new_tokens - 1) :]
-            case = {"batch_size": B, "prompt_length": P, "attention": "+".join(sorted(ran)) or "none"}
+            case: dict[str, Any] = {"batch_size": B, "prompt_length": P, "attention": "+".join(sorted(ran)) or "none"}
             rows.extend("seconds_per_token", timed, **case)
             rows.add("tokens_per_second", B / median(timed), **case)
             _describe(rows, samples, case, outlying=count_outliers(timed))
@@ -76,6 +81,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
             rows.add("cache_bytes_measured", measured_cache_bytes(model, B, P + new_tokens), **case)
     T = model_config.context_length
     rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))
+    rows.add("cache_bytes_per_token_measured", measured_cache_bytes_per_token(model, 1, T))
     rows.add("peak_memory_bytes", memory.peak_bytes)
     rows.add("baseline_memory_bytes", memory.baseline_bytes)
     rows.add("reserved_memory_bytes", memory.reserved_bytes)
@@ -90,7 +96,7 @@ def _deployed(run: RunFolder, model: nn.Module) -> nn.Module:
 def _prompts(
     run: RunFolder, model_config: ModelConfig, data: Dataset, device: torch.device
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Every case's prompt length P, batch size B and tokens (B, P): held-out text, another stretch for each sequence."""
+    """Every case's prompt length P, batch size B and tokens (B, P): held-out text, a stretch of its own for each."""
     lengths = run.config.speed.prompt_lengths
     assert lengths is not None, "the runner resolves prompt lengths before the first phase"
     stream = torch.cat([torch.from_numpy(document.tokens.astype("int64")) for document in data.validation])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from statistics import median
 
 import torch
@@ -33,9 +34,14 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
 
     model = initial_model(run, architecture, model_config, device)
     sampler = BatchSampler(data.train, batch_size=B * recipe.accumulation, context_length=T, seed=config.seed)
-    rows.common |= {"batch_size": B * recipe.accumulation, "attention": _attention_of(model, model_config.vocab_size, T, B, dtype, device)}
+    rows.common |= {
+        "batch_size": B * recipe.accumulation,
+        "attention": _attention_of(model, T, dtype, device),
+    }
     with torch.device("meta"):
-        flops_per_token = count_flops(architecture.build(model_config), batch_size=1, context_length=T).training_per_token
+        flops_per_token = count_flops(
+            architecture.build(model_config), batch_size=1, context_length=T
+        ).training_per_token
 
     state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile)
 
@@ -73,8 +79,12 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
         rows.add("grad_norm", record.grad_norm, **at)
         rows.add("learning_rate", record.lr, **at)
         rows.add("first_step_seconds" if record.step in firsts else "step_seconds", record.seconds, **at)
+    held_out_tokens = sum(len(document.tokens) for document in data.validation)
+    held_out_bytes = sum(document.n_bytes for document in data.validation)
     for step, seen, loss in history.validations:
         rows.add("validation_loss", loss, repeat=step, tokens_seen=seen)
+        bits_per_byte = loss * held_out_tokens / math.log(2) / held_out_bytes
+        rows.add("validation_bits_per_byte", bits_per_byte, repeat=step, tokens_seen=seen)
 
     seconds = [record.seconds for record in history.steps if record.step not in firsts]
     totals = {"tokens_seen": tokens}
@@ -98,10 +108,10 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
         rows.add("diverged", history.diverged_at, repeat=history.diverged_at, **totals)
 
 
-def _attention_of(model: nn.Module, V: int, T: int, B: int, dtype: torch.dtype, device: torch.device) -> str:
+def _attention_of(model: nn.Module, T: int, dtype: torch.dtype, device: torch.device) -> str:
     """The attention backend a training step really uses, from one forward pass before the clock starts."""
-    tokens = torch.zeros(B, T, dtype=torch.int64, device=device)
-    with torch.random.fork_rng(), record_attention() as ran, torch.no_grad():
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
-            model.train()(tokens)
+    tokens = torch.zeros(1, T, dtype=torch.int64, device=device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+    with torch.random.fork_rng(), record_attention() as ran, torch.no_grad(), autocast:
+        model.train()(tokens)
     return "+".join(sorted(ran)) or "none"

@@ -104,6 +104,7 @@ class Progress:
             TextColumn("{task.fields[text]}", markup=False),
             console=Console(file=self.stream),
             auto_refresh=False,
+            redirect_stdout=False,
         )
         self._bar.add_task(self.label, total=1.0, text="")
         self._bar.update(self._bar.task_ids[0], completed=progress)
