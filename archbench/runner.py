@@ -87,7 +87,6 @@ def _start(config: RunConfig) -> RunFolder:
     BatchSampler(
         data.train, batch_size=1, context_length=model_config.context_length, seed=0
     )  # refuses too short a text
-    parameters = _build_on_meta(architecture, model_config)
 
     folder = RunFolder(
         path=Path(config.out) / new_run_id(),
@@ -97,7 +96,6 @@ def _start(config: RunConfig) -> RunFolder:
             "plugin_package": architecture.package,
             "plugin_version": architecture.version,
             "wrappers": list(architecture.wrappers),
-            "parameters": parameters,
             "corpus": data.corpus_name,
             "corpus_sha256": data.corpus_sha256,
             "tokenizer": data.tokenizer.name,
@@ -143,7 +141,7 @@ def _run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> None:
     contaminated = bool(environment.contamination(before, after))
     number = folder.config.phases.index(phase)
     # Of the machine, not of the model: the same device, threads and allocator as the phase's own rows.
-    where = {name: rows[0][name] for name in ("device", "device_name", "threads", "malloc")}
+    where = {name: rows[0][name] for name in ("device", "device_name", "threads", "malloc", "parameters")}
     watched = [
         {**where, "phase": "environment", "metric": metric, "value": value, "repeat": number}
         for metric, value in environment.metrics(before, after).items()
@@ -245,15 +243,6 @@ def _resolve_speed(config: RunConfig, model_config: ModelConfig) -> dict[str, An
     return speed
 
 
-def _build_on_meta(architecture: Architecture, model_config: ModelConfig) -> int:
-    """The number of parameters, counted without memory; a plugin that cannot build says so here, before any work."""
-    import torch
-
-    with torch.device("meta"):
-        model = architecture.build(model_config)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def _common(folder: RunFolder) -> dict[str, Any]:
     """The columns that belong to the whole run."""
     config, facts = folder.config, folder.facts
@@ -267,7 +256,6 @@ def _common(folder: RunFolder) -> dict[str, Any]:
         "dtype": config.dtype,
         "compile": config.compile,
         "context_length": folder.model["context_length"],
-        "parameters": facts["parameters"],
         "corpus": facts["corpus"],
         "tokenizer": facts["tokenizer"],
         "lossless": facts["lossless"],

@@ -49,6 +49,7 @@ def test_a_resumed_run_equals_an_unbroken_one_with_dropout(tmp_path: Path, optim
     resumed = run(config, tmp_path, dropout=0.2)
     unbroken = run(config, dropout=0.2)
     assert resumed.resumed_from == 16
+    assert resumed.first_steps == [0, 8, 16], "one a process, whose time is not like the others'"
     assert losses(resumed) == losses(unbroken)
     for name in ("step", "lr", "grad_norm", "tokens"):
         assert [getattr(r, name) for r in resumed.steps] == [getattr(r, name) for r in unbroken.steps], name
@@ -98,6 +99,7 @@ def test_a_finished_run_resumes_to_its_own_history(tmp_path: Path) -> None:
     again = run(config, tmp_path)
     assert again.resumed_from == 6
     assert again.steps == finished.steps
+    assert again.first_steps == [0]
 
 
 def test_another_recipe_data_or_model_cannot_continue_a_run(tmp_path: Path) -> None:

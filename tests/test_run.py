@@ -15,11 +15,13 @@ import pandas as pd
 import pytest
 
 from archbench import read_results
+from archbench.data.corpora import load_corpus
 from archbench.results.metrics import METRICS
 
 SMALL = [
-    "--profile", "smoke", "--steps", "6", "--batch-size", "4", "--set", "n_layer=1", "--set", "context_length=32",
-    "--config", "training.validate_every=3", "--config", "training.checkpoint_every=2", "--quiet",
+    "--profile", "smoke", "--corpus", "small.txt", "--steps", "6", "--batch-size", "4", "--set", "n_layer=1",
+    "--set", "context_length=32", "--config", "training.validate_every=3", "--config", "training.checkpoint_every=2",
+    "--quiet",
 ]  # fmt: skip
 
 
@@ -34,9 +36,16 @@ def losses(frame: pd.DataFrame) -> list[float]:
     return rows.sort_values("repeat").value.to_list()
 
 
+def with_small_corpus(folder: Path) -> Path:
+    """The folder, with some 40 kB of real text in it: scoring the whole embedded split would be most of the time."""
+    document = load_corpus("shakespeare").splits["validation"][0]
+    (folder / "small.txt").write_text(document.text[:40_000])
+    return folder
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    folder = tmp_path_factory.mktemp("run")
+    folder = with_small_corpus(tmp_path_factory.mktemp("run"))
     done = archbench("run", "gpt1", *SMALL, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -164,7 +173,9 @@ def _wait_for(folder: Path, pattern: str) -> None:
 
 
 def test_a_diverged_run_says_so_in_a_row_and_in_words(tmp_path: Path) -> None:
-    done = archbench("run", "gpt1", *SMALL, "--lr", "1e30", "--config", "training.grad_clip=null", cwd=tmp_path)
+    done = archbench(
+        "run", "gpt1", *SMALL, "--lr", "1e30", "--config", "training.grad_clip=null", cwd=with_small_corpus(tmp_path)
+    )
     assert done.returncode == 0, done.stderr
     assert "diverged" in done.stdout
     frame = read_results(tmp_path / "results")
@@ -173,7 +184,7 @@ def test_a_diverged_run_says_so_in_a_row_and_in_words(tmp_path: Path) -> None:
 
 
 def test_json_lines_are_the_rows(tmp_path: Path) -> None:
-    done = archbench("run", "gpt1", *SMALL, "--phases", "train", "--json", cwd=tmp_path)
+    done = archbench("run", "gpt1", *SMALL, "--phases", "train", "--json", cwd=with_small_corpus(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(read_results(tmp_path / "results"))
@@ -182,11 +193,11 @@ def test_json_lines_are_the_rows(tmp_path: Path) -> None:
 def test_a_user_file_as_corpus_with_bpe(tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 400)
     done = archbench(
-        "run", "gpt1", *SMALL, "--phases", "train,quality", "--corpus", "my.txt", "--tokenizer", "bpe:300", cwd=tmp_path
+        "run", "gpt1", *SMALL, "--phases", "train,quality", "--corpus", "my.txt", "--tokenizer", "bpe:280", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     frame = read_results(tmp_path / "results")
-    assert set(frame.tokenizer) == {"bpe:300"}
+    assert set(frame.tokenizer) == {"bpe:280"}
     assert frame.lossless.all()
 
 

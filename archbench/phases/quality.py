@@ -12,7 +12,7 @@ from archbench.measure.floors import floors
 from archbench.measure.memory import peak_memory
 from archbench.measure.quality import score
 from archbench.phases.folder import RunFolder
-from archbench.phases.loading import load_architecture, load_dataset, trained_model
+from archbench.phases.loading import count_parameters, load_architecture, load_dataset, trained_model
 from archbench.phases.rows import Rows
 
 
@@ -22,7 +22,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     architecture, model_config = load_architecture(run)
     data = load_dataset(run)
     model = trained_model(run, architecture, model_config, device)
-    rows.common |= {"batch_size": config.quality.batch_size}
+    rows.common |= {"parameters": count_parameters(model), "batch_size": config.quality.batch_size}
 
     with peak_memory(device) as memory, record_attention() as ran:
         result = score(

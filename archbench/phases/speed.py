@@ -24,7 +24,7 @@ from archbench.measure.flops import (
 from archbench.measure.memory import peak_memory
 from archbench.measure.steady import Samples, count_outliers, repeat_until_steady
 from archbench.phases.folder import RunFolder
-from archbench.phases.loading import load_architecture, load_dataset, trained_model
+from archbench.phases.loading import count_parameters, load_architecture, load_dataset, on_meta, trained_model
 from archbench.phases.rows import Rows
 
 GREEDY = Sampling(greedy=True)
@@ -35,6 +35,7 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     architecture, model_config = load_architecture(run)
     data = load_dataset(run)
     model = _deployed(run, trained_model(run, architecture, model_config, device))
+    rows.common |= {"parameters": count_parameters(model)}
     clock = clock_for(device)
     with peak_memory(device) as memory, record_attention() as ran:
         for P, B, prompt in _prompts(run, model_config, data, device):
@@ -43,10 +44,11 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
                 next(iter(architecture.generate(model, prompt, 1, GREEDY)))
 
             samples = _timed(run, first_token, clock)
-            case: dict[str, Any] = {"batch_size": B, "prompt_length": P, "attention": "+".join(sorted(ran)) or "none"}
+            case: dict[str, Any] = {"batch_size": B, "prompt_length": P}
             rows.extend("seconds_to_first_token", samples.seconds, **case)
             rows.add("tokens_per_second", B * P / median(samples.seconds), **case)
             _describe(rows, samples, case)
+    rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
     rows.add("peak_memory_bytes", memory.peak_bytes)
     rows.add("baseline_memory_bytes", memory.baseline_bytes)
     rows.add("reserved_memory_bytes", memory.reserved_bytes)
@@ -57,10 +59,10 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
     architecture, model_config = load_architecture(run)
     data = load_dataset(run)
     model = _deployed(run, trained_model(run, architecture, model_config, device))
+    rows.common |= {"parameters": count_parameters(model)}
     clock = clock_for(device)
     new_tokens = run.config.speed.new_tokens
-    with torch.device("meta"):
-        described = _deployed(run, architecture.build(model_config))
+    described = on_meta(model)
     with peak_memory(device) as memory, record_attention() as ran:
         for P, B, prompt in _prompts(run, model_config, data, device):
             gaps: list[float] = []
@@ -73,7 +75,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
             samples = _timed(run, decode, clock)
             # The warm-up's gaps come first in the list; the rows hold those of the timed repeats alone.
             timed = gaps[-len(samples.seconds) * (new_tokens - 1) :]
-            case: dict[str, Any] = {"batch_size": B, "prompt_length": P, "attention": "+".join(sorted(ran)) or "none"}
+            case: dict[str, Any] = {"batch_size": B, "prompt_length": P}
             rows.extend("seconds_per_token", timed, **case)
             rows.add("tokens_per_second", B / median(timed), **case)
             _describe(rows, samples, case, outlying=count_outliers(timed))
@@ -82,6 +84,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
     T = model_config.context_length
     rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))
     rows.add("cache_bytes_per_token_measured", measured_cache_bytes_per_token(model, 1, T))
+    rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
     rows.add("peak_memory_bytes", memory.peak_bytes)
     rows.add("baseline_memory_bytes", memory.baseline_bytes)
     rows.add("reserved_memory_bytes", memory.reserved_bytes)

@@ -17,7 +17,7 @@ from archbench.measure.peaks import measure_gemm, mfu, published_peak
 from archbench.measure.quality import score
 from archbench.measure.steady import count_outliers, has_trend
 from archbench.phases.folder import RunFolder
-from archbench.phases.loading import initial_model, load_architecture, load_dataset
+from archbench.phases.loading import count_parameters, initial_model, load_architecture, load_dataset, on_meta
 from archbench.phases.rows import Rows
 from archbench.training.loop import train
 from archbench.training.progress import Progress
@@ -35,13 +35,11 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
     model = initial_model(run, architecture, model_config, device)
     sampler = BatchSampler(data.train, batch_size=B * recipe.accumulation, context_length=T, seed=config.seed)
     rows.common |= {
+        "parameters": count_parameters(model),
         "batch_size": B * recipe.accumulation,
         "attention": _attention_of(model, T, dtype, device),
     }
-    with torch.device("meta"):
-        flops_per_token = count_flops(
-            architecture.build(model_config), batch_size=1, context_length=T
-        ).training_per_token
+    flops_per_token = count_flops(on_meta(model), batch_size=1, context_length=T).training_per_token
 
     state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile)
 

@@ -177,11 +177,12 @@ class _Ledger:
         self._seconds = sum(record.seconds for record in history.steps)
 
     def open(self) -> None:
-        self.history.first_steps.append(self._state.step)
         self._progress.start(progress=self._spent_share(), tokens=self._state.tokens)
         if self.history.resumed_from is not None:
             self._progress.note(f"continuing after step {self.history.resumed_from:,}")
         self.finished = self._spent_share() >= 1.0
+        if not self.finished:
+            self.history.first_steps.append(self._state.step)
 
     def close(self) -> None:
         self._progress.close()
