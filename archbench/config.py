@@ -114,7 +114,9 @@ class SpeedConfig(Frozen):
     """What the prefill and decode phases time."""
 
     prompt_lengths: tuple[PositiveInt, ...] | None = Field(
-        None, description="P, prompt tokens, each at most the context; null for a quarter and three quarters of it"
+        None,
+        description="P, prompt tokens, each at most the context; null for a quarter and three quarters of it, "
+        "or less to leave room for new_tokens",
     )
     batch_sizes: tuple[PositiveInt, ...] = Field((1,), description="B, sequences at a time")
     new_tokens: int = Field(32, gt=1, description="tokens decoded per repeat, the first one untimed")

@@ -228,11 +228,12 @@ def _resolve_model(config: RunConfig, architecture: Architecture, data: Dataset)
 
 
 def _resolve_speed(config: RunConfig, model_config: ModelConfig) -> dict[str, Any]:
-    """Prompt lengths that were left open: a quarter and three quarters of the context."""
+    """Prompt lengths that were left open: a quarter and three quarters of the context, or less, to leave room."""
     T = model_config.context_length
     speed = dict(config.speed)
     if speed["prompt_lengths"] is None:
-        speed["prompt_lengths"] = tuple(sorted({max(1, T // 4), max(1, 3 * T // 4)}))
+        longest = max(1, T - speed["new_tokens"])
+        speed["prompt_lengths"] = tuple(sorted({max(1, min(P, longest)) for P in (T // 4, 3 * T // 4)}))
     too_long = [P for P in speed["prompt_lengths"] if P > T]
     if too_long:
         raise ConfigError(

@@ -61,7 +61,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
     model = _deployed(run, trained_model(run, architecture, model_config, device))
     rows.common |= {"parameters": count_parameters(model)}
     clock = clock_for(device)
-    new_tokens = run.config.speed.new_tokens
+    new_tokens, T = run.config.speed.new_tokens, model_config.context_length
     described = on_meta(model)
     with peak_memory(device) as memory, record_attention() as ran:
         for P, B, prompt in _prompts(run, model_config, data, device):
@@ -79,9 +79,9 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
             rows.extend("seconds_per_token", timed, **case)
             rows.add("tokens_per_second", B / median(timed), **case)
             _describe(rows, samples, case, outlying=count_outliers(timed))
-            rows.add("cache_bytes", cache_bytes(described, B, P + new_tokens), **case)
-            rows.add("cache_bytes_measured", measured_cache_bytes(model, B, P + new_tokens), **case)
-    T = model_config.context_length
+            capacity = min(P + new_tokens, T)
+            rows.add("cache_bytes", cache_bytes(described, B, capacity), **case)
+            rows.add("cache_bytes_measured", measured_cache_bytes(model, B, capacity), **case)
     rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))
     rows.add("cache_bytes_per_token_measured", measured_cache_bytes_per_token(model, 1, T))
     rows.common |= {"attention": "+".join(sorted(ran)) or "none"}

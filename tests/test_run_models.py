@@ -1,0 +1,84 @@
+"""Runs of other models than the built-in presets: published weights, a plugin file, another attention backend."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from archbench import read_results
+from archbench.data.corpora import load_corpus
+from test_run import archbench, value, with_small_corpus
+
+EXAMPLES = Path(__file__).parent / "example_plugins"
+
+
+def test_published_weights_score_as_transformers_scores_them(tmp_path: Path) -> None:
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    torch.manual_seed(0)
+    T, separator = 24, 256
+    published = OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=300, n_positions=T, n_embd=32, n_layer=2, n_head=2))
+    for parameter in published.parameters():  # the default initialisation is too near to uniform to tell a mistake
+        torch.nn.init.normal_(parameter, std=0.2)
+    published.eval().save_pretrained(with_small_corpus(tmp_path) / "published")
+    done = archbench(
+        "run", "gpt1", "--profile", "smoke", "--preset", "paper", "--weights", "published", "--corpus", "small.txt",
+        "--set", "vocab_size=300", "--set", f"context_length={T}", "--set", "d_model=32", "--set", "n_layer=2",
+        "--set", "n_head=2", "--set", "d_ff=128", "--quiet", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    frame = read_results(tmp_path / "results")
+    assert "train" not in set(frame.phase), "published weights are measured as they are"
+
+    text = load_corpus(str(tmp_path / "small.txt")).splits["validation"][0].text.encode()
+    nats = 0.0
+    for start in range(0, len(text), T):  # lm-evaluation-harness's disjoint windows, the last one filled from the left
+        scored = min(T, len(text) - start)
+        end = start + scored
+        tokens = [separator, *text][end - T if start else 0 : end + 1]
+        with torch.no_grad():
+            logits = published(torch.tensor([tokens[:-1]])).logits[0].log_softmax(-1)  # (T, V)
+        nats -= logits[torch.arange(len(tokens) - 1), torch.tensor(tokens[1:])][-scored:].double().sum().item()
+    assert value(frame, "quality", "bytes_scored") == len(text)
+    assert value(frame, "quality", "bits_per_byte") == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
+
+
+def test_a_plugin_file_runs_without_being_installed(tmp_path: Path) -> None:
+    done = archbench(
+        "run", "bigram", "--plugin", str(EXAMPLES / "bigram.py"), "--profile", "smoke", "--corpus", "small.txt",
+        "--steps", "3", "--quiet", cwd=with_small_corpus(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    frame = read_results(tmp_path / "results")
+    assert set(frame.plugin_package) == {str(EXAMPLES / "bigram.py")}
+    assert set(frame[frame.phase != "environment"].attention) == {"none"}, "it has no attention, and the rows say so"
+
+
+def test_a_wrapper_is_recorded_beside_the_run(tmp_path: Path) -> None:
+    done = archbench(
+        "run", "gpt1", "--plugin", str(EXAMPLES / "stopwatch.py"), "--profile", "smoke", "--corpus", "small.txt",
+        "--steps", "2", "--phases", "train", "--attention", "reference", "--quiet", cwd=with_small_corpus(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (settings,) = (tmp_path / "results").glob("*.json")
+    assert '"wrappers": [\n      "stopwatch"\n    ]' in settings.read_text()
+    frame = read_results(tmp_path / "results")
+    assert set(frame[frame.phase == "train"].attention) == {"reference"}
+
+
+@pytest.mark.slow
+def test_a_compiled_bfloat16_run_of_two_seeds(tmp_path: Path) -> None:
+    done = archbench(
+        "run", "gpt1", "--profile", "smoke", "--corpus", "small.txt", "--steps", "3", "--seed", "1", "--seed", "2",
+        "--dtype", "bfloat16", "--attention", "sdpa", "--compile", "--set", "n_layer=1", "--quiet",
+        cwd=with_small_corpus(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    frame = read_results(tmp_path / "results")
+    assert set(frame.seed) == {1, 2}
+    assert frame.config_hash.nunique() == 1
+    assert set(frame[frame.phase == "train"]["compile"]) == {True}
+    assert set(frame.dtype) == {"bfloat16"}
