@@ -139,7 +139,7 @@ class GPT1(nn.Module):
 
 PRESETS = {
     "nano": GPT1Config(
-        vocab_size=1024, context_length=128, n_layer=4, n_head=4, d_model=128, d_ff=512,
+        vocab_size=1024, context_length=128, n_layer=2, n_head=6, d_model=192, d_ff=768,
         embd_dropout=0.0, resid_dropout=0.0, attn_dropout=0.0,
     ),
     "small": GPT1Config(vocab_size=8192, context_length=256, n_layer=6, n_head=6, d_model=384, d_ff=1536),

@@ -79,16 +79,21 @@ def test_logits_and_gradients_equal_transformers(backend: str, randomised: bool,
         torch.testing.assert_close(our_gradients[name], gradient, atol=tolerance, rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_logits_of_the_published_size_equal_transformers_with_every_parameter_randomised() -> None:
+@pytest.mark.slow  # for its memory: three models of 116 million parameters, one in float64
+@pytest.mark.parametrize("randomised", [True, False])
+def test_published_size_is_as_near_to_exact_logits_as_transformers_is(randomised: bool) -> None:
+    # At this size float32's rounding alone is 2e-6 (at initialisation) and 2e-4 (randomised), in their code as in ours:
+    # so the yardstick is their model in float64, and its distance from their model in float32.
     torch.manual_seed(0)
     theirs = published_model().eval()
-    tokens = torch.randint(40_478, (1, 512))
-    for tolerance in (1e-6, 1e-4):
-        ours = our_model(theirs).eval()
-        with torch.inference_mode():
-            assert (ours(tokens) - theirs(tokens).logits).abs().max() < tolerance
+    if randomised:
         randomise(theirs)
+    ours = our_model(theirs).eval()
+    tokens = torch.randint(40_478, (1, 64))
+    with torch.inference_mode():
+        rounded = theirs(tokens).logits
+        exact = theirs.double()(tokens).logits
+        assert (ours(tokens) - exact).abs().max() < 4 * (rounded - exact).abs().max()
 
 
 def test_published_size_has_116534784_parameters_as_transformers_has() -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from archbench.kernels import linear
-from archbench.kernels.linear import onednn_linear
+from archbench.kernels.matmul import onednn_linear
 from archbench.nn import Linear
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
@@ -47,7 +47,7 @@ def test_onednn_reads_strided_rows_and_skips_gradients_nobody_asks_for() -> None
 def test_layer_works_in_every_dtype_under_autocast_compiled_and_on_meta() -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
-    layer, x = Linear(512, 1024), torch.randn(2, 512)  # large enough for the fast path
+    layer, x = Linear(512, 1024), torch.randn(2, 512)  # large enough for oneDNN where that is used
     expected = F.linear(x, layer.weight, layer.bias)
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), expected)

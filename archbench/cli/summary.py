@@ -87,7 +87,7 @@ class _Section:
     def memory(self) -> None:
         peak, baseline = self.value("peak_memory_bytes"), self.value("baseline_memory_bytes")
         if peak is not None:
-            note = "" if baseline is None else f"{humanise(peak - baseline, 'B')} of it new"
+            note = "" if baseline is None else f"{humanise(peak - baseline, 'B')} new"
             self.line("peak memory", humanise(peak, "B"), note=note)
 
     def cases(self, name: str, metric: str) -> None:
@@ -101,7 +101,9 @@ class _Section:
 def _spread(values: pd.Series[float], unit: str) -> str:
     if len(values) < 4:
         return ""
-    return f"{humanise(float(values.quantile(0.25)), unit)} – {humanise(float(values.quantile(0.75)), unit)}"
+    low, high = (humanise(float(values.quantile(share)), unit) for share in (0.25, 0.75))
+    number, _, scale = low.partition(" ")
+    return f"{number if high.endswith(' ' + scale) else low} – {high}"
 
 
 def _quality(section: _Section) -> None:
@@ -111,10 +113,9 @@ def _quality(section: _Section) -> None:
 
 
 def _training(section: _Section) -> None:
-    steps, tokens = section.value("steps"), section.rows.tokens_seen.max()
-    section.measured("step", "step_seconds", "s", note=f"{steps:,.0f} steps")
+    section.measured("step", "step_seconds", "s", note=f"{section.value('steps'):,.0f} steps")
     section.measured("first step", "first_step_seconds", "s", note="kept apart")
-    section.measured("throughput", "tokens_per_second", "token/s", note=f"{humanise(tokens, 'token')}")
+    section.measured("throughput", "tokens_per_second", "token/s")
     mfu = section.value("mfu")
     note = f"MFU {mfu:.0%}" if mfu is not None else ""
     section.measured("model FLOP/s", "model_flops_per_second", "FLOP/s", note=note)

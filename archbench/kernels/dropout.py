@@ -1,7 +1,7 @@
 """Dropout (Srivastava et al. 2014) whose mask is cheap to make on a CPU.
 
-``F.dropout`` draws one Bernoulli variable an element there, one after another: at GPT-1's sizes a third of a training
-step in bfloat16. Four 16-bit integers from each 64-bit draw decide as well, four times faster.
+``F.dropout`` draws one Bernoulli variable an element there, one after another. Here four 16-bit integers from each
+64-bit draw decide: on GPT-1's attention weights 2.2 (float32) to 2.8 (bfloat16) times as fast, forward and backward.
 """
 
 from __future__ import annotations
