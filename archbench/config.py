@@ -69,17 +69,19 @@ class TrainingConfig(Frozen):
     )
     batch_size: int = Field(gt=0, description="B, sequences per micro-batch")
     accumulation: int = Field(1, gt=0, description="micro-batches per optimizer update")
-    optimizer: Literal["adamw", "adam", "sgd", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="all from torch.optim")
     learning_rate: float = Field(gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field(
         (0.9, 0.95), description="Adam's moment decays (momentum of SGD and Muon: the first)"
     )
-    eps: float = Field(1e-8, gt=0)
+    eps: float = Field(1e-8, gt=0, description="added to Adam's denominator")
     weight_decay: float = Field(
-        0.1, ge=0, description="decoupled, on matrices only (never on biases, gains or embeddings' gains)"
+        0.1, ge=0, description="decoupled, on parameters of two or more dimensions (never on biases and gains)"
     )
     grad_clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for none")
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "wsd", "constant"] = Field(
+        "cosine", description="after the warm-up; wsd: warm-up, stable, decay"
+    )
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the budget spent in linear warm-up")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="share of the budget spent in the decay of wsd")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate / peak")
@@ -130,20 +132,24 @@ class RunConfig(Frozen):
     >>> RunConfig(architecture="gpt1", profile="smoke", seed=1, training={"steps": 10})  # doctest: +SKIP
     """
 
-    architecture: str
-    profile: str = "quick"
-    preset: str
+    architecture: str = Field(description="name of the architecture; see archbench list")
+    profile: str = Field("quick", description="how much work: the defaults of all other fields, below")
+    preset: str = Field(description="named size of the model")
     overrides: dict[str, Any] = Field(default_factory=dict, description="model configuration fields replaced")
     vocabulary: Literal["tokenizer", "preset"] = Field(
         description="V: as large as the tokenizer, or the preset's published one (which must be no smaller)"
     )
     weights: str | None = Field(None, description="a folder or .safetensors file with published weights to start from")
-    phases: tuple[PhaseName, ...] = ("train", "quality", "prefill", "decode")
-    seed: int = Field(0, ge=0, lt=2**31)
-    device: str = "cpu"
-    dtype: DTypeName = Field(description="autocast dtype; parameters stay float32")
-    attention: AttentionName = "auto"
-    compile: bool = False
+    phases: tuple[PhaseName, ...] = Field(
+        ("train", "quality", "prefill", "decode"), description="what is measured, in this order"
+    )
+    seed: int = Field(0, ge=0, lt=2**31, description="of initial weights, batches and dropout")
+    device: str = Field("cpu", description="cpu, cuda or cuda:N")
+    dtype: DTypeName = Field(
+        description="of matrix products: autocast in training and scoring, the weights' own in prefill and decode"
+    )
+    attention: AttentionName = Field("auto", description="attention backend; what ran is in the rows")
+    compile: bool = Field(False, description="train with torch.compile")
     threads: int | None = Field(None, gt=0, description="CPU threads; null for one a core this process may use")
     plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")
     out: str = Field("results", description="folder the results go to")

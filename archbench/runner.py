@@ -54,7 +54,7 @@ def resume(architecture: str, run_id: str, out: str | Path = "results", *, quiet
 
     Raises:
         UnknownNameError: no such run under ``out``.
-        UsageError: the run is finished, or of another architecture.
+        UsageError: the run is finished, of another architecture, or was started with another torch.
         ArchbenchError: as :func:`run`.
     """
     folder = open_run(out, run_id)
@@ -67,6 +67,11 @@ def resume(architecture: str, run_id: str, out: str | Path = "results", *, quiet
         )
     if finished.exists():
         raise UsageError(f"run {folder.run_id}", "it is finished", f"Read it with: archbench results {finished}")
+    started, now = folder.facts["versions"]["torch_version"], versions()["torch_version"]
+    if started != now:
+        raise UsageError(
+            f"run {folder.run_id}", f"it was started with torch {started}, and this is {now}", "Start a new run"
+        )
     return _measure(folder, quiet=quiet)
 
 
@@ -84,9 +89,8 @@ def _start(config: RunConfig) -> RunFolder:
     data = prepare(config.data)
     model_config = _resolve_model(config, architecture, data)
     config = config.override(speed=_resolve_speed(config, model_config))
-    BatchSampler(
-        data.train, batch_size=1, context_length=model_config.context_length, seed=0
-    )  # refuses too short a text
+    T = model_config.context_length
+    BatchSampler(data.train, batch_size=1, context_length=T, seed=0)  # refuses too short a text
 
     folder = RunFolder(
         path=Path(config.out) / new_run_id(),
@@ -140,8 +144,8 @@ def _run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> None:
     rows = folder.read_rows(phase)
     contaminated = bool(environment.contamination(before, after))
     number = folder.config.phases.index(phase)
-    # Of the machine, not of the model: the same device, threads and allocator as the phase's own rows.
-    where = {name: rows[0][name] for name in ("device", "device_name", "threads", "malloc", "parameters")}
+    # Of the machine, not of the model: the same device, threads, versions … as the phase's own rows.
+    where = {name: rows[0][name] for name in (*versions(), "device", "device_name", "threads", "malloc", "parameters")}
     watched = [
         {**where, "phase": "environment", "metric": metric, "value": value, "repeat": number}
         for metric, value in environment.metrics(before, after).items()
@@ -260,5 +264,4 @@ def _common(folder: RunFolder) -> dict[str, Any]:
         "corpus": facts["corpus"],
         "tokenizer": facts["tokenizer"],
         "lossless": facts["lossless"],
-        **facts["versions"],
     }

@@ -25,7 +25,8 @@ def test_published_weights_score_as_transformers_scores_them(tmp_path: Path) -> 
         torch.nn.init.normal_(parameter, std=0.2)
     published.eval().save_pretrained(with_small_corpus(tmp_path) / "published")
     done = archbench(
-        "run", "gpt1", "--profile", "smoke", "--preset", "paper", "--weights", "published", "--corpus", "small.txt",
+        "run", "gpt1", "--profile", "smoke", "--preset", "paper", "--weights", "published", "--tokenizer", "byte",
+        "--corpus", "small.txt",
         "--set", "vocab_size=300", "--set", f"context_length={T}", "--set", "d_model=32", "--set", "n_layer=2",
         "--set", "n_head=2", "--set", "d_ff=128", "--quiet", cwd=tmp_path,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -109,7 +110,7 @@ def run(
         "weights": weights,
         "phases": _phases(phases, weights),
         "vocabulary": None if weights is None else "preset",
-        "data": _given(corpus=corpus, tokenizer=tokenizer),
+        "data": _given(corpus=corpus, tokenizer=tokenizer or _tokenizer_beside(weights)),
         "training": _given(
             tokens=tokens,
             steps=steps,
@@ -130,6 +131,24 @@ def run(
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _tokenizer_beside(weights: str | None) -> str | None:
+    """The tokenizer that published weights were trained with: it has to be named, or lie beside them.
+
+    Raises:
+        UsageError: neither; with any other tokenizer the weights would score noise.
+    """
+    if weights is None:
+        return None
+    folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
+    if not (folder / "tokenizer.json").exists():
+        raise UsageError(
+            f"--weights {weights}",
+            "there is no tokenizer.json beside it",
+            "Name the tokenizer the weights were trained with: --tokenizer file:PATH, hf:NAME or byte",
+        )
+    return f"file:{folder / 'tokenizer.json'}"
 
 
 def _frozen(values: dict[str, Any]) -> RunConfig:
@@ -153,7 +172,9 @@ def _assign(values: dict[str, Any], path: str, value: str) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--config {path}", f"{section} has no fields", "See docs/configuration.md for the names")
+            raise ConfigError(
+                f"--config {path}", f"{section} has no fields", "The sections are data, training, quality and speed"
+            )
     try:
         values[name] = json.loads(value)
     except json.JSONDecodeError:

@@ -16,7 +16,7 @@ import torch
 
 from archbench.errors import ArchbenchError, PhaseError
 from archbench.kernels import attention_backend
-from archbench.measure.machine import device_name
+from archbench.measure.machine import device_name, versions
 from archbench.measure.malloc import tune_malloc
 from archbench.phases.device import resolve_device
 from archbench.phases.folder import RunFolder, open_run, write_atomically
@@ -70,6 +70,7 @@ def _measure(run: RunFolder, name: str, *, quiet: bool) -> list[dict[str, Any]]:
         threads=torch.get_num_threads(),
         device=device.type,
         device_name=device_name(device),
+        **versions(),
     )
     with attention_backend(config.attention):
         PHASES[name](run, device, rows, quiet=quiet)
