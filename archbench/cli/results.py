@@ -50,7 +50,7 @@ def results(
     from archbench.cli.summary import print_rows
     from archbench.results.store import read_results
 
-    frame = read_results(path, where or None, errors="warn")
+    frame = read_results(path, where or None)
     total = frame.run_id.nunique()
     shown = (total if csv or json else SHOWN_RUNS) if limit is None else limit or total
     frame = frame[frame.run_id.isin(frame.run_id.drop_duplicates().head(shown))]
