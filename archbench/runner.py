@@ -196,7 +196,6 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     if kind in ("file", "saved"):
         tokenizer = kind + colon + str(Path(place).resolve())
     return config.override(
-        out=str(Path(config.out).resolve()),
         plugins=plugin_paths(config.plugins),
         weights=None if config.weights is None else str(Path(config.weights).resolve()),
         data=config.data.override(corpus=corpus, tokenizer=tokenizer),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from archbench import read_results
 from archbench.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -40,3 +41,11 @@ def test_the_readmes_commands_parse(command: str) -> None:
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_the_readmes_links_lead_somewhere(target: str) -> None:
     assert (ROOT / target).exists()
+
+
+def test_the_readmes_numbers_are_those_of_the_reference_run() -> None:
+    frame = read_results(ROOT / "results" / "reference")
+    quality = frame[frame.phase == "quality"].set_index("metric").value
+    assert f"{quality['bits_per_byte']:.3f} bit/byte" in README
+    assert quality["bits_per_byte"] < min(quality["floor_zlib"], quality["floor_bigram"]), "what the suite promises"
+    assert not frame.contaminated.any()

@@ -45,9 +45,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     rows.add("documents", len(result.documents))
     for name, bits_per_byte in floors(data.train_text(), data.validation_text()).items():
         rows.add(f"floor_{name}", bits_per_byte)
-    rows.add("peak_memory_bytes", memory.peak_bytes)
-    rows.add("baseline_memory_bytes", memory.baseline_bytes)
-    rows.add("reserved_memory_bytes", memory.reserved_bytes)
+    rows.add_memory(memory)
 
     table = pa.table(
         {

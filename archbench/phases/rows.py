@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from archbench.measure.memory import PeakMemory
+
 
 class Rows:
     """Collects a phase's measurements.
@@ -28,6 +30,12 @@ class Rows:
         """One row a value, numbered from ``first``."""
         for repeat, value in enumerate(values, start=first):
             self.add(metric, value, repeat=repeat, **columns)
+
+    def add_memory(self, memory: PeakMemory, **columns: Any) -> None:
+        """What a measured block held at most, and before it began."""
+        self.add("peak_memory_bytes", memory.peak_bytes, **columns)
+        self.add("baseline_memory_bytes", memory.baseline_bytes, **columns)
+        self.add("reserved_memory_bytes", memory.reserved_bytes, **columns)
 
     def finished(self) -> list[dict[str, Any]]:
         """Every row, with the common columns."""

@@ -49,9 +49,7 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
             rows.add("tokens_per_second", B * P / median(samples.seconds), **case)
             _describe(rows, samples, case)
     rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
-    rows.add("peak_memory_bytes", memory.peak_bytes)
-    rows.add("baseline_memory_bytes", memory.baseline_bytes)
-    rows.add("reserved_memory_bytes", memory.reserved_bytes)
+    rows.add_memory(memory)
 
 
 def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
@@ -85,9 +83,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
     rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))
     rows.add("cache_bytes_per_token_measured", measured_cache_bytes_per_token(model, 1, T))
     rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
-    rows.add("peak_memory_bytes", memory.peak_bytes)
-    rows.add("baseline_memory_bytes", memory.baseline_bytes)
-    rows.add("reserved_memory_bytes", memory.reserved_bytes)
+    rows.add_memory(memory)
 
 
 def _deployed(run: RunFolder, model: nn.Module) -> nn.Module:
