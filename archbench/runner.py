@@ -136,7 +136,7 @@ def _run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> None:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # the terminal interrupted it too; its last checkpoint is whole
+        _interrupt(process)
         raise KeyboardInterrupt(f"Continue with: {folder.resume_command}") from None
     after = environment.snapshot(device)
     if code != 0:
@@ -151,6 +151,15 @@ def _run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> None:
         for metric, value in environment.metrics(before, after).items()
     ]
     folder.write_rows(phase, [{**row, "contaminated": contaminated} for row in rows + watched])
+
+
+def _interrupt(process: subprocess.Popen[bytes]) -> None:
+    """End the phase as well. A terminal has interrupted it already; whoever signals this process alone has not."""
+    try:
+        process.wait(timeout=1)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.wait()
 
 
 def _variables(config: RunConfig) -> dict[str, str]:

@@ -164,6 +164,20 @@ def test_a_run_killed_in_training_goes_on_with_the_same_losses(finished: tuple[P
     assert losses(read_results(folder / "killed")) == losses(frame)
 
 
+def test_an_interrupted_run_ends_at_once_and_says_how_to_go_on(finished: tuple[Path, str]) -> None:
+    folder, _ = finished
+    command = ["run", "gpt1", *SMALL, "--phases", "train", "--steps", "100000", "--out", "interrupted"]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "archbench", *command], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+    _wait_for(folder, "interrupted/*/checkpoints/step-*")
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "archbench run gpt1 --resume" in stderr
+    assert "Traceback" not in stderr
+
+
 def _wait_for(folder: Path, pattern: str) -> None:
     for _ in range(600):
         if any(folder.glob(pattern)):

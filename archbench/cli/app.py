@@ -81,8 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise KeyboardInterrupt
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except (KeyboardInterrupt, typer.Abort) as interruption:
-        _say("Interrupted", str(interruption))
+    except (KeyboardInterrupt, typer.Abort):
+        _say("Interrupted", "")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (| head): nothing more to say, not even at interpreter exit.

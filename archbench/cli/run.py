@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -88,7 +90,9 @@ def run(
     show = print_rows if json_ else print_summary
     if resume is not None:
         _refuse_beside_resume(locals())
-        show(runner.resume(architecture, resume, out, quiet=quiet), out)
+        with _saying_how_to_go_on():
+            frame = runner.resume(architecture, resume, out, quiet=quiet)
+        show(frame, out)
         return
 
     from archbench.phases.device import default_device, resolve_device
@@ -126,7 +130,20 @@ def run(
     for path, value in assignments(config, "--config").items():
         _assign(values, path, value)
     for one in seed or [0]:
-        show(runner.run(_frozen({**_given(**values), "seed": one}), quiet=quiet), out)
+        with _saying_how_to_go_on():
+            frame = runner.run(_frozen({**_given(**values), "seed": one}), quiet=quiet)
+        show(frame, out)
+
+
+@contextmanager
+def _saying_how_to_go_on() -> Iterator[None]:
+    """An interrupted run's own words, which typer keeps from the caller of the command."""
+    try:
+        yield
+    except KeyboardInterrupt as interruption:
+        if str(interruption):  # nothing, if no run had begun
+            typer.echo(str(interruption), err=True)
+        raise
 
 
 def _given(**values: Any) -> dict[str, Any]:
