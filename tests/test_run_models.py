@@ -58,6 +58,21 @@ def test_a_plugin_file_runs_without_being_installed(tmp_path: Path) -> None:
     assert set(frame[frame.phase != "environment"].attention) == {"none"}, "it has no attention, and the rows say so"
 
 
+def test_a_plugin_that_stops_early_gets_no_speed(tmp_path: Path) -> None:
+    source = (EXAMPLES / "bigram.py").read_text()
+    honest = "return decode_without_cache(model, prompt, max_new_tokens, sampling)"
+    assert honest in source
+    lazy = "return decode_without_cache(model, prompt, max(1, max_new_tokens // 2), sampling)"
+    (tmp_path / "lazy.py").write_text(source.replace(honest, lazy))
+    done = archbench(
+        "run", "bigram", "--plugin", "lazy.py", "--profile", "smoke", "--corpus", "small.txt", "--steps", "1",
+        "--phases", "train,decode", "--quiet", cwd=with_small_corpus(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 3
+    assert "it gave 4 tokens of the 8 it was asked for" in done.stderr
+    assert not list((tmp_path / "results").glob("*.parquet"))
+
+
 def test_a_wrapper_is_recorded_beside_the_run(tmp_path: Path) -> None:
     done = archbench(
         "run", "gpt1", "--plugin", str(EXAMPLES / "stopwatch.py"), "--profile", "smoke", "--corpus", "small.txt",

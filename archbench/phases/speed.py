@@ -7,14 +7,14 @@ from itertools import pairwise, product
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from archbench.config import ModelConfig
-from archbench.data.dataset import Dataset
+from archbench.errors import HookResultError
 from archbench.inference.sampling import Sampling
 from archbench.kernels import record_attention
-from archbench.measure.clock import Clock, clock_for
+from archbench.measure.clock import Clock, Mark, clock_for
 from archbench.measure.flops import (
     cache_bytes,
     cache_bytes_per_token,
@@ -26,22 +26,20 @@ from archbench.measure.steady import Samples, count_outliers, repeat_until_stead
 from archbench.phases.folder import RunFolder
 from archbench.phases.loading import count_parameters, load_architecture, load_dataset, on_meta, trained_model
 from archbench.phases.rows import Rows
+from archbench.registry import Architecture
 
 GREEDY = Sampling(greedy=True)
 
 
 def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Time from the call to the first token, per prompt length and batch size."""
-    architecture, model_config = load_architecture(run)
-    data = load_dataset(run)
-    model = _deployed(run, trained_model(run, architecture, model_config, device))
-    rows.common |= {"parameters": count_parameters(model)}
+    architecture, model = _prepared(run, device, rows)
     clock = clock_for(device)
     with peak_memory(device) as memory, record_attention() as ran:
-        for P, B, prompt in _prompts(run, model_config, data, device):
+        for P, B, prompt in _prompts(run, device):
 
             def first_token(prompt: Tensor = prompt) -> None:
-                next(iter(architecture.generate(model, prompt, 1, GREEDY)))
+                _decode(architecture, model, prompt, 1, clock)
 
             samples = _timed(run, first_token, clock)
             case: dict[str, Any] = {"batch_size": B, "prompt_length": P}
@@ -54,55 +52,75 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
 
 def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Time every gap between tokens, and weigh the cache, per prompt length and batch size."""
-    architecture, model_config = load_architecture(run)
-    data = load_dataset(run)
-    model = _deployed(run, trained_model(run, architecture, model_config, device))
-    rows.common |= {"parameters": count_parameters(model)}
+    architecture, model = _prepared(run, device, rows)
     clock = clock_for(device)
-    new_tokens, T = run.config.speed.new_tokens, model_config.context_length
-    described = on_meta(model)
+    new_tokens = run.config.speed.new_tokens
+    cases: list[dict[str, Any]] = []
     with peak_memory(device) as memory, record_attention() as ran:
-        for P, B, prompt in _prompts(run, model_config, data, device):
+        for P, B, prompt in _prompts(run, device):
             gaps: list[float] = []
 
             def decode(prompt: Tensor = prompt, gaps: list[float] = gaps) -> None:
-                marks = [clock.mark() for _ in architecture.generate(model, prompt, new_tokens, GREEDY)]
+                marks = _decode(architecture, model, prompt, new_tokens, clock)
                 clock.synchronize()
                 gaps.extend(clock.seconds(earlier, later) for earlier, later in pairwise(marks))
 
             samples = _timed(run, decode, clock)
             # The warm-up's gaps come first in the list; the rows hold those of the timed repeats alone.
             timed = gaps[-len(samples.seconds) * (new_tokens - 1) :]
-            case: dict[str, Any] = {"batch_size": B, "prompt_length": P}
+            cases.append(case := {"batch_size": B, "prompt_length": P})
             rows.extend("seconds_per_token", timed, **case)
             rows.add("tokens_per_second", B / median(timed), **case)
             _describe(rows, samples, case, outlying=count_outliers(timed))
-            capacity = min(P + new_tokens, T)
-            rows.add("cache_bytes", cache_bytes(described, B, capacity), **case)
-            rows.add("cache_bytes_measured", measured_cache_bytes(model, B, capacity), **case)
-    rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))
-    rows.add("cache_bytes_per_token_measured", measured_cache_bytes_per_token(model, 1, T))
     rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
     rows.add_memory(memory)
 
+    described, T = on_meta(model), run.model["context_length"]
+    for case in cases:
+        B, capacity = case["batch_size"], min(case["prompt_length"] + new_tokens, T)
+        rows.add("cache_bytes", cache_bytes(described, B, capacity), **case)
+        rows.add("cache_bytes_measured", measured_cache_bytes(model, B, capacity), **case)
+    rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))
+    rows.add("cache_bytes_per_token_measured", measured_cache_bytes_per_token(model, 1, T))
 
-def _deployed(run: RunFolder, model: nn.Module) -> nn.Module:
-    """The model as it is served: its weights in the run's dtype, not cast anew at every token as autocast would."""
+
+def _prepared(run: RunFolder, device: torch.device, rows: Rows) -> tuple[Architecture, nn.Module]:
+    """The architecture, and its model as it is served: weights in the run's dtype, not cast anew at every token."""
+    architecture, model_config = load_architecture(run)
     dtype: torch.dtype = getattr(torch, run.config.dtype)
-    return model.to(dtype)
+    model = trained_model(run, architecture, model_config, device).to(dtype)
+    rows.common |= {"parameters": count_parameters(model)}
+    return architecture, model
 
 
-def _prompts(
-    run: RunFolder, model_config: ModelConfig, data: Dataset, device: torch.device
-) -> Iterator[tuple[int, int, Tensor]]:
-    """Every case's prompt length P, batch size B and tokens (B, P): held-out text, a stretch of its own for each."""
+def _decode(architecture: Architecture, model: nn.Module, prompt: Tensor, new_tokens: int, clock: Clock) -> list[Mark]:
+    """Decode greedily; the moment each token was there.
+
+    Raises:
+        HookResultError: ``generate`` gave another number of tokens than it was asked for.
+    """
+    marks = [clock.mark() for _ in architecture.generate(model, prompt, new_tokens, GREEDY)]
+    if len(marks) != new_tokens:
+        raise HookResultError(
+            f"generate of {architecture.name}",
+            f"it gave {len(marks)} tokens of the {new_tokens} it was asked for",
+            "Yield one tensor (B,) a token, and stop early only where sampling.eos is set",
+        )
+    return marks
+
+
+def _prompts(run: RunFolder, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
+    """Every case's prompt length P, batch size B and tokens (B, P): training text, a stretch of its own for each.
+
+    Speed does not depend on what the text says, and the training split is the one sure to be longer than a context.
+    """
     lengths = run.config.speed.prompt_lengths
     assert lengths is not None, "the runner resolves prompt lengths before the first phase"
-    stream = torch.cat([torch.from_numpy(document.tokens.astype("int64")) for document in data.validation])
+    stream = load_dataset(run).train
     for P, B in product(lengths, run.config.speed.batch_sizes):
-        starts = torch.linspace(0, max(len(stream) - P, 0), B).long()
-        prompt = torch.stack([stream[start : start + P] for start in starts])  # (B, P)
-        yield P, B, prompt.to(device)
+        starts = np.linspace(0, len(stream) - P, B).astype(np.int64)
+        prompt = np.stack([stream[start : start + P] for start in starts]).astype(np.int64)  # (B, P)
+        yield P, B, torch.from_numpy(prompt).to(device)
 
 
 def _timed(run: RunFolder, fn: Callable[[], None], clock: Clock) -> Samples:
