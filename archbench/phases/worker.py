@@ -38,23 +38,30 @@ def main(arguments: list[str]) -> int:
     out, run_id, name, verbosity = arguments
     _end_with_parent()
     run = open_run(out, run_id)
-    error_file = run.path / f"error-{name}.json"
     try:
         run.write_rows(name, _measure(run, name, quiet=verbosity == "quiet"))
     except ArchbenchError as error:
-        write_atomically(error_file, json.dumps({**error.as_dict(), "traceback": traceback.format_exc()}))
-        return error.exit_code
+        return _leave(error, run, name)
     except Exception as error:  # noqa: BLE001  the boundary of the process: whatever it was reaches the user as a PhaseError
         failure = PhaseError(
             f"phase {name} of run {run_id}",
             f"it failed with {type(error).__name__}: {' '.join(str(error).split())[:500]}",
             "Run again with --debug for the traceback",
         )
-        write_atomically(error_file, json.dumps({**failure.as_dict(), "traceback": traceback.format_exc()}))
-        return failure.exit_code
+        return _leave(failure, run, name)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT  # the runner was interrupted too, and says so
     return 0
+
+
+def _leave(error: ArchbenchError, run: RunFolder, name: str) -> int:
+    """Leave the error in the run's folder for the runner, or say it where the disk is full; its exit code."""
+    try:
+        content = json.dumps({**error.as_dict(), "traceback": traceback.format_exc()})
+        write_atomically(run.path / f"error-{name}.json", content)
+    except OSError:
+        print(f"Error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 def _measure(run: RunFolder, name: str, *, quiet: bool) -> list[dict[str, Any]]:
