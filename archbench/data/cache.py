@@ -29,27 +29,36 @@ def content_key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Make ``path`` what ``write`` puts into a file; readers see the old content or the new, never a part.
 
     Any number of processes may write the same path: the last one wins.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full; ``path`` is as it was.
+    """
+    # Not tempfile: its files are private, and a cache may be shared.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """:func:`replace_atomically` in the cache folder, which is made if it is missing.
 
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not tempfile: its files are private, and a cache may be shared.
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-        try:
-            with temporary.open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        replace_atomically(path, write)
     except OSError as error:
         raise StorageError(
             f"cache folder {str(path.parent)!r}",

@@ -24,8 +24,6 @@ from torch.utils.hooks import RemovableHandle
 from archbench.errors import DeviceError
 from archbench.protocols import CachedModel
 
-CONVENTION = "matrix products only, 2 FLOPs a multiply-add, attention over the full T x T"
-
 
 @dataclass(frozen=True)
 class FlopCount:

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from archbench.config import RunConfig
+from archbench.data.cache import replace_atomically
 from archbench.errors import StorageError, UnknownNameError, did_you_mean
 
 CONFIG = "config.json"
@@ -77,7 +77,7 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True)
-            write_atomically(self.path / CONFIG, json.dumps(self.as_dict(), indent=2) + "\n")
+            write_text(self.path / CONFIG, json.dumps(self.as_dict(), indent=2) + "\n")
         except OSError as error:
             raise StorageError(
                 f"output folder {self.path.parent}",
@@ -96,7 +96,7 @@ class RunFolder:
         """
         text = "".join(json.dumps(dict(row)) + "\n" for row in rows)
         try:
-            write_atomically(self.rows_file(phase), text)
+            write_text(self.rows_file(phase), text)
         except OSError as error:
             raise StorageError(
                 f"{self.rows_file(phase)}",
@@ -132,18 +132,10 @@ def open_run(out: str | Path, run_id: str) -> RunFolder:
         ) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a small text file so that a reader sees all of it or none.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    replace_atomically(path, lambda file: file.write(text.encode()))

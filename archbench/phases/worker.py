@@ -19,7 +19,7 @@ from archbench.kernels import attention_backend
 from archbench.measure.machine import device_name, versions
 from archbench.measure.malloc import tune_malloc
 from archbench.phases.device import resolve_device
-from archbench.phases.folder import RunFolder, open_run, write_atomically
+from archbench.phases.folder import RunFolder, open_run, write_text
 from archbench.phases.quality import run_quality
 from archbench.phases.rows import Rows
 from archbench.phases.speed import run_decode, run_prefill
@@ -58,7 +58,7 @@ def _leave(error: ArchbenchError, run: RunFolder, name: str) -> int:
     """Leave the error in the run's folder for the runner, or say it where the disk is full; its exit code."""
     try:
         content = json.dumps({**error.as_dict(), "traceback": traceback.format_exc()})
-        write_atomically(run.path / f"error-{name}.json", content)
+        write_text(run.path / f"error-{name}.json", content)
     except OSError:
         print(f"Error: {error}", file=sys.stderr)
     return error.exit_code

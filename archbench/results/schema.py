@@ -87,9 +87,6 @@ COLUMNS: tuple[Column, ...] = (
 )
 """Every column, in file order."""
 
-ROW_COLUMNS: tuple[str, ...] = tuple(column.name for column in COLUMNS if column.level == "row")
-"""What a phase sets in each of its rows; the runner adds the rest."""
-
 _VERSION_KEY = b"archbench_schema_version"
 
 
