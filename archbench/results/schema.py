@@ -32,7 +32,6 @@ class Column:
         unit: unit of the values, or "" where they have none.
         description: what it holds.
         nullable: whether a row may lack it.
-        level: ``run`` for what is the same in all rows of one file by construction, ``row`` for what the phase sets.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Column:
     unit: str
     description: str
     nullable: bool = False
-    level: Literal["run", "row"] = "run"
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -53,28 +51,28 @@ COLUMNS: tuple[Column, ...] = (
     Column("preset", "string", "", "named size of the architecture"),
     Column("config_hash", "string", "", "12 hex digits: equal for runs that differ only in seed and output folder"),
     Column("seed", "int64", "", "seed of weights, batches and sampling"),
-    Column("phase", "string", "", "what was measured: train, quality, prefill, decode, environment ...", level="row"),
-    Column("metric", "string", "", "which quantity; see the metrics below", level="row"),
-    Column("unit", "string", "", "unit of value; 1 for a plain number", level="row"),
-    Column("value", "double", "see unit", "the measurement; null: not known on this machine", True, "row"),
-    Column("repeat", "int64", "", "number of the repeat, step or gap, from 0", level="row"),
+    Column("phase", "string", "", "what was measured: train, quality, prefill, decode, environment ..."),
+    Column("metric", "string", "", "which quantity; see the metrics below"),
+    Column("unit", "string", "", "unit of value; 1 for a plain number"),
+    Column("value", "double", "see unit", "the measurement; null: not known on this machine", nullable=True),
+    Column("repeat", "int64", "", "number of the repeat, step or gap, from 0"),
     Column("device", "string", "", "cpu or cuda, as torch names it"),
     Column("device_name", "string", "", "model of the CPU or GPU"),
     Column("dtype", "string", "", "dtype the matrix products ran in"),
-    Column("attention", "string", "", "attention backends that actually ran, joined by +", True, "row"),
+    Column("attention", "string", "", "attention backends that actually ran, joined by +", nullable=True),
     Column("compile", "bool", "", "whether the model ran under torch.compile"),
     Column("threads", "int64", "", "CPU threads torch used"),
     Column("world_size", "int64", "", "processes training together"),
-    Column("batch_size", "int64", "sequences", "B, sequences at a time", True, "row"),
-    Column("context_length", "int64", "tokens", "T, positions the model reads at once", True, "row"),
-    Column("prompt_length", "int64", "tokens", "P, tokens of the prompt", True, "row"),
+    Column("batch_size", "int64", "sequences", "B, sequences at a time", nullable=True),
+    Column("context_length", "int64", "tokens", "T, positions the model reads at once", nullable=True),
+    Column("prompt_length", "int64", "tokens", "P, tokens of the prompt", nullable=True),
     Column("parameters", "int64", "", "trained numbers in the model, tied ones once", nullable=True),
     Column("corpus", "string", "", "name of the text", nullable=True),
     Column("tokenizer", "string", "", "name of the tokenizer", nullable=True),
     Column("lossless", "bool", "", "whether the tokens' bytes add up to the text's bytes", nullable=True),
-    Column("tokens_seen", "int64", "tokens", "training tokens before this measurement", True, "row"),
+    Column("tokens_seen", "int64", "tokens", "training tokens before this measurement", nullable=True),
     Column(
-        "contaminated", "bool", "", "whether something else disturbed the phase; null: could not be told", True, "row"
+        "contaminated", "bool", "", "whether something else disturbed the phase; null: could not be told", nullable=True
     ),
     Column("malloc", "string", "", "how the memory allocator was set", nullable=True),
     Column("archbench_version", "string", "", "version of archbench"),
