@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from archbench.inference.decoding import decode_without_cache as decode_without_cache
     from archbench.inference.sampling import Sampling as Sampling
     from archbench.kernels import causal_attention as causal_attention
+    from archbench.kernels import linear_cross_entropy as linear_cross_entropy
     from archbench.registry import Architecture as Architecture
     from archbench.registry import available as available
     from archbench.registry import load as load
@@ -41,6 +42,7 @@ _HOMES = {
     "decode_with_cache": "archbench.inference.decoding",
     "decode_without_cache": "archbench.inference.decoding",
     "hookimpl": "archbench.hookspecs",
+    "linear_cross_entropy": "archbench.kernels",
     "load": "archbench.registry",
     "next_token_step": "archbench.training.steps",
     "read_results": "archbench.results.store",

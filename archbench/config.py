@@ -7,9 +7,10 @@ frozen before the run starts and stored beside its rows.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
 
@@ -18,7 +19,9 @@ from archbench.profiles import PROFILES
 
 PhaseName = Literal["train", "quality", "prefill", "decode"]
 DTypeName = Literal["float32", "bfloat16", "float16"]
-AttentionName = Literal["auto", "sdpa", "reference"]
+BackendName = Literal["triton", "sdpa", "flex", "reference"]
+OperationName = Literal["attention", "loss"]
+AttentionName = Literal["auto", "triton", "sdpa", "flex", "reference"]
 
 
 class Frozen(BaseModel):
@@ -168,11 +171,70 @@ class RunConfig(Frozen):
 
     def config_hash(self) -> str:
         """Twelve hex digits that agree for runs that differ only in seed and in where the results go."""
-        values = self.model_dump(mode="json", exclude={"seed", "out", "profile"})
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+        return _hash(self, {"seed", "out", "profile"})
+
+
+class KernelConfig(Frozen):
+    """What the kernel phase measures: causal attention at every combination of sizes, and a head's loss."""
+
+    operations: tuple[OperationName, ...] = Field(("attention", "loss"), min_length=1, description="what is measured")
+    backends: tuple[BackendName, ...] = Field(
+        ("triton", "sdpa", "flex", "reference"), min_length=1, description="attention backends, alternating"
+    )
+    lengths: tuple[PositiveInt, ...] = Field(min_length=1, description="T, positions")
+    head_widths: tuple[Annotated[int, Field(ge=16, le=256)], ...] = Field(
+        (64,), min_length=1, description="D, head widths, 16 to 256"
+    )
+    query_heads: PositiveInt | None = Field(None, description="H, query heads; null for 2048 / D, a multiple of 8")
+    groups: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="H/G, query heads to a key/value head")
+    windows: tuple[PositiveInt | None, ...] = Field(
+        (None,), min_length=1, description="W, positions that each sees, itself included; null for all"
+    )
+    batch_size: PositiveInt | None = Field(None, description="B, sequences; null for 16384 / T, at least 1")
+    losses: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = Field(
+        min_length=1, description="N positions, C width and V vocabulary of each loss"
+    )
+    repeats: int = Field(10, ge=1, description="timed repeats of each case, after warm-up")
+    warmup: int = Field(3, ge=1, description="untimed repeats after the first, at the least")
+    seed: int = Field(0, ge=0, lt=2**31, description="of the inputs")
+    device: str = Field("cpu", description="cpu, cuda or cuda:N")
+    dtype: DTypeName = Field("float32", description="of the inputs")
+    threads: int | None = Field(None, gt=0, description="CPU threads; null for one a core this process may use")
+    out: str = Field("results", description="folder the results go to")
+
+    @model_validator(mode="after")
+    def _whole_groups(self) -> Self:
+        for D, group in itertools.product(self.head_widths, self.groups):
+            if (H := self.heads(D)) % group:
+                raise ConfigError(
+                    f"groups of {group}",
+                    f"{H} query heads of width {D} do not split into them",
+                    "Give groups (query heads to a key/value head) that divide the number of query heads",
+                )
+        return self
+
+    def heads(self, head_width: int) -> int:
+        """H, query heads of that width: what was asked for, or a multiple of 8 that makes C about 2048."""
+        return self.query_heads or 2048 // head_width // 8 * 8
+
+    def batch(self, length: int) -> int:
+        """B, sequences of that length: what was asked for, or as many as hold 16,384 positions.
+
+        With :meth:`heads` the sizes at which Dao 2023 (FlashAttention-2, arXiv:2307.08691, section 4.1) measures.
+        """
+        return self.batch_size or max(1, 16_384 // length)
+
+    def config_hash(self) -> str:
+        """Twelve hex digits that agree for runs that differ only in seed and in where the results go."""
+        return _hash(self, {"seed", "out"})
 
 
 _BUDGETS = ("tokens", "steps", "flops", "seconds")
+
+
+def _hash(config: BaseModel, leave_out: set[str]) -> str:
+    values = config.model_dump(mode="json", exclude=leave_out)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:

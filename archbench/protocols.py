@@ -42,7 +42,7 @@ class CachedModel(Protocol):
 
 @runtime_checkable
 class HiddenStateModel(Protocol):
-    """A model whose last hidden states can be had before the output head, so that the loss need not hold (B, T, V)."""
+    """A model whose last hidden states can be had before the output head: decoding needs one position's logits only."""
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) int64 -> hidden states (B, T, C), ready for :meth:`head`."""
@@ -50,4 +50,25 @@ class HiddenStateModel(Protocol):
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden states (..., C) -> logits (..., V)."""
+        ...
+
+
+@runtime_checkable
+class LinearHeadModel(HiddenStateModel, Protocol):
+    """A :class:`HiddenStateModel` whose head is one linear layer, so that training need not hold (B, T, V) logits.
+
+    A head that is anything else (logits capped, scaled, or added up from several) offers no :meth:`head_parameters`,
+    and its loss is taken from all logits.
+    """
+
+    def forward(self, tokens: Tensor, *, logits: bool = True) -> Tensor:
+        """tokens (B, T) int64 -> logits (B, T, V), or :meth:`hidden`'s states (B, T, C) where ``logits`` is False.
+
+        Training asks for the hidden states by calling the model, so that its hooks and wrappers (``torch.compile``,
+        data parallelism) are passed through as ever.
+        """
+        ...
+
+    def head_parameters(self) -> tuple[Tensor, Tensor | None]:
+        """weight (V, C) and bias (V,) or None, of which ``head(hidden)`` is ``hidden @ weight.T + bias``."""
         ...

@@ -96,8 +96,9 @@ class GPT1(nn.Module):
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.hidden(tokens))
+    def forward(self, tokens: Tensor, *, logits: bool = True) -> Tensor:
+        hidden = self.hidden(tokens)
+        return self.head(hidden) if logits else hidden
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) -> last hidden states (B, T, C); with a cache, the positions after those in it."""
@@ -115,6 +116,10 @@ class GPT1(nn.Module):
     def head(self, hidden: Tensor) -> Tensor:
         """hidden states (..., C) -> logits (..., V)."""
         return linear(hidden, self.token_embedding.weight)
+
+    def head_parameters(self) -> tuple[Tensor, None]:
+        """The head's weight (V, C) and its bias; see :class:`archbench.protocols.LinearHeadModel`."""
+        return self.token_embedding.weight, None
 
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
         """Room for the keys and values of ``capacity`` positions; see :class:`archbench.protocols.CachedModel`."""

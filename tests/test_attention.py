@@ -1,32 +1,29 @@
-"""Every attention backend is the textbook definition, in values and gradients."""
+"""Attention is the textbook definition, in values and gradients, by the backend that was asked for or is best here.
+
+FlexAttention, whose kernels take seconds to compile, has tests/test_attention_flex.py.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from itertools import product
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
 
 from archbench.errors import DeviceError, UsageError
-from archbench.kernels import attention_backend, causal_attention, record_attention, resolve_attention
-from archbench.kernels.attention import BACKENDS
+from archbench.kernels import (
+    attention_backend,
+    attention_backends,
+    causal_attention,
+    record_attention,
+    resolve_attention,
+)
+from attention_definition import naive_attention
 
-
-def naive_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float | None) -> Tensor:
-    """One position at a time, in float64."""
-    q, k, v = q.double(), k.double(), v.double()
-    B, H, T, D = q.shape
-    G, S = k.shape[1:3]
-    scale = D**-0.5 if scale is None else scale
-    rows = []
-    for b, h, t in product(range(B), range(H), range(T)):
-        last = S - T + t
-        first = 0 if window is None else max(0, last - window + 1)
-        keys, values = k[b, h // (H // G), first : last + 1], v[b, h // (H // G), first : last + 1]
-        rows.append(torch.softmax(keys @ q[b, h, t] * scale, dim=0) @ values)
-    return torch.stack(rows).view(B, H, T, D)
+BACKENDS = ("sdpa", "reference")
 
 
 SHAPES = [  # B, H, G, T, S, D
@@ -36,6 +33,7 @@ SHAPES = [  # B, H, G, T, S, D
     (2, 4, 2, 1, 7, 8),
     (1, 2, 2, 1, 1, 8),
     (1, 3, 3, 2, 33, 16),
+    (1, 3, 1, 20, 21, 80),
 ]
 
 
@@ -136,12 +134,19 @@ def test_meta_device_uses_countable_matrix_products() -> None:
     assert counter.get_total_flops() == 2 * (2 * 2 * 4 * 16 * 16 * 8)
 
 
+@pytest.mark.parametrize("backend", attention_backends.BACKENDS)
+def test_on_the_meta_device_every_choice_is_accepted(backend: str) -> None:
+    q, k, v = torch.empty(3, 2, 4, 16, 8, device="meta")
+    with record_attention() as ran:
+        causal_attention(q, k, v, backend=backend, precision="tf32", dropout=0.1)
+    assert ran == {"reference"}
+
+
 def test_auto_avoids_sdpa_where_it_leaves_its_fast_path() -> None:
     sizes = {"device_type": "cpu", "T": 512, "S": 512, "D": 64}
     assert resolve_attention("auto", dtype=torch.float32, **sizes) == "sdpa"
     assert resolve_attention("auto", dtype=torch.float32, dropout=0.1, **sizes) == "reference"
     assert resolve_attention("auto", dtype=torch.bfloat16, **sizes) == "reference"
-    assert resolve_attention("auto", device_type="cuda", dtype=torch.bfloat16, T=512, S=512, D=64) == "sdpa"
     assert resolve_attention("sdpa", dtype=torch.float32, dropout=0.1, **sizes) == "sdpa"
 
 
@@ -162,7 +167,133 @@ def test_what_cannot_be_computed_is_refused_by_name(change: dict[str, object], m
         causal_attention(**{**arguments, **change})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("backend", ["triton", "flex"])
-def test_planned_backends_are_refused_and_never_replaced(backend: str) -> None:
-    with pytest.raises(DeviceError, match="does not have that backend"), attention_backend(backend):
-        pass
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
+    """What torch would say of a GPU; the decisions are archbench's own."""
+    facts = SimpleNamespace(capability=(9, 0), architecture="")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: facts.capability)
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=facts.architecture)
+    )
+    attention_backends._decided.cache_clear()
+    yield facts
+    attention_backends._decided.cache_clear()
+
+
+ON_GPU = {"device_type": "cuda", "dtype": torch.bfloat16, "T": 512, "S": 512, "D": 64}
+
+
+def test_auto_picks_the_kernel_on_a_supported_gpu_and_torchs_attention_elsewhere(gpu: SimpleNamespace) -> None:
+    assert resolve_attention("auto", **ON_GPU) == "triton"
+    assert resolve_attention("auto", **ON_GPU, gradients=True, precision="tf32") == "triton"
+    for change in ({"D": 8}, {"D": 288}, {"dtype": torch.float64}, {"dropout": 0.1}, {"device_type": "mps"}):
+        assert resolve_attention("auto", **{**ON_GPU, **change}) == "sdpa", change
+    for backend in attention_backends.BACKENDS:
+        assert resolve_attention(backend, **ON_GPU) == backend
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (10, 0), (12, 0)])
+def test_nvidias_gpus_are_supported_from_compute_capability_8_0(
+    gpu: SimpleNamespace, capability: tuple[int, int]
+) -> None:
+    gpu.capability = capability
+    assert resolve_attention("auto", **ON_GPU) == ("triton" if capability >= (8, 0) else "sdpa")
+
+
+@pytest.mark.parametrize(("architecture", "backend"), [("gfx942:sramecc+:xnack-", "triton"), ("gfx90a", "sdpa")])
+def test_amds_gpus_are_supported_by_name(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, architecture: str, backend: str
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", "6.3")
+    gpu.architecture, gpu.capability = architecture, (9, 4)
+    assert resolve_attention("auto", **ON_GPU) == backend
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"device_type": "cpu"}, "runs on NVIDIA and AMD GPUs only, and q is on cpu"),
+        ({"capability": (7, 5)}, r"compute capability 7\.5 is below the 8\.0"),
+        ({"dtype": torch.float64}, "q is float64"),
+        ({"D": 8}, "head widths 16 to 256, and this one is 8"),
+        ({"D": 257}, "head widths 16 to 256, and this one is 257"),
+        ({"dropout": 0.1}, "no dropout"),
+    ],
+)
+def test_asking_for_the_kernel_where_it_cannot_run_says_why_and_what_can(
+    gpu: SimpleNamespace, change: dict[str, object], message: str
+) -> None:
+    gpu.capability = change.pop("capability", gpu.capability)
+    with pytest.raises(DeviceError, match=rf"attention 'triton': .*{message}.*Use auto, or one of sdpa, .*reference"):
+        resolve_attention("triton", **{**ON_GPU, **change})
+
+
+def test_the_kernel_asked_for_on_a_cpu_is_refused_and_never_replaced() -> None:
+    q, k, v = torch.randn(3, 1, 2, 6, 16)
+    with pytest.raises(DeviceError, match="q is on cpu"), attention_backend("triton"):
+        causal_attention(q, k, v)
+
+
+def test_a_gpu_that_torch_does_not_see_leaves_auto_with_torchs_attention() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert resolve_attention("auto", **ON_GPU) == "sdpa"  # fake tensors may claim to be anywhere
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa"])
+def test_a_precision_that_nothing_would_heed_is_refused(backend: str) -> None:
+    q, k, v = torch.randn(3, 1, 2, 6, 16)
+    with pytest.raises(UsageError, match="precision 'tf32': it is the Triton kernel's, and sdpa attention runs here"):
+        causal_attention(q, k, v, backend=backend, precision="tf32")
+    with pytest.raises(UsageError, match=r"precision 'tf23': .*Did you mean 'tf32'"):
+        causal_attention(q, k, v, backend=backend, precision="tf23")
+
+
+def test_each_distinct_decision_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    attention_backends._decided.cache_clear()
+    with caplog.at_level(logging.INFO, logger="archbench"):
+        for T in (5, 6, 6):
+            causal_attention(*torch.randn(3, 1, 2, T, 16))
+        causal_attention(*torch.randn(3, 1, 2, 6, 16), backend="reference")
+    first, second = (record.getMessage() for record in caplog.records)
+    assert first.startswith("attention auto: sdpa on cpu, float32, head width 16 (the Triton kernel runs on")
+    assert second == "attention reference: reference on cpu, float32, head width 16"
+
+
+def test_compiled_code_decides_too_with_changing_lengths() -> None:
+    torch._dynamo.reset()
+    attention_backends._decided.cache_clear()
+    attend = torch.compile(causal_attention, fullgraph=True, backend="aot_eager", dynamic=True)
+    for T, S in ((5, 5), (6, 6), (700, 700), (3, 200), (1, 90), (1, 200)):
+        q, k, v = torch.randn(1, 4, T, 16).bfloat16(), *torch.randn(2, 1, 2, S, 16).bfloat16()
+        with record_attention() as ran:
+            out = attend(q, k, v)
+        assert ran == {"reference" if T <= 512 and (T > 1 or S >= 128) else "sdpa"}
+        torch.testing.assert_close(out, causal_attention(q, k, v))
+    with attention_backend("reference"), record_attention() as ran:
+        attend(*torch.randn(3, 1, 2, 6, 16))
+    assert ran == {"reference"}, "the ambient backend is guarded on"
+
+
+def test_compiled_code_takes_a_changing_dropout() -> None:
+    torch._dynamo.reset()
+    attend = torch.compile(lambda q, k, v, p: causal_attention(q, k, v, dropout=p), fullgraph=True, backend="aot_eager")
+    q, k, v = torch.randn(3, 1, 2, 6, 16)
+    for p, backend in ((0.0, "sdpa"), (0.1, "reference"), (0.2, "reference"), (0.3, "reference")):
+        with record_attention() as ran:
+            attend(q, k, v, p)
+        assert ran == {backend}
+
+
+def test_on_a_gpu_it_is_the_fused_operator_that_runs(gpu: SimpleNamespace) -> None:
+    """With tensors that have no data, so that no GPU is needed."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with FakeTensorMode(), record_attention() as ran:
+        q, k, v = (torch.empty(1, heads, 9, 16, device="cuda") for heads in (4, 2, 2))
+        graph = make_fx(lambda q, k, v: causal_attention(q, k, v, window=4))(q, k, v)
+    called = [str(node.target) for node in graph.graph.nodes if "archbench" in str(node.target)]
+    assert ran == {"triton"}
+    assert called == ["archbench.causal_attention_forward.default"]

@@ -34,14 +34,22 @@ assert code == 0 and "generate" in out.getvalue(), out.getvalue()
 print(json.dumps(sorted(sys.modules)))
 """
 _IMPORT = "import json, sys, archbench; dir(archbench); print(json.dumps(sorted(sys.modules)))"
+_ATTENTION = """
+import json, sys, torch
+from archbench.kernels import causal_attention, why_not
+causal_attention(*torch.zeros(3, 1, 2, 4, 16, requires_grad=True)).sum().backward()
+why_not("triton", "cpu", torch.float32, 16), why_not("triton", "cuda", torch.float32, 16)
+print(json.dumps(sorted(sys.modules)))
+"""
 _REGISTRY = "import json, sys, archbench; archbench.available(); print(json.dumps(sorted(sys.modules)))"
 
 
-def modules_after(code: str) -> set[str]:
+def modules_after(code: str, *, whole: bool = False) -> set[str]:
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
     )
-    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+    names = json.loads(done.stdout)
+    return set(names) if whole else {name.partition(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("code", [_IMPORT, _HELP], ids=["import archbench", "archbench --help"])
@@ -51,6 +59,12 @@ def test_nothing_heavy_is_imported(code: str) -> None:
 
 def test_finding_plugins_imports_none_of_them_and_no_torch() -> None:
     assert modules_after(_REGISTRY) & {"torch", "triton", "pandas", "archbench_plugins"} == set()
+
+
+def test_attention_on_a_cpu_loads_no_triton_and_no_compiler() -> None:
+    """Where Triton is installed: elsewhere this claims nothing of it."""
+    assert "torch._dynamo" not in modules_after(_ATTENTION, whole=True)
+    assert "triton" not in modules_after(_ATTENTION)
 
 
 def test_help_answers_in_under_0_4_seconds_of_cpu_time() -> None:

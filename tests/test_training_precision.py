@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from archbench.errors import DeviceError
 from archbench.measure.clock import CPUClock
 from archbench.training.loop import train
+from archbench.training.steps import next_token_step
 from training_setup import losses, new_state, recipe, run, sampler
 
 
@@ -24,15 +26,16 @@ def test_bfloat16_follows_float32_and_keeps_float32_parameters() -> None:
 def test_the_loss_is_computed_in_float32() -> None:
     state = new_state(recipe(), dtype="bfloat16")
     batch = sampler().batch(0)
-    logits: list[torch.Tensor] = []
-    state.model.register_forward_hook(lambda module, args, output: logits.append(output))
-    from archbench.training.steps import next_token_step
-
+    hidden: list[torch.Tensor] = []
+    state.model.register_forward_hook(lambda module, args, output: hidden.append(output.detach()))
+    head = state.module.token_embedding.weight.detach().bfloat16()  # as it is before the update
     loss = next_token_step(state, batch)
-    assert logits[0].dtype == torch.bfloat16
-    expected = torch.nn.functional.cross_entropy(logits[0].float().flatten(0, 1), batch.targets.flatten())
+    logits = hidden[0].bfloat16().flatten(0, 1) @ head.t()  # the products are bfloat16's
+    targets = batch.targets.flatten()
     assert loss.dtype == torch.float32
-    assert loss.item() == expected.item()
+    # The same float32 sums in another order; what comes after the products in bfloat16 is off by a thousand times that.
+    assert loss.item() == pytest.approx(F.cross_entropy(logits.float(), targets).item(), rel=1e-6)
+    assert loss.item() != pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-4)
 
 
 def test_float16_on_a_cpu_is_refused() -> None:

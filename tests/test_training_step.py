@@ -12,8 +12,9 @@ from archbench_plugins.gpt1 import GPT1, import_weights
 
 import archbench
 from archbench.data.batches import Batch
-from archbench.errors import HookFailedError, HookResultError
+from archbench.errors import HookFailedError, HookResultError, PluginError
 from archbench.measure.clock import CPUClock
+from archbench.protocols import LinearHeadModel
 from archbench.training.checkpoints import latest_checkpoint, load_weights
 from archbench.training.loop import train
 from archbench.training.state import TrainState
@@ -113,6 +114,81 @@ def test_the_plugins_own_train_step_is_what_the_loop_runs() -> None:
     config = recipe(steps=3)
     through_hooks = train(new_state(config), sampler(), config, clock=CPUClock(), step=architecture.train_step)
     assert losses(through_hooks) == losses(run(config))
+
+
+class AllLogits(GPT1):
+    """A GPT-1 that offers its hidden states and head, and does not promise that the head is linear."""
+
+    head_parameters = None  # type: ignore[assignment]
+
+
+class Capped(GPT1):
+    """A GPT-1 that promises a linear head and caps its logits (Gemma Team 2024, arXiv:2408.00118, section 2)."""
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        return 30 * torch.tanh(super().head(hidden) / 30)
+
+
+class Unaware(GPT1):
+    """A GPT-1 whose forward cannot be asked for the hidden states."""
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.head(self.hidden(tokens))
+
+
+def test_gpt1s_head_is_the_linear_layer_that_it_offers() -> None:
+    torch.manual_seed(0)
+    model = GPT1(model_config())
+    assert isinstance(model, LinearHeadModel)
+    weight, bias = model.head_parameters()
+    hidden, tokens = torch.randn(2, 3, 16), torch.randint(V, (2, T))
+    torch.testing.assert_close(model.head(hidden), F.linear(hidden, weight, bias))
+    assert torch.equal(model.head(model(tokens, logits=False)), model(tokens))
+
+
+def test_a_loss_without_logits_trains_as_one_with_all_of_them() -> None:
+    config = recipe(steps=10)
+    outputs: dict[str, list[tuple[int, ...]]] = {}
+    results = {}
+    for kind in (GPT1, AllLogits):
+        torch.manual_seed(0)
+        model = kind(model_config())
+        shapes = outputs[kind.__name__] = []
+        model.register_forward_hook(lambda module, args, output, shapes=shapes: shapes.append(tuple(output.shape)))
+        results[kind.__name__] = losses(train(TrainState.create(model, config), sampler(), config, clock=CPUClock()))
+    assert set(outputs["GPT1"]) == {(B, T, 16)}, "the model is called, so that its hooks run, and gives no logits"
+    assert set(outputs["AllLogits"]) == {(B, T, V)}
+    # The same products and sums in another order: float32 noise over ten steps.
+    assert results["GPT1"] == pytest.approx(results["AllLogits"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "cause"), [(Capped, "its head.. is not the linear"), (Unaware, "no argument logits")])
+def test_a_head_that_is_not_what_it_promises_is_an_error(kind: type[GPT1], cause: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(PluginError, match=cause):
+        next_token_step(TrainState.create(kind(model_config()), recipe()), sampler().batch(0))
+
+
+def test_a_compiled_model_is_what_trains() -> None:
+    torch._dynamo.reset()
+    ran: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> object:
+        number = len(ran)
+        ran.append(0)
+
+        def call(*args: object) -> object:
+            ran[number] += 1
+            return graph(*args)
+
+        return call
+
+    config = recipe(steps=3)
+    state = new_state(config)
+    state.model = torch.compile(state.model, fullgraph=True, backend=backend)  # type: ignore[assignment]
+    history = train(state, sampler(), config, clock=CPUClock())
+    assert ran == [3], "one graph, run in every step"
+    assert losses(history) == losses(run(config))
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import typer
 from archbench import __version__
 from archbench.cli.doctor import doctor
 from archbench.cli.generate import generate
+from archbench.cli.kernels import kernels
 from archbench.cli.listing import list_architectures
 from archbench.cli.results import results
 from archbench.cli.run import run
@@ -60,6 +61,7 @@ def _options(
 
 
 app.command("run", rich_help_panel="Measure")(run)
+app.command("kernels", rich_help_panel="Measure")(kernels)
 app.command("results", rich_help_panel="Measure")(results)
 app.command("generate", rich_help_panel="Measure")(generate)
 app.command("list", rich_help_panel="Look")(list_architectures)

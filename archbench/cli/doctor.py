@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from archbench.cli.options import Json, Plugins
+
+if TYPE_CHECKING:
+    import torch
 
 EXTRAS = {
     "datasets": "corpora from the hub (hf:NAME); pip install 'archbench[datasets]'",
@@ -24,7 +28,7 @@ def doctor(
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """Examine this machine: environment, measured peaks, noise floor, plugins and optional extras. Takes seconds.
+    """Examine this machine: environment, peaks, noise floor, attention backends, plugins, extras. Takes seconds.
 
     The noise floor comes from A/A runs: one workload is timed against itself, so that every difference is chance.
     """
@@ -37,6 +41,7 @@ def doctor(
         ("environment", _environment(name), _show_environment),
         ("peak", _peaks(name), _show_peaks),
         ("noise", _noise(name), _show_noise),
+        ("attention", _attention(chosen), _show_attention),
         ("plugin", _plugins(plugin or []), _show_plugins),
         ("extra", _extras(), _show_extras),
     ]
@@ -90,6 +95,27 @@ def _noise(device: str) -> Iterator[Fact]:
         "median_high": floor.median_high,
         "contaminated": contamination(before, snapshot(device)),
     }
+
+
+def _attention(device: torch.device) -> Iterator[Fact]:
+    """Why each backend cannot run here, null if it can: float32, heads of width 64, no dropout."""
+    import torch
+
+    from archbench.kernels import resolve_attention, why_not
+    from archbench.kernels.attention_backends import BACKENDS
+
+    width, dtype = 64, torch.float32
+    automatic = resolve_attention(
+        "auto", device_type=device.type, device_index=device.index, dtype=dtype, D=width, T=512, S=512
+    )
+    for backend in BACKENDS:
+        cannot = partial(why_not, backend, device.type, dtype, width, device_index=device.index)
+        yield {
+            "backend": backend,
+            "automatic": backend == automatic,
+            "why_not_inference": cannot(),
+            "why_not_training": cannot(gradients=True),
+        }
 
 
 def _plugins(plugins: list[str]) -> Iterator[Fact]:
@@ -146,6 +172,22 @@ def _show_noise(facts: list[Fact]) -> None:
     )
     for reason in noise["contaminated"]:
         out.print(f"Not quiet: {reason}. Speeds measured now are marked contaminated.", style="yellow")
+
+
+def _show_attention(facts: list[Fact]) -> None:
+    from archbench.cli.output import console, table
+
+    made = table("attention", "here")
+    for fact in facts:
+        inference, training = fact["why_not_inference"], fact["why_not_training"]
+        if inference:
+            here = f"no: {inference}"
+        elif training:
+            here = f"not in training: {training}"
+        else:
+            here = "yes, and auto" if fact["automatic"] else "yes"
+        made.add_row(fact["backend"], here)
+    console().print(made)
 
 
 def _show_plugins(facts: list[Fact]) -> None:

@@ -73,6 +73,7 @@ def results(
 
 
 def _print_summary(frame: pd.DataFrame, *, hide_environment: bool) -> None:
+    from archbench.cli.kernels_table import print_kernel_rows
     from archbench.cli.output import console, table
 
     out = console()
@@ -80,15 +81,20 @@ def _print_summary(frame: pd.DataFrame, *, hide_environment: bool) -> None:
         if number:
             out.print()
         out.print(f"{run_id}  {_title(rows.iloc[0].to_dict())}", style="bold", soft_wrap=True)
+        contaminated = rows.contaminated
         if hide_environment:
             rows = rows[rows.phase != "environment"]
+        if (rows.phase == "kernel").any():
+            print_kernel_rows(rows[rows.phase == "kernel"])
+            rows = rows[rows.phase != "kernel"]
         made = table("phase", "metric", "batch × prompt", "value", "half of them within", "n", right=("value", "n"))
         phase = None
         for line in summarise(rows):
             made.add_row("" if line["phase"] == phase else line["phase"], *_cells(line))
             phase = line["phase"]
-        out.print(made)
-        if rows.contaminated.fillna(False).any():
+        if made.row_count:
+            out.print(made)
+        if contaminated.fillna(False).any():
             out.print(
                 "Other work ran on this machine during some phases: their speeds are marked contaminated.",
                 style="yellow",
@@ -135,28 +141,34 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _print_raw(frame: pd.DataFrame, *, hide_environment: bool) -> None:
+    from archbench.cli.kernels_table import case_name
     from archbench.cli.output import console, table
     from archbench.cli.units import humanise
 
     numbers = ("seed", "batch", "prompt", "repeat", "value")
-    made = table(
-        "run", "architecture", "preset", "seed", "phase", "metric", "batch", "prompt", "repeat", "value", right=numbers
-    )
+    cases = ("case",) if frame.operation.notna().any() else ()
+    names = ("run", "architecture", "preset", "seed", "phase", "metric")
+    made = table(*names, *cases, "batch", "prompt", "repeat", "value", right=numbers)
     for row in frame.to_dict("records"):
         B, P = _integer(row["batch_size"]), _integer(row["prompt_length"])
         case = ("" if B is None else str(B), "" if P is None else str(P))
-        names = (str(row[name]) for name in ("run_id", "architecture", "preset", "seed", "phase", "metric"))
-        made.add_row(*names, *case, str(row["repeat"]), humanise(row["value"], row["unit"]))
+        named = [str(row[name]) for name in ("run_id", *names[1:])]
+        made.add_row(
+            *named, *([case_name(row)] if cases else []), *case, str(row["repeat"]), humanise(row["value"], row["unit"])
+        )
     console().print(made)
 
 
 def _title(row: Mapping[Any, Any]) -> str:
+    when = f"{row['time_utc']:%Y-%m-%d %H:%M} UTC"
+    if row["architecture"] == "none":
+        return f"kernels · {row['device_name']}, {row['dtype']} · seed {row['seed']} · {when}"
     size = _integer(row["parameters"])
     parameters = "" if size is None else f", {size:,} parameters"
     text = "" if row["corpus"] is None else f" · {row['corpus']}, {row['tokenizer']}"
     return (
         f"{row['architecture']} {row['preset']}{parameters}{text} · {row['device_name']}, {row['dtype']}"
-        f" · seed {row['seed']} · {row['time_utc']:%Y-%m-%d %H:%M} UTC"
+        f" · seed {row['seed']} · {when}"
     )
 
 

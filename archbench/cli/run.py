@@ -38,7 +38,7 @@ def run(
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16", show_default="the profile's")
     ] = None,
-    attention: Annotated[str, typer.Option(help="Attention backend: auto, sdpa or reference")] = "auto",
+    attention: Annotated[str, typer.Option(help="Attention backend: auto, triton, sdpa, flex or reference")] = "auto",
     compile_: Annotated[bool, typer.Option("--compile", help="Train with torch.compile")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads", show_default="one a core")] = None,
     seed: Annotated[

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from archbench.kernels.attention import attention_backend, causal_attention, record_attention, resolve_attention
+from archbench.kernels.attention import causal_attention
+from archbench.kernels.attention_backends import attention_backend, record_attention, resolve_attention, why_not
 from archbench.kernels.dropout import fast_dropout
+from archbench.kernels.linear_cross_entropy import linear_cross_entropy
 from archbench.kernels.matmul import linear
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "causal_attention",
     "fast_dropout",
     "linear",
+    "linear_cross_entropy",
     "record_attention",
     "resolve_attention",
+    "why_not",
 ]

@@ -1,4 +1,4 @@
-"""Causal attention: one function, several backends, and the rule that chooses between them.
+"""Causal attention: one function, several backends.
 
     q (B, H, T, D), k and v (B, G, S, D)  ->  (B, H, T, D)
 
@@ -10,22 +10,14 @@ itself and the W - 1 positions before it (Beltagy et al. 2020, arXiv:2004.05150)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from archbench.errors import DeviceError, UnknownNameError, UsageError, did_you_mean
-from archbench.kernels.dropout import fast_dropout
-
-BACKENDS = ("sdpa", "reference")
-PLANNED_BACKENDS = ("triton", "flex")
-
-# Plain globals and not context variables: torch.compile guards on them, and they are seen by autograd's threads.
-_ambient = "auto"
-_recorders: list[set[str]] = []
+from archbench.errors import UsageError
+from archbench.kernels import attention_backends
+from archbench.kernels.attention_op import fused_attention
+from archbench.kernels.attention_torch import flex_attention, reference_attention, sdpa_attention
 
 
 def causal_attention(
@@ -37,6 +29,7 @@ def causal_attention(
     scale: float | None = None,
     dropout: float = 0.0,
     backend: str | None = None,
+    precision: str = "ieee",
 ) -> Tensor:
     """Scaled dot-product attention of each position to itself and those before it (Vaswani et al. 2017, section 3.2).
 
@@ -47,132 +40,42 @@ def causal_attention(
         window: W, positions that each position sees, itself included; None for all.
         scale: factor of the scores; None for 1/sqrt(D).
         dropout: probability of dropping an attention weight; pass 0 outside training.
-        backend: ``sdpa``, ``reference``, ``auto``, or None for what :func:`attention_backend` set.
+        backend: ``triton``, ``sdpa``, ``flex``, ``reference``, ``auto``, or None for what :func:`attention_backend`
+            set. Auto is the Triton kernel where it can run, and the fastest of torch's means elsewhere.
+        precision: of the Triton kernel's products of float32 numbers: ``ieee``, ``tf32x3`` (three TF32 products for
+            one, nearly as exact) or ``tf32`` (10 bits). Torch's own means follow torch's own setting.
 
     Returns:
         (B, H, T, D), in q's dtype.
 
     Raises:
-        UsageError: shapes that do not fit together, or a window, dropout or backend that there is not.
-        DeviceError: a backend that this version or machine does not have.
+        UsageError: shapes that do not fit together, or a window, dropout, backend or precision that there is not.
+        DeviceError: a backend that cannot compute this here.
     """
     _check(q, k, v, window, dropout)
-    T, D, S = q.shape[-2], q.shape[-1], k.shape[-2]
-    name = resolve_attention(
-        _ambient if backend is None else backend,
-        device_type=q.device.type, dtype=q.dtype, T=T, S=S, D=D, window=window, dropout=dropout,
+    T, D = q.shape[2:]
+    device = q.device
+    asked = attention_backends.ambient if backend is None else backend
+    gradients = compiling = False
+    if asked == "flex":  # no other depends on them, and asking takes time in every layer and token
+        gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+        compiling = torch.compiler.is_compiling()
+    name = attention_backends.resolve_attention(
+        asked, device_type=device.type, device_index=device.index, dtype=q.dtype, T=T, S=k.shape[2], D=D,
+        window=window, dropout=dropout, gradients=gradients, compiling=compiling, precision=precision,
     )  # fmt: skip
-    for recorder in _recorders:
+    for recorder in attention_backends.recorders:
         recorder.add(name)
     scale = 1.0 / math.sqrt(D) if scale is None else scale
+    if name == "triton":
+        return fused_attention(q, k, v, window=window, scale=scale, precision=precision)
+    if name == "flex":
+        return flex_attention(q, k, v, window=window, scale=scale)
     attend = sdpa_attention if name == "sdpa" else reference_attention
     return attend(q, k, v, window=window, scale=scale, dropout=dropout)
 
 
-def resolve_attention(
-    name: str,
-    *,
-    device_type: str,
-    dtype: torch.dtype,
-    T: int,
-    S: int,
-    D: int,
-    window: int | None = None,
-    dropout: float = 0.0,
-) -> str:
-    """The backend that runs: ``name`` itself, or for ``auto`` the one measured to be fastest.
-
-    On the meta device nothing runs, and the answer is always ``reference``, whose matrix products can be counted.
-
-    Raises:
-        UnknownNameError: there is no such backend.
-        DeviceError: the backend is planned, and not in this version.
-    """
-    if name in PLANNED_BACKENDS:
-        raise DeviceError(
-            f"attention {name!r}", "this version does not have that backend", f"Use one of auto, {', '.join(BACKENDS)}"
-        )
-    if name != "auto" and name not in BACKENDS:
-        raise UnknownNameError(
-            f"attention {name!r}", "there is no such backend", did_you_mean(name, ["auto", *BACKENDS])
-        )
-    if device_type == "meta":
-        return "reference"
-    if name != "auto":
-        return name
-    if device_type == "cpu" and dropout > 0:
-        return "reference"  # SDPA leaves its fast path for dropout, and is then twice as slow
-    if device_type == "cpu" and dtype == torch.bfloat16 and T <= 512 and (T > 1 or S >= 128):
-        return "reference"  # 1.5 to 4 times as fast; SDPA wins where the (T, S) weights outgrow the caches
-    return "sdpa"
-
-
-@contextmanager
-def attention_backend(name: str) -> Iterator[None]:
-    """Within this context, attention that names no backend of its own uses ``name``.
-
-    Raises:
-        UnknownNameError, DeviceError: as :func:`resolve_attention`, at once.
-    """
-    global _ambient
-    resolve_attention(name, device_type="cpu", dtype=torch.float32, T=1, S=1, D=1)
-    previous, _ambient = _ambient, name
-    try:
-        yield
-    finally:
-        _ambient = previous
-
-
-@contextmanager
-def record_attention() -> Iterator[set[str]]:
-    """Yields a set that collects the name of every backend that runs within this context."""
-    recorder: set[str] = set()
-    _recorders.append(recorder)
-    try:
-        yield recorder
-    finally:
-        _recorders[:] = [other for other in _recorders if other is not recorder]
-
-
-def reference_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, dropout: float) -> Tensor:
-    """The definition, in matrix products; holds all (B, H, T, S) weights."""
-    B, H, T, D = q.shape
-    G, S = k.shape[1:3]
-    q = q.reshape(B * G, H // G * T, D)  # the H/G heads of a group, one below the other, share its keys
-    k, v = k.reshape(B * G, S, D), v.reshape(B * G, S, D)
-    hidden = torch.where(visible(T, S, window, q.device), 0.0, -math.inf).to(q.dtype)  # (T, S)
-    scores = torch.baddbmm(hidden.repeat(H // G, 1), q, k.transpose(1, 2), alpha=scale)  # (B G, H/G T, S)
-    weights = fast_dropout(scores.softmax(dim=-1), dropout, training=True)
-    return torch.bmm(weights, v).view(B, H, T, D)
-
-
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, dropout: float) -> Tensor:
-    """PyTorch's fused kernels."""
-    B, H, T, D = q.shape
-    G, S = k.shape[1], k.shape[2]
-    if window is not None and T + window - 1 < S:  # positions that no query sees
-        S = T + window - 1
-        k, v = k[:, :, -S:], v[:, :, -S:]
-    if window is not None and window >= S:
-        window = None
-    if T == 1 and window is None:
-        grouped = q.reshape(B, G, H // G, D)  # the queries of one group, all at the last position: nothing to hide
-        return F.scaled_dot_product_attention(grouped, k, v, dropout_p=dropout, scale=scale).reshape(B, H, T, D)
-    causal = T == S and window is None  # SDPA aligns its own mask at the first position, not at the last
-    mask = None if causal else visible(T, S, window, q.device)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=H != G
-    )
-
-
-def visible(T: int, S: int, window: int | None, device: torch.device) -> Tensor:
-    """(T, S) bool: which of S positions each of the last T sees."""
-    seen = torch.ones(T, S, dtype=torch.bool, device=device).tril_(S - T)
-    return seen if window is None else seen.triu_(S - T - window + 1)
-
-
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float) -> None:
-    shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
     fits = (
         q.dim() == k.dim() == 4
         and k.shape == v.shape
@@ -182,6 +85,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float) 
         and 0 < q.shape[2] <= k.shape[2]
     )
     if not fits:
+        shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
         raise UsageError(
             "causal_attention",
             f"the shapes {shapes} do not fit together",

@@ -93,6 +93,30 @@ _DECODE = _metrics(
     *_REPEATED,
     *_MEMORY,
 )
+_KERNEL = _metrics(
+    "kernel",
+    ("forward_seconds", "s", "one forward pass; repeat = number of the sample; null: it cannot run here"),
+    ("backward_seconds", "s", "the backward pass of that sample; null: it cannot run here"),
+    ("first_forward_seconds", "s", "the first forward pass of the case, compilation and first touch included"),
+    ("first_backward_seconds", "s", "its backward pass"),
+    ("forward_flops", "FLOP", "FLOPs of the forward pass; of attention, visible pairs only: causal counts as half"),
+    ("backward_flops", "FLOP", "FLOPs of the backward pass: attention 2.5 × forward_flops, losses 2 ×"),
+    ("forward_flops_per_second", "FLOP/s", "forward_flops / median forward_seconds; attention only"),
+    ("backward_flops_per_second", "FLOP/s", "backward_flops / median backward_seconds; attention only"),
+    (
+        "flops_per_second",
+        "FLOP/s",
+        "FLOPs of both / median of a sample's forward and backward seconds together",
+    ),
+    (
+        "output_error",
+        "1",
+        "largest difference from a float64 reference, as a share of its largest magnitude",
+    ),
+    ("gradient_error", "1", "the same of each gradient; the largest of them"),
+    ("peak_extra_bytes", "B", "most bytes in tensors at one time in a forward and backward pass, beyond its inputs"),
+    *_REPEATED,
+)
 # One set of these for each phase of the run; repeat = the phase's number in the run's list of phases.
 _ENVIRONMENT = _metrics(
     "environment",
@@ -109,7 +133,7 @@ _ENVIRONMENT = _metrics(
     ("contaminated", "1", "1: something else disturbed the phase; 0: nothing that could be seen"),
 )
 
-METRICS: tuple[Metric, ...] = (*_QUALITY, *_TRAIN, *_PREFILL, *_DECODE, *_ENVIRONMENT)
+METRICS: tuple[Metric, ...] = (*_QUALITY, *_TRAIN, *_PREFILL, *_DECODE, *_KERNEL, *_ENVIRONMENT)
 """Every metric of archbench's own phases."""
 
 UNITS: dict[tuple[str, str], str] = {(metric.phase, metric.metric): metric.unit for metric in METRICS}

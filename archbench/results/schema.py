@@ -16,8 +16,9 @@ from archbench.results.metrics import METRICS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
-"""Raised whenever a column changes its name, type or meaning; readers refuse newer files and upgrade older ones."""
+SCHEMA_VERSION = 2
+"""Raised whenever a column is added or changes its name, type or meaning; readers refuse newer files and upgrade older
+ones. 2: the columns that tell the cases of the phase ``kernel`` apart."""
 
 TypeName = Literal["string", "int64", "double", "bool", "timestamp"]
 
@@ -45,13 +46,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("run_id", "string", "", "the run: start time in UTC and six random hex digits; also the file's name"),
     Column("time_utc", "timestamp", "", "when the run started"),
     Column("schema_version", "int64", "", "version of this table's layout"),
-    Column("architecture", "string", "", "the architecture's name"),
+    Column("architecture", "string", "", "the architecture's name; none: a run of kernels, which has no architecture"),
     Column("plugin_package", "string", "", "package or file the architecture came from"),
     Column("plugin_version", "string", "", "version of that package", nullable=True),
-    Column("preset", "string", "", "named size of the architecture"),
+    Column("preset", "string", "", "named size of the architecture; none: a run of kernels"),
     Column("config_hash", "string", "", "12 hex digits: equal for runs that differ only in seed and output folder"),
     Column("seed", "int64", "", "seed of weights, batches and sampling"),
-    Column("phase", "string", "", "what was measured: train, quality, prefill, decode, environment ..."),
+    Column("phase", "string", "", "what was measured: train, quality, prefill, decode, kernel, environment ..."),
     Column("metric", "string", "", "which quantity; see the metrics below"),
     Column("unit", "string", "", "unit of value; 1 for a plain number"),
     Column("value", "double", "see unit", "the measurement; null: not known on this machine", nullable=True),
@@ -66,6 +67,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("batch_size", "int64", "sequences", "B, sequences at a time", nullable=True),
     Column("context_length", "int64", "tokens", "T, positions the model reads at once", nullable=True),
     Column("prompt_length", "int64", "tokens", "P, tokens of the prompt", nullable=True),
+    Column("operation", "string", "", "phase kernel: the function measured", nullable=True),
+    Column("query_heads", "int64", "", "phase kernel: H, query heads", nullable=True),
+    Column("kv_heads", "int64", "", "phase kernel: G, key/value heads", nullable=True),
+    Column("head_width", "int64", "", "phase kernel: D, head width", nullable=True),
+    Column("window", "int64", "tokens", "phase kernel: W, positions each sees, itself included; null: all", True),
+    Column("model_width", "int64", "", "phase kernel: C, width of the hidden states that a loss reads", nullable=True),
+    Column("vocab_size", "int64", "", "phase kernel: V, classes of a loss", nullable=True),
     Column("parameters", "int64", "", "trained numbers in the model, tied ones once", nullable=True),
     Column("corpus", "string", "", "name of the text", nullable=True),
     Column("tokenizer", "string", "", "name of the tokenizer", nullable=True),

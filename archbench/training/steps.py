@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from archbench.errors import PluginError
+from archbench.kernels import linear_cross_entropy
+from archbench.protocols import LinearHeadModel
 
 if TYPE_CHECKING:
     from archbench.data.batches import Batch
@@ -17,16 +22,63 @@ def next_token_step(state: TrainState, batch: Batch) -> Tensor:
     """One optimizer update on next-token cross-entropy; returns the batch's mean loss, shape (), nats/token.
 
     The mean is over all tokens of the batch, also where its micro-batches are of unequal size; softmax and
-    logarithm are taken in float32 whatever the dtype.
+    logarithm are taken in float32 whatever the dtype. A :class:`archbench.protocols.LinearHeadModel` is trained
+    without holding its logits.
+
+    Raises:
+        PluginError: the model offers a linear head that its forward or its ``head`` knows nothing of.
     """
+    if state.step == 0:
+        check_linear_head(state.module)
     batch_tokens = batch.targets.numel()
     mean_loss = torch.zeros((), device=state.device)
     for micro in state.split(batch):
-        with state.autocast():
-            logits = state.model(micro.inputs)  # (B, T, V)
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), micro.targets.flatten())
+        loss = next_token_loss(state, micro)
         weight = micro.targets.numel() / batch_tokens
         state.backward(loss, weight)
         mean_loss += weight * loss.detach()
     state.update()
     return mean_loss
+
+
+def next_token_loss(state: TrainState, batch: Batch) -> Tensor:
+    """Mean next-token cross-entropy of one micro-batch, shape (), nats/token, by the means that the model offers."""
+    model = state.module
+    with state.autocast():
+        if isinstance(model, LinearHeadModel):
+            hidden = state.model(batch.inputs, logits=False)  # (B, T, C)
+            weight, bias = model.head_parameters()
+            return linear_cross_entropy(hidden, weight, batch.targets, bias=bias)
+        logits = state.model(batch.inputs)  # (B, T, V)
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten())
+
+
+def check_linear_head(model: object) -> None:
+    """That a :class:`archbench.protocols.LinearHeadModel` is one: a loss from another head would train another model.
+
+    Raises:
+        PluginError: ``forward`` has no argument ``logits``, or ``head`` is not the product that ``head_parameters``
+            promises.
+    """
+    if not isinstance(model, LinearHeadModel):
+        return
+    name = type(model).__name__
+    if "logits" not in inspect.signature(model.forward).parameters:
+        raise PluginError(
+            name,
+            "it offers head_parameters(), and its forward takes no argument logits",
+            "Write forward(self, tokens, *, logits=True), which returns the hidden states where logits is False",
+        )
+    with torch.no_grad():
+        weight, bias = model.head_parameters()
+        rows = weight[:2]
+        hidden = rows * (100 / rows.square().sum(1, keepdim=True).clamp(min=1e-4))  # logits near 100: a cap would show
+        expected, found = F.linear(hidden, weight, bias), model.head(hidden)
+        # Written so that weights full of NaN pass: they are a divergence, not another head.
+        differs = found.shape != expected.shape or bool((found - expected).abs().max() > 0.01 * expected.abs().max())
+    if differs:
+        raise PluginError(
+            name,
+            "its head() is not the linear layer that its head_parameters() are of",
+            "Return the head's own weight and bias; a head that is more than linear goes without head_parameters()",
+        )

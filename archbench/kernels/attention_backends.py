@@ -1,0 +1,251 @@
+"""The backends of causal attention: which can run where, which one runs, and what ran.
+
+triton     archbench's fused kernel, forward and backward (GPUs)
+sdpa       torch's scaled_dot_product_attention
+flex       torch's FlexAttention, compiled (GPUs; on CPUs its forward pass)
+reference  the definition, in matrix products
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from operator import index
+
+import torch
+
+from archbench.errors import DeviceError, UnknownNameError, UsageError, did_you_mean
+
+BACKENDS = ("triton", "sdpa", "flex", "reference")
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+"""Of the Triton kernel's products of float32 numbers: exact ones, three TF32 products for each, or one."""
+
+SMALLEST_CAPABILITY = (8, 0)
+AMD_ARCHITECTURES = ("gfx942",)
+HEAD_WIDTHS = range(16, 257)
+
+# Plain globals and not context variables: torch.compile guards on them, and they are seen by autograd's threads.
+ambient = "auto"
+recorders: list[set[str]] = []
+
+
+def resolve_attention(
+    name: str,
+    *,
+    device_type: str,
+    dtype: torch.dtype,
+    T: int,
+    S: int,
+    D: int,
+    window: int | None = None,
+    dropout: float = 0.0,
+    gradients: bool = False,
+    compiling: bool = False,
+    precision: str = "ieee",
+    device_index: int | None = None,
+) -> str:
+    """The backend that runs: ``name`` itself, or for ``auto`` the Triton kernel on a GPU that it supports, and
+    elsewhere the one of torch's means that was measured to be fastest. Each distinct decision is logged once.
+
+    On the meta device nothing runs, and the answer is always ``reference``, whose matrix products can be counted.
+
+    Args:
+        name: a backend, or ``auto``.
+        device_type: of the tensors, as in ``torch.device.type``.
+        dtype: of the queries.
+        T, S, D: see :func:`archbench.kernels.causal_attention`; the window decides nothing so far.
+        dropout: probability of dropping an attention weight.
+        gradients: whether there will be a backward pass.
+        compiling: whether torch.compile is at work on the caller.
+        precision: see :func:`archbench.kernels.causal_attention`.
+        device_index: which GPU; None for the current one.
+
+    Raises:
+        UnknownNameError: there is no such backend or precision.
+        DeviceError: the backend cannot run there, and why.
+        UsageError: a precision for a backend that takes torch's own setting.
+    """
+    # Where torch.compile has symbols, ``not`` and ``index`` make plain values of them.
+    few = not (T > 512 or (T == 1 and S < 128))
+    dropless = not dropout
+    return _decide(name, device_type, device_index, dtype, index(D), few, dropless, gradients, compiling, precision)
+
+
+def _decide(*facts: object) -> str:
+    return _decided(*facts)
+
+
+# What torch.compiler.assume_constant_result sets, without the second that importing the compiler takes: torch.compile
+# then takes the answer, and leaves alone what it cannot trace, the log and the search for modules.
+_decide._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@cache
+def _decided(
+    name: str,
+    device_type: str,
+    device_index: int | None,
+    dtype: torch.dtype,
+    D: int,
+    few: bool,
+    dropless: bool,
+    gradients: bool,
+    compiling: bool,
+    precision: str,
+) -> str:
+    check_backend(name)
+    if precision not in PRECISIONS:
+        raise UnknownNameError(
+            f"precision {precision!r}", "there is no such precision", did_you_mean(precision, PRECISIONS)
+        )
+    if device_type == "meta":
+        return "reference"
+
+    def cause_against(backend: str) -> str | None:
+        dropout = 0.0 if dropless else 0.5
+        conditions = {"gradients": gradients, "compiling": compiling}
+        return why_not(backend, device_type, dtype, D, dropout, **conditions, device_index=device_index)
+
+    reason = None
+    if name == "auto":
+        reason = cause_against("triton")
+        if reason is None:
+            chosen = "triton"
+        elif device_type == "cpu" and not dropless:
+            chosen = "reference"  # SDPA leaves its fast path for dropout, and is then twice as slow
+        elif device_type == "cpu" and dtype == torch.bfloat16 and few:
+            chosen = "reference"  # 1.5 to 4 times as fast; SDPA wins where the (T, S) weights outgrow the caches
+        else:
+            chosen = "sdpa"
+    else:
+        chosen = name
+        cause = cause_against(name)
+        if cause is not None:
+            others = [other for other in BACKENDS if cause_against(other) is None]
+            raise DeviceError(f"attention {name!r}", cause, f"Use auto, or one of {', '.join(others)}")
+    if precision != "ieee" and chosen != "triton":
+        raise UsageError(
+            f"precision {precision!r}",
+            f"it is the Triton kernel's, and {chosen} attention runs here" + (f" ({reason})" if reason else ""),
+            "Leave it at ieee; torch.set_float32_matmul_precision is for torch's own products",
+        )
+    logging.getLogger("archbench").info(
+        "attention %s: %s on %s, %s, head width %d%s",
+        name, chosen, device_type, str(dtype).removeprefix("torch."), D, f" ({reason})" if reason else "",
+    )  # fmt: skip
+    return chosen
+
+
+def why_not(
+    backend: str,
+    device_type: str,
+    dtype: torch.dtype,
+    D: int,
+    dropout: float = 0.0,
+    *,
+    gradients: bool = False,
+    compiling: bool = False,
+    device_index: int | None = None,
+) -> str | None:
+    """Why ``backend`` cannot compute this, as a clause; None if it can. Arguments as :func:`resolve_attention`'s."""
+    if backend == "triton":
+        return _why_not_triton(device_type, dtype, D, dropout, device_index)
+    if backend == "flex":
+        return _why_not_flex(device_type, dtype, D, dropout, gradients, compiling)
+    return None
+
+
+def _why_not_triton(
+    device_type: str, dtype: torch.dtype, D: int, dropout: float, device_index: int | None
+) -> str | None:
+    if device_type != "cuda":
+        return f"the Triton kernel runs on NVIDIA and AMD GPUs only, and q is on {device_type}"
+    if find_spec("triton") is None:
+        return "the Triton kernel needs triton, which is not installed"
+    if not torch.cuda.is_available():
+        return "this torch sees no GPU"
+    if torch.version.hip is not None:
+        architecture = torch.cuda.get_device_properties(device_index).gcnArchName.partition(":")[0]
+        if architecture not in AMD_ARCHITECTURES:
+            return f"the Triton kernel is made for {', '.join(AMD_ARCHITECTURES)} of AMD's, and this is {architecture}"
+    elif (capability := torch.cuda.get_device_capability(device_index)) < SMALLEST_CAPABILITY:
+        found, least = (".".join(map(str, version)) for version in (capability, SMALLEST_CAPABILITY))
+        return f"compute capability {found} is below the {least} that the Triton kernel needs"
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        kind = str(dtype).removeprefix("torch.")
+        return f"the Triton kernel computes float32, float16 and bfloat16, and q is {kind}"
+    if D not in HEAD_WIDTHS:
+        return f"the Triton kernel takes head widths {HEAD_WIDTHS[0]} to {HEAD_WIDTHS[-1]}, and this one is {D}"
+    if dropout > 0:
+        return "the Triton kernel has no dropout"
+    return None
+
+
+def _why_not_flex(
+    device_type: str, dtype: torch.dtype, D: int, dropout: float, gradients: bool, compiling: bool
+) -> str | None:
+    if dropout > 0:
+        return "FlexAttention has no dropout"
+    if device_type == "cpu":
+        if gradients:
+            return "FlexAttention has no backward pass on CPUs"
+        if compiling:
+            return "on CPUs torch.compile cannot make FlexAttention part of a larger graph"
+        if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+            kind = str(dtype).removeprefix("torch.")
+            return f"FlexAttention computes float32, float16 and bfloat16 on CPUs, and q is {kind}"
+        if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+            return "FlexAttention needs a CPU with AVX2"
+        if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
+            return "FlexAttention needs a C++ compiler on CPUs, and none is on PATH"
+    elif device_type == "cuda":
+        if find_spec("triton") is None:
+            return "FlexAttention needs triton, which is not installed"
+        if D < 16:
+            return f"FlexAttention takes head widths of at least 16 on GPUs, and this one is {D}"
+    return None
+
+
+def check_backend(name: str) -> None:
+    """Refuse a name that is neither a backend's nor ``auto``.
+
+    Raises:
+        UnknownNameError: it is not.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise UnknownNameError(
+            f"attention {name!r}", "there is no such backend", did_you_mean(name, ["auto", *BACKENDS])
+        )
+
+
+@contextmanager
+def attention_backend(name: str) -> Iterator[None]:
+    """Within this context, attention that names no backend of its own uses ``name``.
+
+    Whether that backend can run is known where attention meets its tensors, and an error there.
+
+    Raises:
+        UnknownNameError: there is no such backend.
+    """
+    global ambient
+    check_backend(name)
+    previous, ambient = ambient, name
+    try:
+        yield
+    finally:
+        ambient = previous
+
+
+@contextmanager
+def record_attention() -> Iterator[set[str]]:
+    """Yields a set that collects the name of every backend that runs within this context."""
+    recorder: set[str] = set()
+    recorders.append(recorder)
+    try:
+        yield recorder
+    finally:
+        recorders[:] = [other for other in recorders if other is not recorder]

@@ -1,0 +1,52 @@
+"""Every launch that the table stands for, on tensors without memory: what the static check compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from archbench.kernels.fused.launches import backward_launches, forward_launch
+from archbench.kernels.launch import Launch
+
+HEAD_WIDTHS = (32, 64, 80, 96, 128, 256)
+DTYPES = (torch.bfloat16, torch.float32)
+B, H, G, T, WINDOW = 2, 8, 2, 4096, 1024
+
+
+def table_launches(
+    chip: str, head_widths: Sequence[int] = HEAD_WIDTHS, dtypes: Sequence[torch.dtype] = DTYPES
+) -> list[Launch]:
+    """Each kernel at each head width and dtype, with and without a window, as it is launched on ``chip``.
+
+    The names say which: ``forward bfloat16 D=128 windowed``.
+    """
+    launches = []
+    for dtype in dtypes:
+        for D in head_widths:
+            for window in (None, WINDOW):
+                kind = f"{str(dtype).removeprefix('torch.')} D={D}{' windowed' if window else ''}"
+                launches += [
+                    Launch(f"{launch.name} {kind}", launch.kernel, launch.grid, launch.arguments, launch.options)
+                    for launch in _launches(chip, D, dtype, window)
+                    if launch.name != "delta" or window is None  # it does not depend on the window
+                ]
+    return launches
+
+
+def _launches(chip: str, D: int, dtype: torch.dtype, window: int | None) -> list[Launch]:
+    q, out, grad_out, grad_q = (_positions_first(H, D, dtype) for _ in range(4))
+    k, v, grad_k, grad_v = (_positions_first(G, D, dtype) for _ in range(4))
+    lse, delta = (torch.empty(B, H, T, device="meta") for _ in range(2))
+    forward = forward_launch(q, k, v, out, lse, window=window, scale=D**-0.5, precision="ieee", chip=chip)
+    backward = backward_launches(
+        grad_out, q, k, v, out, lse, delta, grad_q, grad_k, grad_v,
+        window=window, scale=D**-0.5, precision="ieee", chip=chip,
+    )  # fmt: skip
+    return [forward, *backward]
+
+
+def _positions_first(heads: int, D: int, dtype: torch.dtype) -> Tensor:
+    """(B, heads, T, D) as a model has it: a view of (B, T, heads, D)."""
+    return torch.empty(B, T, heads, D, dtype=dtype, device="meta").transpose(1, 2)

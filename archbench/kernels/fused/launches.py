@@ -1,0 +1,226 @@
+"""Launches of the fused kernels, and the two functions that run them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from archbench.kernels.fused.backward import delta_kernel, key_gradient_kernel, query_gradient_kernel
+from archbench.kernels.fused.configurations import (
+    FORWARD,
+    KEY_GRADIENT,
+    QUERY_GRADIENT,
+    Configuration,
+    configuration_for,
+    tile_widths,
+)
+from archbench.kernels.fused.forward import forward_kernel
+from archbench.kernels.launch import Launch
+
+L2_BYTES = 20 * 2**20
+"""Keys and values of the heads that are worked on at one time fit in this: half the L2 cache of an A100 or H100."""
+
+DELTA_ROWS = 64
+
+
+def fused_forward(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Causal attention by the Triton kernel.
+
+    Args:
+        q: (B, H, T, D) on a GPU, or on the CPU in Triton's interpreter; the last stride is 1.
+        k, v: (B, G, S, D) alike.
+        window: W, or None.
+        scale: of the scores, above 0.
+        precision: of float32 products: ``ieee``, ``tf32x3`` or ``tf32``.
+
+    Returns:
+        out (B, H, T, D) in q's dtype and memory layout, and lse (B, H, T) float32: log2 of the sum of
+        2^(log2(e) · scale · q·k) over the keys that a query sees.
+    """
+    out = torch.empty_like(q)
+    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
+    launch = forward_launch(
+        q, k, v, out, lse, window=window, scale=scale, precision=precision, chip=chip_of(q.device)
+    )
+    _run([launch], q.device)
+    return out, lse
+
+
+def fused_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    *, window: int | None, scale: float, precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k and v, each in its tensor's dtype and layout. Beside them it holds 4·B·H·T bytes.
+
+    Args:
+        grad_out: (B, H, T, D), the last stride 1.
+        q, k, v, window, scale, precision: as :func:`fused_forward` was given.
+        out, lse: what it returned.
+    """
+    delta = torch.empty_like(lse)
+    gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    launches = backward_launches(
+        grad_out, q, k, v, out, lse, delta, *gradients,
+        window=window, scale=scale, precision=precision, chip=chip_of(q.device),
+    )  # fmt: skip
+    _run(launches, q.device)
+    return gradients
+
+
+def forward_launch(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
+    *, window: int | None, scale: float, precision: str, chip: str, configuration: Configuration | None = None,
+) -> Launch:  # fmt: skip
+    """The forward kernel on these tensors, for ``chip`` (``sm_90`` …), as its table or ``configuration`` says."""
+    configuration = configuration or configuration_for(chip, FORWARD, q.shape[3], q.dtype)
+    common = _common(q, k, window, scale, precision, configuration, [q, k, v, out])
+    streams = _streams({"k": k, "v": v}, configuration, configuration.block_s)
+    arguments = {
+        "q": q, "out": out, "lse": lse, **streams, **common,
+        **_strides(common["STRIDE_UNIT"], q=q, k=k, v=v, out=out),
+        "section": _section(k, q.shape[1] // k.shape[1]),
+    }  # fmt: skip
+    del arguments["scale"]
+    grid = math.ceil(q.shape[2] / configuration.block_t) * q.shape[0] * q.shape[1]
+    return Launch("forward", forward_kernel, (grid,), arguments, _options(configuration))
+
+
+def backward_launches(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, delta: Tensor,
+    grad_q: Tensor, grad_k: Tensor, grad_v: Tensor,
+    *, window: int | None, scale: float, precision: str, chip: str,
+    configurations: dict[str, Configuration] | None = None,
+) -> list[Launch]:  # fmt: skip
+    """The three backward kernels in their order: delta, then the gradients of keys and values, then of queries."""
+    B, H, T, D = q.shape
+    G, S = k.shape[1:3]
+    chosen = configurations or {}
+    unit = _stride_unit([out, grad_out])
+    row_sums = Launch(
+        "delta", delta_kernel, (math.ceil(T / DELTA_ROWS) * B * H,),
+        {
+            "out": out, "grad_out": grad_out, "delta": delta, "heads": H, "T": T,
+            **_strides(unit, out=out, grad=grad_out),
+            "D": D, "WIDTH": 1 << (D - 1).bit_length(), "BLOCK_T": DELTA_ROWS, "STRIDE_UNIT": unit,
+        },
+        {"num_warps": 4, "enable_fp_fusion": True},
+    )  # fmt: skip
+
+    keys = chosen.get(KEY_GRADIENT) or configuration_for(chip, KEY_GRADIENT, D, q.dtype)
+    common = _common(q, k, window, scale, precision, keys, [q, k, v, grad_out, grad_k, grad_v])
+    for_keys = {
+        "k": k, "v": v, "lse": lse, "delta": delta, "grad_k": grad_k, "grad_v": grad_v,
+        **_streams({"q": q, "grad_out": grad_out}, keys, keys.block_t), **common,
+        **_strides(common["STRIDE_UNIT"], q=q, k=k, v=v, grad=grad_out, grad_k=grad_k, grad_v=grad_v),
+        "section": max(1, _section(q, 1) // (H // G)),
+    }  # fmt: skip
+
+    queries = chosen.get(QUERY_GRADIENT) or configuration_for(chip, QUERY_GRADIENT, D, q.dtype)
+    common = _common(q, k, window, scale, precision, queries, [q, k, v, grad_out, grad_q])
+    for_queries = {
+        "q": q, "grad_out": grad_out, "lse": lse, "delta": delta, "grad_q": grad_q,
+        **_streams({"k": k, "v": v}, queries, queries.block_s), **common,
+        **_strides(common["STRIDE_UNIT"], q=q, k=k, v=v, grad=grad_out, grad_q=grad_q),
+        "section": _section(k, H // G),
+    }  # fmt: skip
+    return [
+        row_sums,
+        Launch(KEY_GRADIENT, key_gradient_kernel, (math.ceil(S / keys.block_s) * B * G,), for_keys, _options(keys)),
+        Launch(
+            QUERY_GRADIENT, query_gradient_kernel, (math.ceil(T / queries.block_t) * B * H,), for_queries,
+            _options(queries),
+        ),
+    ]  # fmt: skip
+
+
+def chip_of(device: torch.device) -> str:
+    """``sm_90`` …, or ``gfx942``; for the interpreter, which has no chip, ``sm_80``."""
+    if device.type != "cuda":
+        return "sm_80"
+    if torch.version.hip:
+        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"sm_{major}{minor}"
+
+
+def _run(launches: list[Launch], device: torch.device) -> None:
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            for launch in launches:
+                launch.run()
+    else:
+        for launch in launches:
+            launch.run()
+
+
+def _common(
+    q: Tensor, k: Tensor, window: int | None, scale: float, precision: str, configuration: Configuration,
+    strided: list[Tensor],
+) -> dict[str, Any]:  # fmt: skip
+    """The arguments that all three attention kernels have."""
+    B, H, T, D = q.shape
+    G, S = k.shape[1:3]
+    windowed = window is not None and window < S  # a longer one hides nothing
+    D1, D2 = tile_widths(D)
+    return {
+        "batches": B, "heads": H, "group": H // G, "T": T, "S": S, "window": window if windowed else 0,
+        "scale": scale, "scale_log2e": scale * math.log2(math.e),
+        "D": D, "D1": D1, "D2": D2, "BLOCK_T": configuration.block_t, "BLOCK_S": configuration.block_s,
+        "WINDOWED": windowed, "STRIDE_UNIT": _stride_unit(strided),
+        "PRECISION": precision if q.dtype == torch.float32 else "ieee",
+    }  # fmt: skip
+
+
+def _streams(tensors: dict[str, Tensor], configuration: Configuration, rows: int) -> dict[str, Any]:
+    """What a kernel's loop reads, and TMA: the tensors, or where the configuration says so descriptors of them."""
+    D = next(iter(tensors.values())).shape[3]
+    tma = configuration.tma and tile_widths(D)[1] == 0 and all(_describable(tensor) for tensor in tensors.values())
+    if not tma:
+        return {**tensors, "TMA": False}
+    descriptors = {
+        name: TensorDescriptor(tensor, [*tensor.shape], [*tensor.stride()], [1, 1, rows, D])
+        for name, tensor in tensors.items()
+    }
+    return {**descriptors, "TMA": True}
+
+
+def _describable(tensor: Tensor) -> bool:
+    """A tensor descriptor wants 16-byte steps, from a 16-byte address."""
+    step = 16 // tensor.element_size()
+    return tensor.data_ptr() % 16 == 0 and all(stride % step == 0 and stride > 0 for stride in tensor.stride()[:3])
+
+
+def _stride_unit(tensors: list[Tensor]) -> int:
+    """The largest power of two, up to 16 bytes, that divides every stride: in elements."""
+    strides = [stride for tensor in tensors for stride in tensor.stride()[:3]]
+    return math.gcd(16 // min(tensor.element_size() for tensor in tensors), *strides)
+
+
+def _strides(unit: int, **tensors: Tensor) -> dict[str, int]:
+    """Batch, head and position strides of each tensor, in units of ``unit`` elements."""
+    return {
+        f"{name}_stride_{letter}": stride // unit
+        for name, tensor in tensors.items()
+        for letter, stride in zip("bht", tensor.stride()[:3], strict=True)
+    }
+
+
+def _section(streamed: Tensor, heads_a_stream: int) -> int:
+    """How many heads are worked on at one time: those whose two streamed tensors fit the L2 cache together."""
+    head_bytes = 2 * streamed.shape[2] * streamed.shape[3] * streamed.element_size()
+    return max(1, L2_BYTES // head_bytes) * heads_a_stream
+
+
+def _options(configuration: Configuration) -> dict[str, Any]:
+    return {
+        "num_warps": configuration.warps,
+        "num_stages": configuration.stages,
+        "enable_fp_fusion": True,  # named, because its default is about to change
+        **configuration.options,
+    }

@@ -1,0 +1,134 @@
+"""What the three attention kernels share: which program does what, loading tiles, products, and who sees whom.
+
+A head of width D is held as one or two tiles of widths that are powers of two, D1 + D2 (80 = 64 + 16, 96 = 64 + 32,
+and D2 = 0 where D is a power of two), so that no tensor core multiplies padding.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def assign(program, blocks, heads, section):
+    """(block, head) of a program.
+
+    Heads come in sections whose keys and values together fit the L2 cache; within a section every head's first block
+    is started before any second one, so that whoever numbers the heavy blocks first starts them first.
+    """
+    first = program // (section * blocks) * section
+    width = tl.minimum(section, heads - first)
+    rank = program - first * blocks
+    return rank // width, first + rank % width
+
+
+@triton.jit
+def load_tile(
+    source, base, row, stride, length,
+    ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BOUNDED: tl.constexpr,
+):  # fmt: skip
+    """(ROWS, WIDTH) from ``row`` and column START on; 0 past column D and, if BOUNDED, past row ``length``."""
+    columns = START + tl.arange(0, WIDTH)
+    offsets = tl.arange(0, ROWS)[:, None] * stride + columns[None, :]
+    pointers = source + (base + tl.cast(row, tl.int64) * stride) + offsets
+    inside = (row + tl.arange(0, ROWS) < length)[:, None]
+    if START + WIDTH > D:
+        if BOUNDED:
+            return tl.load(pointers, mask=inside & (columns < D)[None, :], other=0.0)
+        return tl.load(pointers, mask=(columns < D)[None, :], other=0.0)
+    if BOUNDED:
+        return tl.load(pointers, mask=inside, other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def load_tiles(
+    source, base, batch, head, row, stride, length,
+    ROWS: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BOUNDED: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """The (ROWS, D1) and (ROWS, D2) tiles of one head; the first one twice where D2 is 0.
+
+    Args:
+        source: a pointer, with ``base`` the head's first element; or, where TMA is set, a tensor descriptor of all
+            (batches, heads, length, D), which reads 0 past the end by itself.
+    """
+    if TMA:
+        first = source.load([batch, head, row, 0]).reshape(ROWS, D1)
+        second = first
+    else:
+        first = load_tile(source, base, row, stride, length, ROWS, 0, D1, D, BOUNDED)
+        second = first
+        if D2 > 0:
+            second = load_tile(source, base, row, stride, length, ROWS, D1, D2, D, BOUNDED)
+    return first, second
+
+
+@triton.jit
+def store_tile(
+    target, base, row, stride, length, tile,
+    ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Write (ROWS, WIDTH) from ``row`` and column START on, up to row ``length`` and column D."""
+    columns = START + tl.arange(0, WIDTH)
+    offsets = tl.arange(0, ROWS)[:, None] * stride + columns[None, :]
+    inside = (row + tl.arange(0, ROWS) < length)[:, None] & (columns < D)[None, :]
+    pointers = target + (base + tl.cast(row, tl.int64) * stride) + offsets
+    tl.store(pointers, tile.to(target.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def product(left1, left2, right1, right2, D2: tl.constexpr, PRECISION: tl.constexpr):
+    """left rightᵀ in float32, over D1 and then over D2."""
+    result = tl.dot(left1, right1.T, input_precision=PRECISION)
+    if D2 > 0:
+        result = tl.dot(left2, right2.T, result, input_precision=PRECISION)
+    return result
+
+
+@triton.jit
+def accumulate(sum1, sum2, weights, tile1, tile2, D2: tl.constexpr, PRECISION: tl.constexpr):
+    """The two tiles of sum + weights · tile."""
+    weights = weights.to(tile1.dtype)
+    sum1 = tl.dot(weights, tile1, sum1, input_precision=PRECISION)
+    if D2 > 0:
+        sum2 = tl.dot(weights, tile2, sum2, input_precision=PRECISION)
+    return sum1, sum2
+
+
+@triton.jit
+def visible(query_positions, key_positions, window, WINDOWED: tl.constexpr):
+    """Whether each query sees each key: itself and what is before it, at most ``window`` positions in all."""
+    seen = key_positions <= query_positions
+    if WINDOWED:
+        seen = seen & (query_positions - key_positions < window)
+    return seen
+
+
+@triton.jit
+def key_phases(first_query, last_query, S, window, BLOCK_S: tl.constexpr, WINDOWED: tl.constexpr):
+    """Which blocks of keys the queries at positions first_query … last_query see.
+
+    Returns:
+        (start, full_start, full_end, end), multiples of BLOCK_S but for the last: from ``start`` the blocks at the
+        window's left edge, from ``full_start`` those that every query sees in full, from ``full_end`` the diagonal.
+    """
+    end = tl.minimum(last_query + 1, S)
+    full_end = (first_query + 1) // BLOCK_S * BLOCK_S
+    start = 0
+    full_start = 0
+    if WINDOWED:
+        start = tl.maximum(first_query - window + 1, 0) // BLOCK_S * BLOCK_S
+        seen_by_all = tl.maximum(last_query - window + 1, 0)
+        full_start = tl.minimum(tl.cdiv(seen_by_all, BLOCK_S) * BLOCK_S, tl.cdiv(end, BLOCK_S) * BLOCK_S)
+    full_end = tl.maximum(full_end, full_start)
+    return start, full_start, full_end, end
+
+
+@triton.jit
+def edge_row(step, full_start, full_end, MASKED: tl.constexpr):
+    """The row that a loop over one phase is at: the masked one steps over the full blocks, so that it is one loop."""
+    row = step
+    if MASKED:
+        row = step + tl.where(step >= full_start, full_end - full_start, 0)
+    return row

@@ -1,0 +1,295 @@
+"""Mean cross-entropy straight from hidden states, without ever holding the (N, V) logits.
+
+The rows are taken a chunk at a time: logits, softmax, loss, and at once the chunk's part of every gradient, so that
+nothing of size (rows, V) outlives its chunk and no product is made twice. The backward pass only scales what the
+forward pass left (Liger Kernel's fused linear cross-entropy, Hsu et al. 2024, arXiv:2410.10989, section 3.2). Making
+the gradients in the backward pass instead would repeat the product of the logits: four products for three.
+
+The readable twin is ``F.cross_entropy(F.linear(hidden, weight, bias).float(), targets)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archbench.errors import UsageError
+from archbench.kernels.matmul import linear
+
+CHUNK_BYTES = 2**26
+"""Logits of a chunk on a CPU, 64 MiB: half of GPT-1's head. From 256 rows to 2,048 the time is the same within noise,
+and so the smaller memory wins."""
+
+ACCELERATOR_CHUNK_BYTES = 2**29
+"""The same elsewhere, 512 MiB. Each chunk reads and writes the float32 gradient of the head once, which on a GPU of 200
+FLOPs a byte costs as much as a product of some 1,000 rows; by that arithmetic, not by measurement."""
+
+FEWEST_ROWS = 256
+"""Rows of a chunk, at the least, however large the vocabulary: below, products lose more than the memory is worth."""
+
+SOFTMAX_BYTES = 2**20
+"""Float32 logits that one CPU core takes through the softmax at a time: they stay in its second-level cache."""
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    bias: Tensor | None = None,
+    chunk: int | None = None,
+    ignore_index: int = -100,
+) -> Tensor:
+    """Mean cross-entropy of ``hidden @ weight.T + bias`` against ``targets``, in memory that does not grow with N.
+
+    Args:
+        hidden: last hidden states (..., C), float16, bfloat16, float32 or float64; N rows in all.
+        weight: the output head (V, C), in hidden's dtype unless autocast is on.
+        targets: token ids (...) int64, each in [0, V) or ``ignore_index``.
+        bias: (V,), or None.
+        chunk: rows taken at a time; None for what :data:`CHUNK_BYTES` of logits hold.
+        ignore_index: a target that counts neither in the sum nor in the mean.
+
+    Returns:
+        The mean over the targets that count, shape (), nats; NaN if none does, as ``F.cross_entropy``. Softmax,
+        logarithm and sums are float32 whatever the dtype (float64 for float64), and so is the result. Under
+        autocast the products are in its dtype, as ``F.linear``'s would be, and float32 parameters get gradients that
+        were never rounded to it. Gradients flow to hidden, weight and bias, once: a second derivative is an error.
+
+    Raises:
+        UsageError: shapes or dtypes that do not fit together, a chunk of no rows, or, on a CPU, a target out of range
+            (elsewhere looking would make the CPU wait; CUDA's own assertion stops it).
+    """
+    _check(hidden, weight, targets, bias, chunk)
+    C = weight.shape[1]
+    tensors = (hidden, weight, bias)
+    trained = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
+    dtype, rows = _autocast_dtype(hidden) or hidden.dtype, hidden.reshape(-1, C)
+    loss: Tensor = _operator(rows, weight, targets.reshape(-1), bias, dtype, chunk, ignore_index, trained)[0]
+    return loss
+
+
+@torch.library.custom_op("archbench::linear_cross_entropy", mutates_args=())
+def _operator(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    chunk: int | None,
+    ignore_index: int,
+    trained: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Loss () and 1 / number of targets that count (); gradients of the *sum* by hidden, weight and bias.
+
+    The gradients are of the sum because means over thousands of rows would underflow in float16; where one is not
+    asked for, a tensor without elements is in its place.
+    """
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):  # the dtypes here are chosen one by one
+        return loss_and_gradients(hidden, weight, targets, bias, dtype, chunk, ignore_index, trained)
+
+
+def loss_and_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    chunk: int | None,
+    ignore_index: int,
+    trained: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What the operator ``archbench::linear_cross_entropy`` computes, in plain PyTorch."""
+    N, V = hidden.shape[0], weight.shape[0]
+    counted = targets != ignore_index  # (N,)
+    if hidden.device.type == "cpu":
+        _check_range(targets, counted, V)
+    targets = targets.where(counted, 0)
+    for_hidden, for_weight, for_bias = trained
+    exact = _sum_dtype(dtype)
+    losses = torch.empty(N, dtype=exact, device=hidden.device)
+    d_hidden, d_weight, d_bias = _empty_gradients(hidden, weight, dtype, trained)
+    d_weight.zero_()
+    d_bias.zero_()
+    head = weight.to(dtype)
+    head_bias = None if bias is None else bias.to(dtype)
+    for rows in _slices(N, _chunk_rows(N, V, dtype, hidden.device) if chunk is None else chunk):
+        states, mask = hidden[rows].to(dtype), counted[rows].to(dtype).unsqueeze(1)  # (R, C), (R, 1)
+        logits = linear(states, head, head_bias)  # (R, V)
+        for few in _slices(logits.shape[0], _softmax_rows(logits)):
+            ids = targets[rows][few].unsqueeze(1)
+            log_p = torch.log_softmax(logits[few], dim=-1, dtype=exact)  # (r, V)
+            log_p_target = log_p.gather(1, ids)
+            losses[rows][few] = -log_p_target.squeeze(1)
+            if any(trained):
+                error = log_p.exp_().scatter_(1, ids, log_p_target.expm1())  # softmax less one-hot
+                if for_bias:
+                    d_bias.addmv_(error.t(), counted[rows][few].to(exact))
+                logits[few] = error
+        if for_hidden:
+            d_hidden[rows] = (logits @ head).mul_(mask)
+        if for_weight:
+            _add_product(d_weight, logits, states * mask)
+        del logits  # before the next chunk's are there
+    count = counted.sum()
+    loss = losses.where(counted, 0).sum() / count
+    return loss, count.clamp(min=1).to(exact).reciprocal(), d_hidden, d_weight, d_bias
+
+
+def _add_product(total: Tensor, errors: Tensor, states: Tensor) -> None:
+    """total (V, C) += errors (R, V)ᵀ states (R, C), the sum in total's dtype."""
+    if total.dtype == errors.dtype:
+        total.addmm_(errors.t(), states)
+        return
+    # A sum kept in half precision would lose a bit every few chunks. A product that lands in float32 is not to be had
+    # on CPUs, so parts of it, small enough for the caches, are rounded once and added. The power of two, exact both
+    # ways, keeps R errors in one column from running past float16's 65,504.
+    scale = 2 ** (states.shape[0].bit_length() // 2)
+    states = states / scale
+    budget = _chunk_bytes(total.device) // 8
+    for part in _slices(total.shape[0], max(1, budget // (states.shape[1] * states.element_size()))):
+        total[part].add_(errors[:, part].t() @ states, alpha=scale)
+
+
+@_operator.register_fake
+def _(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    chunk: int | None,
+    ignore_index: int,
+    trained: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    scalars = (hidden.new_empty((), dtype=_sum_dtype(dtype)) for _ in range(2))
+    return (*scalars, *_empty_gradients(hidden, weight, dtype, trained))  # type: ignore[return-value]
+
+
+def _empty_gradients(
+    hidden: Tensor, weight: Tensor, dtype: torch.dtype, trained: list[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    V, C = weight.shape
+    for_hidden, for_weight, for_bias = trained
+    exact = _sum_dtype(dtype)
+    return (
+        hidden.new_empty((hidden.shape[0], C) if for_hidden else (0, 0)),
+        weight.new_empty((V, C) if for_weight else (0, 0), dtype=exact),
+        weight.new_empty((V,) if for_bias else (0,), dtype=exact),
+    )
+
+
+def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _, weight, _, bias, *_ = inputs
+    ctx.save_for_backward(*output[1:])
+    ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+    ctx.set_materialize_grads(False)  # zeros of the gradients' gradients would be as large as the head
+
+
+def _scale_gradients(ctx: Any, gradient: Tensor | None, *second: Tensor | None) -> tuple[Tensor | None, ...]:
+    if any(tensor is not None for tensor in second):
+        raise UsageError(
+            "linear_cross_entropy",
+            "its gradients cannot be differentiated again",
+            "For second derivatives use F.cross_entropy(F.linear(hidden, weight, bias), targets)",
+        )
+    if gradient is None:
+        return (None,) * 8
+    inverse_count, d_hidden, d_weight, d_bias = ctx.saved_tensors
+    factor = gradient * inverse_count
+    for_hidden, for_weight, _, for_bias, *_ = ctx.needs_input_grad
+    weight_dtype, bias_dtype = ctx.dtypes
+    return (
+        _scaled(d_hidden, factor) if for_hidden else None,
+        _scaled(d_weight, factor).to(weight_dtype) if for_weight else None,
+        None,
+        _scaled(d_bias, factor).to(bias_dtype) if for_bias else None,
+        None,
+        None,
+        None,
+        None,
+    )
+
+
+def _scaled(total: Tensor, factor: Tensor) -> Tensor:
+    """In place where nobody can ask for ``total`` again: it may be the largest tensor there is."""
+    once = not torch.is_grad_enabled() and not torch._C._autograd._get_current_graph_task_keep_graph()
+    if once and type(total) is Tensor:  # and not one that a compiler traces
+        return total.mul_(factor)
+    return total * factor
+
+
+_operator.register_autograd(_scale_gradients, setup_context=_keep_gradients)
+
+
+def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
+    """What autocast would make of ``hidden``; None where it is off or leaves it alone."""
+    device = hidden.device.type
+    if hidden.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return None
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _chunk_bytes(device: torch.device) -> int:
+    return CHUNK_BYTES if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+
+
+def _chunk_rows(N: int, V: int, dtype: torch.dtype, device: torch.device) -> int:
+    most = max(FEWEST_ROWS, _chunk_bytes(device) // (V * dtype.itemsize))
+    chunks = max(1, -(-N // most))
+    return max(1, -(-N // chunks))  # all chunks alike: a small last one would be slow
+
+
+def _softmax_rows(logits: Tensor) -> int:
+    if logits.device.type != "cpu":
+        return logits.shape[0]
+    return max(1, SOFTMAX_BYTES // (4 * logits.shape[1])) * torch.get_num_threads()
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))
+
+
+def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk: int | None) -> None:
+    fits = (
+        weight.dim() == 2
+        and hidden.dim() >= 1
+        and hidden.shape[-1] == weight.shape[1]
+        and targets.shape == hidden.shape[:-1]
+        and (bias is None or bias.shape == weight.shape[:1])
+    )
+    if not fits:
+        shapes = f"hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)}, targets {tuple(targets.shape)}"
+        if bias is not None:
+            shapes += f", bias {tuple(bias.shape)}"
+        raise UsageError(
+            "linear_cross_entropy",
+            f"the shapes {shapes} do not fit together",
+            "Pass hidden (..., C), weight (V, C), targets (...) and bias (V,)",
+        )
+    alike = hidden.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype)
+    if targets.dtype != torch.int64 or not hidden.is_floating_point() or not (alike or _autocast_dtype(hidden)):
+        raise UsageError(
+            "linear_cross_entropy",
+            f"hidden is {hidden.dtype}, weight {weight.dtype} and targets {targets.dtype}",
+            "Pass hidden, weight and bias in one floating dtype, or under autocast, and targets as int64",
+        )
+    if chunk is not None and chunk < 1:
+        raise UsageError("chunk", f"{chunk} rows are none", "Pass at least 1, or None")
+
+
+def _check_range(targets: Tensor, counted: Tensor, V: int) -> None:
+    outside = ((targets < 0) | (targets >= V)) & counted
+    if bool(outside.any()):
+        raise UsageError(
+            "linear_cross_entropy",
+            f"target {int(targets[outside][0])} is not one of the {V} token ids that weight has rows for",
+            "Pass targets in [0, V), or ignore_index",
+        )

@@ -1,0 +1,83 @@
+"""How fast a launch could be: a stated model on top of the static figures. Nothing here was measured.
+
+Per iteration of an innermost loop, a block keeps four units of its SM busy:
+
+- tensor cores: FLOPs of its tensor-core instructions / ``tensor_flops`` per cycle;
+- issue slots: instructions of all its warps / ``issue`` per cycle;
+- the exponential unit: MUFU instructions × threads of a warp / ``exp_lanes`` per cycle;
+- device memory, where the caller says how many bytes a launch moves for its FLOPs.
+
+If everything overlapped, an iteration would take as long as the busiest unit: the *upper bound*. If the tensor cores
+waited while the other work is done, it would take tensor cycles + max(issue, exp): the *serial* figure. Latencies,
+cache misses, barriers, the last wave of blocks and clocks below the boost clock are in neither.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from archbench.kernels.staticcheck.chips import Chip, chip_named
+from archbench.kernels.staticcheck.figures import Figures, LoopFigures
+
+
+@dataclass(frozen=True)
+class Bound:
+    """Predicted speed of one loop, FLOPs per second of the whole chip.
+
+    Attributes:
+        tensor, issue, exp: cycles per iteration and block that each unit is busy.
+        upper: predicted FLOP/s if the units overlapped entirely.
+        serial: predicted FLOP/s if the tensor cores waited for the rest.
+        limiter: the unit that sets ``upper``: ``tensor``, ``issue``, ``exp`` or ``memory``.
+    """
+
+    tensor: float
+    issue: float
+    exp: float
+    upper: float
+    serial: float
+    limiter: str
+
+
+def loop_bound(
+    chip: Chip, loop: LoopFigures, warps: int, *, useful: float = 1.0, intensity: float | None = None
+) -> Bound:
+    """Predict one loop.
+
+    Args:
+        chip: where it would run.
+        loop: one iteration, per warp.
+        warps: of a block.
+        useful: share of the tensor-core FLOPs that the result needs; less than 1 where tiles are padded.
+        intensity: useful FLOPs per byte of device memory that the whole launch moves; without it, memory is left out.
+    """
+    flops = loop.tensor_flops * warps
+    cycles = {
+        "tensor": flops / chip.tensor_flops,
+        "issue": loop.issued * warps / chip.issue,
+        "exp": loop.exponentials * warps * chip.warp / chip.exp_lanes,
+    }
+    limiter = max(cycles, key=lambda unit: cycles[unit])
+    rate = flops * useful * chip.multiprocessors * chip.clock
+    upper = rate / cycles[limiter]
+    serial = rate / (cycles["tensor"] + max(cycles["issue"], cycles["exp"]))
+    if intensity is not None and intensity * chip.bandwidth < upper:
+        upper, limiter = intensity * chip.bandwidth, "memory"
+    return Bound(upper=upper, serial=min(serial, upper), limiter=limiter, **cycles)
+
+
+def bound(figures: Figures, *, useful: float = 1.0, intensity: float | None = None) -> Bound | None:
+    """Predict a launch: by its fastest loop with tensor-core instructions, which is the one without masks.
+
+    Returns ``None`` where no loop has any, where the code does not say how many FLOPs they add, and where warps of a
+    block run different code: then no loop is the whole work.
+    """
+    if figures.specialised:
+        return None
+    chip = chip_named(figures.chip)
+    bounds = [
+        loop_bound(chip, loop, figures.warps, useful=useful, intensity=intensity)
+        for loop in figures.tensor_loops
+        if loop.tensor_flops
+    ]
+    return max(bounds, key=lambda one: one.serial, default=None)

@@ -1,0 +1,108 @@
+"""Check launches in processes of their own: a compiler that crashes ends its process, and no other."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from archbench.errors import ArchbenchError, from_dict
+from archbench.kernels.launch import Launch
+from archbench.kernels.staticcheck.chips import Chip
+from archbench.kernels.staticcheck.compilation import compile_launch, pretended
+from archbench.kernels.staticcheck.figures import Failure, Figures, figures
+
+Result = Figures | Failure
+
+
+def check(
+    jobs: Sequence[tuple[Chip, Launch]],
+    *,
+    workers: int | None = None,
+    progress: Callable[[Result], None] | None = None,
+    code: Path | None = None,
+) -> list[Result]:
+    """Compile every launch for its chip and read the code, several at once.
+
+    Args:
+        jobs: what to compile for what.
+        workers: processes at once; by default one per usable CPU.
+        progress: called with each result as it comes.
+        code: a folder to write the machine code of every launch to, as ``sm_90 forward.txt``.
+
+    Returns:
+        The results in the order of ``jobs``. A kernel that the compiler refuses, or crashes on, is a :class:`Failure`.
+
+    Raises:
+        ArchbenchError: what is wrong is no kernel: Triton is missing, or its interpreter is on.
+    """
+    if not jobs:
+        return []
+    with pretended(jobs[0][0]):
+        from triton.runtime.cache import triton_key
+
+        triton_key()  # a hash of all of Triton, which takes a second: made here, every process below inherits it
+    workers = workers or len(os.sched_getaffinity(0))
+    context = multiprocessing.get_context("fork")  # kernels cannot be pickled
+    results: dict[int, Result] = {}
+    running: dict[Connection, tuple[int, BaseProcess]] = {}
+    waiting = list(range(len(jobs)))[::-1]
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                number = waiting.pop()
+                receiver, sender = context.Pipe(duplex=False)
+                process: BaseProcess = context.Process(target=_run, args=(sender, *jobs[number], code), daemon=True)
+                process.start()
+                sender.close()
+                running[receiver] = number, process
+            for ready in wait(list(running)):
+                assert isinstance(ready, Connection)
+                number, process = running.pop(ready)
+                results[number] = _received(ready, process, *jobs[number])
+                if progress is not None:
+                    progress(results[number])
+    finally:
+        for _, process in running.values():
+            process.terminate()
+    return [results[number] for number in range(len(jobs))]
+
+
+def _received(receiver: Connection, process: BaseProcess, chip: Chip, launch: Launch) -> Result:
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        process.join()
+        code = process.exitcode or 0
+        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return Failure(chip.name, launch.name, f"the compiler crashed ({how})")
+    process.join()
+    if isinstance(answer, dict):
+        raise from_dict(answer)
+    assert isinstance(answer, (Figures, Failure))
+    return answer
+
+
+def _run(sender: Connection, chip: Chip, launch: Launch, code: Path | None) -> None:
+    # Triton prints the whole program of a kernel that its assembler refuses: keep that out of the user's terminal.
+    with tempfile.TemporaryFile() as log:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            compiled = compile_launch(launch, chip)
+            if code is not None:
+                (code / f"{chip.name} {launch.name.replace('/', '-')}.txt").write_text(compiled.code, encoding="utf-8")
+            sender.send(figures(compiled))
+        except ArchbenchError as error:
+            sender.send(error.as_dict())
+        except Exception as error:  # noqa: BLE001  whatever a compiler raises is the kernel's result
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            sender.send(Failure(chip.name, launch.name, f"{type(error).__name__}: {lines[-1] if lines else ''}"))

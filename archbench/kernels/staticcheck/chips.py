@@ -1,0 +1,211 @@
+"""What the static check has to know about a chip: its limits and its peak rates.
+
+One named product stands for each architecture. Sources:
+
+- limits of shared memory, registers, warps and blocks: CUDA C++ Programming Guide, "Compute Capabilities",
+  table "Technical Specifications per Compute Capability"; for CDNA 3, AMD Instinct MI300 ISA guide, section 3;
+- exponentials per cycle (``ex2``): the same guide, "Throughput of Native Arithmetic Instructions"; for CDNA 3,
+  transcendentals run at a quarter of the vector rate;
+- multiprocessors, clocks, tensor rates and bandwidth: the vendors' white papers and data sheets (A100, GA102, Ada,
+  H100, Blackwell, RTX Blackwell, CDNA 3), dense bf16 with float32 accumulation. ``tensor_flops`` is the rate that,
+  with the multiprocessors and the clock, gives the peak stated there.
+
+Every rate is a peak that was read, never one that was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from archbench.errors import UnknownNameError, did_you_mean
+
+KIB = 1024
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One GPU, as far as the static check goes.
+
+    Attributes:
+        name: compute capability or gfx name, as in ``sm_90``.
+        product: the product the rates are of.
+        backend: Triton's backend: ``cuda`` or ``hip``.
+        arch: Triton's architecture: ``90``, ``gfx942``.
+        warp: threads in a warp (a wave).
+        multiprocessors: SMs (compute units).
+        clock: boost clock in Hz.
+        tensor_flops: dense bf16 FLOPs per cycle and SM, float32 accumulation.
+        fma_lanes: float32 multiply-adds per cycle and SM.
+        exp_lanes: ``ex2`` results per cycle and SM.
+        issue: warp instructions issued per cycle and SM.
+        shared_per_block: bytes of shared memory a block may have.
+        shared_per_multiprocessor: bytes of shared memory an SM has.
+        shared_reserved: bytes of it that the driver keeps for itself per resident block.
+        registers: 32-bit registers of an SM.
+        register_unit: registers are given to a warp in multiples of this many.
+        warps: warps an SM may hold.
+        blocks: blocks an SM may hold.
+        schedulers: partitions of an SM, each with its own share of registers and warps.
+        bandwidth: device memory, bytes per second.
+    """
+
+    name: str
+    product: str
+    backend: str
+    arch: int | str
+    multiprocessors: int
+    clock: float
+    tensor_flops: int
+    fma_lanes: int
+    shared_per_block: int
+    shared_per_multiprocessor: int
+    warps: int
+    blocks: int
+    bandwidth: float
+    warp: int = 32
+    exp_lanes: int = 16
+    issue: int = 4
+    shared_reserved: int = KIB
+    registers: int = 65536
+    register_unit: int = 256
+    schedulers: int = 4
+
+    @property
+    def peak(self) -> float:
+        """Dense bf16 FLOP/s."""
+        return self.tensor_flops * self.multiprocessors * self.clock
+
+    def target(self) -> Any:
+        """Triton's ``GPUTarget``."""
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget(self.backend, self.arch, self.warp)
+
+
+CHIPS: dict[str, Chip] = {
+    chip.name: chip
+    for chip in (
+        Chip(
+            name="sm_80",
+            product="A100 SXM 80 GB",
+            backend="cuda",
+            arch=80,
+            multiprocessors=108,
+            clock=1.410e9,
+            tensor_flops=2048,
+            fma_lanes=64,
+            shared_per_block=163 * KIB,
+            shared_per_multiprocessor=164 * KIB,
+            warps=64,
+            blocks=32,
+            bandwidth=2.039e12,
+        ),
+        Chip(
+            name="sm_86",
+            product="RTX 3090",
+            backend="cuda",
+            arch=86,
+            multiprocessors=82,
+            clock=1.695e9,
+            tensor_flops=512,
+            fma_lanes=128,
+            shared_per_block=99 * KIB,
+            shared_per_multiprocessor=100 * KIB,
+            warps=48,
+            blocks=16,
+            bandwidth=0.936e12,
+        ),
+        Chip(
+            name="sm_89",
+            product="RTX 4090",
+            backend="cuda",
+            arch=89,
+            multiprocessors=128,
+            clock=2.520e9,
+            tensor_flops=512,
+            fma_lanes=128,
+            shared_per_block=99 * KIB,
+            shared_per_multiprocessor=100 * KIB,
+            warps=48,
+            blocks=24,
+            bandwidth=1.008e12,
+        ),
+        Chip(
+            name="sm_90",
+            product="H100 SXM",
+            backend="cuda",
+            arch=90,
+            multiprocessors=132,
+            clock=1.830e9,
+            tensor_flops=4096,
+            fma_lanes=128,
+            shared_per_block=227 * KIB,
+            shared_per_multiprocessor=228 * KIB,
+            warps=64,
+            blocks=32,
+            bandwidth=3.35e12,
+        ),
+        Chip(
+            name="sm_100",
+            product="B200",
+            backend="cuda",
+            arch=100,
+            multiprocessors=148,
+            clock=1.850e9,
+            tensor_flops=8192,
+            fma_lanes=128,
+            shared_per_block=227 * KIB,
+            shared_per_multiprocessor=228 * KIB,
+            warps=64,
+            blocks=32,
+            bandwidth=8.0e12,
+        ),
+        Chip(
+            name="sm_120",
+            product="RTX 5090",
+            backend="cuda",
+            arch=120,
+            multiprocessors=170,
+            clock=2.407e9,
+            tensor_flops=512,
+            fma_lanes=128,
+            shared_per_block=99 * KIB,
+            shared_per_multiprocessor=100 * KIB,
+            warps=48,
+            blocks=24,
+            bandwidth=1.792e12,
+        ),
+        Chip(
+            name="gfx942",
+            product="MI300X",
+            backend="hip",
+            arch="gfx942",
+            warp=64,
+            multiprocessors=304,
+            clock=2.100e9,
+            tensor_flops=2048,
+            fma_lanes=128,
+            issue=1,  # four SIMDs of 16 lanes: a vector instruction of 64 lanes keeps one busy for four cycles
+            shared_per_block=64 * KIB,
+            shared_per_multiprocessor=64 * KIB,
+            shared_reserved=0,
+            registers=4 * 512 * 64,  # each SIMD: 512 vector registers (VGPR and AGPR) of 64 lanes
+            register_unit=8 * 64,
+            warps=32,
+            blocks=32,
+            bandwidth=5.3e12,
+        ),
+    )
+}
+
+
+def chip_named(name: str) -> Chip:
+    """The chip of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in CHIPS:
+        raise UnknownNameError(f"chip {name!r}", "is not known to the static check", did_you_mean(name, CHIPS))
+    return CHIPS[name]

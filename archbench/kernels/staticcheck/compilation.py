@@ -1,0 +1,186 @@
+"""Compile one launch for a chip that is not there.
+
+Triton asks its driver for the GPU to compile for. :func:`pretended` puts a driver in its place that names a chip and
+can do nothing else, and ``warmup`` compiles the exact launch: same arguments, same specialisation, same options.
+NVIDIA's assembler and disassemblers come in Triton's wheel. Compiled kernels are kept in Triton's own cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from archbench.errors import DeviceError, UsageError
+from archbench.kernels.launch import Launch
+from archbench.kernels.staticcheck.chips import Chip
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A launch, compiled for a chip.
+
+    Attributes:
+        chip: for which chip.
+        launch: name of the launch.
+        kernel: name of the kernel.
+        code: disassembly (``nvdisasm -c``) or AMD assembly text.
+        registers: 32-bit registers per thread.
+        warps: warps per block; a warp-specialised kernel has more than its launch asked for.
+        specialised: whether warps of a block run different code.
+        shared: bytes of shared memory per block.
+        tensor_memory: columns of tensor memory per block (``sm_100``), else 0.
+        half_precision_dots: whether the kernel multiplies matrices of 8 or 16 bits.
+        seconds: what compiling took; little where Triton had it in its cache.
+    """
+
+    chip: Chip
+    launch: str
+    kernel: str
+    code: str
+    registers: int
+    warps: int
+    specialised: bool
+    shared: int
+    tensor_memory: int
+    half_precision_dots: bool
+    seconds: float
+
+
+class _Utilities:
+    """What kernels' own launch code asks a driver for beside the target."""
+
+    def __init__(self, chip: Chip) -> None:
+        self._chip = chip
+
+    def get_device_properties(self, device: object) -> dict[str, int]:
+        return {
+            "max_shared_mem": self._chip.shared_per_block,
+            "max_num_regs": self._chip.registers,
+            "multiprocessor_count": self._chip.multiprocessors,
+            "warpSize": self._chip.warp,
+            "sm_clock_rate": int(self._chip.clock / 1e3),
+        }
+
+
+class PretendedDriver:
+    """A driver of Triton's for one chip, which compiles and cannot run."""
+
+    def __init__(self, chip: Chip) -> None:
+        self._chip = chip
+        self.utils = _Utilities(chip)
+
+    def get_current_target(self) -> Any:
+        return self._chip.target()
+
+    def get_current_device(self) -> str:
+        # Triton keeps compiled kernels by device: a name of its own keeps these apart from a real device's.
+        return f"pretended {self._chip.name}"
+
+    def set_current_device(self, device: object) -> None:
+        pass
+
+    def get_current_stream(self, device: object) -> int:
+        return 0
+
+    def get_device_capability(self, device: object = None) -> tuple[int, int]:
+        return divmod(self._chip.arch, 10) if isinstance(self._chip.arch, int) else (9, 4)
+
+    def get_active_torch_device(self) -> Any:
+        import torch
+
+        return torch.device("meta")
+
+
+@contextlib.contextmanager
+def pretended(chip: Chip) -> Iterator[None]:
+    """Within it, Triton compiles for this chip; after it, for what was there before.
+
+    Raises:
+        DeviceError: Triton is not installed.
+        UsageError: Triton's interpreter is on, which compiles nothing.
+    """
+    try:
+        import triton
+    except ImportError as error:
+        raise DeviceError("triton", "is not installed", "pip install triton (Linux only)") from error
+    if triton.knobs.runtime.interpret:
+        raise UsageError(
+            "TRITON_INTERPRET", "is set, and the interpreter compiles nothing", "unset it for the static check"
+        )
+    config = triton.runtime.driver
+    before = config._active  # reset_active() would look for a GPU, and fail where there is none
+    config.set_active(PretendedDriver(chip))
+    try:
+        yield
+    finally:
+        config._active = before
+
+
+def compile_launch(launch: Launch, chip: Chip) -> Compiled:
+    """Compile a launch for a chip, in this process.
+
+    A compiler that crashes takes the process with it: :func:`~archbench.kernels.staticcheck.checking.check` compiles in
+    processes of its own.
+
+    Raises:
+        DeviceError: Triton is not installed.
+        UsageError: Triton's interpreter is on, or the kernel is one that Triton would tune first.
+    """
+    start = time.perf_counter()
+    with pretended(chip):
+        import triton
+
+        if isinstance(launch.kernel, triton.runtime.Autotuner):
+            raise UsageError(
+                f"launch {launch.name!r}",
+                "has an autotuned kernel, of which no configuration is chosen without running it",
+                "Give the launch `kernel.fn` and one configuration's arguments and options",
+            )
+        kernel = launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
+    metadata = kernel.metadata
+    if chip.backend == "cuda":
+        code, registers = _disassembled(kernel.metadata_group[f"{metadata.name}.cubin"])
+    else:
+        from archbench.kernels.staticcheck import amdgcn
+
+        code = kernel.asm["amdgcn"]
+        registers = amdgcn.metadata(code, "vgpr_count")
+    return Compiled(
+        chip=chip,
+        launch=launch.name,
+        kernel=metadata.name,
+        code=code,
+        registers=registers,
+        warps=metadata.num_warps,
+        specialised="ttg.warp_specialize" in kernel.asm["ttgir"],
+        shared=metadata.shared,
+        tensor_memory=getattr(metadata, "tmem_size", 0) or 0,
+        half_precision_dots=bool(re.search(r"tt\.dot\S* .*: tensor<[\dx]+x(b?f16|f8\w+)>", kernel.asm["ttir"])),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _disassembled(cubin: str | os.PathLike[str]) -> tuple[str, int]:
+    """The machine code of a cubin as text, and its registers per thread."""
+    from triton import knobs
+
+    code = _output(knobs.nvidia.nvdisasm.path, "-c", os.fspath(cubin))
+    usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", os.fspath(cubin))
+    registers = re.findall(r"REG:(\d+)", usage)
+    assert registers, f"cuobjdump names no registers: {usage}"
+    return code, max(map(int, registers))
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DeviceError(
+            command[0], f"failed: {done.stderr.strip() or done.returncode}", "Check that triton's wheel is complete"
+        )
+    return done.stdout

@@ -1,0 +1,98 @@
+"""The static figures as a table and as tidy rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from archbench.kernels.staticcheck.bounds import bound, loop_bound
+from archbench.kernels.staticcheck.chips import chip_named
+from archbench.kernels.staticcheck.figures import Failure, Figures, LoopFigures, violations
+
+TITLE = "Static check: compiled and read, nothing was run. TFLOP/s are predicted, not measured."
+NUMBERS = ("regs", "spilled st/ld", "in loops", "shared KiB", "tensor", "narrow", "atomic", "warps", "blocks/SM")
+LOOP = "per iteration: instr\n(tensor, exp, select)"
+
+
+def table(results: Sequence[Figures | Failure]) -> Table:
+    """One line per launch and chip, and in it one per innermost loop with tensor-core instructions.
+
+    *spilled* counts instructions; *narrow* are global loads of one or two bytes; *tensor* are tensor-core instructions.
+    """
+    made = Table(title=TITLE, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for name in ("chip", "launch"):
+        made.add_column(name, overflow="fold")
+    for name in NUMBERS:
+        made.add_column(name, justify="right")
+    made.add_column(LOOP, no_wrap=True)
+    made.add_column("predicted TFLOP/s\nupper / serial", no_wrap=True)
+    made.add_column("wrong", overflow="fold")
+    for result in results:
+        wrong = "; ".join(violations(result))
+        if isinstance(result, Failure):
+            made.add_row(result.chip, result.launch, *[""] * (len(NUMBERS) + 2), wrong)
+            continue
+        made.add_row(
+            result.chip,
+            result.launch,
+            str(result.registers),
+            f"{result.spill_stores}/{result.spill_loads}",
+            str(result.loop_spills),
+            f"{result.shared_bytes / 1024:.0f}/{result.shared_limit / 1024:.0f}",
+            str(result.tensor_instructions),
+            str(result.narrow_loads),
+            str(result.atomics),
+            str(result.warps),
+            str(result.blocks_per_multiprocessor),
+            "\n".join(map(_iteration, result.tensor_loops)),
+            "\n".join(_predicted(result, loop) for loop in result.tensor_loops),
+            wrong,
+        )
+    return made
+
+
+def rows(results: Sequence[Figures | Failure]) -> list[dict[str, Any]]:
+    """Tidy rows: one per launch and chip, and for each innermost loop one more; a loop's has ``loop`` from 1 on.
+
+    Predicted figures have ``predicted`` in their names.
+    """
+    made: list[dict[str, Any]] = []
+    for result in results:
+        if isinstance(result, Failure):
+            made.append({"chip": result.chip, "launch": result.launch, "loop": None, "failure": result.cause})
+            continue
+        whole = asdict(result)
+        del whole["loops"]
+        stored, loaded = whole.pop("spill_bytes")
+        best = bound(result)
+        whole |= {
+            "spill_store_bytes": stored,
+            "spill_load_bytes": loaded,
+            "loop": None,
+            "predicted_upper_flops": best.upper if best else None,
+            "predicted_serial_flops": best.serial if best else None,
+            "violations": violations(result),
+        }
+        made.append(whole)
+        for number, loop in enumerate(result.loops, 1):
+            row = {"chip": result.chip, "launch": result.launch, "loop": number, **asdict(loop)}
+            if loop.tensor_flops and not result.specialised:
+                one = loop_bound(chip_named(result.chip), loop, result.warps)
+                row |= {f"predicted_{name}": value for name, value in asdict(one).items()}
+            made.append(row)
+    return made
+
+
+def _iteration(loop: LoopFigures) -> str:
+    serialised = " one by one" if loop.serialised else ""
+    return f"{loop.instructions} ({loop.tensor_instructions}{serialised}, {loop.exponentials}, {loop.masks})"
+
+
+def _predicted(result: Figures, loop: LoopFigures) -> str:
+    if result.specialised or not loop.tensor_flops:
+        return ""
+    one = loop_bound(chip_named(result.chip), loop, result.warps)
+    return f"{one.upper / 1e12:.0f} ({one.limiter}) / {one.serial / 1e12:.0f}"

@@ -1,0 +1,269 @@
+"""The kernel phase: attention backends and losses against each other, case by case, alternating A B A B.
+
+A candidate that cannot run in a case, or is wrong there, gets no speed: its rows say null, and why is kept beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archbench.config import KernelConfig
+from archbench.errors import ArchbenchError
+from archbench.kernels import record_attention
+from archbench.measure.allocations import peak_extra_bytes
+from archbench.measure.clock import Clock, Mark, clock_for
+from archbench.measure.steady import FLAG_LEVEL, WARMUP_LEVEL, WINDOW, count_outliers, has_trend
+from archbench.phases.kernel_cases import Candidate, Case, Exact, cases
+from archbench.phases.rows import Rows
+
+WRONG = 0.05
+"""Error from which on a result is wrong, and its speed worth nothing. Rounding to bfloat16 makes about 0.01; a mask
+that is off by one position, about 0.5."""
+
+_MOST_WARMUP = 10
+"""Warm-up rounds that a trend in the times may add."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that was asked for and could not be measured.
+
+    Attributes:
+        case: in words.
+        columns: the case's, as in its rows.
+        candidate: the backend or loss.
+        what: ``forward and backward``, or ``backward``.
+        reason: why, in words.
+    """
+
+    case: str
+    columns: dict[str, Any]
+    candidate: str
+    what: str
+    reason: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same as JSON-ready values."""
+        return asdict(self)
+
+
+@dataclass(eq=False)
+class Trial:
+    """One candidate's measurements in one case; seconds are of single calls, in order.
+
+    Attributes:
+        candidate: who is on trial.
+        columns: the candidate's, with the attention backend that really ran.
+        backward: whether it has a backward pass here.
+        first: seconds of the first forward and backward pass, compilation included.
+        warmup: seconds of each call before the samples, forward and backward together.
+        output_error, gradient_error: as :func:`_error` says.
+        peak_extra_bytes: of one more call.
+    """
+
+    candidate: Candidate
+    columns: dict[str, Any] = field(default_factory=dict)
+    backward: bool = True
+    first: tuple[float, float] = (0.0, 0.0)
+    warmup: list[float] = field(default_factory=list)
+    forward_seconds: list[float] = field(default_factory=list)
+    backward_seconds: list[float] = field(default_factory=list)
+    output_error: float = 0.0
+    gradient_error: float = 0.0
+    peak_extra_bytes: int = 0
+
+    @property
+    def seconds(self) -> list[float]:
+        """Forward and backward of each sample together."""
+        return [sum(pair) for pair in zip(self.forward_seconds, self.backward_seconds, strict=True)]
+
+    @property
+    def samples(self) -> list[float]:
+        """What trends and outliers are judged by: whole samples."""
+        return self.seconds if self.backward else self.forward_seconds
+
+
+def run_kernel(
+    config: KernelConfig, device: torch.device, rows: Rows, *, progress: Callable[[str], None] = lambda line: None
+) -> list[LeftOut]:
+    """Measure every case of ``config``; what could not be measured is returned, with the reason.
+
+    Args:
+        config: the frozen configuration.
+        device: where to measure.
+        rows: where the measurements go.
+        progress: told what is being measured, in a line, as each case begins.
+    """
+    left_out: list[LeftOut] = []
+    clock, every = clock_for(device), list(cases(config))
+    for number, case in enumerate(every, start=1):
+        progress(f"[{number}/{len(every)}] {case}")
+        left_out += measure_case(case, config, device, clock, rows)
+    return left_out
+
+
+def measure_case(case: Case, config: KernelConfig, device: torch.device, clock: Clock, rows: Rows) -> list[LeftOut]:
+    """Measure one case: errors first, then speed in alternation, then memory; adds to ``rows``."""
+    candidates, exact = case.candidates(config.seed, device, getattr(torch, config.dtype))
+    left_out: list[LeftOut] = []
+
+    def leave_out(candidate: Candidate, reason: str, *directions: str) -> None:
+        left_out.append(LeftOut(str(case), case.columns, candidate.name, " and ".join(directions), reason))
+        for direction in directions:
+            rows.add(f"{direction}_seconds", None, **case.columns, **candidate.columns)
+
+    trials = []
+    for candidate in candidates:
+        trial, reason = _first_call(candidate, exact, clock)
+        if trial is None:
+            leave_out(candidate, reason, "forward", "backward")
+        else:
+            trials.append(trial)
+            if not trial.backward:
+                leave_out(candidate, reason, "backward")
+    for trial, reason in _alternate(trials, clock, config):
+        leave_out(trial.candidate, reason, "forward", *(["backward"] if trial.backward else []))
+    for trial in trials:
+        trial.peak_extra_bytes = peak_extra_bytes(partial(_call, trial, clock), device)
+        _add(rows, case, trial)
+    return left_out
+
+
+def _first_call(candidate: Candidate, exact: Callable[[], Exact], clock: Clock) -> tuple[Trial | None, str]:
+    """Run a candidate once, compilation included, and compare it with the exact result.
+
+    Returns:
+        Its trial, with the reason why it has no backward pass if it has none; or None, with the reason why.
+    """
+    trial, reason = Trial(candidate), ""
+    with record_attention() as ran:
+        try:
+            marks, output, gradients = _call(trial, clock)
+            trial.first = _seconds(marks, clock)
+        except Exception as error:  # noqa: BLE001  (whatever stops one backend is a finding about it; the others go on)
+            trial.backward, reason = False, _reason(error)
+            try:
+                marks, output, gradients = _call(trial, clock)
+                trial.first = _seconds(marks, clock)
+            except Exception:  # noqa: BLE001  (the first reason counts: forward and backward was what was asked for)
+                return None, reason
+    trial.columns = {**candidate.columns, **({"attention": "+".join(sorted(ran))} if ran else {})}
+    trial.output_error = _error(output, exact().output)
+    trial.gradient_error = max((_error(*pair) for pair in zip(gradients, exact().gradients, strict=False)), default=0.0)
+    for what, difference in (("output", trial.output_error), ("gradient", trial.gradient_error)):
+        if not difference < WRONG:  # NaN is wrong as well
+            return None, f"its {what} is wrong: it differs from float64 by {difference:.2g} of the largest magnitude"
+    return trial, reason
+
+
+def _alternate(trials: list[Trial], clock: Clock, config: KernelConfig) -> list[tuple[Trial, str]]:
+    """Warm up until nobody's times have a trend, then take the samples; in each round it is everybody's turn once.
+
+    Returns:
+        Those that failed on the way, although their first call did not, and why; they are no longer in ``trials``.
+    """
+    failed: list[tuple[Trial, str]] = []
+
+    def one_round(keep: Callable[[Trial, float, float], None]) -> None:
+        for trial in list(trials):
+            try:
+                keep(trial, *_seconds(_call(trial, clock)[0], clock))
+            except Exception as error:  # noqa: BLE001  (as in its first call)
+                trials.remove(trial)
+                failed.append((trial, _reason(error)))
+
+    def warm(trial: Trial, forward: float, backward: float) -> None:
+        trial.warmup.append(forward + backward)
+
+    def sample(trial: Trial, forward: float, backward: float) -> None:
+        trial.forward_seconds.append(forward)
+        if trial.backward:
+            trial.backward_seconds.append(backward)
+
+    for number in range(config.warmup + _MOST_WARMUP):
+        if number >= config.warmup and not any(has_trend(trial.warmup[-WINDOW:], WARMUP_LEVEL) for trial in trials):
+            break
+        one_round(warm)
+    for _ in range(config.repeats):
+        one_round(sample)
+    return failed
+
+
+def _call(trial: Trial, clock: Clock) -> tuple[list[Mark], Tensor, tuple[Tensor, ...]]:
+    """One forward and, where there is one, one backward pass: marks before and after each, output, gradients."""
+    candidate = trial.candidate
+    if not trial.backward:
+        with torch.no_grad():
+            start = _start(clock)
+            output = candidate.run(*(leaf.detach() for leaf in candidate.inputs))
+            return [start, clock.mark()], output, ()
+    start = _start(clock)
+    output = candidate.run(*candidate.inputs)
+    marks = [start, clock.mark(), _start(clock)]
+    gradients = torch.autograd.grad(output, candidate.inputs, candidate.upstream)
+    return [*marks, clock.mark()], output.detach(), gradients
+
+
+def _start(clock: Clock) -> Mark:
+    # Flushed after waiting, not before: a GPU is then busy overwriting its L2 while the host submits the kernels, and
+    # the time between the marks is theirs, not the host's.
+    clock.synchronize()
+    clock.flush()
+    return clock.mark()
+
+
+def _seconds(marks: list[Mark], clock: Clock) -> tuple[float, float]:
+    """Of forward and backward; 0 for a backward pass that there is none of."""
+    clock.synchronize()
+    forward = clock.seconds(marks[0], marks[1])
+    return forward, clock.seconds(marks[2], marks[3]) if len(marks) > 2 else 0.0
+
+
+def _error(result: Tensor, exact: Tensor) -> float:
+    """The largest difference, as a share of the exact result's largest magnitude."""
+    difference = (result.detach().to(exact.dtype) - exact).abs().max()
+    return float(difference / exact.abs().max())
+
+
+def _add(rows: Rows, case: Case, trial: Trial) -> None:
+    """One candidate's measurements in one case."""
+    columns = {**case.columns, **trial.columns}
+    forward, backward = case.flops
+    rows.extend("forward_seconds", trial.forward_seconds, **columns)
+    rows.extend("backward_seconds", trial.backward_seconds, **columns)
+    rows.add("first_forward_seconds", trial.first[0], **columns)
+    rows.extend("warmup_seconds", trial.warmup, **columns)
+    rows.add("forward_flops", forward, **columns)
+    if case.speeds_apart:
+        rows.add("forward_flops_per_second", forward / median(trial.forward_seconds), **columns)
+    rows.add("output_error", trial.output_error, **columns)
+    if trial.backward:
+        rows.add("first_backward_seconds", trial.first[1], **columns)
+        rows.add("backward_flops", backward, **columns)
+        if case.speeds_apart:
+            rows.add("backward_flops_per_second", backward / median(trial.backward_seconds), **columns)
+        rows.add("flops_per_second", (forward + backward) / median(trial.seconds), **columns)
+        rows.add("gradient_error", trial.gradient_error, **columns)
+    # Few samples are joined to the end of the warm-up, without which the test would be blind.
+    missing = max(0, WINDOW - len(trial.samples))
+    joined = [*(trial.warmup[-missing:] if missing else []), *trial.samples]
+    rows.add("stationary", not has_trend(joined, FLAG_LEVEL), **columns)
+    rows.add("outliers", count_outliers(trial.samples), **columns)
+    rows.add("peak_extra_bytes", trial.peak_extra_bytes, **columns)
+
+
+def _reason(error: Exception) -> str:
+    """Why a backend did not run, in a line."""
+    if isinstance(error, ArchbenchError):
+        return error.cause
+    message = " ".join(str(error).split())
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in message:
+        return "there is not enough memory"
+    return f"{type(error).__name__}: {message[:300]}"

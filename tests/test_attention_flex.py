@@ -1,0 +1,79 @@
+"""The flex backend is the definition, compiled once for changing lengths, and is refused where torch has none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from archbench.errors import DeviceError
+from archbench.kernels import causal_attention, resolve_attention
+from archbench.kernels.attention_torch import flex_attention
+from attention_definition import naive_attention
+
+
+@pytest.fixture(autouse=True)
+def _compiler() -> None:
+    """Skip with the reason where there is no C++ compiler or no AVX2."""
+    try:
+        resolve_attention("flex", device_type="cpu", dtype=torch.float32, T=1, S=1, D=16)
+    except DeviceError as error:
+        pytest.skip(error.cause)
+
+
+@pytest.mark.parametrize(
+    ("shape", "window"),
+    [
+        ((1, 4, 2, 9, 9, 16), None),
+        ((1, 6, 1, 130, 200, 80), 37),
+    ],
+)
+def test_values_are_the_definitions(shape: tuple[int, ...], window: int | None) -> None:
+    torch.manual_seed(0)
+    B, H, G, T, S, D = shape
+    q = torch.randn(B, T, H, D).transpose(1, 2)
+    k, v = torch.randn(2, B, G, S, D)
+    out = causal_attention(q, k, v, window=window, scale=0.2, backend="flex")
+    assert out.dtype == q.dtype
+    torch.testing.assert_close(out, naive_attention(q, k, v, window, 0.2).float(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_growing_cache_is_not_a_new_kernel_for_every_token() -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for S in range(7, 30):
+        q, k, v = torch.randn(1, 2, 1, 16), *torch.randn(2, 1, 2, S, 16)
+        out = causal_attention(q, k, v, backend="flex")
+        torch.testing.assert_close(out, naive_attention(q, k, v, None, None).float(), atol=1e-5, rtol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # for the first length, and for all
+
+
+def test_as_part_of_a_compiled_graph_it_is_the_definition_too() -> None:
+    """As on GPUs; torch.compile's own code generator for CPUs refuses it, and so does causal_attention."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    attend = torch.compile(flex_attention, fullgraph=True, backend="aot_eager")
+    for T, S in ((20, 20), (20, 21), (30, 31)):
+        q, k, v = torch.randn(1, 4, T, 16), *torch.randn(2, 1, 2, S, 16)
+        out = attend(q, k, v, window=4, scale=0.25)
+        torch.testing.assert_close(out, naive_attention(q, k, v, 4, 0.25).float(), atol=1e-5, rtol=1e-5)
+    with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="part of a larger graph"):
+        torch.compile(causal_attention, fullgraph=True, backend="aot_eager")(q, k, v, backend="flex")
+
+
+def test_training_on_a_cpu_is_refused_with_the_reason_and_evaluation_is_not() -> None:
+    q, k, v = torch.randn(1, 4, 9, 16, requires_grad=True), *torch.randn(2, 1, 2, 9, 16)
+    with pytest.raises(DeviceError, match=r"no backward pass on CPUs\. Use auto, or one of sdpa, reference"):
+        causal_attention(q, k, v, backend="flex")
+    with torch.no_grad():
+        out = causal_attention(q, k, v, backend="flex")
+    torch.testing.assert_close(out, naive_attention(q, k, v, None, None).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_what_it_has_not_is_refused_with_the_reason() -> None:
+    q, k, v = torch.randn(3, 1, 4, 9, 16)
+    with pytest.raises(DeviceError, match="no dropout"):
+        causal_attention(q, k, v, dropout=0.1, backend="flex")
+    with pytest.raises(DeviceError, match="q is float64"):
+        causal_attention(q.double(), k.double(), v.double(), backend="flex")

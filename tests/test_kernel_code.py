@@ -1,0 +1,131 @@
+"""The machine code of every launch of the table, for chips that are not here. Nothing is run.
+
+To make today's code the baseline, and write the table of docs/kernels.md: python tests/test_kernel_code.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from archbench.kernels.fused.configurations import FAMILIES
+from archbench.kernels.launch import Launch
+from archbench.kernels.staticcheck import baseline
+from archbench.kernels.staticcheck.bounds import bound
+from archbench.kernels.staticcheck.checking import Result, check
+from archbench.kernels.staticcheck.chips import CHIPS, chip_named
+from archbench.kernels.staticcheck.compilation import pretended
+from archbench.kernels.staticcheck.figures import Figures, violations
+
+BASELINE = Path(__file__).with_name("kernel_code_baseline.json")
+PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
+START, END = "<!-- static figures: python tests/test_kernel_code.py -->\n", "<!-- end -->\n"
+
+pytestmark = pytest.mark.machine_code
+
+
+def table_results(chip: str) -> list[Result]:
+    with pretended(chip_named(chip)):
+        from archbench.kernels.fused.catalogue import table_launches
+
+        return check([(chip_named(chip), launch) for launch in table_launches(chip)])
+
+
+@pytest.fixture(scope="module", params=[pytest.param(chip) for chip in CHIPS])
+def results(request: pytest.FixtureRequest) -> Sequence[Result]:
+    return table_results(request.param)
+
+
+def test_every_launch_of_the_table_is_sound(results: Sequence[Result]) -> None:
+    """No spill in a loop, no more shared memory than there is, tensor cores used, no 2-byte loads, no atomics."""
+    wrong = {result.launch: violations(result) for result in results if violations(result)}
+    assert not wrong
+    half = [result for result in results if isinstance(result, Figures) and "delta" not in result.launch]
+    assert all(result.half_precision_dots for result in half if "bfloat16" in result.launch)
+
+
+def test_instructions_per_iteration_are_those_of_the_baseline(results: Sequence[Result]) -> None:
+    assert not baseline.differences(BASELINE, results)
+
+
+def test_predictions_for_h100_reach_the_marks() -> None:
+    """The marks are of a scratch trial with the same model: *serial*, TFLOP/s, tensor cores waiting for the rest."""
+    marks = {"forward D=64": 480, "forward D=128": 653, "key_gradient D=128": 644, "query_gradient D=128": 682}
+    reached = {}
+    for result in bfloat16_results("sm_90", (64, 128)):
+        predicted = bound(result)
+        if predicted is not None:
+            reached[result.launch.replace("bfloat16 ", "")] = predicted.serial / 1e12
+    assert {name: mark for name, mark in marks.items() if reached[name] < mark} == {}
+
+
+def bfloat16_results(chip: str, head_widths: Sequence[int]) -> list[Figures]:
+    import torch
+
+    with pretended(chip_named(chip)):
+        from archbench.kernels.fused.catalogue import table_launches
+
+        results = check([(chip_named(chip), x) for x in table_launches(chip, head_widths, (torch.bfloat16,))])
+    return [result for result in results if isinstance(result, Figures)]
+
+
+def test_strides_that_are_a_multiple_of_8_elements_load_16_bytes_at_once() -> None:
+    """Three heads of 40: row strides of 120 elements, no multiple of the 16 that Triton asks about."""
+    import torch
+
+    with pretended(chip_named("sm_80")):
+        from archbench.kernels.fused.launches import forward_launch
+
+        def launch(heads: int, D: int) -> Launch:
+            q, k, v, out = (
+                torch.empty(2, 512, heads, D, dtype=torch.bfloat16, device="meta").transpose(1, 2) for _ in range(4)
+            )
+            lse = torch.empty(2, heads, 512, device="meta")
+            return forward_launch(q, k, v, out, lse, window=None, scale=1.0, precision="ieee", chip="sm_80")
+
+        aligned, odd = check([(chip_named("sm_80"), launch(3, 40)), (chip_named("sm_80"), launch(3, 41))])
+    assert isinstance(aligned, Figures)
+    assert isinstance(odd, Figures)
+    assert aligned.narrow_loads == 0
+    assert odd.narrow_loads > 0  # which cannot be helped, and shows that the count would see them
+
+
+def test_the_page_shows_the_baseline() -> None:
+    assert static_section() in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_baseline_is_complete() -> None:
+    versions = json.loads(BASELINE.read_text(encoding="utf-8"))
+    for version, chips in versions.items():
+        assert set(chips) == set(CHIPS) == set(FAMILIES), version
+
+
+def static_section() -> str:
+    versions = json.loads(BASELINE.read_text(encoding="utf-8"))
+    version = max(versions, key=lambda name: tuple(map(int, name.split("."))))
+    lines = [
+        f"Triton {version}, bfloat16, no window. Instructions are per warp and iteration of the unmasked loop; TFLOP/s are",
+        "*predicted* (serial).",
+        "",
+        "| chip | kernel | D | registers | shared KiB | programs an SM | instructions | predicted TFLOP/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for chip in CHIPS:
+        for name, row in versions[version][chip].items():
+            kernel, dtype, width, *window = name.split()
+            if kernel != "delta" and dtype == "bfloat16" and not window:
+                speed = row["predicted_serial_flops"]
+                lines.append(
+                    f"| {chip} | {kernel} | {width[2:]} | {row['registers']} | {row['shared_bytes'] / 1024:.0f} "
+                    f"| {row['blocks']} | {min(row['loops'])} | {'' if speed is None else f'{speed / 1e12:.0f}'} |"
+                )
+    return START + "\n".join(lines) + "\n" + END
+
+
+if __name__ == "__main__":
+    baseline.write(BASELINE, [result for chip in CHIPS for result in table_results(chip)])
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(text[: text.index(START)] + static_section() + text[text.index(END) + len(END) :], encoding="utf-8")

@@ -1,0 +1,189 @@
+"""The static check finds each fault in the machine code of a kernel made to have it, and no other."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+pytest.importorskip("triton", reason="triton is there on Linux only")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("the interpreter compiles nothing", allow_module_level=True)
+
+import triton
+
+import staticcheck_kernels as kernels
+from archbench.errors import DataError, UsageError
+from archbench.kernels.launch import Launch
+from archbench.kernels.staticcheck import (
+    CHIPS,
+    Failure,
+    bound,
+    check,
+    compile_launch,
+    pretended,
+    rows,
+    violations,
+)
+from archbench.kernels.staticcheck.baseline import differences, triton_version, write
+
+EXPECTED = {
+    "clean": r"",
+    "spills": r"\d+ spill instructions inside loops",
+    "shared": r"\d+ bytes of shared memory where the chip allows \d+",
+    "narrow": r"\d+ global loads of one or two bytes",
+    "wide": r"",
+    "atomic": r"\d+ atomic instructions",
+    "descriptor": r"",
+}
+NAMES = ("sm_80", "sm_90", "gfx942")
+FILE = Path(kernels.__file__)
+
+
+@pytest.fixture(scope="module")
+def results():
+    """By chip and launch."""
+    jobs = [(CHIPS[name], launch) for name in NAMES for launch in kernels.launches(name)]
+    return {(result.chip, result.launch): result for result in check(jobs)}
+
+
+@pytest.mark.parametrize("chip", NAMES)
+def test_each_fault_is_found_and_nothing_else(results, chip):
+    found = {launch: "; ".join(violations(result)) for (name, launch), result in results.items() if name == chip}
+    expected = {launch: EXPECTED[launch] for launch in found}
+    assert len(found) >= 6
+    assert all(re.fullmatch(expected[launch], found[launch]) for launch in found), found
+
+
+def test_a_tensor_descriptor_is_compiled_as_one(results):
+    launch = next(launch for launch in kernels.launches("sm_90") if launch.name == "descriptor")
+    code = compile_launch(launch, CHIPS["sm_90"]).code
+    assert "UTMALDG" in code
+    assert "UTMASTG" in code
+    assert results["sm_90", "descriptor"].tensor_instructions > 0
+
+
+@pytest.mark.parametrize("chip", NAMES)
+def test_flops_read_from_the_code_are_those_of_the_algorithm(results, chip):
+    # two products of 128 × 32 × 64 per iteration, four warps
+    flops = {loop.tensor_flops * 4 for loop in results[chip, "clean"].tensor_loops}
+    assert flops == {2 * 2 * 128 * 32 * 64}
+    exponentials = {loop.exponentials for loop in results[chip, "clean"].tensor_loops}
+    assert exponentials == {128 * 32 // (4 * CHIPS[chip].warp)}
+
+
+def test_spilled_bytes_are_those_the_assembler_reports(results):
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    launch = next(launch for launch in kernels.launches("sm_90") if launch.name == "spills")
+    with pretended(CHIPS["sm_90"]):
+        kernel = launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
+    options = ("-v", "-lineinfo", "--regAllocOptLevel=2", "--gpu-name=sm_90a", "-o", os.devnull)
+    source = next(path for name, path in kernel.metadata_group.items() if name.endswith(".ptx"))
+    log = subprocess.run([get_ptxas(90).path, *options, source], capture_output=True, text=True, check=True).stderr
+    said = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    assert said is not None, log
+    assert results["sm_90", "spills"].spill_bytes == (int(said[1]), int(said[2]))
+    assert f"Used {results['sm_90', 'spills'].registers} registers" in log
+
+
+def test_the_driver_that_was_there_comes_back_after_an_error():
+    before = triton.runtime.driver._active
+    with pretended(CHIPS["sm_90"]):
+        assert triton.runtime.driver.active.get_current_target().arch == 90
+    assert triton.runtime.driver._active is before
+    refused = Launch("refused", kernels.refused, (1,), {"x": kernels.half(8), "BLOCK": 16}, kernels.FUSED)
+    with pytest.raises(triton.CompilationError, match="the block is too small"):
+        compile_launch(refused, CHIPS["sm_90"])
+    assert triton.runtime.driver._active is before
+
+
+def test_a_kernel_the_compiler_refuses_or_crashes_on_is_a_result_of_its_own():
+    refused = Launch("refused", kernels.refused, (1,), {"x": kernels.half(8), "BLOCK": 16}, kernels.FUSED)
+    # A compiler's crash cannot be had to order: this one is the process ending as it would.
+    crash = SimpleNamespace(warmup=lambda **arguments: os.kill(os.getpid(), signal.SIGKILL))
+    clean = kernels.launches("sm_80")[4]
+    sm_80 = CHIPS["sm_80"]
+    first, second, third = check([(sm_80, refused), (sm_80, Launch("crashing", crash, (1,), {})), (sm_80, clean)])
+    assert isinstance(first, Failure)
+    assert "the block is too small" in first.cause
+    assert second == Failure("sm_80", "crashing", "the compiler crashed (signal SIGKILL)")
+    assert violations(second) == ["does not compile: the compiler crashed (signal SIGKILL)"]
+    assert violations(third) == []
+
+
+def test_an_autotuned_kernel_is_refused_because_nothing_can_be_tuned():
+    tuned = triton.autotune([triton.Config({"BLOCK": 512}), triton.Config({"BLOCK": 1024})], key=[])(kernels.refused)
+    with pytest.raises(UsageError, match="autotuned"):
+        compile_launch(Launch("tuned", tuned, (1,), {"x": kernels.half(8)}), CHIPS["sm_80"])
+
+
+def test_predictions_are_named_predicted_in_every_row(results):
+    made = rows(list(results.values()))
+    clean = next(row for row in made if row["launch"] == "clean" and row["loop"] is None)
+    assert clean["predicted_upper_flops"] > clean["predicted_serial_flops"] > 0
+    numbers = [name for row in made for name in row if "upper" in name or "serial_" in name or name.endswith("_flops")]
+    assert all(name.startswith("predicted_") or name == "tensor_flops" for name in numbers)
+    assert bound(results["sm_80", "wide"]) is None  # no tensor cores: nothing is predicted
+
+
+def test_the_baseline_holds_within_five_percent(results, tmp_path):
+    path = tmp_path / "baseline.json"
+    write(path, list(results.values()))
+    clean = results["sm_80", "clean"]
+    others = [result for result in results.values() if result is not clean]
+    (loop, *rest) = clean.loops
+    near = replace(loop, instructions=loop.instructions + int(loop.instructions * 0.05))
+    far = replace(loop, instructions=loop.instructions + int(loop.instructions * 0.05) + 1)
+    assert differences(path, list(results.values())) == []
+    assert differences(path, [*others, replace(clean, loops=(near, *rest))]) == []
+    (difference,) = differences(path, [*others, replace(clean, loops=(far, *rest))])
+    assert difference.startswith("sm_80, clean, loop 1:")
+    assert differences(path, others) == ["sm_80, clean: in the baseline, and was not checked"]
+    assert differences(path, [*others, clean, replace(clean, launch="new")]) == ["sm_80, new: not in the baseline"]
+
+
+def test_another_triton_has_no_baseline_and_is_told_so(results, tmp_path):
+    path = tmp_path / "baseline.json"
+    path.write_text(json.dumps({"3.8.0": {}}))
+    (difference,) = differences(path, list(results.values()))
+    assert difference.startswith(f"there is no baseline for triton {triton_version()} in {path}, which has 3.8.0")
+    write(path, list(results.values()))
+    assert set(json.loads(path.read_text())) == {"3.8.0", triton_version()}
+    with pytest.raises(DataError, match="cannot be read as a baseline"):
+        differences(tmp_path / "none.json", [])
+
+
+def command(*arguments, **environment):
+    line = [sys.executable, "-m", "archbench.kernels.staticcheck", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
+
+
+def test_the_command_checks_any_file_and_fails_where_something_is_wrong():
+    good = command(FILE, "--chip", "sm_80", "--only", "wide", "--json")
+    assert good.returncode == 0, good.stderr
+    whole, *loops = map(json.loads, good.stdout.splitlines())
+    assert whole["violations"] == []
+    assert loops
+    bad = command(FILE, "--chip", "sm_80", "--only", "narrow")
+    assert bad.returncode == 1
+    assert "predicted, not measured" in bad.stdout
+    assert "global loads of one or two bytes" in bad.stdout
+
+
+def test_the_interpreter_is_no_compiler():
+    refused = command(FILE, "--chip", "sm_80", TRITON_INTERPRET="1")
+    assert refused.returncode == 2
+    assert "TRITON_INTERPRET" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_importing_the_check_does_not_import_triton():
+    code = "import sys, archbench.kernels.staticcheck; sys.exit('triton' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
