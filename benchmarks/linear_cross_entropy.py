@@ -15,9 +15,9 @@ other work on the machine disturbs it less.
 
 Memory: each contender in a process of its own, after a small call that loads the libraries: growth of the peak resident
 set (VmHWM) over one loss and its backward pass. ``extra`` is what comes on top of hidden, weight and targets, the
-gradients included; ``without gradients`` leaves out the bytes of the two gradients, which every contender has to hand over in
-the end (kind to all logits, whose peak comes before they have any). The share is the extra memory over that of all
-logits.
+gradients included; ``without gradients`` leaves out the bytes of the two gradients, which every contender has to hand
+over in the end (kind to all logits, whose peak comes before they have any). The share is the extra memory over that of
+all logits.
 """
 
 from __future__ import annotations
@@ -71,8 +71,9 @@ def contenders(with_torch: bool) -> dict[str, Loss]:
 def inputs(N: int, V: int, C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """hidden (N, C) as after a LayerNorm, weight (V, C) as GPT-1 draws it, targets (N,)."""
     torch.manual_seed(0)
-    hidden = torch.randn(N, C).to(dtype).requires_grad_()
-    weight = (0.02 * torch.randn(V, C)).to(dtype).requires_grad_()
+    # Drawn in place: temporaries that the allocator keeps would be there for the contender to use, uncounted.
+    hidden = torch.empty(N, C, dtype=dtype).normal_().requires_grad_()
+    weight = torch.empty(V, C, dtype=dtype).normal_(std=0.02).requires_grad_()
     return hidden, weight, torch.randint(V, (N,))
 
 

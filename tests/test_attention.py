@@ -21,6 +21,7 @@ from archbench.kernels import (
     record_attention,
     resolve_attention,
 )
+from archbench.kernels.fused.configurations import configuration_for
 from attention_definition import naive_attention
 
 BACKENDS = ("sdpa", "reference")
@@ -193,21 +194,49 @@ def test_auto_picks_the_kernel_on_a_supported_gpu_and_torchs_attention_elsewhere
         assert resolve_attention(backend, **ON_GPU) == backend
 
 
-@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (10, 0), (12, 0)])
-def test_nvidias_gpus_are_supported_from_compute_capability_8_0(
+def test_auto_leaves_single_queries_on_a_gpu_to_torchs_attention_and_says_why(
+    gpu: SimpleNamespace, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="archbench"):
+        for T, S in ((1, 1), (1, 90), (1, 4096), (2, 4096), (4096, 4096)):
+            assert resolve_attention("auto", **{**ON_GPU, "T": T, "S": S}) == ("sdpa" if T == 1 else "triton")
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention auto: sdpa on cuda, bfloat16, head width 64 "
+        "(for a single query torch's attention divides the keys among programs)",
+        "attention auto: triton on cuda, bfloat16, head width 64",
+    ]
+    assert resolve_attention("triton", **{**ON_GPU, "T": 1}) == "triton"
+    assert resolve_attention("auto", **{**ON_GPU, "T": 1}, precision="tf32") == "triton", "which sdpa would not heed"
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)])
+def test_auto_picks_the_kernel_on_nvidias_gpus_from_compute_capability_8_0(
     gpu: SimpleNamespace, capability: tuple[int, int]
 ) -> None:
     gpu.capability = capability
-    assert resolve_attention("auto", **ON_GPU) == ("triton" if capability >= (8, 0) else "sdpa")
+    assert resolve_attention("auto", **ON_GPU) == "triton"
 
 
-@pytest.mark.parametrize(("architecture", "backend"), [("gfx942:sramecc+:xnack-", "triton"), ("gfx90a", "sdpa")])
-def test_amds_gpus_are_supported_by_name(
-    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, architecture: str, backend: str
-) -> None:
+def test_auto_picks_the_kernel_on_amds_gpus_by_name(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.3")
-    gpu.architecture, gpu.capability = architecture, (9, 4)
-    assert resolve_attention("auto", **ON_GPU) == backend
+    gpu.architecture, gpu.capability = "gfx942:sramecc+:xnack-", (9, 4)
+    assert resolve_attention("auto", **ON_GPU) == "triton"
+
+
+@pytest.mark.parametrize("chip", [(11, 0), (13, 0), "gfx950", "gfx90a:sramecc+"])
+def test_a_chip_that_the_table_does_not_have_is_refused_by_name(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, chip: tuple[int, int] | str
+) -> None:
+    if isinstance(chip, str):
+        monkeypatch.setattr(torch.version, "hip", "6.3")
+        gpu.architecture, gpu.capability, name = chip, (9, 4), chip.partition(":")[0]
+    else:
+        gpu.capability, name = chip, f"sm_{chip[0]}{chip[1]}"
+    assert resolve_attention("auto", **ON_GPU) == "sdpa"
+    with pytest.raises(DeviceError, match=f"the Triton kernel's table has no configuration for {name}\\."):
+        resolve_attention("triton", **ON_GPU)
+    with pytest.raises(DeviceError, match=f"its table has no configuration for {name}"):
+        configuration_for(name, "forward", 64, torch.bfloat16)
 
 
 @pytest.mark.parametrize(
@@ -286,14 +315,20 @@ def test_compiled_code_takes_a_changing_dropout() -> None:
         assert ran == {backend}
 
 
-def test_on_a_gpu_it_is_the_fused_operator_that_runs(gpu: SimpleNamespace) -> None:
+@pytest.mark.parametrize(("autotune", "recorded"), [(None, "triton"), ("0", "triton"), ("1", "triton-autotuned")])
+def test_on_a_gpu_it_is_the_fused_operator_that_runs(
+    gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, autotune: str | None, recorded: str
+) -> None:
     """With tensors that have no data, so that no GPU is needed."""
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    monkeypatch.delenv("ARCHBENCH_AUTOTUNE", raising=False)
+    if autotune:
+        monkeypatch.setenv("ARCHBENCH_AUTOTUNE", autotune)
     with FakeTensorMode(), record_attention() as ran:
         q, k, v = (torch.empty(1, heads, 9, 16, device="cuda") for heads in (4, 2, 2))
         graph = make_fx(lambda q, k, v: causal_attention(q, k, v, window=4))(q, k, v)
     called = [str(node.target) for node in graph.graph.nodes if "archbench" in str(node.target)]
-    assert ran == {"triton"}
+    assert ran == {recorded}
     assert called == ["archbench.causal_attention_forward.default"]

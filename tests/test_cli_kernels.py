@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 import torch
 
@@ -150,6 +153,7 @@ def test_json_prints_every_row(tmp_path: Path) -> None:
         ),
         (["--chip", "sm_90"], 2, ["--chip", "Add --static"]),
         (["--static", "--lengths", "64"], 2, ["--lengths", "--static runs nothing"]),
+        (["--static", "--plugin", "mine.py", "--dtype", "bfloat16"], 2, ["--dtype", "plugin's launches have sizes"]),
         (["--static", "--chip", "sm_91"], 2, ["'sm_91'", "Did you mean"]),
         (["--static", "--plugin", "nowhere.py"], 2, ["nowhere.py", "no such file"]),
     ],
@@ -185,22 +189,91 @@ def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.Monk
         kernels_plot.check_plot("plot.png")
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-P", "-m", "archbench", *SMALL, "--lengths", "1024", "--plot", "plot.png"]
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
-    (tmp_path / "tmp").mkdir()
+PLUGIN = """
+import torch
+import triton
+import triton.language as tl
+
+from archbench.kernels.launch import Launch
+
+
+@triton.jit
+def clean(x, out, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out + at, tl.load(x + at))
+
+
+@triton.jit
+def racing(x, out, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.atomic_add(out + at % 2, tl.load(x + at))
+
+
+def launches(chip):
+    x = torch.empty(4096, device="meta")
+    kernel = KERNEL
+    return [Launch("copy", kernel, (4,), {"x": x, "out": torch.empty_like(x), "BLOCK": 1024}, {"num_warps": 4})]
+"""
+
+
+@pytest.mark.parametrize(("kernel", "code"), [("clean", 0), ("racing", 1)])
+def test_static_figures_of_a_plugins_kernels_are_printed_and_faults_are_the_exit_code(
+    tmp_path: Path, cli: RunCLI, kernel: str, code: int
+) -> None:
+    pytest.importorskip("triton", reason="compiles Triton kernels")
+    (tmp_path / "mine.py").write_text(PLUGIN.replace("KERNEL", kernel))
+    done = cli("kernels", "--static", "--plugin", tmp_path / "mine.py", "--chip", "sm_90", "--quiet")
+    assert done.returncode == code, done.stderr
+    assert "nothing was run" in done.stdout
+    assert "predicted, not measured" in done.stdout
+    assert sum(line.startswith("sm_90") for line in done.stdout.splitlines()) == 1
+    assert ("atomic instruction" in done.stdout) == bool(code)
+    assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def test_a_plugin_without_launches_says_what_to_define(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="compiles Triton kernels")
+    (tmp_path / "mine.py").write_text("")
+    done = archbench("kernels", "--static", "--plugin", "mine.py", "--chip", "sm_90", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "it defines no launches(chip). Define launches(chip: str)" in done.stderr
+
+
+@contextmanager
+def measuring(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A run that has begun to measure, with a folder of its own for temporary files."""
+    (folder / "tmp").mkdir()
     child = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-m", "archbench", *SMALL, "--lengths", "1024", "--plot", "plot.png"],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder / "tmp")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert child.stderr is not None
     deadline = time.monotonic() + 60
     while "[1/" not in child.stderr.readline():
         assert time.monotonic() < deadline
-    child.send_signal(signal.SIGINT)
-    stdout, stderr = child.communicate(timeout=60)
+    yield child
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == []
+    assert list((folder / "tmp").iterdir()) == []
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
+    with measuring(tmp_path) as child:
+        child.send_signal(signal.SIGINT)
+        stdout, stderr = child.communicate(timeout=60)
     assert child.returncode == 130
     assert stdout == ""
     assert stderr.splitlines()[-1] == "Interrupted"
     assert "Traceback" not in stderr
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
-    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_measuring_process_that_is_killed_is_an_error_with_a_next_step(tmp_path: Path) -> None:
+    with measuring(tmp_path) as child:
+        (measurer,) = psutil.Process(child.pid).children()
+        measurer.kill()
+        _, stderr = child.communicate(timeout=60)
+    assert child.returncode == 8
+    assert "was killed, most often for want of memory. Leave out the longest --lengths" in stderr

@@ -1,4 +1,4 @@
-"""Looking costs little: ``import archbench`` and ``archbench --help`` leave everything heavy alone."""
+"""Looking costs little: ``import archbench`` and ``archbench --help`` leave everything heavy alone, CPU runs Triton."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
+
+from test_run import SMALL, archbench, with_small_corpus
 
 HEAVY = (
     "torch",
@@ -41,6 +44,14 @@ causal_attention(*torch.zeros(3, 1, 2, 4, 16, requires_grad=True)).sum().backwar
 why_not("triton", "cpu", torch.float32, 16), why_not("triton", "cuda", torch.float32, 16)
 print(json.dumps(sorted(sys.modules)))
 """
+_PUBLIC = "from archbench import causal_attention, linear_cross_entropy"
+_COUNTER = """
+import archbench.measure.flops
+from archbench.kernels.attention_op import register_flop_formulas
+from archbench.kernels.triton_guard import flop_counter
+register_flop_formulas()
+assert flop_counter().FlopCounterMode
+"""
 _REGISTRY = "import json, sys, archbench; archbench.available(); print(json.dumps(sorted(sys.modules)))"
 
 
@@ -61,10 +72,45 @@ def test_finding_plugins_imports_none_of_them_and_no_torch() -> None:
     assert modules_after(_REGISTRY) & {"torch", "triton", "pandas", "archbench_plugins"} == set()
 
 
-def test_attention_on_a_cpu_loads_no_triton_and_no_compiler() -> None:
-    """Where Triton is installed: elsewhere this claims nothing of it."""
+def test_attention_on_a_cpu_loads_no_compiler() -> None:
     assert "torch._dynamo" not in modules_after(_ATTENTION, whole=True)
-    assert "triton" not in modules_after(_ATTENTION)
+
+
+@pytest.fixture
+def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package called triton comes first on every child's path; this file exists once one of them has imported it."""
+    marker, package = tmp_path / "imported", tmp_path / "decoy" / "triton"
+    package.mkdir(parents=True)
+    code = f"""
+        import traceback
+        with open({str(marker)!r}, "a") as file:
+            traceback.print_stack(file=file)
+        raise ImportError("this is no triton")
+    """
+    (package / "__init__.py").write_text(textwrap.dedent(code))
+    monkeypatch.setenv("PYTHONPATH", str(package.parent))
+    return marker
+
+
+@pytest.mark.parametrize(
+    "code", [_IMPORT, _PUBLIC, _ATTENTION, _COUNTER], ids=["archbench", "its operations", "attention", "FLOP counter"]
+)
+def test_nothing_on_a_cpu_imports_triton(code: str, imported: Path) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert not imported.exists(), imported.read_text()
+
+
+def test_a_run_on_a_cpu_imports_triton_in_none_of_its_processes(imported: Path, tmp_path: Path) -> None:
+    done = archbench("run", "gpt1", *SMALL, cwd=with_small_corpus(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert not imported.exists(), imported.read_text()
+
+
+def test_triton_is_kept_from_the_flop_counter_and_from_nobody_else(imported: Path) -> None:
+    """A process may import the counter first, and compile for its GPU afterwards."""
+    asks = "from torch.utils._triton import has_triton_package\nhas_triton_package()"
+    subprocess.run([sys.executable, "-c", _COUNTER + asks], check=True, capture_output=True)
+    assert imported.exists()
 
 
 def test_help_answers_in_under_0_4_seconds_of_cpu_time() -> None:

@@ -50,16 +50,21 @@ class FakeCase:
     columns: dict[str, Any] = field(default_factory=dict)
     flops: tuple[int, int] = (1000, 2000)
     speeds_apart: bool = True
+    memory_for_exact: bool = True
 
     def __str__(self) -> str:
         return "made up"
 
-    def candidates(self, seed: int, device: torch.device, dtype: torch.dtype) -> tuple[list[Candidate], Exact]:
+    def candidates(self, seed: int, device: torch.device, dtype: torch.dtype) -> tuple[list[Candidate], Any]:
         x = torch.linspace(1, 2, 8, dtype=dtype, requires_grad=True)
-        exact = Exact(x.detach().double(), (torch.ones(8, dtype=torch.float64),))
-        return [
-            Candidate(name, {"attention": name}, (x,), torch.ones(8), run) for name, run in self.runs.items()
-        ], lambda: exact
+
+        def exact() -> Exact:
+            if not self.memory_for_exact:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return Exact(x.detach().double(), (torch.ones(8, dtype=torch.float64),))
+
+        names = self.runs.items()
+        return [Candidate(name, {"attention": name}, (x,), torch.ones(8), run) for name, run in names], exact
 
 
 def measured(
@@ -154,7 +159,9 @@ def test_the_first_call_is_timed_apart_and_averaged_into_nothing() -> None:
     assert max(values(rows, "forward_seconds", "slow") + values(rows, "warmup_seconds", "slow")) < 0.3
 
 
-@pytest.mark.parametrize("wrong", [lambda x: x * 1.2, lambda x: x * torch.nan, lambda x: x.detach() + 0 * x])
+@pytest.mark.parametrize(
+    "wrong", [lambda x: x * 1.2, lambda x: x * torch.nan, lambda x: x.detach() + 0 * x, lambda x: x[:1].expand(8)[None]]
+)
 def test_a_wrong_result_gets_no_speed(wrong: Callable[[Tensor], Tensor]) -> None:
     rows, (left_out,) = measured({"wrong": wrong, "right": lambda x: x * 1})
     assert values(rows, "forward_seconds", "wrong") == [None]
@@ -206,6 +213,14 @@ def test_a_candidate_that_fails_later_leaves_the_others_their_samples() -> None:
     assert (left_out.candidate, left_out.reason) == ("later", "RuntimeError: gone")
     assert values(rows, "forward_seconds", "later") == [None]
     assert len(values(rows, "forward_seconds", "steady")) == 10
+
+
+def test_what_could_not_be_checked_gets_no_speed() -> None:
+    rows = Rows("kernel")
+    case = FakeCase({"any": lambda x: x * 1}, memory_for_exact=False)
+    (left_out,) = measure_case(case, small(), CPU, CPUClock(), rows)
+    assert "not enough memory for the float64 computation" in left_out.reason
+    assert [row["value"] for row in rows.finished()] == [None, None]
 
 
 class LoggingClock:

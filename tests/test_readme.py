@@ -18,7 +18,7 @@ README = (ROOT / "README.md").read_text()
 COMMANDS = sorted(
     {
         match.group(0).split("#")[0].strip()
-        for match in re.finditer(r"(?m)archbench (run|list|show|generate|results|doctor)\b[^\n`&]*", README)
+        for match in re.finditer(r"(?m)archbench (run|list|show|generate|results|kernels|doctor)\b[^\n`&]*", README)
     }
 )
 

@@ -24,7 +24,9 @@ def kernels(
         str | None, typer.Option(help="Attention backends.", show_default="triton,sdpa,flex,reference")
     ] = None,
     lengths: Annotated[str | None, typer.Option(help="T, positions.", show_default=_SIZES)] = None,
-    head_widths: Annotated[str | None, typer.Option(help="D, 16 to 256.", show_default="64; 64,128 on a GPU")] = None,
+    head_widths: Annotated[
+        str | None, typer.Option(help="D, 16 to 256; also with --static.", show_default="64; 64,128 on a GPU")
+    ] = None,
     heads: Annotated[int | None, typer.Option(help="H, query heads.", show_default="12; 2048 / D on a GPU")] = None,
     groups: Annotated[
         str | None, typer.Option(help="H/G, query heads to a key/value head.", show_default="1,3; 1,4 on a GPU")
@@ -38,11 +40,14 @@ def kernels(
         typer.Option(
             metavar="NxCxV",
             help="Positions, width and vocabulary of each loss.",
-            show_default="1024x768x40478 on a CPU",
+            show_default="1024x768x40478; two larger ones on a GPU",
         ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16.", show_default="float32; bfloat16 on a GPU")
+        str | None,
+        typer.Option(
+            help="float32, bfloat16 or float16; also with --static.", show_default="float32; bfloat16 on a GPU"
+        ),
     ] = None,
     repeats: Annotated[
         int | None, typer.Option(help="Timed repeats of each case.", show_default="10; 30 on a GPU")
@@ -84,16 +89,17 @@ def kernels(
         "windows": _integers(windows, "--windows", none=True),
         "batch_size": _at_least_one(batch_size, "--batch-size"),
         "losses": _sizes(losses),
-        "dtype": dtype,
+        "dtype": _one_of(dtype, "--dtype", "DTypeName"),
         "repeats": _at_least_one(repeats, "--repeats"),
         "threads": _at_least_one(threads, "--threads"),
     }
     given = {name: value for name, value in given.items() if value is not None}
     if static:
-        _check_static(given, plot)
+        _check_static(given, plugin, plot)
         from archbench.cli.kernels_static import static_kernels
 
-        raise typer.Exit(static_kernels(chip or [], plugin, json=json, quiet=quiet))
+        chosen = given.get("head_widths"), given.get("dtype")
+        raise typer.Exit(static_kernels(chip or [], plugin, *chosen, json=json, quiet=quiet))
     for option, value in (("--chip", chip), ("--plugin", plugin)):
         if value:
             raise UsageError(option, "it is for compiling, and nothing is compiled here", "Add --static")
@@ -134,12 +140,20 @@ def _config(device: str, given: dict[str, Any]) -> KernelConfig:
     return KernelConfig(**{**DEFAULTS[resolve_device(name).type], **given, "device": name})
 
 
-def _check_static(given: dict[str, Any], plot: str | None) -> None:
-    """Refuse what belongs to a measurement: the launches that are compiled have sizes of their own."""
-    options = {"query_heads": "heads"}
-    names = [f"--{options.get(name, name).replace('_', '-')}" for name in given] + (["--plot"] if plot else [])
-    if names:
-        raise UsageError(names[0], "it is for measuring, and --static runs nothing", "Leave one of them out")
+def _check_static(given: dict[str, Any], plugin: str | None, plot: str | None) -> None:
+    """Refuse what belongs to a measurement: the launches that are compiled have sizes of their own.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    options = {name: f"--{name.replace('query_', '').replace('_', '-')}" for name in given}
+    if plot is not None:
+        options["plot"] = "--plot"
+    for name, option in options.items():
+        if name not in ("head_widths", "dtype"):
+            raise UsageError(option, "it is for measuring, and --static runs nothing", "Leave one of them out")
+        if plugin is not None:
+            raise UsageError(option, "a plugin's launches have sizes of their own", "Leave it out, or --plugin")
 
 
 def _integers(
@@ -215,3 +229,11 @@ def _names(text: str | None, option: str, kind: str) -> tuple[str, ...] | None:
         if name not in known:
             raise UnknownNameError(f"{option} {text}", f"there is no {name!r}", did_you_mean(name, known))
     return names
+
+
+def _one_of(text: str | None, option: str, kind: str) -> str | None:
+    """A single name, checked as :func:`_names` does."""
+    names = _names(text, option, kind)
+    if names is not None and len(names) > 1:
+        raise UsageError(f"{option} {text}", "it takes one name", "Run the command once for each")
+    return None if names is None else names[0]

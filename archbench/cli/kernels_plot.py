@@ -113,6 +113,7 @@ def _draw_backends(axis: Axes, rows: pd.DataFrame) -> None:
     axis.set_xscale("log", base=2)
     axis.set_xticks(lengths, [str(length) for length in lengths], fontsize=8)
     axis.minorticks_off()
+    axis.margins(x=0.08)
     axis.set_ylim(bottom=0)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
@@ -120,8 +121,9 @@ def _draw_backends(axis: Axes, rows: pd.DataFrame) -> None:
 
 def _finish(figure: Any, axes: Any, rows: pd.DataFrame) -> None:
     first = rows.iloc[0]
+    disturbed = ", while other work disturbed the machine" if rows.contaminated.eq(True).any() else ""
     figure.suptitle(
-        f"Causal attention, {first['dtype']}, {first.device_name}\n"
+        f"Causal attention, {first['dtype']}, {first.device_name}{disturbed}\n"
         "median TFLOP/s of visible pairs: causal counted as half, backward as 2.5 × forward",
         fontsize=10,
     )

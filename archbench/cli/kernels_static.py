@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from archbench.errors import UsageError
@@ -19,12 +20,22 @@ Launches = Callable[[str], Iterable["Launch"]]
 """The launches to compile for the chip of that name."""
 
 
-def static_kernels(chips: list[str], plugin: str | None, *, json: bool, quiet: bool) -> int:
+def static_kernels(
+    chips: Sequence[str],
+    plugin: str | None,
+    head_widths: Sequence[int] | None,
+    dtype: str | None,
+    *,
+    json: bool,
+    quiet: bool,
+) -> int:
     """Print the static figures of the fused kernels, or of a plugin's; 1 if something is wrong with them, else 0.
 
     Args:
         chips: names of chips; empty for all that are known.
         plugin: a plugin's path, whose module defines ``launches(chip)``; None for archbench's own kernels.
+        head_widths: of archbench's own kernels; None for all that the static check looks at.
+        dtype: of archbench's own kernels; None for all that the static check looks at.
         json: print JSON lines instead of a table.
         quiet: no progress on standard error.
 
@@ -45,7 +56,7 @@ def static_kernels(chips: list[str], plugin: str | None, *, json: bool, quiet: b
     jobs = []
     for chip in named:
         with pretended(chip):  # Triton decides by its driver what a kernel is, when the module defines it
-            launches = launches or (_own() if plugin is None else _of_plugin(plugin))
+            launches = launches or (_own(head_widths, dtype) if plugin is None else _of_plugin(plugin))
             jobs += [(chip, launch) for launch in launches(chip.name)]
     results = check(jobs, progress=None if quiet else _Progress(len(jobs)))
     if json:
@@ -69,10 +80,13 @@ class _Progress:
         print(f"[{self._done}/{self._total}] compiled {result.launch} for {result.chip}", file=sys.stderr, flush=True)
 
 
-def _own() -> Launches:
-    from archbench.kernels.fused.catalogue import table_launches
+def _own(head_widths: Sequence[int] | None, dtype: str | None) -> Launches:
+    import torch
 
-    return table_launches
+    from archbench.kernels.fused.catalogue import DTYPES, HEAD_WIDTHS, table_launches
+
+    dtypes = DTYPES if dtype is None else (getattr(torch, dtype),)
+    return partial(table_launches, head_widths=head_widths or HEAD_WIDTHS, dtypes=dtypes)
 
 
 def _of_plugin(plugin: str) -> Launches:

@@ -41,7 +41,8 @@ def causal_attention(
         scale: factor of the scores; None for 1/sqrt(D).
         dropout: probability of dropping an attention weight; pass 0 outside training.
         backend: ``triton``, ``sdpa``, ``flex``, ``reference``, ``auto``, or None for what :func:`attention_backend`
-            set. Auto is the Triton kernel where it can run, and the fastest of torch's means elsewhere.
+            set. Auto is the Triton kernel where it can run, except for single queries (T = 1), and the fastest of
+            torch's means elsewhere.
         precision: of the Triton kernel's products of float32 numbers: ``ieee``, ``tf32x3`` (three TF32 products for
             one, nearly as exact) or ``tf32`` (10 bits). Torch's own means follow torch's own setting.
 
@@ -64,8 +65,9 @@ def causal_attention(
         asked, device_type=device.type, device_index=device.index, dtype=q.dtype, T=T, S=k.shape[2], D=D,
         window=window, dropout=dropout, gradients=gradients, compiling=compiling, precision=precision,
     )  # fmt: skip
+    ran = "triton-autotuned" if name == "triton" and attention_backends.autotunes(device.type) else name
     for recorder in attention_backends.recorders:
-        recorder.add(name)
+        recorder.add(ran)
     scale = 1.0 / math.sqrt(D) if scale is None else scale
     if name == "triton":
         return fused_attention(q, k, v, window=window, scale=scale, precision=precision)

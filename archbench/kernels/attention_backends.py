@@ -9,6 +9,7 @@ reference  the definition, in matrix products
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,14 +20,17 @@ from operator import index
 import torch
 
 from archbench.errors import DeviceError, UnknownNameError, UsageError, did_you_mean
+from archbench.kernels.fused.configurations import chip_of, family_of
 
 BACKENDS = ("triton", "sdpa", "flex", "reference")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 """Of the Triton kernel's products of float32 numbers: exact ones, three TF32 products for each, or one."""
 
 SMALLEST_CAPABILITY = (8, 0)
-AMD_ARCHITECTURES = ("gfx942",)
 HEAD_WIDTHS = range(16, 257)
+
+AUTOTUNE_VARIABLE = "ARCHBENCH_AUTOTUNE"
+"""Environment variable: 1 to have the Triton kernel's configurations timed, instead of taken from its table."""
 
 # Plain globals and not context variables: torch.compile guards on them, and they are seen by autograd's threads.
 ambient = "auto"
@@ -48,8 +52,9 @@ def resolve_attention(
     precision: str = "ieee",
     device_index: int | None = None,
 ) -> str:
-    """The backend that runs: ``name`` itself, or for ``auto`` the Triton kernel on a GPU that it supports, and
-    elsewhere the one of torch's means that was measured to be fastest. Each distinct decision is logged once.
+    """The backend that runs: ``name`` itself, or for ``auto`` the Triton kernel on a GPU that it supports, except for
+    single queries, as in decoding; for those, and elsewhere, one of torch's means: on a CPU, the one that was measured
+    to be fastest. Each distinct decision is logged once.
 
     On the meta device nothing runs, and the answer is always ``reference``, whose matrix products can be counted.
 
@@ -70,9 +75,12 @@ def resolve_attention(
         UsageError: a precision for a backend that takes torch's own setting.
     """
     # Where torch.compile has symbols, ``not`` and ``index`` make plain values of them.
-    few = not (T > 512 or (T == 1 and S < 128))
-    dropless = not dropout
-    return _decide(name, device_type, device_index, dtype, index(D), few, dropless, gradients, compiling, precision)
+    # Asked only where they decide something: elsewhere one decision would be logged as two.
+    single = device_type == "cuda" and not (T > 1)
+    few = device_type == "cpu" and dtype == torch.bfloat16 and not (T > 512 or (T == 1 and S < 128))
+    return _decide(
+        name, device_type, device_index, dtype, index(D), single, few, not dropout, gradients, compiling, precision
+    )
 
 
 def _decide(*facts: object) -> str:
@@ -91,6 +99,7 @@ def _decided(
     device_index: int | None,
     dtype: torch.dtype,
     D: int,
+    single: bool,
     few: bool,
     dropless: bool,
     gradients: bool,
@@ -113,11 +122,14 @@ def _decided(
     reason = None
     if name == "auto":
         reason = cause_against("triton")
-        if reason is None:
+        if reason is None and single and precision == "ieee":  # any other precision only the kernel heeds
+            # One program for each head and sequence, which walks along all the keys: mostly too few to fill a GPU.
+            chosen, reason = "sdpa", "for a single query torch's attention divides the keys among programs"
+        elif reason is None:
             chosen = "triton"
         elif device_type == "cpu" and not dropless:
             chosen = "reference"  # SDPA leaves its fast path for dropout, and is then twice as slow
-        elif device_type == "cpu" and dtype == torch.bfloat16 and few:
+        elif few:
             chosen = "reference"  # 1.5 to 4 times as fast; SDPA wins where the (T, S) weights outgrow the caches
         else:
             chosen = "sdpa"
@@ -168,13 +180,12 @@ def _why_not_triton(
         return "the Triton kernel needs triton, which is not installed"
     if not torch.cuda.is_available():
         return "this torch sees no GPU"
-    if torch.version.hip is not None:
-        architecture = torch.cuda.get_device_properties(device_index).gcnArchName.partition(":")[0]
-        if architecture not in AMD_ARCHITECTURES:
-            return f"the Triton kernel is made for {', '.join(AMD_ARCHITECTURES)} of AMD's, and this is {architecture}"
-    elif (capability := torch.cuda.get_device_capability(device_index)) < SMALLEST_CAPABILITY:
+    device = torch.device("cuda" if device_index is None else f"cuda:{device_index}")
+    if torch.version.hip is None and (capability := torch.cuda.get_device_capability(device)) < SMALLEST_CAPABILITY:
         found, least = (".".join(map(str, version)) for version in (capability, SMALLEST_CAPABILITY))
         return f"compute capability {found} is below the {least} that the Triton kernel needs"
+    if family_of(chip := chip_of(device)) is None:
+        return f"the Triton kernel's table has no configuration for {chip}"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
         return f"the Triton kernel computes float32, float16 and bfloat16, and q is {kind}"
@@ -208,6 +219,14 @@ def _why_not_flex(
         if D < 16:
             return f"FlexAttention takes head widths of at least 16 on GPUs, and this one is {D}"
     return None
+
+
+def autotunes(device_type: str) -> bool:
+    """Whether the user wants the Triton kernel autotuned, and there is a GPU to time it on."""
+    return device_type == "cuda" and os.environ.get(AUTOTUNE_VARIABLE, "0") not in ("", "0")
+
+
+autotunes._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as _decide
 
 
 def check_backend(name: str) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from archbench.errors import UsageError
 from archbench.kernels.attention_torch import visible
+from archbench.kernels.triton_guard import flop_counter
 
 LOG2_E = math.log2(math.e)
 _NEXT_STEP = "Use backend='reference'"
@@ -233,19 +234,19 @@ def register_flop_formulas() -> None:
 
     Convention of :mod:`archbench.measure.flops`: 2 FLOPs a multiply-add, the full T × S square; backward twice that
     of forward, for what is computed again is no model FLOP. A counter knows the formulas registered before it was made.
-    Not at import, because importing torch's counter imports Triton where that is installed.
+    Not at import: few processes count.
     """
-    from torch.utils.flop_counter import register_flop_formula
+    register, operators = flop_counter().register_flop_formula, torch.ops.archbench
+    register(operators.causal_attention_forward)(_forward_flops)
+    register(operators.causal_attention_backward)(_backward_flops)
 
-    operators = torch.ops.archbench
 
-    @register_flop_formula(operators.causal_attention_forward)
-    def forward(q: torch.Size, k: torch.Size, *others: object, **named: object) -> int:
-        return 4 * math.prod(q) * k[2]  # 4 B H T D S
+def _forward_flops(q: torch.Size, k: torch.Size, *others: object, **named: object) -> int:
+    return 4 * math.prod(q) * k[2]  # 4 B H T D S
 
-    @register_flop_formula(operators.causal_attention_backward)
-    def backward(grad_out: torch.Size, q: torch.Size, k: torch.Size, *others: object, **named: object) -> int:
-        return 8 * math.prod(q) * k[2]
+
+def _backward_flops(grad_out: torch.Size, q: torch.Size, k: torch.Size, *others: object, **named: object) -> int:
+    return 8 * math.prod(q) * k[2]
 
 
 if "torch.utils.flop_counter" in sys.modules:

@@ -20,8 +20,8 @@ from archbench.errors import UsageError
 from archbench.kernels.matmul import linear
 
 CHUNK_BYTES = 2**26
-"""Logits of a chunk on a CPU, 64 MiB: half of GPT-1's head. From 256 rows to 2,048 the time is the same within noise,
-and so the smaller memory wins."""
+"""Logits of a chunk on a CPU, counted in float32: 64 MiB, half of the gradient of GPT-1's head, which has to be there
+anyway. From 256 rows to 2,048 the time is the same within noise, and so the smaller memory wins."""
 
 ACCELERATOR_CHUNK_BYTES = 2**29
 """The same elsewhere, 512 MiB. Each chunk reads and writes the float32 gradient of the head once, which on a GPU of 200
@@ -116,31 +116,37 @@ def loss_and_gradients(
     d_bias.zero_()
     head = weight.to(dtype)
     head_bias = None if bias is None else bias.to(dtype)
-    for rows in _slices(N, _chunk_rows(N, V, dtype, hidden.device) if chunk is None else chunk):
+    for rows in _slices(N, _chunk_rows(N, V, hidden.device) if chunk is None else chunk):
         states, mask = hidden[rows].to(dtype), counted[rows].to(dtype).unsqueeze(1)  # (R, C), (R, 1)
         logits = linear(states, head, head_bias)  # (R, V)
-        for few in _slices(logits.shape[0], _softmax_rows(logits)):
-            ids = targets[rows][few].unsqueeze(1)
-            log_p = torch.log_softmax(logits[few], dim=-1, dtype=exact)  # (r, V)
-            log_p_target = log_p.gather(1, ids)
-            losses[rows][few] = -log_p_target.squeeze(1)
-            if any(trained):
-                error = log_p.exp_().scatter_(1, ids, log_p_target.expm1())  # softmax less one-hot
-                if for_bias:
-                    d_bias.addmv_(error.t(), counted[rows][few].to(exact))
-                logits[few] = error
+        losses[rows] = _losses(logits, targets[rows], exact, any(trained))
         if for_hidden:
             d_hidden[rows] = (logits @ head).mul_(mask)
         if for_weight:
             _add_product(d_weight, logits, states * mask)
+        if for_bias:
+            _add_product(d_bias.unsqueeze(1), logits, mask)
         del logits  # before the next chunk's are there
     count = counted.sum()
     loss = losses.where(counted, 0).sum() / count
     return loss, count.clamp(min=1).to(exact).reciprocal(), d_hidden, d_weight, d_bias
 
 
+def _losses(logits: Tensor, targets: Tensor, exact: torch.dtype, trained: bool) -> Tensor:
+    """Loss (R,) of each row; where something is trained, logits (R, V) become their own gradient by it."""
+    losses = torch.empty(targets.shape, dtype=exact, device=targets.device)
+    for rows in _slices(logits.shape[0], _softmax_rows(logits)):
+        ids = targets[rows].unsqueeze(1)
+        log_p = torch.log_softmax(logits[rows], dim=-1, dtype=exact)  # (r, V)
+        log_p_target = log_p.gather(1, ids)
+        losses[rows] = -log_p_target.squeeze(1)
+        if trained:
+            logits[rows] = log_p.exp_().scatter_(1, ids, log_p_target.expm1())  # softmax less one-hot
+    return losses
+
+
 def _add_product(total: Tensor, errors: Tensor, states: Tensor) -> None:
-    """total (V, C) += errors (R, V)ᵀ states (R, C), the sum in total's dtype."""
+    """total (V, K) += errors (R, V)ᵀ states (R, K), the sum in total's dtype."""
     if total.dtype == errors.dtype:
         total.addmm_(errors.t(), states)
         return
@@ -241,8 +247,8 @@ def _chunk_bytes(device: torch.device) -> int:
     return CHUNK_BYTES if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
 
 
-def _chunk_rows(N: int, V: int, dtype: torch.dtype, device: torch.device) -> int:
-    most = max(FEWEST_ROWS, _chunk_bytes(device) // (V * dtype.itemsize))
+def _chunk_rows(N: int, V: int, device: torch.device) -> int:
+    most = max(FEWEST_ROWS, _chunk_bytes(device) // (4 * V))
     chunks = max(1, -(-N // most))
     return max(1, -(-N // chunks))  # all chunks alike: a small last one would be slow
 

@@ -15,14 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from archbench.errors import DeviceError
+from archbench.kernels.triton_guard import flop_counter
 from archbench.protocols import CachedModel
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 
 @dataclass(frozen=True)
@@ -71,9 +75,9 @@ def count_flops(model: nn.Module, batch_size: int, context_length: int) -> FlopC
     tokens = _tokens(model, batch_size, context_length)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     with _on_meta(model):
-        with _mode(model, training=False), torch.no_grad(), FlopCounterMode(display=False) as forward:
+        with _mode(model, training=False), torch.no_grad(), _counter() as forward:
             model(tokens)
-        with _mode(model, training=True), torch.enable_grad(), FlopCounterMode(display=False) as training:
+        with _mode(model, training=True), torch.enable_grad(), _counter() as training:
             logits: Tensor = model(tokens)
             torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     n = tokens.numel()
@@ -99,7 +103,7 @@ def layer_table(model: nn.Module, batch_size: int = 1, context_length: int | Non
         _on_meta(model),
         _mode(model, training=False),
         torch.no_grad(),
-        FlopCounterMode(display=False) as counter,
+        _counter() as counter,
         _own_flops(model, counter, own, shapes),
     ):
         model(tokens)
@@ -201,6 +205,11 @@ def _slope(
         return None
     large, small = weigh(model, batch_size, capacity), weigh(model, batch_size, half)
     return None if large is None or small is None else (large - small) / (capacity - half) / batch_size
+
+
+def _counter() -> FlopCounterMode:
+    counter: FlopCounterMode = flop_counter().FlopCounterMode(display=False)
+    return counter
 
 
 def _tokens(model: nn.Module, batch_size: int, context_length: int) -> Tensor:

@@ -5,6 +5,7 @@ A candidate that cannot run in a case, or is wrong there, gets no speed: its row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -155,8 +156,13 @@ def _first_call(candidate: Candidate, exact: Callable[[], Exact], clock: Clock) 
             except Exception:  # noqa: BLE001  (the first reason counts: forward and backward was what was asked for)
                 return None, reason
     trial.columns = {**candidate.columns, **({"attention": "+".join(sorted(ran))} if ran else {})}
-    trial.output_error = _error(output, exact().output)
-    trial.gradient_error = max((_error(*pair) for pair in zip(gradients, exact().gradients, strict=False)), default=0.0)
+    try:
+        wanted = exact()
+    except torch.OutOfMemoryError:
+        return None, "there is not enough memory for the float64 computation that it is compared with"
+    trial.output_error = _error(output, wanted.output)
+    if trial.backward:
+        trial.gradient_error = max(map(_error, gradients, wanted.gradients))
     for what, difference in (("output", trial.output_error), ("gradient", trial.gradient_error)):
         if not difference < WRONG:  # NaN is wrong as well
             return None, f"its {what} is wrong: it differs from float64 by {difference:.2g} of the largest magnitude"
@@ -227,7 +233,9 @@ def _seconds(marks: list[Mark], clock: Clock) -> tuple[float, float]:
 
 
 def _error(result: Tensor, exact: Tensor) -> float:
-    """The largest difference, as a share of the exact result's largest magnitude."""
+    """The largest difference, as a share of the exact result's largest magnitude; infinite if the shapes differ."""
+    if result.shape != exact.shape:
+        return math.inf
     difference = (result.detach().to(exact.dtype) - exact).abs().max()
     return float(difference / exact.abs().max())
 

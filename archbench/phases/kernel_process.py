@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,9 +105,11 @@ def _measure_apart(folder: Path, config: KernelConfig, *, quiet: bool) -> None:
         process.terminate()
         process.wait()
         raise
-    error = json.loads((folder / OUTCOME).read_text()).get("error") if (folder / OUTCOME).exists() else None
-    if error is not None:
-        raise from_dict(error)
+    left = json.loads((folder / OUTCOME).read_text()) if (folder / OUTCOME).exists() else {}
+    if "error" in left:
+        error = from_dict(left["error"])
+        error.add_note(f"in the measuring process:\n{left['traceback']}")
+        raise error
     if code == -signal.SIGKILL:
         raise PhaseError(
             "archbench kernels",
@@ -123,7 +126,7 @@ def _measure_apart(folder: Path, config: KernelConfig, *, quiet: bool) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Measure what the folder's ``config.json`` says; the exit code is the error's, 0 without one."""
+    """Measure what the folder's ``config.json`` says, and leave the outcome there: the rows, or the error."""
     folder, verbosity = Path(arguments[0]), arguments[1]
     if sys.platform == "linux":
         PR_SET_PDEATHSIG = 1  # end with the parent, however it dies
@@ -131,8 +134,14 @@ def main(arguments: list[str]) -> int:
     try:
         outcome = _measured(KernelConfig(**json.loads((folder / CONFIG).read_text())), quiet=verbosity == "quiet")
     except ArchbenchError as error:
-        (folder / OUTCOME).write_text(json.dumps({"error": error.as_dict()}))
-        return error.exit_code
+        outcome = {"error": error.as_dict(), "traceback": traceback.format_exc()}
+    except Exception as error:  # noqa: BLE001  the boundary of the process: whatever it was reaches the user as a PhaseError
+        failure = PhaseError(
+            "archbench kernels",
+            f"it failed with {type(error).__name__}: {' '.join(str(error).split())[:500]}",
+            "Run again with --debug for the traceback, or with smaller --lengths and --losses",
+        )
+        outcome = {"error": failure.as_dict(), "traceback": traceback.format_exc()}
     except KeyboardInterrupt:
         return 128 + signal.SIGINT  # the parent was interrupted too, and says so
     (folder / OUTCOME).write_text(json.dumps(outcome))

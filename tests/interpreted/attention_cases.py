@@ -107,7 +107,7 @@ def case_of(
     H, G = heads
     dtype, gain = numbers
     return Case(
-        B=2 if H < 5 else 1, H=H, G=G, T=queries, S=S, D=width,
+        B=2 if H < 5 and queries < 200 else 1, H=H, G=G, T=queries, S=S, D=width,
         window=windows[window] if window in windows else int(window),
         dtype=dtype, layout=layout, upstream=upstream, gain=gain, blocks=blocks,
         section=None if section == "table" else int(section),

@@ -17,8 +17,8 @@ GRADIENTS = ("grad_q", "grad_k", "grad_v")
 
 FLOOR = 8 * torch.finfo(torch.float32).eps
 """Times one more than the largest logit, in powers of two: a weight 2^(logit − lse) is as inexact as the float32 logit,
-whose error grows with its size. Twice the worst seen, 4.0 (the lse where a logit is the sum of 256 products; gradients
-need 1.3), because another BLAS or numpy sums in another order."""
+whose error grows with its size. Twice the worst seen, 3.7 (the lse where a logit is the sum of 256 products; gradients
+need 0.6), because another BLAS or numpy sums in another order."""
 
 
 @dataclass(frozen=True)

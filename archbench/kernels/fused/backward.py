@@ -90,7 +90,8 @@ def collect_for_keys(
         *SIZES, "batches",
         "q_stride_b", "q_stride_h", "q_stride_t", "k_stride_b", "k_stride_h", "k_stride_t",
         "v_stride_b", "v_stride_h", "v_stride_t", "grad_stride_b", "grad_stride_h", "grad_stride_t",
-        "grad_k_stride_b", "grad_k_stride_h", "grad_k_stride_t", "grad_v_stride_b", "grad_v_stride_h", "grad_v_stride_t",
+        "grad_k_stride_b", "grad_k_stride_h", "grad_k_stride_t",
+        "grad_v_stride_b", "grad_v_stride_h", "grad_v_stride_t",
     ]
 )  # fmt: skip
 def key_gradient_kernel(

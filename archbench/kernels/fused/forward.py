@@ -1,7 +1,8 @@
 """The forward kernel: online softmax over blocks of keys, one program for each block of queries of a head.
 
 Sources: Milakov and Gimelshein 2018 (arXiv:1805.02867), the online softmax; Dao et al. 2022 (arXiv:2205.14135) and
-Dao 2023 (arXiv:2307.08691), attention in blocks, never holding the (T, S) scores. docs/kernels.md tells the whole story.
+Dao 2023 (arXiv:2307.08691), attention in blocks, never holding the (T, S) scores. docs/kernels.md
+tells the whole story.
 """
 
 from __future__ import annotations

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from archbench.kernels.attention_backends import autotunes
 from archbench.kernels.fused.backward import delta_kernel, key_gradient_kernel, query_gradient_kernel
 from archbench.kernels.fused.configurations import (
     FORWARD,
     KEY_GRADIENT,
     QUERY_GRADIENT,
     Configuration,
+    chip_of,
     configuration_for,
     tile_widths,
 )
 from archbench.kernels.fused.forward import forward_kernel
+from archbench.kernels.fused.tuning import tuned
 from archbench.kernels.launch import Launch
 
 L2_BYTES = 20 * 2**20
@@ -45,10 +50,13 @@ def fused_forward(
     """
     out = torch.empty_like(q)
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    launch = forward_launch(
-        q, k, v, out, lse, window=window, scale=scale, precision=precision, chip=chip_of(q.device)
-    )
-    _run([launch], q.device)
+    how: dict[str, Any] = {"window": window, "precision": precision}
+    launch = partial(forward_launch, q, k, v, out, lse, **how, scale=scale, chip=chip_of(q.device))
+    with _current(q.device):
+        chosen = None
+        if autotunes(q.device.type):
+            chosen = tuned(FORWARD, q, k, **how, launches_with=lambda one: [launch(configuration=one)])
+        launch(configuration=chosen).run()
     return out, lse
 
 
@@ -65,11 +73,23 @@ def fused_backward(
     """
     delta = torch.empty_like(lse)
     gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    launches = backward_launches(
-        grad_out, q, k, v, out, lse, delta, *gradients,
-        window=window, scale=scale, precision=precision, chip=chip_of(q.device),
-    )  # fmt: skip
-    _run(launches, q.device)
+    how: dict[str, Any] = {"window": window, "precision": precision}
+    launches = partial(
+        backward_launches, grad_out, q, k, v, out, lse, delta, *gradients, **how, scale=scale, chip=chip_of(q.device)
+    )
+
+    def fastest(kernel: str) -> Configuration:
+        def delta_and_it(configuration: Configuration) -> list[Launch]:
+            return [one for one in launches(configurations={kernel: configuration}) if one.name in ("delta", kernel)]
+
+        return tuned(kernel, q, k, **how, launches_with=delta_and_it)
+
+    with _current(q.device):
+        chosen = {}
+        if autotunes(q.device.type):
+            chosen = {kernel: fastest(kernel) for kernel in (KEY_GRADIENT, QUERY_GRADIENT)}
+        for launch in launches(configurations=chosen):
+            launch.run()
     return gradients
 
 
@@ -139,24 +159,9 @@ def backward_launches(
     ]  # fmt: skip
 
 
-def chip_of(device: torch.device) -> str:
-    """``sm_90`` …, or ``gfx942``; for the interpreter, which has no chip, ``sm_80``."""
-    if device.type != "cuda":
-        return "sm_80"
-    if torch.version.hip:
-        return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
-    major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
-
-
-def _run(launches: list[Launch], device: torch.device) -> None:
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            for launch in launches:
-                launch.run()
-    else:
-        for launch in launches:
-            launch.run()
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current GPU."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _common(

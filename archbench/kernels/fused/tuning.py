@@ -10,82 +10,118 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import torch
 import triton
+from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.errors import OutOfResources, PTXASError
 
-from archbench.kernels.fused.configurations import Configuration, configuration_for, tile_widths
+from archbench.kernels.fused.configurations import Configuration, chip_of, configuration_for, family_of, tile_widths
 from archbench.kernels.launch import Launch
 
-VARIABLE = "ARCHBENCH_AUTOTUNE"
-MOST_CANDIDATES = 6
 SMALLEST_BLOCK = 16
 FILE = "archbench-attention.json"
+COMPILER_GAVE_UP = "PassManager::run failed"
+"""What Triton raises as a RuntimeError where one of its passes fails."""
 
 log = logging.getLogger("archbench")
 
-
-def autotuning() -> bool:
-    """Whether the user has asked for it."""
-    return os.environ.get(VARIABLE, "0") not in ("", "0")
+# The choices this process has met: a kernel is launched far more often than a file should be read.
+_choices: dict[tuple[object, ...], Configuration] = {}
 
 
 def candidates(chip: str, kernel: str, D: int, dtype: torch.dtype) -> list[Configuration]:
     """The table's configuration first, then at most five that differ from it in one thing."""
     table = configuration_for(chip, kernel, D, dtype)
+    descriptors = family_of(chip) in ("sm_90", "sm_100") and tile_widths(D)[1] == 0
     neighbours = [
-        replace(table, stages=table.stages + 1),
+        replace(table, tma=not table.tma) if descriptors else replace(table, stages=table.stages + 1),
         replace(table, stages=max(1, table.stages - 1)),
         replace(table, warps=4 if table.warps == 8 else 8),
         replace(table, block_s=max(SMALLEST_BLOCK, table.block_s // 2)),
         replace(table, block_t=max(SMALLEST_BLOCK, table.block_t // 2)),
     ]
-    if chip in ("sm_90", "sm_100") and tile_widths(D)[1] == 0:
-        neighbours[0] = replace(table, tma=not table.tma)
-    return list(dict.fromkeys([table, *neighbours]))[:MOST_CANDIDATES]
+    return [table, *(one for one in neighbours if one != table)]
 
 
 def tuned(
-    shape: tuple[object, ...],
-    options: list[Configuration],
-    launch_with: Callable[[Configuration], Launch],
-    seconds: Callable[[Callable[[], None]], float] | None = None,
+    kernel: str,
+    q: Tensor,
+    k: Tensor,
+    *,
+    window: int | None,
+    precision: str,
+    launches_with: Callable[[Configuration], Sequence[Launch]],
 ) -> Configuration:
-    """The fastest of ``options``, from the cache, or timed now.
+    """The fastest of the candidates: known already, from the cache folder, or timed now.
 
     Args:
-        shape: what the choice may depend on: chip, sizes, dtype.
-        options: at most ``MOST_CANDIDATES``; those that do not fit the chip are passed over, and said to be.
-        launch_with: the launch as a configuration would have it.
-        seconds: times a call; by default Triton's ``do_bench``, which takes the median.
+        kernel: one of ``KERNELS``.
+        q: (B, H, T, D), on the current GPU.
+        k: (B, G, S, D).
+        window, precision: see :func:`archbench.kernels.fused.launches.fused_forward`.
+        launches_with: the launches with a configuration. The last one is timed; those before it run once, first.
+
+    Returns:
+        The fastest that the chip can run; the table's, whose launch will then say what is wrong, if it can run none.
     """
-    measure = seconds or _bench
-    assert 0 < len(options) <= MOST_CANDIDATES
-    launches = [launch_with(option) for option in options]
-    identity = [triton.__version__, launches[0].kernel.cache_key, shape, options]
-    cache = get_cache_manager(hashlib.sha256(repr(identity).encode()).hexdigest())
-    if (path := cache.get_file(FILE)) is not None:
-        with open(path, encoding="utf-8") as file:
-            return options[json.load(file)["fastest"]]
-    times: dict[int, float] = {}
-    for number, launch in enumerate(launches):
-        try:
-            times[number] = measure(launch.run)
-        except (OutOfResources, PTXASError) as error:
-            log.info("autotuning %s: %s does not fit (%s)", launch.name, options[number], error)
-    if not times:
-        return options[0]  # whose launch then raises what is wrong
-    fastest = min(times, key=times.__getitem__)
-    cache.put(json.dumps({"fastest": fastest, "seconds": times}), FILE, binary=False)
-    log.info("autotuning %s: %s of %d", launches[0].name, options[fastest], len(options))
-    return options[fastest]
+    shape = (kernel, *_shape(q, k, window, precision))
+    if shape not in _choices:
+        options = candidates(chip_of(q.device), kernel, q.shape[3], q.dtype)
+        identity = repr((triton.__version__, _source_hash(), shape, options))
+        cache = get_cache_manager(hashlib.sha256(identity.encode()).hexdigest())
+        if (path := cache.get_file(FILE)) is not None:
+            fastest = json.loads(Path(path).read_text(encoding="utf-8"))["fastest"]
+        else:
+            times = _times(kernel, options, launches_with)
+            if not times:
+                return options[0]
+            fastest = min(times, key=times.__getitem__)
+            cache.put(json.dumps({"fastest": fastest, "seconds": times, "of": identity}), FILE, binary=False)
+            log.info("autotuning %s: %s is the fastest of %d", kernel, options[fastest], len(options))
+        _choices[shape] = options[fastest]
+    return _choices[shape]
 
 
-def _bench(call: Callable[[], None]) -> float:
+def seconds(call: Callable[[], None]) -> float:
+    """The median time of a call on the current GPU, its L2 cache flushed before each."""
     milliseconds: float = triton.testing.do_bench(call, return_mode="median")
     return milliseconds / 1000
+
+
+def _times(
+    kernel: str, options: list[Configuration], launches_with: Callable[[Configuration], Sequence[Launch]]
+) -> dict[int, float]:
+    """Seconds of each option that the chip can run, by its number."""
+    times: dict[int, float] = {}
+    for number, option in enumerate(options):
+        *before, launch = launches_with(option)
+        try:
+            for earlier in before if number == 0 else ():
+                earlier.run()
+            times[number] = seconds(launch.run)
+        except (OutOfResources, PTXASError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and COMPILER_GAVE_UP not in str(error):
+                raise
+            log.info("autotuning %s: %s cannot run here (%s)", kernel, option, error)
+    return times
+
+
+def _shape(q: Tensor, k: Tensor, window: int | None, precision: str) -> tuple[object, ...]:
+    """What a choice may depend on; sizes in powers of two, or every length would be tuned for itself."""
+    (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
+    device = torch.cuda.get_device_name(q.device) if q.device.type == "cuda" else "interpreter"
+    sizes = [B * H, T, S, *([] if window is None or window >= S else [window])]
+    return chip_of(q.device), device, D, str(q.dtype), H // G, precision, *((size - 1).bit_length() for size in sizes)
+
+
+@cache
+def _source_hash() -> str:
+    """Of the kernels, their launches and the table."""
+    sources = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join(sources)).hexdigest()
