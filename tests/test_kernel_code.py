@@ -107,8 +107,8 @@ def static_section() -> str:
     versions = json.loads(BASELINE.read_text(encoding="utf-8"))
     version = max(versions, key=lambda name: tuple(map(int, name.split("."))))
     lines = [
-        f"Triton {version}, bfloat16, no window. Instructions are per warp and iteration of the unmasked loop; TFLOP/s are",
-        "*predicted* (serial).",
+        f"Triton {version}, bfloat16, no window. Instructions are per warp and iteration of the unmasked loop; TFLOP/s",
+        "are *predicted* (serial).",
         "",
         "| chip | kernel | D | registers | shared KiB | programs an SM | instructions | predicted TFLOP/s |",
         "|---|---|---|---|---|---|---|---|",

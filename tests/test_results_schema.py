@@ -63,7 +63,8 @@ def test_schema_version_2_has_not_changed_without_a_new_version() -> None:
         "value:double? repeat:int64 device:string device_name:string dtype:string attention:string? compile:bool "
         "threads:int64 world_size:int64 batch_size:int64? context_length:int64? prompt_length:int64? "
         "operation:string? query_heads:int64? kv_heads:int64? head_width:int64? window:int64? model_width:int64? "
-        "vocab_size:int64? parameters:int64? corpus:string? tokenizer:string? lossless:bool? tokens_seen:int64? contaminated:bool? malloc:string? "
+        "vocab_size:int64? parameters:int64? corpus:string? tokenizer:string? lossless:bool? "
+        "tokens_seen:int64? contaminated:bool? malloc:string? "
         "archbench_version:string torch_version:string triton_version:string? python_version:string "
         "git_revision:string?"
     )

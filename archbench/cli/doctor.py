@@ -17,7 +17,7 @@ EXTRAS = {
     "datasets": "corpora from the hub (hf:NAME); pip install 'archbench[datasets]'",
     "matplotlib": "plots; pip install 'archbench[plot]'",
     "transformers": "comparison with published implementations in the tests; pip install 'archbench[test]'",
-    "triton": "compiled kernels on GPUs; comes with CUDA builds of torch",
+    "triton": "compiled kernels on GPUs, and archbench kernels --static; pip install 'archbench[kernels]'",
 }
 
 Fact = dict[str, Any]

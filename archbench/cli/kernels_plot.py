@@ -104,7 +104,7 @@ def _figure(rows: pd.DataFrame) -> Any:
 def _draw_backends(axis: Axes, rows: pd.DataFrame) -> None:
     lengths = sorted(int(length) for length in rows.context_length.unique())
     for backend, (colour, marker) in _STYLES.items():
-        line = rows[rows.attention == backend].sort_values("context_length")
+        line = rows[rows.attention.str.removesuffix("-autotuned") == backend].sort_values("context_length")
         if len(line):
             axis.plot(
                 line.context_length.astype(int), line.value / 1e12,

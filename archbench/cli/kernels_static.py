@@ -83,10 +83,10 @@ class _Progress:
 def _own(head_widths: Sequence[int] | None, dtype: str | None) -> Launches:
     import torch
 
-    from archbench.kernels.fused.catalogue import DTYPES, HEAD_WIDTHS, table_launches
+    from archbench.kernels.fused.catalogue import HEAD_WIDTHS, table_launches
 
-    dtypes = DTYPES if dtype is None else (getattr(torch, dtype),)
-    return partial(table_launches, head_widths=head_widths or HEAD_WIDTHS, dtypes=dtypes)
+    dtypes = tuple(HEAD_WIDTHS) if dtype is None else (getattr(torch, dtype),)
+    return partial(table_launches, head_widths=head_widths or None, dtypes=dtypes)
 
 
 def _of_plugin(plugin: str) -> Launches:

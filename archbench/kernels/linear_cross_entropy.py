@@ -19,9 +19,10 @@ from torch import Tensor
 from archbench.errors import UsageError
 from archbench.kernels.matmul import linear
 
-CHUNK_BYTES = 2**26
-"""Logits of a chunk on a CPU, counted in float32: 64 MiB, half of the gradient of GPT-1's head, which has to be there
-anyway. From 256 rows to 2,048 the time is the same within noise, and so the smaller memory wins."""
+CHUNK_BYTES = 3 * 2**24
+"""Logits of a chunk on a CPU, 48 MiB: less than half of the float32 gradient of GPT-1's head, which has to be there
+anyway, and more than the 32 MB from which glibc gives memory back at once. From 256 rows to 2,048 the time is the same
+within noise, and so the smaller memory wins."""
 
 ACCELERATOR_CHUNK_BYTES = 2**29
 """The same elsewhere, 512 MiB. Each chunk reads and writes the float32 gradient of the head once, which on a GPU of 200
@@ -116,7 +117,7 @@ def loss_and_gradients(
     d_bias.zero_()
     head = weight.to(dtype)
     head_bias = None if bias is None else bias.to(dtype)
-    for rows in _slices(N, _chunk_rows(N, V, hidden.device) if chunk is None else chunk):
+    for rows in _slices(N, _chunk_rows(N, V, dtype, hidden.device) if chunk is None else chunk):
         states, mask = hidden[rows].to(dtype), counted[rows].to(dtype).unsqueeze(1)  # (R, C), (R, 1)
         logits = linear(states, head, head_bias)  # (R, V)
         losses[rows] = _losses(logits, targets[rows], exact, any(trained))
@@ -247,8 +248,8 @@ def _chunk_bytes(device: torch.device) -> int:
     return CHUNK_BYTES if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
 
 
-def _chunk_rows(N: int, V: int, device: torch.device) -> int:
-    most = max(FEWEST_ROWS, _chunk_bytes(device) // (4 * V))
+def _chunk_rows(N: int, V: int, dtype: torch.dtype, device: torch.device) -> int:
+    most = max(FEWEST_ROWS, _chunk_bytes(device) // (V * dtype.itemsize))
     chunks = max(1, -(-N // most))
     return max(1, -(-N // chunks))  # all chunks alike: a small last one would be slow
 

@@ -23,7 +23,7 @@ def versions() -> dict[str, str | None]:
     return {
         "archbench_version": archbench.__version__,
         "torch_version": _version("torch"),
-        "triton_version": _version("triton"),
+        "triton_version": _version("triton") or _version("triton-rocm"),  # AMD's builds of torch bring their own
         "python_version": platform.python_version(),
         "git_revision": git_revision(),
     }

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,7 @@ def main(arguments: list[str]) -> int:
 def _measured(config: KernelConfig, *, quiet: bool) -> dict[str, Any]:
     import torch
 
+    from archbench.kernels.triton_guard import without_triton
     from archbench.measure.machine import device_name
     from archbench.measure.malloc import tune_malloc
     from archbench.phases.device import resolve_device
@@ -169,7 +171,8 @@ def _measured(config: KernelConfig, *, quiet: bool) -> dict[str, Any]:
         device_name=device_name(device),
         **versions(),
     )
-    left_out = run_kernel(config, device, rows, progress=_silent if quiet else _say)
+    with without_triton() if device.type == "cpu" else nullcontext():
+        left_out = run_kernel(config, device, rows, progress=_silent if quiet else _say)
     finished = rows.finished()
     if all(row["value"] is None for row in finished):
         reasons = dict.fromkeys(f"{one.candidate}: {one.reason}" for one in left_out)

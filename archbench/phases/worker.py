@@ -10,12 +10,14 @@ import json
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 
 from archbench.errors import ArchbenchError, PhaseError
 from archbench.kernels import attention_backend
+from archbench.kernels.triton_guard import without_triton
 from archbench.measure.machine import device_name, versions
 from archbench.measure.malloc import tune_malloc
 from archbench.phases.device import resolve_device
@@ -79,7 +81,9 @@ def _measure(run: RunFolder, name: str, *, quiet: bool) -> list[dict[str, Any]]:
         device_name=device_name(device),
         **versions(),
     )
-    with attention_backend(config.attention):
+    # Torch's compiler, which an optimizer loads, would import Triton: memory that would be taken for the model's.
+    kept_out = without_triton() if device.type == "cpu" else nullcontext()
+    with attention_backend(config.attention), kept_out:
         PHASES[name](run, device, rows, quiet=quiet)
     return rows.finished()
 

@@ -60,7 +60,9 @@ COLUMNS: tuple[Column, ...] = (
     Column("device", "string", "", "cpu or cuda, as torch names it"),
     Column("device_name", "string", "", "model of the CPU or GPU"),
     Column("dtype", "string", "", "dtype the matrix products ran in"),
-    Column("attention", "string", "", "attention backends that actually ran, joined by +", nullable=True),
+    Column(
+        "attention", "string", "", "attention backends that ran, joined by +; -autotuned: not by table", nullable=True
+    ),
     Column("compile", "bool", "", "whether the model ran under torch.compile"),
     Column("threads", "int64", "", "CPU threads torch used"),
     Column("world_size", "int64", "", "processes training together"),

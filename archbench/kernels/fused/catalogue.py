@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,13 +10,15 @@ from torch import Tensor
 from archbench.kernels.fused.launches import backward_launches, forward_launch
 from archbench.kernels.launch import Launch
 
-HEAD_WIDTHS = (32, 64, 80, 96, 128, 256)
-DTYPES = (torch.bfloat16, torch.float32)
+HEAD_WIDTHS: Mapping[torch.dtype, Sequence[int]] = {
+    torch.bfloat16: (32, 48, 64, 80, 96, 112, 128, 192, 256),
+    torch.float32: (64, 96, 256),
+}
 B, H, G, T, WINDOW = 2, 8, 2, 4096, 1024
 
 
 def table_launches(
-    chip: str, head_widths: Sequence[int] = HEAD_WIDTHS, dtypes: Sequence[torch.dtype] = DTYPES
+    chip: str, head_widths: Sequence[int] | None = None, dtypes: Sequence[torch.dtype] = tuple(HEAD_WIDTHS)
 ) -> list[Launch]:
     """Each kernel at each head width and dtype, with and without a window, as it is launched on ``chip``.
 
@@ -24,7 +26,7 @@ def table_launches(
     """
     launches = []
     for dtype in dtypes:
-        for D in head_widths:
+        for D in head_widths or HEAD_WIDTHS[dtype]:
             for window in (None, WINDOW):
                 kind = f"{str(dtype).removeprefix('torch.')} D={D}{' windowed' if window else ''}"
                 launches += [

@@ -52,9 +52,6 @@ LIKE = {"sm_87": "sm_86", "sm_103": "sm_100", "sm_121": "sm_86"}
 """Chip -> family, for chips that are compiled for but not among those whose code was read: each has its family's tensor
 cores, and no less shared memory."""
 
-WIDTHS = (32, 64, 96, 128, 256)
-"""A head of width D has the row of the first of these that is not below D."""
-
 _C = Configuration
 
 
@@ -62,49 +59,85 @@ def _T(block_t: int, block_s: int, warps: int, stages: int) -> Configuration:  #
     return Configuration(block_t, block_s, warps, stages, tma=True)
 
 
-HALF: Mapping[str, Mapping[str, tuple[Configuration, ...]]] = {
+Table = Mapping[str, Mapping[str, tuple[Configuration, ...]]]
+"""By family and kernel: a configuration for each of four widths."""
+
+WHOLE_WIDTHS = (32, 64, 128, 256)
+"""A head of width D has the entry of the first of these that is not below D."""
+
+WHOLE: Table = {
     "sm_80": {
-        FORWARD: (_C(128, 64, 4, 3), _C(128, 64, 4, 3), _C(128, 64, 8, 3), _C(128, 64, 8, 3), _C(64, 64, 8, 2)),
-        KEY_GRADIENT: (_C(64, 128, 8, 2), _C(32, 128, 8, 2), _C(16, 64, 4, 2), _C(64, 64, 8, 2), _C(16, 64, 8, 2)),
-        QUERY_GRADIENT: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 32, 8, 2), _C(128, 32, 8, 2), _C(64, 32, 8, 2)),
+        FORWARD: (_C(128, 64, 4, 3), _C(128, 64, 4, 3), _C(128, 64, 8, 3), _C(64, 64, 8, 2)),
+        KEY_GRADIENT: (_C(64, 128, 8, 2), _C(32, 128, 8, 2), _C(64, 64, 8, 2), _C(16, 64, 8, 2)),
+        QUERY_GRADIENT: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 32, 8, 2), _C(64, 32, 8, 2)),
     },
     "sm_86": {
-        FORWARD: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 32, 8, 2), _C(64, 32, 8, 2)),
-        KEY_GRADIENT: (_C(64, 128, 8, 2), _C(32, 128, 8, 2), _C(16, 64, 4, 2), _C(32, 64, 8, 2), _C(16, 64, 8, 2)),
-        QUERY_GRADIENT: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 32, 8, 2), _C(64, 32, 4, 2), _C(64, 16, 8, 2)),
+        FORWARD: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 32, 8, 2), _C(64, 32, 8, 2)),
+        KEY_GRADIENT: (_C(64, 128, 8, 2), _C(32, 128, 8, 2), _C(32, 64, 8, 2), _C(16, 64, 8, 2)),
+        QUERY_GRADIENT: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(64, 32, 4, 2), _C(64, 16, 8, 2)),
     },
     "sm_90": {
-        FORWARD: (_T(128, 64, 4, 3), _T(128, 64, 4, 3), _C(128, 64, 8, 3), _T(128, 128, 8, 2), _T(128, 64, 8, 2)),
-        KEY_GRADIENT: (_T(64, 64, 4, 2), _T(64, 64, 4, 2), _C(32, 64, 8, 2), _T(64, 128, 8, 2), _T(32, 64, 8, 2)),
-        QUERY_GRADIENT: (_T(128, 64, 4, 2), _T(128, 64, 4, 2), _C(128, 64, 8, 2), _T(128, 64, 8, 2), _T(128, 32, 8, 2)),
+        FORWARD: (_T(128, 64, 4, 3), _T(128, 64, 4, 3), _T(128, 128, 8, 2), _T(128, 64, 8, 2)),
+        KEY_GRADIENT: (_T(64, 64, 4, 2), _T(64, 64, 4, 2), _T(64, 128, 8, 2), _T(32, 64, 8, 2)),
+        QUERY_GRADIENT: (_T(128, 64, 4, 2), _T(128, 64, 4, 2), _T(128, 64, 8, 2), _T(128, 32, 8, 2)),
     },
     "sm_100": {
-        FORWARD: (_T(128, 64, 4, 3), _T(128, 64, 4, 3), _C(128, 64, 8, 2), _T(128, 128, 8, 2), _T(128, 64, 8, 1)),
-        KEY_GRADIENT: (_T(64, 128, 4, 2), _T(64, 128, 8, 2), _C(32, 64, 4, 2), _T(64, 128, 8, 2), _T(32, 64, 8, 1)),
-        QUERY_GRADIENT: (_T(128, 64, 4, 2), _T(128, 64, 8, 2), _C(128, 64, 8, 2), _T(128, 64, 8, 2), _T(64, 32, 8, 1)),
+        FORWARD: (_T(128, 64, 4, 3), _T(128, 64, 4, 3), _T(128, 128, 8, 2), _T(128, 64, 8, 1)),
+        KEY_GRADIENT: (_T(64, 128, 4, 2), _T(64, 128, 8, 2), _T(64, 128, 8, 2), _T(32, 64, 8, 1)),
+        QUERY_GRADIENT: (_T(128, 64, 4, 2), _T(128, 64, 8, 2), _T(128, 64, 8, 2), _T(64, 32, 8, 1)),
     },
     "gfx942": {
-        FORWARD: (_C(128, 64, 4, 1), _C(128, 64, 4, 1), _C(128, 32, 4, 1), _C(128, 64, 4, 1), _C(64, 32, 4, 1)),
-        KEY_GRADIENT: (_C(64, 64, 4, 1), _C(64, 64, 4, 1), _C(32, 64, 4, 1), _C(32, 64, 4, 1), _C(16, 64, 4, 1)),
-        QUERY_GRADIENT: (_C(128, 64, 4, 1), _C(128, 64, 4, 1), _C(64, 32, 4, 1), _C(64, 64, 4, 1), _C(32, 32, 4, 1)),
+        FORWARD: (_C(128, 64, 4, 1), _C(128, 64, 4, 1), _C(128, 64, 4, 1), _C(64, 32, 4, 1)),
+        KEY_GRADIENT: (_C(64, 64, 4, 1), _C(64, 64, 4, 1), _C(32, 64, 4, 1), _C(16, 64, 4, 1)),
+        QUERY_GRADIENT: (_C(128, 64, 4, 1), _C(128, 64, 4, 1), _C(64, 64, 4, 1), _C(32, 32, 4, 1)),
     },
 }
-"""For float16 and bfloat16: by family and kernel, one for each of WIDTHS."""
+"""Half precision, D a power of two: a head is one tile."""
 
-FLOAT32: Mapping[str, Mapping[str, tuple[Configuration, ...]]] = {
-    family: {
-        FORWARD: (_C(32, 32, 4, 2), _C(32, 32, 4, 2), _C(32, 32, 8, 2), _C(16, 32, 4, 2), _C(16, 16, 4, 1)),
-        KEY_GRADIENT: (_C(16, 16, 4, 2), _C(16, 16, 4, 2), _C(16, 16, 4, 1), _C(16, 16, 4, 1), _C(16, 16, 8, 1)),
-        QUERY_GRADIENT: (_C(32, 32, 4, 2), _C(32, 32, 4, 2), _C(32, 16, 8, 1), _C(32, 16, 8, 1), _C(16, 16, 8, 1)),
-    }
-    for family in HALF
+SPLIT_WIDTHS = (64, 96, 128, 256)
+
+SPLIT: Table = {
+    "sm_80": {
+        FORWARD: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 32, 8, 2), _C(64, 16, 8, 2)),
+        KEY_GRADIENT: (_C(32, 64, 8, 2), _C(16, 64, 4, 2), _C(32, 32, 8, 2), _C(16, 32, 8, 2)),
+        QUERY_GRADIENT: (_C(128, 64, 8, 2), _C(128, 32, 8, 2), _C(64, 32, 4, 2), _C(64, 16, 8, 2)),
+    },
+    "sm_86": {
+        FORWARD: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 32, 8, 2), _C(64, 16, 8, 2)),
+        KEY_GRADIENT: (_C(32, 64, 8, 2), _C(16, 64, 4, 2), _C(32, 32, 8, 2), _C(16, 32, 8, 2)),
+        QUERY_GRADIENT: (_C(128, 64, 8, 2), _C(128, 32, 8, 2), _C(64, 32, 4, 2), _C(64, 16, 8, 2)),
+    },
+    "sm_90": {
+        FORWARD: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(64, 64, 8, 2)),
+        KEY_GRADIENT: (_C(32, 64, 8, 2), _C(32, 64, 8, 2), _C(32, 32, 8, 2), _C(16, 32, 8, 2)),
+        QUERY_GRADIENT: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(64, 32, 8, 2)),
+    },
+    "sm_100": {
+        FORWARD: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(64, 64, 8, 2)),
+        KEY_GRADIENT: (_C(32, 64, 4, 2), _C(32, 64, 4, 2), _C(32, 32, 8, 2), _C(16, 32, 8, 2)),
+        QUERY_GRADIENT: (_C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(128, 64, 8, 2), _C(64, 32, 8, 2)),
+    },
+    "gfx942": {
+        FORWARD: (_C(128, 64, 4, 1), _C(128, 32, 4, 1), _C(128, 32, 4, 1), _C(64, 32, 4, 1)),
+        KEY_GRADIENT: (_C(32, 64, 4, 1), _C(32, 64, 4, 1), _C(32, 32, 4, 1), _C(16, 32, 4, 1)),
+        QUERY_GRADIENT: (_C(128, 64, 4, 1), _C(64, 32, 4, 1), _C(64, 32, 4, 1), _C(32, 32, 4, 1)),
+    },
 }
-"""For float32, whose exact products need no tensor core and many registers: small blocks, the same for every family."""
+"""Half precision, a head of two tiles; and where WHOLE wants descriptors and none can be made."""
+
+FLOAT32: Table = {
+    family: {
+        FORWARD: (_C(32, 32, 4, 2), _C(16, 32, 4, 2), _C(16, 32, 8, 2), _C(16, 16, 8, 1)),
+        KEY_GRADIENT: (_C(16, 16, 4, 2), _C(16, 16, 4, 1), _C(16, 16, 4, 1), _C(16, 16, 8, 1)),
+        QUERY_GRADIENT: (_C(32, 32, 4, 2), _C(32, 16, 8, 1), _C(32, 16, 8, 1), _C(16, 16, 8, 1)),
+    }
+    for family in WHOLE
+}
+"""Float32, at SPLIT_WIDTHS: exact products use no tensor core and many registers."""
 
 
-def width_index(D: int) -> int:
-    """The column of the table that a head of width D (at most 256) has."""
-    return next(i for i, width in enumerate(WIDTHS) if width >= D)
+def _entry(widths: tuple[int, ...], D: int) -> int:
+    return next(number for number, width in enumerate(widths) if width >= D)
 
 
 def tile_widths(D: int) -> tuple[int, int]:
@@ -129,8 +162,15 @@ def family_of(chip: str) -> str | None:
     return FAMILIES.get(chip) or LIKE.get(chip)
 
 
-def configuration_for(chip: str, kernel: str, D: int, dtype: torch.dtype) -> Configuration:
+def configuration_for(chip: str, kernel: str, D: int, dtype: torch.dtype, *, describable: bool = True) -> Configuration:
     """The table's configuration.
+
+    Args:
+        chip: ``sm_90`` …
+        kernel: one of ``KERNELS``.
+        D: head width, 16 to 256.
+        dtype: of the queries.
+        describable: whether tensor descriptors can be made of what the kernel's loop reads.
 
     Raises:
         DeviceError: the table has no such chip.
@@ -138,5 +178,10 @@ def configuration_for(chip: str, kernel: str, D: int, dtype: torch.dtype) -> Con
     family = family_of(chip)
     if family is None:
         raise DeviceError("attention 'triton'", f"its table has no configuration for {chip}", "Use sdpa")
-    table = FLOAT32 if dtype == torch.float32 else HALF
-    return table[family][kernel][width_index(D)]
+    split = _entry(SPLIT_WIDTHS, D)
+    if dtype == torch.float32:
+        return FLOAT32[family][kernel][split]
+    whole = WHOLE[family][kernel][_entry(WHOLE_WIDTHS, D)]
+    if tile_widths(D)[1] > 0 or (whole.tma and not describable):
+        return SPLIT[family][kernel][split]
+    return whole

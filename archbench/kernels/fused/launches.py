@@ -98,7 +98,9 @@ def forward_launch(
     *, window: int | None, scale: float, precision: str, chip: str, configuration: Configuration | None = None,
 ) -> Launch:  # fmt: skip
     """The forward kernel on these tensors, for ``chip`` (``sm_90`` …), as its table or ``configuration`` says."""
-    configuration = configuration or configuration_for(chip, FORWARD, q.shape[3], q.dtype)
+    configuration = configuration or configuration_for(
+        chip, FORWARD, q.shape[3], q.dtype, describable=_describable(k, v)
+    )
     common = _common(q, k, window, scale, precision, configuration, [q, k, v, out])
     streams = _streams({"k": k, "v": v}, configuration, configuration.block_s)
     arguments = {
@@ -132,7 +134,9 @@ def backward_launches(
         {"num_warps": 4, "enable_fp_fusion": True},
     )  # fmt: skip
 
-    keys = chosen.get(KEY_GRADIENT) or configuration_for(chip, KEY_GRADIENT, D, q.dtype)
+    keys = chosen.get(KEY_GRADIENT) or configuration_for(
+        chip, KEY_GRADIENT, D, q.dtype, describable=_describable(q, grad_out)
+    )
     common = _common(q, k, window, scale, precision, keys, [q, k, v, grad_out, grad_k, grad_v])
     for_keys = {
         "k": k, "v": v, "lse": lse, "delta": delta, "grad_k": grad_k, "grad_v": grad_v,
@@ -141,7 +145,9 @@ def backward_launches(
         "section": max(1, _section(q, 1) // (H // G)),
     }  # fmt: skip
 
-    queries = chosen.get(QUERY_GRADIENT) or configuration_for(chip, QUERY_GRADIENT, D, q.dtype)
+    queries = chosen.get(QUERY_GRADIENT) or configuration_for(
+        chip, QUERY_GRADIENT, D, q.dtype, describable=_describable(k, v)
+    )
     common = _common(q, k, window, scale, precision, queries, [q, k, v, grad_out, grad_q])
     for_queries = {
         "q": q, "grad_out": grad_out, "lse": lse, "delta": delta, "grad_q": grad_q,
@@ -185,7 +191,7 @@ def _common(
 def _streams(tensors: dict[str, Tensor], configuration: Configuration, rows: int) -> dict[str, Any]:
     """What a kernel's loop reads, and TMA: the tensors, or where the configuration says so descriptors of them."""
     D = next(iter(tensors.values())).shape[3]
-    tma = configuration.tma and tile_widths(D)[1] == 0 and all(_describable(tensor) for tensor in tensors.values())
+    tma = configuration.tma and tile_widths(D)[1] == 0 and _describable(*tensors.values())
     if not tma:
         return {**tensors, "TMA": False}
     descriptors = {
@@ -195,10 +201,13 @@ def _streams(tensors: dict[str, Tensor], configuration: Configuration, rows: int
     return {**descriptors, "TMA": True}
 
 
-def _describable(tensor: Tensor) -> bool:
-    """A tensor descriptor wants 16-byte steps, from a 16-byte address."""
-    step = 16 // tensor.element_size()
-    return tensor.data_ptr() % 16 == 0 and all(stride % step == 0 and stride > 0 for stride in tensor.stride()[:3])
+def _describable(*tensors: Tensor) -> bool:
+    """Whether descriptors can be made of all: they want 16-byte steps, from a 16-byte address."""
+    return all(
+        tensor.data_ptr() % 16 == 0
+        and all(stride > 0 and stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:3])
+        for tensor in tensors
+    )
 
 
 def _stride_unit(tensors: list[Tensor]) -> int:

@@ -108,7 +108,8 @@ def pretended(chip: Chip) -> Iterator[None]:
     try:
         import triton
     except ImportError as error:
-        raise DeviceError("triton", "is not installed", "pip install triton (Linux only)") from error
+        remedy = "Install it with: pip install 'archbench[kernels]' (Linux only)"
+        raise DeviceError("triton", "is not installed", remedy) from error
     if triton.knobs.runtime.interpret:
         raise UsageError(
             "TRITON_INTERPRET", "is set, and the interpreter compiles nothing", "unset it for the static check"
