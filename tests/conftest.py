@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from installations import RunCLI, write_package
+
 EXAMPLES = Path(__file__).parent / "example_plugins"
 
 Install = Callable[..., Path]
-RunCLI = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(autouse=True)
@@ -47,17 +48,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(str(site)):
             del sys.modules[name]
-
-
-def write_package(site: Path, package: str, name: str, source: str | None, version: str = "1.0") -> None:
-    """A distribution whose entry point ``name`` is its module; without ``source``, that module is missing."""
-    module = package.replace("-", "_")
-    info = site / f"{module}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[archbench]\n{name} = {module}\n")
-    if source is not None:
-        (site / f"{module}.py").write_text(source)
 
 
 @pytest.fixture

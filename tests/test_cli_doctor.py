@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from conftest import RunCLI
+from installations import RunCLI
 
 
 def test_doctor_measures_peaks_and_noise_and_says_what_is_installed(cli: RunCLI) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import RunCLI
+from installations import RunCLI
 
 Install = Callable[..., Path]
 

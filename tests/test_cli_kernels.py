@@ -19,7 +19,7 @@ import torch
 
 from archbench import read_results
 from archbench.errors import UsageError
-from conftest import RunCLI
+from installations import RunCLI
 
 pytest.importorskip("matplotlib", reason="needs archbench[plot]")
 

@@ -11,7 +11,7 @@ import pytest
 
 import archbench
 from archbench.cli.show import folded
-from conftest import RunCLI
+from installations import RunCLI
 
 Install = Callable[..., Path]
 

@@ -12,7 +12,7 @@ import pytest
 
 import archbench
 from archbench.results.store import write_run
-from conftest import RunCLI
+from installations import RunCLI
 
 COMMON = {
     "schema_version": 1,

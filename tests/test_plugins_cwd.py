@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from archbench.registry import available
-from conftest import RunCLI, write_package
+from installations import RunCLI, write_package
 
 TRAP = """
 from pathlib import Path
@@ -26,7 +26,17 @@ def hostile(tmp_path: Path) -> Path:
     egg.mkdir()
     (egg / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: hostile-egg\nVersion: 1.0\n")
     (egg / "entry_points.txt").write_text("[archbench]\nhostile-egg = hostile_plugin\n")
-    for name in ("torch", "typer", "rich", "pluggy", "pydantic", "archbench_plugins", "my_arch", "conftest"):
+    for name in (
+        "torch",
+        "typer",
+        "rich",
+        "pluggy",
+        "pydantic",
+        "archbench_plugins",
+        "my_arch",
+        "conftest",
+        "installations",
+    ):
         (folder / f"{name}.py").write_text(TRAP)
     return folder
 

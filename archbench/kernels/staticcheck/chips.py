@@ -36,7 +36,6 @@ class Chip:
         multiprocessors: SMs (compute units).
         clock: boost clock in Hz.
         tensor_flops: dense bf16 FLOPs per cycle and SM, float32 accumulation.
-        fma_lanes: float32 multiply-adds per cycle and SM.
         exp_lanes: ``ex2`` results per cycle and SM.
         issue: warp instructions issued per cycle and SM.
         shared_per_block: bytes of shared memory a block may have.
@@ -57,7 +56,6 @@ class Chip:
     multiprocessors: int
     clock: float
     tensor_flops: int
-    fma_lanes: int
     shared_per_block: int
     shared_per_multiprocessor: int
     warps: int
@@ -94,7 +92,6 @@ CHIPS: dict[str, Chip] = {
             multiprocessors=108,
             clock=1.410e9,
             tensor_flops=2048,
-            fma_lanes=64,
             shared_per_block=163 * KIB,
             shared_per_multiprocessor=164 * KIB,
             warps=64,
@@ -109,7 +106,6 @@ CHIPS: dict[str, Chip] = {
             multiprocessors=82,
             clock=1.695e9,
             tensor_flops=512,
-            fma_lanes=128,
             shared_per_block=99 * KIB,
             shared_per_multiprocessor=100 * KIB,
             warps=48,
@@ -124,7 +120,6 @@ CHIPS: dict[str, Chip] = {
             multiprocessors=128,
             clock=2.520e9,
             tensor_flops=512,
-            fma_lanes=128,
             shared_per_block=99 * KIB,
             shared_per_multiprocessor=100 * KIB,
             warps=48,
@@ -139,7 +134,6 @@ CHIPS: dict[str, Chip] = {
             multiprocessors=132,
             clock=1.830e9,
             tensor_flops=4096,
-            fma_lanes=128,
             shared_per_block=227 * KIB,
             shared_per_multiprocessor=228 * KIB,
             warps=64,
@@ -154,7 +148,6 @@ CHIPS: dict[str, Chip] = {
             multiprocessors=148,
             clock=1.850e9,
             tensor_flops=8192,
-            fma_lanes=128,
             shared_per_block=227 * KIB,
             shared_per_multiprocessor=228 * KIB,
             warps=64,
@@ -169,7 +162,6 @@ CHIPS: dict[str, Chip] = {
             multiprocessors=170,
             clock=2.407e9,
             tensor_flops=512,
-            fma_lanes=128,
             shared_per_block=99 * KIB,
             shared_per_multiprocessor=100 * KIB,
             warps=48,
@@ -185,7 +177,6 @@ CHIPS: dict[str, Chip] = {
             multiprocessors=304,
             clock=2.100e9,
             tensor_flops=2048,
-            fma_lanes=128,
             issue=1,  # four SIMDs of 16 lanes: a vector instruction of 64 lanes keeps one busy for four cycles
             shared_per_block=64 * KIB,
             shared_per_multiprocessor=64 * KIB,
