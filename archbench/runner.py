@@ -79,9 +79,11 @@ def _start(config: RunConfig) -> RunFolder:
     """Check everything that can be checked, resolve what was left open, and make the run's folder."""
     from archbench.data.batches import BatchSampler
     from archbench.data.dataset import prepare
-    from archbench.phases.device import check_dtype, resolve_device
+    from archbench.phases.device import check_attention, check_dtype, resolve_device
 
-    check_dtype(config, resolve_device(config.device))
+    device = resolve_device(config.device)
+    check_dtype(config, device)
+    check_attention(config, device)
     config = _with_absolute_paths(config)
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)

@@ -110,3 +110,15 @@ def test_a_warning_of_ours_is_one_line_without_source_code(tmp_path: Path, cli: 
     (warning,) = done.stderr.splitlines()
     assert warning.startswith("Warning: left out plugin ")
     assert "no_such_thing" in warning
+
+
+@pytest.mark.parametrize(
+    ("backend", "cause"), [("triton", "runs on NVIDIA and AMD GPUs only"), ("flex", "has no backward pass on CPUs")]
+)
+def test_attention_that_cannot_run_is_refused_before_any_work(
+    backend: str, cause: str, tmp_path: Path, cli: RunCLI
+) -> None:
+    done = cli("run", "gpt1", "--profile", "smoke", "--device", "cpu", "--attention", backend, cwd=tmp_path)
+    assert done.returncode == 5
+    assert cause in done.stderr
+    assert not (tmp_path / "results").exists()

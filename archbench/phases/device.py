@@ -6,6 +6,7 @@ import torch
 
 from archbench.config import RunConfig
 from archbench.errors import DeviceError
+from archbench.kernels import resolve_attention
 
 
 def default_device() -> str:
@@ -65,6 +66,19 @@ def check_dtype(config: RunConfig, device: torch.device) -> None:
     ):
         name = torch.cuda.get_device_name(device)
         raise DeviceError("--dtype bfloat16", f"{name} has no bfloat16 arithmetic", "Use --dtype float16 or float32")
+
+
+def check_attention(config: RunConfig, device: torch.device) -> None:
+    """Refuse an attention backend that cannot run on the device, whatever the model's sizes.
+
+    Raises:
+        DeviceError: it cannot, and why; what depends on head widths or dropout shows at the first batch.
+    """
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    resolve_attention(
+        config.attention, device_type=device.type, device_index=device.index, dtype=dtype, T=2, S=2, D=64,
+        gradients="train" in config.phases, compiling=config.compile,
+    )  # fmt: skip
 
 
 def _first_line(error: Exception) -> str:
