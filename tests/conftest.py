@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from installations import RunCLI, write_package
+
+# A script's shell has what it starts in the background ignore interrupts, and so would what tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 EXAMPLES = Path(__file__).parent / "example_plugins"
 

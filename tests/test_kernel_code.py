@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="triton is there on Linux only")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
+from archbench.kernels.fused import catalogue
 from archbench.kernels.fused.catalogue import HEAD_WIDTHS, table_launches
 from archbench.kernels.fused.configurations import FAMILIES, KERNELS
 from archbench.kernels.fused.launches import forward_launch
@@ -25,7 +26,7 @@ from archbench.kernels.staticcheck import baseline
 from archbench.kernels.staticcheck.bounds import bound
 from archbench.kernels.staticcheck.checking import Result, check
 from archbench.kernels.staticcheck.chips import CHIPS, chip_named
-from archbench.kernels.staticcheck.compilation import pretended
+from archbench.kernels.staticcheck.compilation import compile_launch, pretended
 from archbench.kernels.staticcheck.figures import Figures, violations
 
 BASELINE = Path(__file__).with_name("kernel_code_baseline.json")
@@ -91,6 +92,19 @@ def test_strides_that_are_a_multiple_of_8_elements_load_16_bytes_at_once() -> No
     assert isinstance(odd, Figures)
     assert aligned.narrow_loads == 0
     assert odd.narrow_loads > 0  # which cannot be helped, and shows that the count would see them
+
+
+def test_one_compiled_kernel_serves_every_batch_and_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton makes a kernel of its own for a number that is 1 or a multiple of 16, unless it is told not to."""
+    compiled = []
+    for sizes in ({"B": 1, "T": 1100, "H": 8, "G": 8}, {"B": 16, "T": 4096, "H": 6, "G": 2}):
+        for name, size in sizes.items():
+            monkeypatch.setattr(catalogue, name, size)
+        chip = chip_named("sm_80")
+        with pretended(chip):
+            jobs = table_launches(chip.name, (64,), (torch.bfloat16,))
+            compiled.append({launch.name: compile_launch(launch, chip).code for launch in jobs})
+    assert compiled[0] == compiled[1]
 
 
 def test_the_page_shows_the_baseline() -> None:

@@ -104,8 +104,7 @@ def _forward_on_gpu(
 
     register_flop_formulas()
     q, k, v = _prepared(q, k, v)
-    with torch.cuda.device(q.device):  # Triton launches on the current GPU
-        return fused_forward(q, k, v, window=window, scale=scale, precision=precision)
+    return fused_forward(q, k, v, window=window, scale=scale, precision=precision)
 
 
 @_backward.register_kernel("cuda")
@@ -124,8 +123,7 @@ def _backward_on_gpu(
 
     q, k, v = _prepared(q, k, v)
     grad_out = _unit_last_stride(grad_out)  # that of a sum has strides 0
-    with torch.cuda.device(q.device):
-        return fused_backward(grad_out, q, k, v, out, lse, window=window, scale=scale, precision=precision)
+    return fused_backward(grad_out, q, k, v, out, lse, window=window, scale=scale, precision=precision)
 
 
 @_forward.register_fake

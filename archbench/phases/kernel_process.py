@@ -6,7 +6,6 @@ in a folder that exists for that long only: a run that is interrupted leaves not
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,8 @@ from archbench.config import KernelConfig
 from archbench.errors import ArchbenchError, DeviceError, PhaseError, from_dict
 from archbench.measure import environment
 from archbench.measure.machine import describe, versions
+from archbench.phases.kernel import run_kernel
+from archbench.phases.process import end_with_parent, measuring
 from archbench.results.store import new_run_id, prepare_folder, write_run
 
 CONFIG, OUTCOME = "config.json", "outcome.json"
@@ -129,9 +129,7 @@ def _measure_apart(folder: Path, config: KernelConfig, *, quiet: bool) -> None:
 def main(arguments: list[str]) -> int:
     """Measure what the folder's ``config.json`` says, and leave the outcome there: the rows, or the error."""
     folder, verbosity = Path(arguments[0]), arguments[1]
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1  # end with the parent, however it dies
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     try:
         outcome = _measured(KernelConfig(**json.loads((folder / CONFIG).read_text())), quiet=verbosity == "quiet")
     except ArchbenchError as error:
@@ -150,28 +148,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _measured(config: KernelConfig, *, quiet: bool) -> dict[str, Any]:
-    import torch
-
-    from archbench.kernels.triton_guard import without_triton
-    from archbench.measure.machine import device_name
-    from archbench.measure.malloc import tune_malloc
-    from archbench.phases.device import resolve_device
-    from archbench.phases.kernel import run_kernel
-    from archbench.phases.rows import Rows
-
-    malloc = tune_malloc()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = resolve_device(config.device)
-    rows = Rows(
-        "kernel",
-        malloc=malloc,
-        threads=torch.get_num_threads(),
-        device=device.type,
-        device_name=device_name(device),
-        **versions(),
-    )
-    with without_triton() if device.type == "cpu" else nullcontext():
+    with measuring("kernel", config) as (device, rows):
         left_out = run_kernel(config, device, rows, progress=_silent if quiet else _say)
     finished = rows.finished()
     if all(row["value"] is None for row in finished):

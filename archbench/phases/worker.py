@@ -5,23 +5,18 @@ Its rows go to the run's folder; an error goes there too, for the runner to rais
 
 from __future__ import annotations
 
-import ctypes
 import json
 import signal
 import sys
 import traceback
-from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
 
 from archbench.errors import ArchbenchError, PhaseError
 from archbench.kernels import attention_backend
-from archbench.kernels.triton_guard import without_triton
-from archbench.measure.machine import device_name, versions
-from archbench.measure.malloc import tune_malloc
-from archbench.phases.device import resolve_device
 from archbench.phases.folder import RunFolder, open_run, write_text
+from archbench.phases.process import end_with_parent, measuring
 from archbench.phases.quality import run_quality
 from archbench.phases.rows import Rows
 from archbench.phases.speed import run_decode, run_prefill
@@ -38,7 +33,7 @@ PHASES: dict[str, Phase] = {"train": run_train, "quality": run_quality, "prefill
 def main(arguments: list[str]) -> int:
     """Run one phase; the exit code is the error's, 0 without one."""
     out, run_id, name, verbosity = arguments
-    _end_with_parent()
+    end_with_parent()
     run = open_run(out, run_id)
     try:
         run.write_rows(name, _measure(run, name, quiet=verbosity == "quiet"))
@@ -67,32 +62,9 @@ def _leave(error: ArchbenchError, run: RunFolder, name: str) -> int:
 
 
 def _measure(run: RunFolder, name: str, *, quiet: bool) -> list[dict[str, Any]]:
-    config = run.config
-    malloc = tune_malloc()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    device = resolve_device(config.device)
-    rows = Rows(
-        name,
-        dtype=config.dtype,
-        malloc=malloc,
-        threads=torch.get_num_threads(),
-        device=device.type,
-        device_name=device_name(device),
-        **versions(),
-    )
-    # Torch's compiler, which an optimizer loads, would import Triton: memory that would be taken for the model's.
-    kept_out = without_triton() if device.type == "cpu" else nullcontext()
-    with attention_backend(config.attention), kept_out:
+    with attention_backend(run.config.attention), measuring(name, run.config) as (device, rows):
         PHASES[name](run, device, rows, quiet=quiet)
     return rows.finished()
-
-
-def _end_with_parent() -> None:
-    """Ask Linux to end this process when the runner dies, however it dies: no orphan goes on burning the machine."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from archbench.kernels.fused.forward import SIZES
 from archbench.kernels.fused.tiles import (
     accumulate,
     assign,
@@ -20,15 +19,12 @@ from archbench.kernels.fused.tiles import (
     load_tiles,
     product,
     store_tile,
+    unspecialized,
     visible,
 )
 
 
-@triton.jit(
-    do_not_specialize=[
-        "heads", "T", "out_stride_b", "out_stride_h", "out_stride_t", "grad_stride_b", "grad_stride_h", "grad_stride_t",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=unspecialized("out", "grad", sizes=("heads", "T")))
 def delta_kernel(
     out, grad_out, delta,
     out_stride_b, out_stride_h, out_stride_t, grad_stride_b, grad_stride_h, grad_stride_t,
@@ -85,15 +81,7 @@ def collect_for_keys(
     return grad_k1, grad_k2, grad_v1, grad_v2
 
 
-@triton.jit(
-    do_not_specialize=[
-        *SIZES, "batches",
-        "q_stride_b", "q_stride_h", "q_stride_t", "k_stride_b", "k_stride_h", "k_stride_t",
-        "v_stride_b", "v_stride_h", "v_stride_t", "grad_stride_b", "grad_stride_h", "grad_stride_t",
-        "grad_k_stride_b", "grad_k_stride_h", "grad_k_stride_t",
-        "grad_v_stride_b", "grad_v_stride_h", "grad_v_stride_t",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=unspecialized("q", "k", "v", "grad", "grad_k", "grad_v"))
 def key_gradient_kernel(
     q, k, v, grad_out, lse, delta, grad_k, grad_v,
     q_stride_b, q_stride_h, q_stride_t, k_stride_b, k_stride_h, k_stride_t,
@@ -191,14 +179,7 @@ def collect_for_queries(
     return grad_q1, grad_q2
 
 
-@triton.jit(
-    do_not_specialize=[
-        *SIZES, "batches",
-        "q_stride_b", "q_stride_h", "q_stride_t", "k_stride_b", "k_stride_h", "k_stride_t",
-        "v_stride_b", "v_stride_h", "v_stride_t", "grad_stride_b", "grad_stride_h", "grad_stride_t",
-        "grad_q_stride_b", "grad_q_stride_h", "grad_q_stride_t",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=unspecialized("q", "k", "v", "grad", "grad_q"))
 def query_gradient_kernel(
     q, k, v, grad_out, lse, delta, grad_q,
     q_stride_b, q_stride_h, q_stride_t, k_stride_b, k_stride_h, k_stride_t,

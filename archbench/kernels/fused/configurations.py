@@ -6,7 +6,7 @@ A fixed table, so that reruns, and torch.compile, meet one kernel. docs/kernels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -23,7 +23,6 @@ class Configuration:
         warps: warps a program.
         stages: depth of the loads' software pipeline.
         tma: blocks in the loop come through tensor descriptors (NVIDIA's TMA); only where D is a power of two.
-        options: further options of Triton's compiler.
     """
 
     block_t: int
@@ -31,7 +30,6 @@ class Configuration:
     warps: int
     stages: int
     tma: bool = False
-    options: Mapping[str, int | str] = field(default_factory=dict)
 
 
 FORWARD, KEY_GRADIENT, QUERY_GRADIENT = "forward", "key_gradient", "query_gradient"

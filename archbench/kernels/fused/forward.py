@@ -18,12 +18,9 @@ from archbench.kernels.fused.tiles import (
     load_tiles,
     product,
     store_tile,
+    unspecialized,
     visible,
 )
-
-SIZES = ["heads", "group", "T", "S", "window", "section"]
-"""Run-time numbers for which Triton shall make no kernels of their own: strides count in units of STRIDE_UNIT
-elements, which tells the compiler all it needs about alignment."""
 
 
 @triton.jit
@@ -58,13 +55,7 @@ def attend(
     return sum1, sum2, total, maximum
 
 
-@triton.jit(
-    do_not_specialize=[
-        *SIZES,
-        "q_stride_b", "q_stride_h", "q_stride_t", "k_stride_b", "k_stride_h", "k_stride_t",
-        "v_stride_b", "v_stride_h", "v_stride_t", "out_stride_b", "out_stride_h", "out_stride_t",
-    ]
-)  # fmt: skip
+@triton.jit(do_not_specialize=unspecialized("q", "k", "v", "out"))
 def forward_kernel(
     q, k, v, out, lse,
     q_stride_b, q_stride_h, q_stride_t, k_stride_b, k_stride_h, k_stride_t,

@@ -236,5 +236,4 @@ def _options(configuration: Configuration) -> dict[str, Any]:
         "num_warps": configuration.warps,
         "num_stages": configuration.stages,
         "enable_fp_fusion": True,  # named, because its default is about to change
-        **configuration.options,
     }

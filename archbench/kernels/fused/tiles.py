@@ -9,6 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+SIZES = ("batches", "heads", "group", "T", "S", "window", "section")
+
+
+def unspecialized(*tensors: str, sizes: tuple[str, ...] = SIZES) -> list[str]:
+    """Run-time numbers for which Triton shall make no kernels of their own: sizes, and the strides of ``tensors``.
+
+    Strides count in units of STRIDE_UNIT elements, which tells the compiler all that it needs about alignment.
+    """
+    return [*sizes, *(f"{tensor}_stride_{axis}" for tensor in tensors for axis in "bht")]
+
 
 @triton.jit
 def assign(program, blocks, heads, section):
