@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.config import ModelConfig
 from archbench.contract import call_hook, checked_info, hook_failed, missing_hook, new_manager, wrong_result
-from archbench.discovery import Entry
-from archbench.errors import ArchbenchError, UnknownNameError, did_you_mean
+from archbench.discovery import Entry, loaded_from, one_line, strangers_code
+from archbench.errors import ArchbenchError, HookFailedError, UnknownNameError, did_you_mean
 from archbench.hookspecs import ArchitectureInfo
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class Architecture:
         version: that distribution's version; empty for files.
         source: module or path of the plugin.
         wrappers: names of the cross-cutting plugins around its hooks; empty unless asked for.
+        files: absolute paths of the plugin files and packages it is made of, for another process to load.
 
     Every method raises HookFailedError when the plugin's hook raises, with the cause chained, and HookResultError
     when it returns None or something else than it promised. archbench's own errors pass through.
@@ -38,6 +39,7 @@ class Architecture:
         self.version = entry.version
         self.source = entry.source
         self.wrappers = tuple(wrappers or ())
+        self._entry = entry
         self._plugin = plugin
         self._culprit = entry.culprit + (f", wrapped by {', '.join(self.wrappers)}" if self.wrappers else "")
         manager = new_manager()
@@ -45,7 +47,9 @@ class Architecture:
         for name, wrapper in (wrappers or {}).items():
             manager.register(wrapper, name=f"wrapper {name}")
         self._hooks = manager.hook
-        self.info: ArchitectureInfo = checked_info(call_hook(self._hooks.describe, "describe", self._culprit), entry)
+        own = (entry.source,) if entry.is_file else ()
+        self.files = (*own, *(loaded_from(wrapper) for wrapper in (wrappers or {}).values()))
+        self.info = self.describe()
 
     @property
     def name(self) -> str:
@@ -54,19 +58,33 @@ class Architecture:
     def __repr__(self) -> str:
         return f"<Architecture {self.name} from {self.package} {self.version}".rstrip() + ">"
 
+    def describe(self) -> ArchitectureInfo:
+        """What the plugin says of itself now; :attr:`info` is what it said when it was loaded."""
+        with strangers_code():
+            described = call_hook(self._hooks.describe, "describe", self._culprit)
+        return checked_info(described, self._entry)
+
     def config(self, preset: str = "nano", vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
         """A preset's configuration, with fields replaced; strings are parsed (``n_layer="6"``).
 
         Raises:
             UnknownNameError: no such preset.
             ConfigError: no such field, a wrong type, or a value out of range.
+            HookFailedError: the configuration's own validators raised something that is not a ValueError.
         """
         if preset not in self.info.presets:
             culprit = f"preset {preset!r} of {self.name}"
             raise UnknownNameError(culprit, "there is no such preset", did_you_mean(preset, self.info.presets))
         if vocab_size is not None:
             overrides["vocab_size"] = vocab_size
-        return self.info.presets[preset].override(**overrides)
+        try:
+            with strangers_code():
+                return self.info.presets[preset].override(**overrides)
+        except ArchbenchError:
+            raise
+        except (Exception, SystemExit) as error:
+            cause = f"its configuration {self.info.config.__name__} raised {one_line(error)}"
+            raise HookFailedError(self._culprit, cause, "Raise ValueError, or archbench.errors.ConfigError") from error
 
     def build(self, config: ModelConfig) -> nn.Module:
         """The model: tokens (B, T) int64 -> logits (B, T, V); on the ambient device, which may be meta."""
@@ -109,7 +127,7 @@ class Architecture:
             yield from tokens
         except ArchbenchError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise hook_failed(self._culprit, "generate", error) from error
         finally:
             if isinstance(

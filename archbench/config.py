@@ -154,6 +154,10 @@ class RunConfig(Frozen):
     attention: AttentionName = Field("auto", description="attention backend; what ran is in the rows")
     compile: bool = Field(False, description="train with torch.compile")
     threads: int | None = Field(None, gt=0, description="CPU threads; null for one a core this process may use")
+    checked: bool = Field(True, description="measure nothing before the architecture has passed the conformance checks")
+    time_limit: float = Field(
+        3600.0, gt=0, description="seconds that any phase but training may take; the conformance checks at most 300"
+    )
     plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")
     out: str = Field("results", description="folder the results go to")
     data: DataConfig
@@ -170,8 +174,8 @@ class RunConfig(Frozen):
         return _filled(PROFILES[name], values)
 
     def config_hash(self) -> str:
-        """Twelve hex digits that agree for runs that differ only in seed and in where the results go."""
-        return _hash(self, {"seed", "out", "profile"})
+        """Twelve hex digits that agree for runs that differ only in seed and in what changes no number."""
+        return _hash(self, {"seed", "out", "profile", "checked", "time_limit"})
 
 
 class KernelConfig(Frozen):

@@ -110,11 +110,11 @@ def call_hook(hook: Callable[..., Any], name: str, culprit: str, /, **arguments:
         return hook(**arguments)
     except ArchbenchError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise hook_failed(culprit, name, error) from error
 
 
-def hook_failed(culprit: str, hook: str, error: Exception) -> HookFailedError:
+def hook_failed(culprit: str, hook: str, error: BaseException) -> HookFailedError:
     step = "Rerun with --debug for the traceback, and tell the plugin's author"
     return HookFailedError(culprit, f"its {hook} hook raised {one_line(error)}", step)
 

@@ -11,7 +11,9 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+import tomllib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -82,6 +84,35 @@ def installed() -> list[Entry]:
     return sorted(entries, key=lambda entry: (entry.name, entry.package))
 
 
+def source_path(entry: Entry) -> Path | None:
+    """The file that an entry's module is in, or the folder of a package; None where it is not there. Imports nothing.
+
+    ``importlib.util.find_spec`` would import the packages that the module is in.
+    """
+    if entry.is_file:
+        return Path(entry.source)
+    parts = entry.source.partition(":")[0].split(".")
+    path: Sequence[str] | None = None
+    file = None
+    for end in range(1, len(parts) + 1):
+        name = ".".join(parts[:end])
+        spec = next((found for finder in sys.meta_path if (found := finder.find_spec(name, path))), None)
+        if spec is None:
+            return None
+        path, file = spec.submodule_search_locations, spec.origin
+    if path is not None:
+        return Path(next(iter(path)))
+    return Path(file) if file is not None else None
+
+
+def is_same_plugin(entry: Entry, file: Entry) -> bool:
+    """Whether ``file``, named by its path, is what ``entry`` has installed, or a copy of it."""
+    if entry.name != file.name:
+        return False
+    source = source_path(entry)
+    return source is not None and source.exists() and file_entry(str(source)).version == file.version
+
+
 def plugin_paths(plugins: Iterable[str | Path] = ()) -> tuple[str, ...]:
     """Absolute paths of the plugin files and folders asked for: ``plugins``, then ``ARCHBENCH_PLUGINS``.
 
@@ -99,6 +130,28 @@ def plugin_paths(plugins: Iterable[str | Path] = ()) -> tuple[str, ...]:
             )
         paths[str(path.resolve())] = None
     return tuple(paths)
+
+
+def project_plugin(name: str, folder: Path) -> Path | None:
+    """The file, or package's folder, that the project around ``folder`` declares as the architecture ``name``.
+
+    So that a project's tests are of the code beside them, installed or not. None where the nearest ``pyproject.toml``
+    has no such entry point, or one into a package, which cannot be loaded by its path.
+
+    Raises:
+        UsageError: the ``pyproject.toml`` is no TOML.
+    """
+    files = (parent / "pyproject.toml" for parent in (folder, *folder.parents))
+    settings = next((file for file in files if file.is_file()), None)
+    if settings is None:
+        return None
+    try:
+        project = tomllib.loads(settings.read_text("utf-8")).get("project", {})
+    except ValueError as error:
+        raise UsageError(str(settings), f"it cannot be read: {one_line(error)}", "Correct it") from error
+    module = project.get("entry-points", {}).get(GROUP, {}).get(name)
+    places = [settings.parent / root / f"{module}{end}" for root in (".", "src") for end in (".py", "")]
+    return next((place for place in places if place.exists()), None) if module else None
 
 
 def plugin_files(path: str) -> Iterator[str]:
@@ -123,6 +176,21 @@ def plugin_files(path: str) -> Iterator[str]:
         yield from map(str, files)
 
 
+@contextmanager
+def strangers_code() -> Iterator[None]:
+    """Around what a plugin does in this process: its prints go to stderr, and a copy of the process that it forks ends.
+
+    Standard output is for results; a copy that went on would do everything a second time.
+    """
+    process = os.getpid()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if os.getpid() != process:
+            os._exit(1)
+
+
 def import_installed(entry: Entry) -> object:
     """Import the module, or the object in it, that an entry point names.
 
@@ -130,7 +198,8 @@ def import_installed(entry: Entry) -> object:
         PluginImportError: whatever went wrong while importing it.
     """
     try:
-        return metadata.EntryPoint(entry.name, entry.source, GROUP).load()
+        with strangers_code():
+            return metadata.EntryPoint(entry.name, entry.source, GROUP).load()
     except (Exception, SystemExit) as error:  # a stranger's module may even exit
         step = f"Repair or reinstall it (pip install --force-reinstall {entry.package}), or uninstall it"
         raise PluginImportError(entry.culprit, f"importing {entry.source} failed: {one_line(error)}", step) from error
@@ -158,7 +227,8 @@ def import_file(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and relative imports look their module up there
     try:
-        spec.loader.exec_module(module)
+        with strangers_code():
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a stranger's module may even exit
         del sys.modules[name]
         raise PluginImportError(
@@ -166,6 +236,11 @@ def import_file(path: str) -> ModuleType:
         ) from error
     _loaded[path] = (stamp, module)
     return module
+
+
+def loaded_from(plugin: object) -> str:
+    """The path that :func:`import_file` was given for this plugin."""
+    return next(path for path, (_, module) in _loaded.items() if module is plugin)
 
 
 def _after_failed_file(place: Path, error: BaseException) -> str:

@@ -18,7 +18,8 @@
     ├── DeviceError                          5   hardware, dtype, backend or compiler asked for is not there
     ├── CheckpointError                      6   a checkpoint or weights file that cannot be read
     ├── StorageError                         7   results that cannot be written or read
-    └── PhaseError                           8   a phase's process died
+    ├── PhaseError                           8   a phase's process died, or took too long
+    └── ConformanceError                     9   an architecture that fails the conformance checks
 
 Every error names the culprit, the cause and the next step, and the command line prints exactly that
 paragraph and exits with the code above. ``--debug`` shows the traceback as well.
@@ -127,6 +128,10 @@ class StorageError(ArchbenchError):
 
 class PhaseError(ArchbenchError):
     exit_code = 8
+
+
+class ConformanceError(ArchbenchError):
+    exit_code = 9
 
 
 def from_dict(fields: dict[str, str]) -> ArchbenchError:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
 
 
@@ -71,4 +73,34 @@ class LinearHeadModel(HiddenStateModel, Protocol):
 
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
         """weight (V, C) and bias (V,) or None, of which ``head(hidden)`` is ``hidden @ weight.T + bias``."""
+        ...
+
+
+@runtime_checkable
+class FlopsModel(Protocol):
+    """A model that says in closed form what a forward pass costs; ``archbench check`` compares that with the count."""
+
+    def forward_flops(self, batch_size: int, context_length: int) -> float:
+        """Model FLOPs of one forward pass on tokens (B, T), all B · T of them together.
+
+        By the convention of :mod:`archbench.measure.flops`: matrix products only, 2 FLOPs a multiply–add, attention
+        over the whole T × T square; with what :meth:`UncountedModel.uncounted_flops` declares.
+        """
+        ...
+
+
+@runtime_checkable
+class UncountedModel(Protocol):
+    """A model with operators whose FLOPs torch cannot count: scans, Fourier transforms, kernels of its own.
+
+    Which those are: :mod:`archbench.measure.operators`. An operator that has a formula of its own, registered with
+    ``torch.utils.flop_counter.register_flop_formula``, is counted like any other and not declared.
+    """
+
+    def uncounted_flops(self, batch_size: int, context_length: int) -> Mapping[str, float]:
+        """Operator, as in ``aten::cumsum`` -> FLOPs of all its calls in one forward pass on tokens (B, T).
+
+        They are added to what is counted: once for a forward pass, three times for training, and so the operators of
+        the backward pass need no mention. An operator whose cost is no part of model FLOPs is declared with 0.
+        """
         ...

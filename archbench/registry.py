@@ -13,7 +13,16 @@ from pathlib import Path
 
 from archbench.architecture import Architecture
 from archbench.contract import check_hooks, is_wrapper
-from archbench.discovery import Entry, file_entry, import_file, import_installed, installed, plugin_files, plugin_paths
+from archbench.discovery import (
+    Entry,
+    file_entry,
+    import_file,
+    import_installed,
+    installed,
+    is_same_plugin,
+    plugin_files,
+    plugin_paths,
+)
 from archbench.errors import (
     ArchbenchWarning,
     DuplicateNameError,
@@ -31,13 +40,15 @@ def available(plugins: Iterable[str | Path] = ()) -> list[Entry]:
 
     No installed plugin is imported. Files named in ``plugins`` are loaded, since only they know their names; one that
     is broken is listed under its path, and :func:`load` of that path raises its error. A name claimed twice is listed
-    twice.
+    twice; a file that is what an installed package has under that name, or a copy of it, is no second claim.
 
     Raises:
         UsageError: a file or folder in ``plugins`` does not exist, or has no plugin.
     """
+    entries = installed()
     files = [file.entry for file in _files(plugins) if not file.wraps]
-    return sorted(installed() + files, key=lambda entry: (entry.name, entry.package))
+    files = [file for file in files if not any(is_same_plugin(entry, file) for entry in entries)]
+    return sorted(entries + files, key=lambda entry: (entry.name, entry.package))
 
 
 def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
@@ -56,7 +67,8 @@ def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
     """
     files = _files(plugins)
     claims = [entry for entry in installed() if entry.name == name]
-    claims += [file.entry for file in files if file.entry.name == name and not file.wraps]
+    claimed = [file.entry for file in files if file.entry.name == name and not file.wraps]
+    claims += [file for file in claimed if not any(is_same_plugin(entry, file) for entry in claims)]
     if len(claims) > 1:
         claimants = " and ".join(
             f"{claim.package} ({claim.source})" if not claim.is_file else claim.package for claim in claims
@@ -64,7 +76,7 @@ def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
         step = (
             "Uninstall one of the packages"
             if not any(claim.is_file for claim in claims)
-            else "Rename one, or leave the file out"
+            else "Rename one, or leave the file out, or bring an outdated package up to date with pip install -e"
         )
         raise DuplicateNameError(f"architecture {name!r}", f"{len(claims)} plugins claim that name: {claimants}", step)
     if not claims:

@@ -5,21 +5,20 @@ Nothing is trained before everything that can be checked has been: plugin, confi
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
+import dataclasses
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.config import ModelConfig, RunConfig
-from archbench.errors import ArchbenchError, ConfigError, PhaseError, UsageError, from_dict
-from archbench.measure import environment
-from archbench.measure.machine import describe, versions
+from archbench.errors import ArchbenchError, ArchbenchWarning, ConfigError, StorageError, UsageError
+from archbench.measure.machine import describe, device_name, versions
+from archbench.phases.conformance import conformance, require_conformance
 from archbench.phases.folder import RunFolder, open_run
+from archbench.phases.supervisor import CHECK, run_phase
 from archbench.registry import Architecture, load, plugin_paths
-from archbench.results.store import new_run_id, prepare_folder, read_results, write_run
+from archbench.results.schema import FAILED
+from archbench.results.store import new_run_id, prepare_folder, read_results, run_failed, write_run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,23 +37,33 @@ def run(config: RunConfig, *, quiet: bool = False) -> pd.DataFrame:
         The run's rows; the same as ``read_results(path_of_its_parquet_file)``.
 
     Raises:
-        ArchbenchError: whatever was wrong, named; rows of the finished phases stay in the run's folder.
+        ConformanceError: the architecture fails the conformance checks; nothing else was measured.
+        ArchbenchError: whatever else was wrong, named; the rows of the finished phases are stored, and one that says
+            what ended the run.
     """
     return _measure(_start(config), quiet=quiet)
 
 
-def resume(architecture: str, run_id: str, out: str | Path = "results", *, quiet: bool = False) -> pd.DataFrame:
-    """Go on with a run that was interrupted: finished phases are kept, training continues from its last checkpoint.
+def resume(
+    architecture: str,
+    run_id: str,
+    out: str | Path = "results",
+    *,
+    time_limit: float | None = None,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Go on with a run that was interrupted or failed: finished phases are kept, training goes on from a checkpoint.
 
     Args:
         architecture: the run's, to be sure that it is the one meant.
         run_id: the run's, or ``last`` for the newest under ``out``.
         out: folder of the results.
+        time_limit: seconds for the phases left, in place of what the run was started with.
         quiet: print no progress to standard error.
 
     Raises:
         UnknownNameError: no such run under ``out``.
-        UsageError: the run is finished, of another architecture, or was started with another torch.
+        UsageError: the run is finished, of another architecture, or was started with another torch or plugin.
         ArchbenchError: as :func:`run`.
     """
     folder = open_run(out, run_id)
@@ -65,13 +74,19 @@ def resume(architecture: str, run_id: str, out: str | Path = "results", *, quiet
             f"it is of {folder.config.architecture}, not of {architecture}",
             f"Use: {folder.resume_command}",
         )
-    if finished.exists():
+    if finished.exists() and not run_failed(finished):
         raise UsageError(f"run {folder.run_id}", "it is finished", f"Read it with: archbench results {finished}")
     started, now = folder.facts["versions"]["torch_version"], versions()["torch_version"]
     if started != now:
         raise UsageError(
             f"run {folder.run_id}", f"it was started with torch {started}, and this is {now}", "Start a new run"
         )
+    measured, found = folder.facts["plugin_version"], load(architecture, folder.config.plugins).version
+    if measured != found:
+        cause = f"it was started with version {measured} of {architecture}, and this is {found}"
+        raise UsageError(f"run {folder.run_id}", cause, "Start a new run")
+    if time_limit is not None:
+        folder = dataclasses.replace(folder, config=folder.config.override(time_limit=time_limit))
     return _measure(folder, quiet=quiet)
 
 
@@ -87,6 +102,7 @@ def _start(config: RunConfig) -> RunFolder:
     config = _with_absolute_paths(config)
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)
+    config = config.override(plugins=architecture.files)  # no other plugin's code has business in this run's processes
     _check_weights(config)
     data = prepare(config.data)
     model_config = _resolve_model(config, architecture, data)
@@ -117,83 +133,58 @@ def _start(config: RunConfig) -> RunFolder:
 
 def _measure(folder: RunFolder, *, quiet: bool) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
-    for phase in folder.config.phases:
-        if not folder.rows_file(phase).exists():
-            _run_phase(folder, phase, quiet=quiet)
-        rows += folder.read_rows(phase)
-        if any(row["metric"] == "diverged" for row in rows):
-            break  # speed and quality of a model that is no longer one compare with nothing
-    return read_results(write_run(folder.path.parent, folder.run_id, rows, folder.as_dict(), _common(folder)))
-
-
-def _run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> None:
-    """One phase in a fresh process; this one sleeps in ``wait`` meanwhile, so that it takes no part in the timing."""
-    device = folder.config.device
-    before = environment.snapshot(device)
-    # -P: the working directory is not on the path, so nothing in it is imported unasked.
-    command = [sys.executable, "-P", "-m", "archbench.phases.worker", str(folder.path.parent), folder.run_id, phase]
-    process = subprocess.Popen(
-        [*command, "quiet" if quiet else "verbose"], stdin=subprocess.DEVNULL, env=_variables(folder.config)
-    )
+    phase = CHECK
     try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        _interrupt(process)
-        raise KeyboardInterrupt(f"Continue with: {folder.resume_command}") from None
-    after = environment.snapshot(device)
-    if code != 0:
-        raise _phase_error(folder, phase, code)
-    rows = folder.read_rows(phase)
-    contaminated = bool(environment.contamination(before, after))
-    number = folder.config.phases.index(phase)
-    # Of the machine, not of the model: the same device, threads, versions … as the phase's own rows.
-    where = {name: rows[0][name] for name in (*versions(), "device", "device_name", "threads", "malloc", "parameters")}
-    watched = [
-        {**where, "phase": "environment", "metric": metric, "value": value, "repeat": number}
-        for metric, value in environment.metrics(before, after).items()
-    ]
-    folder.write_rows(phase, [{**row, "contaminated": contaminated} for row in rows + watched])
+        for phase in ((CHECK,) if folder.config.checked else ()) + folder.config.phases:
+            if not folder.rows_file(phase).exists():
+                run_phase(folder, phase, quiet=quiet)
+            rows += folder.read_rows(phase)
+            if phase == CHECK:
+                require_conformance(folder)
+            if any(row["metric"] == "diverged" for row in rows):
+                break  # speed and quality of a model that is no longer one compare with nothing
+    except StorageError:
+        raise  # where rows cannot be written there is nothing to record it in
+    except ArchbenchError as error:
+        _record_failure(folder, rows, phase, error)
+        raise
+    return read_results(_write(folder, rows))
 
 
-def _interrupt(process: subprocess.Popen[bytes]) -> None:
-    """End the phase as well. A terminal has interrupted it already; whoever signals this process alone has not."""
+def _write(folder: RunFolder, rows: list[dict[str, Any]]) -> Path:
+    # A run that is resumed after it had failed replaces its own record of that.
+    return write_run(folder.path.parent, folder.run_id, rows, folder.as_dict(), _common(folder), replace=True)
+
+
+def _record_failure(folder: RunFolder, rows: list[dict[str, Any]], phase: str, error: ArchbenchError) -> None:
+    """Store the rows of the finished phases, and one that says what ended the run."""
+    failed = {
+        **_where(folder, rows),
+        "phase": phase,
+        "metric": FAILED,
+        "unit": "1",
+        "status": " ".join(f"{type(error).__name__}: {error.culprit}: {error.cause}".split()),
+    }
     try:
-        process.wait(timeout=1)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGINT)
-        process.wait()
+        _write(folder, [*rows, failed])
+        if phase == CHECK:  # so that a run which is resumed is checked again
+            folder.rows_file(CHECK).unlink(missing_ok=True)
+    except (StorageError, OSError) as storage:
+        warnings.warn(f"this run's failure could not be recorded: {storage}", ArchbenchWarning, stacklevel=2)
 
 
-def _variables(config: RunConfig) -> dict[str, str]:
-    """The phase's environment variables; OpenMP reads its number of threads once, before torch can set it."""
-    variables = dict(os.environ)
-    if config.threads is not None:
-        variables["OMP_NUM_THREADS"] = str(config.threads)
-    return variables
+def _where(folder: RunFolder, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What every row has to say of the machine: as the finished phases found it, or as this process finds it."""
+    names = ("device", "device_name", "threads", "malloc", "parameters", *versions())
+    if rows:
+        return {name: rows[-1].get(name) for name in names}
+    import torch
 
+    from archbench.phases.device import resolve_device
 
-def _phase_error(folder: RunFolder, phase: str, code: int) -> ArchbenchError:
-    """What a failed phase left behind: its own error, or how its process died."""
-    again = folder.resume_command
-    error_file = folder.path / f"error-{phase}.json"
-    if error_file.exists():
-        fields = json.loads(error_file.read_text())
-        error_file.unlink()
-        error = from_dict(fields)
-        error.add_note(f"in phase {phase}:\n{fields['traceback']}")
-        return error
-    culprit = f"phase {phase} of run {folder.run_id}"
-    if code == -signal.SIGKILL:
-        return PhaseError(
-            culprit,
-            "its process was killed, most often for want of memory",
-            f"Use a smaller batch or preset, or continue with: {again}",
-        )
-    if code < 0:
-        return PhaseError(culprit, f"its process died of {signal.Signals(-code).name}", f"Continue with: {again}")
-    return PhaseError(
-        culprit, f"its process ended with exit code {code}", f"See what it printed above, then continue with: {again}"
-    )
+    device = resolve_device(folder.config.device)
+    threads = folder.config.threads or torch.get_num_threads()
+    return {**versions(), "device": device.type, "device_name": device_name(device), "threads": threads}
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -274,4 +265,5 @@ def _common(folder: RunFolder) -> dict[str, Any]:
         "corpus": facts["corpus"],
         "tokenizer": facts["tokenizer"],
         "lossless": facts["lossless"],
+        "conformance": conformance(folder),
     }

@@ -141,6 +141,18 @@ class GPT1(nn.Module):
         cache.advance(tokens.shape[1])
         return self.head(x[:, -1])
 
+    def forward_flops(self, batch_size: int, context_length: int) -> int:
+        """Model FLOPs of a forward pass on tokens (B, T); see :class:`archbench.protocols.FlopsModel`.
+
+        2 a multiply–add. Attention counts over the whole T × T square, by convention.
+        """
+        c = self.config
+        C = c.d_model
+        block = 3 * C * C + C * C + C * c.d_ff + c.d_ff * C  # weights: queries, keys, values; attn_out; ff_in; ff_out
+        square = 2 * context_length * C  # a position's scores with T keys, and its mixture of T values, in all heads
+        head = C * c.vocab_size
+        return batch_size * context_length * 2 * (c.n_layer * (block + square) + head)
+
 
 PRESETS = {
     "nano": GPT1Config(

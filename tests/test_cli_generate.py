@@ -26,7 +26,7 @@ def archbench(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the example plugin was trained for three steps: its text is nearly random bytes."""
     folder = tmp_path_factory.mktemp("trained")
-    options = ["--profile", "smoke", "--steps", "3", "--phases", "train", "--quiet"]
+    options = ["--profile", "smoke", "--steps", "3", "--phases", "train", "--unchecked", "--quiet"]
     done = archbench("run", "bigram", "--plugin", EXAMPLE, *options, cwd=folder)
     assert done.returncode == 0, done.stderr.decode()
     return folder

@@ -92,6 +92,22 @@ def test_rows_and_runs_can_be_chosen(folder: Path, cli: RunCLI) -> None:
     assert cli("results", folder, "--where", "phase=kernel").stdout == f"No matching results in {folder}.\n"
 
 
+def test_a_run_that_failed_says_so_in_a_line_and_an_unchecked_one_too(cli: RunCLI, tmp_path: Path) -> None:
+    checks = [{"phase": "check", "metric": "causality", "value": 1.0}]
+    failed = {"phase": "decode", "metric": "failed", "unit": "1", "status": "PhaseError: it took too long"}
+    write_run(tmp_path, "20260101T000000-000001", [*checks, *rows()[:3], failed], {}, {**COMMON, "conformance": "1"})
+    write_run(tmp_path, "20260102T000000-000002", rows(), {}, {**COMMON, "conformance": "unchecked"})
+    unchecked, passed = cli("results", tmp_path).stdout.split("\n\n")
+    assert "Run 20260101T000000-000001 failed in phase decode: PhaseError: it took too long" in passed
+    assert "failed" not in unchecked
+    assert "(--unchecked)" in unchecked
+    assert "(--unchecked)" not in passed
+    assert "causality" not in passed, "a run's checks are shown when they are asked for"
+    assert "causality" in cli("results", tmp_path, "--where", "phase=check").stdout
+    raw = cli("results", tmp_path, "--raw", "--where", "phase=decode", "--where", "metric=failed").stdout
+    assert "Run 20260101T000000-000001 failed in phase decode: PhaseError: it took too long" in raw
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "phrases"),
     [

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 import archbench
 from archbench.errors import DeviceError
 from archbench.kernels import causal_attention
+from archbench.kernels.triton_guard import flop_counter
 from archbench.measure.flops import (
     cache_bytes,
     cache_bytes_per_token,
@@ -18,6 +19,8 @@ from archbench.measure.flops import (
     measured_cache_bytes,
     measured_cache_bytes_per_token,
 )
+from archbench.measure.flops import on_meta as copy_on_meta
+from archbench.measure.operators import MAY_BE_PRODUCTS
 
 V, C, H, L, T = 50, 16, 4, 3, 24
 
@@ -180,3 +183,43 @@ def test_a_model_without_a_cache_has_no_cache_bytes() -> None:
     assert cache_bytes_per_token(on_meta(), 1, T) is None
     assert measured_cache_bytes(Tiny(), 1, T) is None
     assert measured_cache_bytes_per_token(Tiny(), 1, T) is None
+
+
+class WithScan(Tiny):
+    """A scan over the positions that torch counts as nothing, declared at 5 FLOPs a number."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens).cumsum(1)
+
+    def uncounted_flops(self, batch_size: int, context_length: int) -> dict[str, float]:
+        return {"aten::cumsum": 5.0 * batch_size * context_length * V}
+
+
+def test_declared_flops_are_added_once_to_forward_and_three_times_to_training() -> None:
+    with torch.device("meta"):
+        model = WithScan()
+    count = count_flops(model, 2, T)
+    assert count.forward_per_token == FORWARD + 5 * V
+    assert count.training_per_token == 3 * (FORWARD + 5 * V)
+    rows = {row.path: row for row in layer_table(model, 2, T)}
+    assert rows[""].forward_flops == 5 * V * 2 * T, "declared FLOPs are the model's own"
+    assert sum(row.forward_flops for row in rows.values()) == (FORWARD + 5 * V) * 2 * T
+
+
+def test_every_operator_that_torch_has_a_formula_for_would_be_missed_without_it() -> None:
+    """The names that say 'product', held against the list of products that torch keeps itself."""
+    formulas = [op for op in flop_counter().flop_registry if isinstance(op, torch._ops.OpOverloadPacket)]
+    own = [str(op).removeprefix("aten.") for op in formulas if str(op).startswith("aten.")]
+    assert len(own) > 15
+    assert [name for name in own if not MAY_BE_PRODUCTS.search(name)] == []
+
+
+def test_a_copy_on_meta_keeps_ties_and_modes_and_holds_no_values() -> None:
+    model = Tiny()
+    model.blocks.eval()
+    copied = copy_on_meta(model)
+    assert copied.head.weight is copied.embedding.weight
+    assert {parameter.device.type for parameter in copied.parameters()} == {"meta"}
+    assert (copied.training, copied.blocks.training) == (True, False)
+    assert model.head.weight.device.type == "cpu"
+    assert count_flops(copied, 1, T) == count_flops(on_meta(), 1, T)

@@ -1,4 +1,4 @@
-"""docs/plugins.md and docs/errors.md cannot drift from the code: examples, hook signatures and the tree of errors."""
+"""docs/plugins.md and docs/errors.md cannot drift from the code: examples, hooks, checks and the tree of errors."""
 
 from __future__ import annotations
 
@@ -9,24 +9,47 @@ from pathlib import Path
 import pytest
 
 import archbench
-from archbench import errors, hookspecs
+from archbench import errors, hookspecs, protocols
 from archbench.contract import HOOKS
+from archbench.testing.catalogue import CHECKS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 
 
-@pytest.mark.parametrize("example", ["bigram.py", "stopwatch.py"])
-def test_the_examples_in_the_docs_are_the_files_that_the_tests_run(example: str) -> None:
-    source = (Path(__file__).parent / "example_plugins" / example).read_text().rstrip()
-    assert f"```python\n{source}\n```" in (DOCS / "plugins.md").read_text()
+SOURCES = [
+    path.read_text()
+    for folder in ("tests/example_plugins", "tests/example_plugin", "archbench/scaffold/my-arch")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+]
 
 
-def test_the_minimal_example_is_short_and_loads() -> None:
+@pytest.mark.parametrize("block", re.findall(r"(?ms)^```python\n(.*?)^```$", (DOCS / "plugins.md").read_text()))
+def test_the_code_in_the_docs_is_in_files_that_the_tests_run(block: str) -> None:
+    for piece in block.split("\n\n\n"):  # two pieces of one file may stand together
+        assert any(f"{piece.rstrip()}\n" in source for source in SOURCES), piece
+
+
+def test_the_smallest_plugin_is_in_the_docs_has_at_most_20_lines_and_loads() -> None:
     path = Path(__file__).parent / "example_plugins" / "bigram.py"
-    code = [line for line in path.read_text().splitlines() if line.strip()]
-    assert len(code) <= 30
+    assert len([line for line in path.read_text().splitlines() if line.strip()]) <= 20
+    assert f"```python\n{path.read_text()}```" in (DOCS / "plugins.md").read_text()
     assert archbench.load("bigram", plugins=[path]).name == "bigram"
+
+
+def test_the_table_of_checks_has_every_check_whether_it_is_of_the_gate_and_why_it_matters() -> None:
+    table = "\n".join(f"| `{check.name}` | {'yes' if check.gate else ''} | {check.why} |" for check in CHECKS)
+    assert f"| check | gate | why it matters |\n|---|---|---|\n{table}\n\n" in (DOCS / "plugins.md").read_text()
+
+
+def test_the_table_of_protocols_has_each_with_its_methods() -> None:
+    rows = re.findall(r"^\| `(\w+Model)` \| ([^|]+) \|", (DOCS / "plugins.md").read_text(), re.MULTILINE)
+    documented = {name: set(re.findall(r"`(\w+)`", methods)) for name, methods in rows}
+    true = {name: kind for name, kind in vars(protocols).items() if name.endswith("Model")}
+    assert list(documented) == list(true)
+    for name, kind in true.items():
+        own = {method for method in vars(kind) if not method.startswith("_") and method != "forward"}
+        assert documented[name] == own, name
 
 
 def test_the_table_of_hooks_has_every_hook_with_its_true_signature() -> None:

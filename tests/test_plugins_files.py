@@ -99,11 +99,21 @@ def test_a_file_that_takes_an_installed_name_is_refused_and_both_are_named(
 ) -> None:
     install("acme-bigram", "bigram", minimal_plugin)
     file = tmp_path / "mine.py"
-    file.write_text(minimal_plugin)
+    file.write_text(minimal_plugin.replace("A table", "Another table"))
     with pytest.raises(
         errors.DuplicateNameError, match=r"acme-bigram \(acme_bigram\) and .*mine\.py.*leave the file out"
     ):
         archbench.load("bigram", plugins=[file])
+
+
+def test_a_file_that_is_what_is_installed_is_no_second_claim(
+    tmp_path: Path, minimal_plugin: str, install: Callable[..., Path]
+) -> None:
+    site = install("acme-bigram", "bigram", minimal_plugin)
+    (tmp_path / "copy.py").write_text(minimal_plugin)
+    for file in (site / "acme_bigram.py", tmp_path / "copy.py"):
+        assert names(file) == names()
+        assert archbench.load("bigram", plugins=[file]).package == "acme-bigram"
 
 
 @pytest.mark.parametrize(

@@ -172,6 +172,15 @@ def test_an_older_file_gets_todays_columns(tmp_path: Path) -> None:
     assert frame.value.tolist() == [1.5, 0.1, 1.1, 2.1]
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_files_of_earlier_versions_are_all_measurements_of_what_nobody_checked(version: int) -> None:
+    frame = read_results(Path(__file__).with_name(f"results_of_version_{version}"))
+    assert set(frame.schema_version) == {version}
+    assert set(frame.status) == {"ok"}
+    assert frame.conformance.isna().all()
+    assert len(read_results(Path(__file__).with_name(f"results_of_version_{version}"), {"status": "ok"})) == len(frame)
+
+
 def test_the_file_says_its_schema_to_any_reader_of_parquet(tmp_path: Path) -> None:
     assert pq.read_schema(write(tmp_path, new_run_id())).equals(ARROW_SCHEMA, check_metadata=True)
 

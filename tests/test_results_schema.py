@@ -54,9 +54,9 @@ def test_the_arrow_schema_has_exactly_the_documented_columns() -> None:
     assert [field.nullable for field in ARROW_SCHEMA] == [column.nullable for column in COLUMNS]
 
 
-def test_schema_version_2_has_not_changed_without_a_new_version() -> None:
-    # Files of version 2 are on people's disks. A change here needs SCHEMA_VERSION raised and an upgrade on reading.
-    assert SCHEMA_VERSION == 2
+def test_schema_version_3_has_not_changed_without_a_new_version() -> None:
+    # Files of version 3 are on people's disks. A change here needs SCHEMA_VERSION raised and an upgrade on reading.
+    assert SCHEMA_VERSION == 3
     assert " ".join(f"{column.name}:{column.type}{'?' if column.nullable else ''}" for column in COLUMNS) == (
         "run_id:string time_utc:timestamp schema_version:int64 architecture:string plugin_package:string "
         "plugin_version:string? preset:string config_hash:string seed:int64 phase:string metric:string unit:string "
@@ -64,7 +64,7 @@ def test_schema_version_2_has_not_changed_without_a_new_version() -> None:
         "threads:int64 world_size:int64 batch_size:int64? context_length:int64? prompt_length:int64? "
         "operation:string? query_heads:int64? kv_heads:int64? head_width:int64? window:int64? model_width:int64? "
         "vocab_size:int64? parameters:int64? corpus:string? tokenizer:string? lossless:bool? "
-        "tokens_seen:int64? contaminated:bool? malloc:string? "
+        "tokens_seen:int64? contaminated:bool? conformance:string? status:string? malloc:string? "
         "archbench_version:string torch_version:string triton_version:string? python_version:string "
         "git_revision:string?"
     )

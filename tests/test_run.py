@@ -23,6 +23,8 @@ SMALL = [
     "--set", "context_length=32", "--config", "training.validate_every=3", "--config", "training.checkpoint_every=2",
     "--quiet",
 ]  # fmt: skip
+UNCHECKED = [*SMALL, "--unchecked"]
+"""For tests that do not care about the conformance checks: tests/test_run_gate.py does."""
 
 
 def archbench(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -46,7 +48,7 @@ def with_small_corpus(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = with_small_corpus(tmp_path_factory.mktemp("run"))
-    done = archbench("run", "gpt1", *SMALL, cwd=folder)
+    done = archbench("run", "gpt1", *UNCHECKED, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
@@ -131,7 +133,7 @@ def test_the_same_seed_gives_the_same_losses_and_another_seed_others(
     folder, _ = finished
     for seed, same in (("0", True), ("7", False)):
         out = f"seed{seed}"
-        done = archbench("run", "gpt1", *SMALL, "--phases", "train", "--seed", seed, "--out", out, cwd=folder)
+        done = archbench("run", "gpt1", *UNCHECKED, "--phases", "train", "--seed", seed, "--out", out, cwd=folder)
         assert done.returncode == 0, done.stderr
         assert (losses(read_results(folder / out)) == losses(frame)) is same
 
@@ -154,7 +156,17 @@ def test_a_finished_run_is_not_resumed(finished: tuple[Path, str]) -> None:
 
 def test_a_run_killed_in_training_goes_on_with_the_same_losses(finished: tuple[Path, str], frame: pd.DataFrame) -> None:
     folder, _ = finished
-    command = ["run", "gpt1", *SMALL, "--phases", "train", "--config", "training.checkpoint_every=1", "--out", "killed"]
+    command = [
+        "run",
+        "gpt1",
+        *UNCHECKED,
+        "--phases",
+        "train",
+        "--config",
+        "training.checkpoint_every=1",
+        "--out",
+        "killed",
+    ]
     process = subprocess.Popen([sys.executable, "-P", "-m", "archbench", *command], cwd=folder, start_new_session=True)
     _wait_for(folder, "killed/*/checkpoints/step-*")
     os.killpg(process.pid, signal.SIGKILL)
@@ -166,7 +178,7 @@ def test_a_run_killed_in_training_goes_on_with_the_same_losses(finished: tuple[P
 
 def test_an_interrupted_run_ends_at_once_and_says_how_to_go_on(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    command = ["run", "gpt1", *SMALL, "--phases", "train", "--steps", "100000", "--out", "interrupted"]
+    command = ["run", "gpt1", *UNCHECKED, "--phases", "train", "--steps", "100000", "--out", "interrupted"]
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "archbench", *command], cwd=folder, stderr=subprocess.PIPE, text=True
     )
@@ -188,7 +200,14 @@ def _wait_for(folder: Path, pattern: str) -> None:
 
 def test_a_diverged_run_says_so_in_a_row_and_in_words(tmp_path: Path) -> None:
     done = archbench(
-        "run", "gpt1", *SMALL, "--lr", "1e30", "--config", "training.grad_clip=null", cwd=with_small_corpus(tmp_path)
+        "run",
+        "gpt1",
+        *UNCHECKED,
+        "--lr",
+        "1e30",
+        "--config",
+        "training.grad_clip=null",
+        cwd=with_small_corpus(tmp_path),
     )
     assert done.returncode == 0, done.stderr
     assert "diverged" in done.stdout
@@ -198,7 +217,7 @@ def test_a_diverged_run_says_so_in_a_row_and_in_words(tmp_path: Path) -> None:
 
 
 def test_json_lines_are_the_rows(tmp_path: Path) -> None:
-    done = archbench("run", "gpt1", *SMALL, "--phases", "train", "--json", cwd=with_small_corpus(tmp_path))
+    done = archbench("run", "gpt1", *UNCHECKED, "--phases", "train", "--json", cwd=with_small_corpus(tmp_path))
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == len(read_results(tmp_path / "results"))
@@ -207,7 +226,16 @@ def test_json_lines_are_the_rows(tmp_path: Path) -> None:
 def test_a_user_file_as_corpus_with_bpe(tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_text("The quick brown fox jumps over the lazy dog.\n" * 400)
     done = archbench(
-        "run", "gpt1", *SMALL, "--phases", "train,quality", "--corpus", "my.txt", "--tokenizer", "bpe:280", cwd=tmp_path
+        "run",
+        "gpt1",
+        *UNCHECKED,
+        "--phases",
+        "train,quality",
+        "--corpus",
+        "my.txt",
+        "--tokenizer",
+        "bpe:280",
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     frame = read_results(tmp_path / "results")

@@ -28,7 +28,7 @@ def test_published_weights_score_as_transformers_scores_them(tmp_path: Path) -> 
         "run", "gpt1", "--profile", "smoke", "--preset", "paper", "--weights", "published", "--tokenizer", "byte",
         "--corpus", "small.txt",
         "--set", "vocab_size=300", "--set", f"context_length={T}", "--set", "d_model=32", "--set", "n_layer=2",
-        "--set", "n_head=2", "--set", "d_ff=128", "--quiet", cwd=tmp_path,
+        "--set", "n_head=2", "--set", "d_ff=128", "--unchecked", "--quiet", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     frame = read_results(tmp_path / "results")
@@ -50,7 +50,7 @@ def test_published_weights_score_as_transformers_scores_them(tmp_path: Path) -> 
 def test_a_plugin_file_runs_without_being_installed(tmp_path: Path) -> None:
     done = archbench(
         "run", "bigram", "--plugin", str(EXAMPLES / "bigram.py"), "--profile", "smoke", "--corpus", "small.txt",
-        "--steps", "3", "--quiet", cwd=with_small_corpus(tmp_path),
+        "--steps", "3", "--unchecked", "--quiet", cwd=with_small_corpus(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     frame = read_results(tmp_path / "results")
@@ -66,17 +66,20 @@ def test_a_plugin_that_stops_early_gets_no_speed(tmp_path: Path) -> None:
     (tmp_path / "lazy.py").write_text(source.replace(honest, lazy))
     done = archbench(
         "run", "bigram", "--plugin", "lazy.py", "--profile", "smoke", "--corpus", "small.txt", "--steps", "1",
-        "--phases", "train,decode", "--quiet", cwd=with_small_corpus(tmp_path),
+        "--phases", "train,decode", "--unchecked", "--quiet", cwd=with_small_corpus(tmp_path),
     )  # fmt: skip
     assert done.returncode == 3
     assert "it gave 4 tokens of the 8 it was asked for" in done.stderr
-    assert not list((tmp_path / "results").glob("*.parquet"))
+    decode = read_results(tmp_path / "results", {"phase": "decode"})
+    assert decode.metric.to_list() == ["failed"]
+    assert decode.status.str.contains("it gave 4 tokens of the 8").all()
 
 
 def test_a_wrapper_is_recorded_beside_the_run(tmp_path: Path) -> None:
     done = archbench(
         "run", "gpt1", "--plugin", str(EXAMPLES / "stopwatch.py"), "--profile", "smoke", "--corpus", "small.txt",
-        "--steps", "2", "--phases", "train", "--attention", "reference", "--quiet", cwd=with_small_corpus(tmp_path),
+        "--steps", "2", "--phases", "train", "--attention", "reference", "--unchecked", "--quiet",
+        cwd=with_small_corpus(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (settings,) = (tmp_path / "results").glob("*.json")
@@ -89,7 +92,7 @@ def test_a_wrapper_is_recorded_beside_the_run(tmp_path: Path) -> None:
 def test_a_compiled_bfloat16_run_of_two_seeds(tmp_path: Path) -> None:
     done = archbench(
         "run", "gpt1", "--profile", "smoke", "--corpus", "small.txt", "--steps", "3", "--seed", "1", "--seed", "2",
-        "--dtype", "bfloat16", "--attention", "sdpa", "--compile", "--set", "n_layer=1", "--quiet",
+        "--dtype", "bfloat16", "--attention", "sdpa", "--compile", "--set", "n_layer=1", "--unchecked", "--quiet",
         cwd=with_small_corpus(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

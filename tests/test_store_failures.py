@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from archbench.errors import StorageError
-from archbench.results.store import prepare_folder, write_run
+from archbench.results.store import prepare_folder, read_results, run_failed, write_run
 from test_results_schema import COMMON
 
 ROW = {"phase": "quality", "metric": "loss", "value": 1.0}
@@ -69,3 +69,16 @@ def test_what_a_killed_writer_left_does_not_stop_the_next_try(tmp_path: Path) ->
     path = write_run(tmp_path, RUN, [ROW], {"whole": True}, COMMON)
     assert path.exists()
     assert "whole" in path.with_suffix(".json").read_text()
+
+
+def test_a_run_replaces_the_record_of_its_failure_and_nothing_else(tmp_path: Path) -> None:
+    failed = {"phase": "train", "metric": "failed", "unit": "1", "status": "PhaseError: it died"}
+    path = write_run(tmp_path, RUN, [ROW, failed], {}, COMMON)
+    assert run_failed(path)
+    with pytest.raises(StorageError, match="this run was already written"):
+        write_run(tmp_path, RUN, [ROW], {}, COMMON)
+    write_run(tmp_path, RUN, [ROW], {}, COMMON, replace=True)
+    assert not run_failed(path)
+    assert read_results(path).status.to_list() == ["ok"]
+    with pytest.raises(StorageError, match="this run was already written"):
+        write_run(tmp_path, RUN, [ROW, failed], {}, COMMON, replace=True)

@@ -12,10 +12,13 @@ from typing import Annotated, Any
 import typer
 
 from archbench import __version__
+from archbench.cli.check import check
 from archbench.cli.doctor import doctor
 from archbench.cli.generate import generate
 from archbench.cli.kernels import kernels
 from archbench.cli.listing import list_architectures
+from archbench.cli.new import new
+from archbench.cli.output import say
 from archbench.cli.results import results
 from archbench.cli.run import run
 from archbench.cli.show import show
@@ -67,6 +70,8 @@ app.command("generate", rich_help_panel="Measure")(generate)
 app.command("list", rich_help_panel="Look")(list_architectures)
 app.command("show", rich_help_panel="Look")(show)
 app.command("doctor", rich_help_panel="Look")(doctor)
+app.command("new", rich_help_panel="Add your own")(new)
+app.command("check", rich_help_panel="Add your own")(check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,14 +82,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = [option for option in options if option != "--debug"] + given[len(options) :]
     warnings.showwarning = _show_warning(warnings.showwarning)
     try:
-        code = app(given or ["--help"], prog_name="archbench", standalone_mode=False)
+        code = app(given or ["--help"], prog_name="archbench", standalone_mode=False, obj=debug)
         sys.stdout.flush()
         if code == INTERRUPTED:  # typer has made a KeyboardInterrupt into this
             raise KeyboardInterrupt
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (KeyboardInterrupt, typer.Abort):
-        _say("Interrupted", "")
+        say("Interrupted", "")
         return INTERRUPTED
     except BrokenPipeError:
         # The reader has gone (| head): nothing more to say, not even at interpreter exit.
@@ -100,38 +105,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _report(error: Exception, debug: bool) -> int:
     """Say on stderr what went wrong, in one paragraph; the exit code."""
     if isinstance(error, ArchbenchError):
-        _say("Error", str(error))
+        say("Error", str(error))
         return error.exit_code
     if isinstance(error, _TyperUsageError):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "archbench"
-        _say("Error", f"{error.format_message().rstrip('.')}. See {command} --help.")
+        say("Error", f"{error.format_message().rstrip('.')}. See {command} --help.")
         return int(error.exit_code)
     cause = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, OSError) and error.strerror:
         place = error.filename if error.filename is not None else "the system"
-        _say("Error", f"{place}: {error.strerror}. Correct it and run the command again.")
+        say("Error", f"{place}: {error.strerror}. Correct it and run the command again.")
         return 7
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        _say("Error", f"out of memory: {cause}. Take a smaller batch, context or preset, or a larger machine.")
+        say("Error", f"out of memory: {cause}. Take a smaller batch, context or preset, or a larger machine.")
         return 5
     frame = traceback.extract_tb(error.__traceback__)[-1]
     step = "Please report it" if debug else "Rerun with --debug for the traceback, and report it"
-    _say("Error", f"a bug in archbench or in a plugin: {cause} ({frame.filename}:{frame.lineno}). {step}.")
+    say("Error", f"a bug in archbench or in a plugin: {cause} ({frame.filename}:{frame.lineno}). {step}.")
     return BUG
 
 
 def _show_warning(otherwise: Any) -> Any:
     def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, ArchbenchWarning):
-            _say("Warning", str(message))
+            say("Warning", str(message))
         else:
             otherwise(message, category, *place, **more)
 
     return show_warning
-
-
-def _say(kind: str, text: str) -> None:
-    colour = typer.colors.YELLOW if kind == "Warning" else typer.colors.RED
-    label = kind if "NO_COLOR" in os.environ else typer.style(kind, fg=colour, bold=True)
-    typer.echo(f"{label}: {text}" if text else label, err=True)

@@ -1,4 +1,4 @@
-"""Standard output: tables for people, JSON lines for programs."""
+"""Standard output: tables for people, JSON lines for programs; and what is said on standard error."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import os
 import sys
 from typing import TYPE_CHECKING, Any
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,3 +39,10 @@ def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 def print_json(value: Any) -> None:
     """One JSON object on one line."""
     print(json.dumps(value, ensure_ascii=False, allow_nan=False))
+
+
+def say(kind: str, text: str) -> None:
+    """One paragraph on standard error; ``kind`` is Error, Warning or another label."""
+    colour = typer.colors.YELLOW if kind == "Warning" else typer.colors.RED
+    label = kind if "NO_COLOR" in os.environ else typer.style(kind, fg=colour, bold=True)
+    typer.echo(f"{label}: {text}" if text else label, err=True)

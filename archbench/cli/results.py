@@ -11,12 +11,16 @@ import typer
 
 from archbench.cli.options import Json
 from archbench.errors import StorageError
+from archbench.results.schema import FAILED, UNCHECKED
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_RUNS = 3
 """Newest runs shown to a person who does not say how many."""
+
+_INCIDENTAL = ("check", "environment")
+"""Phases that measure nothing of the model."""
 
 _CHANGING = ("loss", "learning_rate", "grad_norm", "validation_loss", "validation_bits_per_byte")
 """Training metrics that change with the step: their last value tells more than their median."""
@@ -45,7 +49,8 @@ def results(
     """Show results, the newest run first: median, interquartile range and number of repeats of each measurement.
 
     Loss, learning rate and the like, which change as training goes on, are shown by their last value. Rows of the
-    phase "environment" are shown only when asked for (--where phase=environment), or with --raw, --csv and --json.
+    phases "check" and "environment" are shown only when asked for (--where phase=check), or with --raw, --csv and
+    --json. Of a run that an error ended there is a line with the error, below what was measured before.
     """
     from archbench.cli.summary import print_rows
     from archbench.results.store import read_results
@@ -65,25 +70,26 @@ def results(
                 + ("" if where else " Start with: archbench run gpt1")
             )
             return
-        (_print_raw if raw else _print_summary)(
-            frame, hide_environment=not any("phase" in text for text in where or [])
-        )
+        (_print_raw if raw else _print_summary)(frame, hide_incidental=not any("phase" in text for text in where or []))
         if total > shown:
             typer.echo(f"\n{total - shown} older runs not shown; --limit 0 shows all.")
 
 
-def _print_summary(frame: pd.DataFrame, *, hide_environment: bool) -> None:
+def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
     from archbench.cli.kernels_table import print_kernel_rows
     from archbench.cli.output import console, table
+    from archbench.cli.summary import UNCHECKED_REMARK, failures
 
     out = console()
     for number, (run_id, rows) in enumerate(frame.groupby("run_id", sort=False)):
         if number:
             out.print()
-        out.print(f"{run_id}  {_title(rows.iloc[0].to_dict())}", style="bold", soft_wrap=True)
-        contaminated = rows.contaminated
-        if hide_environment:
-            rows = rows[rows.phase != "environment"]
+        title = _title({**rows.iloc[0].to_dict(), "parameters": rows.parameters.max()})
+        out.print(f"{run_id}  {title}", style="bold", soft_wrap=True)
+        contaminated, unchecked, failed = rows.contaminated, rows.conformance == UNCHECKED, failures(rows)
+        rows = rows[rows.metric != FAILED]
+        if hide_incidental:
+            rows = rows[~rows.phase.isin(_INCIDENTAL)]
         if (rows.phase == "kernel").any():
             print_kernel_rows(rows[rows.phase == "kernel"])
             rows = rows[rows.phase != "kernel"]
@@ -94,6 +100,10 @@ def _print_summary(frame: pd.DataFrame, *, hide_environment: bool) -> None:
             phase = line["phase"]
         if made.row_count:
             out.print(made)
+        for failure in failed:
+            out.print(failure, style="red", soft_wrap=True)
+        if unchecked.any():
+            out.print(UNCHECKED_REMARK, style="yellow", soft_wrap=True)
         if contaminated.fillna(False).any():
             out.print(
                 "Other work ran on this machine during some phases: their speeds are marked contaminated.",
@@ -140,9 +150,10 @@ def _cells(line: dict[str, Any]) -> tuple[str, ...]:
     return line["metric"], case, humanise(line["median"], unit), spread, str(line["n"])
 
 
-def _print_raw(frame: pd.DataFrame, *, hide_environment: bool) -> None:
+def _print_raw(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
     from archbench.cli.kernels_table import case_name
     from archbench.cli.output import console, table
+    from archbench.cli.summary import failures
     from archbench.cli.units import humanise
 
     numbers = ("seed", "batch", "prompt", "repeat", "value")
@@ -156,7 +167,10 @@ def _print_raw(frame: pd.DataFrame, *, hide_environment: bool) -> None:
         made.add_row(
             *named, *([case_name(row)] if cases else []), *case, str(row["repeat"]), humanise(row["value"], row["unit"])
         )
-    console().print(made)
+    out = console()
+    out.print(made)
+    for line in failures(frame):
+        out.print(line, style="red", soft_wrap=True)
 
 
 def _title(row: Mapping[Any, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,17 +11,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.options import assignments
-from archbench.errors import ConfigError, UsageError
+from archbench.cli.output import say
+from archbench.errors import ArchbenchError, ConfigError, StorageError, UsageError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from archbench.config import RunConfig
 
 MORE_CONFIG = "Any field of the run's configuration, as in --config training.schedule=wsd (repeatable)"
 
 
 def run(
+    context: typer.Context,
     architecture: Annotated[
-        str, typer.Argument(help="Name of the architecture (see: archbench list)", show_default=False)
+        list[str], typer.Argument(help="Names of the architectures (see: archbench list)", show_default=False)
     ],
     profile: Annotated[
         str | None,
@@ -70,29 +75,26 @@ def run(
     phases: Annotated[
         str | None, typer.Option(help="Comma-separated phases", show_default="train,quality,prefill,decode")
     ] = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Measure without the conformance checks; the rows will say so")
+    ] = False,
     config: Annotated[list[str] | None, typer.Option("--config", help=MORE_CONFIG)] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="A plugin file or folder to load (repeatable)")] = None,
     out: Annotated[str, typer.Option(help="Folder for the results")] = "results",
     resume: Annotated[
-        str | None, typer.Option(help="Continue an interrupted run: its RUN_ID, or last", metavar="RUN_ID")
+        str | None, typer.Option(help="Continue an interrupted or failed run: its RUN_ID, or last", metavar="RUN_ID")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the rows as JSON lines instead of a summary")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error")] = False,
 ) -> None:
-    """Train, score, time and weigh one architecture; the results are a tidy table.
+    """Train, score, time and weigh architectures; the results are a tidy table.
 
     Without options: the nano preset on the embedded corpus for a minute or two on a CPU, the true published model on
-    a GPU.
+    a GPU. Before anything is measured the architecture has to pass the conformance checks. Of several architectures
+    or seeds each run is its own: one that fails costs the others nothing.
     """
-    from archbench import runner
-    from archbench.cli.summary import print_rows, print_summary
-
-    show = print_rows if json_ else print_summary
     if resume is not None:
-        _refuse_beside_resume(locals())
-        with _saying_how_to_go_on():
-            frame = runner.resume(architecture, resume, out, quiet=quiet)
-        show(frame, out)
+        _resume(architecture, resume, locals())
         return
 
     from archbench.phases.device import default_device, resolve_device
@@ -100,7 +102,6 @@ def run(
     device = default_device() if device == "auto" else device
     on_gpu = resolve_device(device).type == "cuda"
     values: dict[str, Any] = {
-        "architecture": architecture,
         "profile": profile or ("standard" if on_gpu else "quick"),
         "preset": preset,
         "overrides": assignments(set_, "--set"),
@@ -109,6 +110,7 @@ def run(
         "attention": attention,
         "compile": compile_,
         "threads": threads,
+        "checked": False if unchecked else None,
         "plugins": tuple(plugin or ()),
         "out": out,
         "weights": weights,
@@ -129,10 +131,78 @@ def run(
     }
     for path, value in assignments(config, "--config").items():
         _assign(values, path, value)
-    for one in seed or [0]:
-        with _saying_how_to_go_on():
-            frame = runner.run(_frozen({**_given(**values), "seed": one}), quiet=quiet)
-        show(frame, out)
+    runs = [
+        _frozen({**_given(**values), "architecture": name, "seed": one}) for name in architecture for one in seed or [0]
+    ]
+    if len(runs) == 1:
+        _show(_measured(runs[0], quiet=quiet), out, json=json_)
+    else:
+        _measure_each(runs, quiet=quiet, json=json_, debug=bool(context.obj))
+
+
+def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool) -> None:
+    """One run after the other. An error ends its own run only, and is said at once; the first decides the exit code.
+
+    Raises:
+        StorageError: results cannot be written, so that the runs to come would be in vain.
+        typer.Exit: some failed.
+    """
+    failed: list[tuple[str, int]] = []
+    for config in runs:
+        try:
+            frame = _measured(config, quiet=quiet)
+        except StorageError:
+            raise
+        except ArchbenchError as error:
+            if debug:
+                traceback.print_exception(error)
+            say("Error", str(error))
+            several_seeds = len({one.seed for one in runs}) > 1
+            failed.append((config.architecture + (f" seed {config.seed}" if several_seeds else ""), error.exit_code))
+            continue
+        _show(frame, config.out, json=json)
+    if failed:
+        typer.echo(f"Failed: {', '.join(f'{name} (exit code {code})' for name, code in failed)}", err=True)
+        raise typer.Exit(failed[0][1])
+
+
+def _measured(config: RunConfig, *, quiet: bool) -> pd.DataFrame:
+    from archbench import runner
+
+    with _saying_how_to_go_on():
+        return runner.run(config, quiet=quiet)
+
+
+def _show(frame: pd.DataFrame, out: str, *, json: bool) -> None:
+    from archbench.cli.summary import print_rows, print_summary
+
+    (print_rows if json else print_summary)(frame, out)
+
+
+def _resume(architectures: list[str], run_id: str, given: dict[str, Any]) -> None:
+    """``--resume``: the run keeps its frozen configuration, but for how long its phases may take.
+
+    Raises:
+        UsageError: several architectures, or an option that would change the configuration.
+    """
+    from archbench import runner
+
+    if len(architectures) > 1:
+        step = f"Name the one that the run is of: archbench run {architectures[0]} --resume {run_id}"
+        raise UsageError("--resume", f"it goes on with one run, and {len(architectures)} architectures are named", step)
+    more = assignments(given["config"], "--config")
+    limit = more.pop("time_limit", None)
+    _refuse_beside_resume({**given, "config": more or None})
+    with _saying_how_to_go_on():
+        frame = runner.resume(architectures[0], run_id, given["out"], time_limit=_number(limit), quiet=given["quiet"])
+    _show(frame, given["out"], json=given["json_"])
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        raise ConfigError("--config time_limit", f"{text!r} is not a number", "Give seconds") from None
 
 
 @contextmanager
@@ -207,7 +277,7 @@ def _refuse_beside_resume(given: dict[str, Any]) -> None:
     unset = {"device": "auto", "attention": "auto"}
     options = {"set_": "--set", "compile_": "--compile", "learning_rate": "--lr"}
     for name, value in given.items():
-        if name in {"architecture", "out", "resume", "json_", "quiet"} or name not in run.__annotations__:
+        if name in {"context", "architecture", "out", "resume", "json_", "quiet"} or name not in run.__annotations__:
             continue
         if value not in (None, False, unset.get(name)):
             raise UsageError(

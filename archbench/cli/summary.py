@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from archbench.cli.units import humanise
+from archbench.results.schema import FAILED, UNCHECKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,18 @@ FLOORS = {
     "floor_bz2": "bz2",
     "floor_xz": "xz",
 }
+
+
+UNCHECKED_REMARK = (
+    "Unchecked: whether the model sees the future or decodes from a wrong cache was not looked at (--unchecked); "
+    "its rows say so."
+)
+
+
+def failures(frame: pd.DataFrame) -> list[str]:
+    """One line for each run in ``frame`` that an error ended: in which phase, and the error."""
+    failed = frame[frame.metric == FAILED]
+    return [f"Run {row.run_id} failed in phase {row.phase}: {row.status}" for row in failed.itertuples()]
 
 
 def print_rows(frame: pd.DataFrame, out: str) -> None:
@@ -143,6 +156,8 @@ def _remarks(frame: pd.DataFrame) -> list[str]:
     if len(diverged):
         step = diverged.value.iloc[0]
         lines.append(f"[yellow]Training diverged: no finite loss at step {step:.0f}, where the run ended.[/yellow]")
+    if (frame.conformance == UNCHECKED).any():
+        lines.append(f"[yellow]{UNCHECKED_REMARK}[/yellow]")
     contaminated = frame[frame.contaminated.eq(True)].phase.unique()
     if len(contaminated):
         phases = ", ".join(phase for phase in contaminated if phase != "environment")

@@ -8,11 +8,16 @@ appendix B; Kaplan et al. 2020, section 2.1.
 
 On the meta device because elsewhere fused attention may hide its products from the counter (on a CPU it counts as
 zero). There, both ``archbench.kernels.causal_attention`` and torch's own attention are plain matrix products.
+
+What torch cannot count (a scan, a Fourier transform, a kernel of the model's own) the model declares, as an
+:class:`archbench.protocols.UncountedModel`, and it is added: once for forward, three times for training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,9 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from archbench.errors import DeviceError
+from archbench.errors import ArchbenchError, DeviceError, UsageError
 from archbench.kernels.triton_guard import flop_counter
-from archbench.protocols import CachedModel
+from archbench.measure.operators import UncountedOperators
+from archbench.protocols import CachedModel, UncountedModel
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -50,7 +56,8 @@ class LayerRow:
         path: name within the model, as in ``blocks.0.attention``; "" for the model itself.
         type: class name.
         parameters: numbers in the module's own parameters; a tied one counts where it is met first.
-        forward_flops: of the matrix products in the module but in none of its children.
+        forward_flops: of the matrix products in the module but in none of its children; what the model declares
+            uncounted is the model's own.
         output_shape: of the first tensor it returned; None if it was never called.
     """
 
@@ -71,17 +78,61 @@ def count_flops(model: nn.Module, batch_size: int, context_length: int) -> FlopC
 
     Raises:
         DeviceError: the model is not on the meta device, or does something that cannot be done there.
+        UsageError: what it declares uncounted is no mapping of names to FLOPs.
     """
     tokens = _tokens(model, batch_size, context_length)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with _on_meta(model):
+    with _meta_device(model):
         with _mode(model, training=False), torch.no_grad(), _counter() as forward:
             model(tokens)
         with _mode(model, training=True), torch.enable_grad(), _counter() as training:
-            logits: Tensor = model(tokens)
-            torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+            torch.autograd.grad(model(tokens).sum(), _trained(model), allow_unused=True)
     n = tokens.numel()
-    return FlopCount(forward.get_total_flops() / n, training.get_total_flops() / n)
+    declared = sum(declared_uncounted(model, batch_size, context_length).values())
+    return FlopCount((forward.get_total_flops() + declared) / n, (training.get_total_flops() + 3 * declared) / n)
+
+
+def declared_uncounted(model: nn.Module, batch_size: int, context_length: int) -> Mapping[str, float]:
+    """What the model itself says its uncounted operators cost, FLOPs of a forward pass on tokens (B, T); {} if nothing.
+
+    Raises:
+        UsageError: it is no mapping of names to FLOPs.
+    """
+    if not isinstance(model, UncountedModel):
+        return {}
+    declared: object = model.uncounted_flops(batch_size, context_length)
+    if not isinstance(declared, Mapping) or not all(
+        isinstance(name, str) and isinstance(flops, int | float) and 0 <= flops < math.inf
+        for name, flops in declared.items()
+    ):
+        raise UsageError(
+            f"{type(model).__name__}.uncounted_flops",
+            f"it returned {declared!r}",
+            "Return FLOPs by operator, as in {'aten::cumsum': 0.0}",
+        )
+    return declared
+
+
+def uncounted_operators(model: nn.Module, batch_size: int, context_length: int) -> tuple[list[str], list[str]]:
+    """The operators that :mod:`archbench.measure.operators` calls uncounted, as in ``aten::cumsum``.
+
+    Args:
+        model: as for :func:`count_flops`.
+        batch_size: B.
+        context_length: T.
+
+    Returns:
+        Those of a forward pass on tokens (B, T), and those of the backward pass after it.
+
+    Raises:
+        DeviceError: as in :func:`count_flops`.
+    """
+    tokens = _tokens(model, batch_size, context_length)
+    with _meta_device(model), _mode(model, training=True), torch.enable_grad():
+        with UncountedOperators() as forward, _counter():
+            total = model(tokens).sum()
+        with UncountedOperators() as backward, _counter():
+            torch.autograd.grad(total, _trained(model), allow_unused=True)
+    return forward.names, backward.names
 
 
 def layer_table(model: nn.Module, batch_size: int = 1, context_length: int | None = None) -> list[LayerRow]:
@@ -100,13 +151,14 @@ def layer_table(model: nn.Module, batch_size: int = 1, context_length: int | Non
     own: dict[nn.Module, int] = dict.fromkeys(model.modules(), 0)
     shapes: dict[nn.Module, tuple[int, ...]] = {}
     with (
-        _on_meta(model),
+        _meta_device(model),
         _mode(model, training=False),
         torch.no_grad(),
         _counter() as counter,
         _own_flops(model, counter, own, shapes),
     ):
         model(tokens)
+    own[model] += round(sum(declared_uncounted(model, batch_size, length).values()))
     rows = []
     seen: set[nn.Parameter] = set()
     for path, module in model.named_modules():
@@ -188,7 +240,12 @@ def measured_cache_bytes(model: nn.Module, batch_size: int, capacity: int) -> in
     cache = model.new_cache(batch_size, capacity)
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device) - before
-    storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in cache.tensors())}
+    return storage_bytes(cache.tensors())
+
+
+def storage_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages behind ``tensors``: a view weighs as much as what it is a view of."""
+    storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
     return sum(storage.nbytes() for storage in storages.values())
 
 
@@ -205,6 +262,25 @@ def _slope(
         return None
     large, small = weigh(model, batch_size, capacity), weigh(model, batch_size, half)
     return None if large is None or small is None else (large - small) / (capacity - half) / batch_size
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of ``model`` whose tensors have shapes but no values, for counting; tied weights stay tied.
+
+    Unlike a second ``build`` under ``torch.device("meta")`` this draws no initial values, which torch's meta device can
+    only do after importing its compiler.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): _described(tensor) for tensor in tensors})
+
+
+def _described(tensor: Tensor) -> Tensor:
+    empty = tensor.detach().to("meta")
+    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def _trained(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def _counter() -> FlopCounterMode:
@@ -225,14 +301,17 @@ def _tokens(model: nn.Module, batch_size: int, context_length: int) -> Tensor:
 
 
 @contextmanager
-def _on_meta(model: nn.Module) -> Iterator[None]:
+def _meta_device(model: nn.Module) -> Iterator[None]:
     """What a forward pass creates without naming a device is on meta too; what cannot be done there is our error."""
     try:
         with torch.device("meta"):
             yield
-    except (NotImplementedError, RuntimeError) as error:
+    except ArchbenchError:
+        raise
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:  # the last two: higher-order operators
         cause = f"its FLOPs cannot be counted on the meta device ({' '.join(str(error).split())[:300]})"
-        raise DeviceError(type(model).__name__, cause, "Make forward independent of the tokens' values") from error
+        step = "Make forward independent of the tokens' values, and use only what has a meta kernel on that device"
+        raise DeviceError(type(model).__name__, cause, step) from error
 
 
 @contextmanager

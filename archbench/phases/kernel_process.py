@@ -23,7 +23,8 @@ from archbench.errors import ArchbenchError, DeviceError, PhaseError, from_dict
 from archbench.measure import environment
 from archbench.measure.machine import describe, versions
 from archbench.phases.kernel import run_kernel
-from archbench.phases.process import end_with_parent, measuring
+from archbench.phases.process import measuring
+from archbench.processes import end_with_parent
 from archbench.results.store import new_run_id, prepare_folder, write_run
 
 CONFIG, OUTCOME = "config.json", "outcome.json"

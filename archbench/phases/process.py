@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -16,13 +13,6 @@ from archbench.measure.machine import device_name, versions
 from archbench.measure.malloc import tune_malloc
 from archbench.phases.device import resolve_device
 from archbench.phases.rows import Rows
-
-
-def end_with_parent() -> None:
-    """Ask Linux to end this process when its parent dies, however it dies: no orphan goes on burning the machine."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager

@@ -37,6 +37,19 @@ _REPEATED = (
     ("stationary", "1", "1: no trend left in the samples; 0: warm-up ended at its limit, or the samples still drift"),
 )
 
+# The gate of archbench.testing.catalogue. Where one is 0 nothing else is measured; why stands in RUN_ID/check.json.
+_CHECK = _metrics(
+    "check",
+    ("hooks", "1", "1: the hooks keep their contract; 0: they do not; null: not judged"),
+    ("logits", "1", "1: the logits are finite, of the right shape and dtype; 0: they are not; null: not judged"),
+    ("causality", "1", "1: no logit depends on a later token; 0: one does; null: not judged"),
+    ("batch_invariance", "1", "1: no sequence depends on its company; 0: one does; null: not judged"),
+    ("cached_decode", "1", "1: decoding gives a full pass's logits; 0: it does not; null: no cache, or not judged"),
+    ("state_bytes", "1", "1: the cache is all the state and says so; 0: it is not; null: no cache, or not judged"),
+    ("generate", "1", "1: generate gives the tokens asked for, one by one; 0: it does not; null: not judged"),
+    ("train_step", "1", "1: train_step updates once and returns the batch's loss; 0: it does not; null: not judged"),
+    ("side_effects", "1", "1: the hooks leave the batch, seeds and threads alone; 0: they do not; null: not judged"),
+)
 _QUALITY = _metrics(
     "quality",
     ("loss", "nats/token", "mean negative log-likelihood a token over the whole validation split"),
@@ -133,7 +146,7 @@ _ENVIRONMENT = _metrics(
     ("contaminated", "1", "1: something else disturbed the phase; 0: nothing that could be seen"),
 )
 
-METRICS: tuple[Metric, ...] = (*_QUALITY, *_TRAIN, *_PREFILL, *_DECODE, *_KERNEL, *_ENVIRONMENT)
+METRICS: tuple[Metric, ...] = (*_CHECK, *_QUALITY, *_TRAIN, *_PREFILL, *_DECODE, *_KERNEL, *_ENVIRONMENT)
 """Every metric of archbench's own phases."""
 
 UNITS: dict[tuple[str, str], str] = {(metric.phase, metric.metric): metric.unit for metric in METRICS}

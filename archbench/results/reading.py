@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from archbench.errors import ArchbenchWarning, StorageError
 from archbench.results.filters import Where, conditions, matches
-from archbench.results.schema import SCHEMA_VERSION, arrow_schema, file_version
+from archbench.results.schema import OK, SCHEMA_VERSION, arrow_schema, file_version
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,6 +63,17 @@ def read_results(
     return frame
 
 
+def run_failed(file: str | Path) -> bool:
+    """Whether the run in that Parquet file was ended by an error: it has a row whose ``status`` says so.
+
+    Raises:
+        StorageError: as :func:`read_results`.
+    """
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.not_equal(_read(Path(file))["status"], OK)).as_py())
+
+
 def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     if not isinstance(path, str | Path):
         return [file for part in path for file in _files(part)]
@@ -113,12 +124,15 @@ def _read(file: Path) -> pa.Table:
 
 
 def _upgraded(table: pa.Table, file: Path) -> pa.Table:
-    """The table in today's schema: columns that older versions lacked are null."""
+    """The table in today's schema: columns that older versions lacked are null, but for what is known of them."""
     import pyarrow as pa
 
     schema = arrow_schema()
     arrays = []
     for field in schema:
+        if field.name == "status" and field.name not in table.column_names:
+            arrays.append(pa.repeat(OK, table.num_rows))  # before version 3 a run that failed left no file
+            continue
         if field.name not in table.column_names:
             if not field.nullable:
                 raise StorageError(str(file), f"it lacks the column {field.name!r}", "Move it away and repeat the run")

@@ -16,9 +16,18 @@ from archbench.results.metrics import METRICS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised whenever a column is added or changes its name, type or meaning; readers refuse newer files and upgrade older
-ones. 2: the columns that tell the cases of the phase ``kernel`` apart."""
+ones. 2: the columns that tell the cases of the phase ``kernel`` apart. 3: ``conformance`` and ``status``."""
+
+OK = "ok"
+"""``status`` of every row that is a measurement."""
+
+UNCHECKED = "unchecked"
+"""``conformance`` of a run that was told not to look (``--unchecked``)."""
+
+FAILED = "failed"
+"""``metric`` of the one row that says what ended a run; its ``status`` is the error, its value null."""
 
 TypeName = Literal["string", "int64", "double", "bool", "timestamp"]
 
@@ -52,7 +61,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("preset", "string", "", "named size of the architecture; none: a run of kernels"),
     Column("config_hash", "string", "", "12 hex digits: equal for runs that differ only in seed and output folder"),
     Column("seed", "int64", "", "seed of weights, batches and sampling"),
-    Column("phase", "string", "", "what was measured: train, quality, prefill, decode, kernel, environment ..."),
+    Column("phase", "string", "", "what was measured: check, train, quality, prefill, decode, kernel, environment ..."),
     Column("metric", "string", "", "which quantity; see the metrics below"),
     Column("unit", "string", "", "unit of value; 1 for a plain number"),
     Column("value", "double", "see unit", "the measurement; null: not known on this machine", nullable=True),
@@ -84,6 +93,15 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "contaminated", "bool", "", "whether something else disturbed the phase; null: could not be told", nullable=True
     ),
+    Column(
+        "conformance",
+        "string",
+        "",
+        "level of the conformance checks that the architecture passed before the run; unchecked: nobody looked "
+        "(--unchecked); failed: and the names of those it failed; null: not known",
+        nullable=True,
+    ),
+    Column("status", "string", "", "ok: a measurement; otherwise the error that ended the run, in this phase", True),
     Column("malloc", "string", "", "how the memory allocator was set", nullable=True),
     Column("archbench_version", "string", "", "version of archbench"),
     Column("torch_version", "string", "", "version of torch"),
@@ -164,6 +182,9 @@ def data_dictionary() -> str:
         "A third-party phase may add its own; these have one unit each, which the writer enforces. "
         "The phase `environment` has one set of rows for each phase of the run: `repeat` is its number in the "
         "run's list of phases, from 0.",
+        "",
+        f"A run that an error ended keeps the rows of the phases it had finished, and has one row more: the metric "
+        f"`{FAILED}` of the phase that failed, without a value, whose `status` is the error. All others say `{OK}`.",
         "",
         "| phase | metric | unit | definition |",
         "|---|---|---|---|",

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.errors import StorageError
 from archbench.results.metrics import UNITS
-from archbench.results.reading import read_results
-from archbench.results.schema import COLUMNS, SCHEMA_VERSION, Column, arrow_schema, did_you_mean_column
+from archbench.results.reading import read_results, run_failed
+from archbench.results.schema import COLUMNS, OK, SCHEMA_VERSION, Column, arrow_schema, did_you_mean_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["new_run_id", "prepare_folder", "read_results", "run_time", "write_run"]
+__all__ = ["new_run_id", "prepare_folder", "read_results", "run_failed", "run_time", "write_run"]
 
 _TIME_FORMAT = "%Y%m%dT%H%M%S"
 
@@ -76,6 +76,8 @@ def write_run(
     rows: Sequence[Mapping[str, Any]],
     config: Mapping[str, Any],
     common: Mapping[str, Any] | None = None,
+    *,
+    replace: bool = False,
 ) -> Path:
     """Write one run's rows and configuration; both appear whole or not at all.
 
@@ -83,16 +85,18 @@ def write_run(
         out: the results folder; made if it is missing.
         run_id: from :func:`new_run_id`; also sets ``run_id`` and ``time_utc`` of every row.
         rows: one mapping a measurement, column name -> value. A missing nullable column is null, a missing
-            ``repeat`` 0, and a missing ``unit`` the one of :data:`archbench.results.metrics.METRICS`.
+            ``repeat`` 0, a missing ``status`` ok, and a missing ``unit`` the one of
+            :data:`archbench.results.metrics.METRICS`.
         config: the frozen RunConfig, as JSON-ready values.
         common: columns that are the same in every row; a row's own value wins.
+        replace: a file of this run that says that the run failed (:func:`run_failed`) is replaced, at one stroke.
 
     Returns:
         Path of the Parquet file, ``out/run_id.parquet``; the configuration is ``out/run_id.json``.
 
     Raises:
         StorageError: a row does not fit the schema (row and column are named), the run was already written, or
-            the folder cannot be written. Nothing is overwritten, and no partial file appears.
+            the folder cannot be written. Nothing else is overwritten, and no partial file appears.
     """
     folder = Path(out)
     final = folder / f"{run_id}.parquet"
@@ -100,11 +104,12 @@ def write_run(
     settings = json.dumps(dict(config), indent=2, sort_keys=False, ensure_ascii=False).encode() + b"\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if final.exists():
+        replaces = replace and final.exists() and run_failed(final)
+        if final.exists() and not replaces:
             raise FileExistsError(errno.EEXIST, "File exists", str(final))
         # A JSON file without its Parquet file is what a killed writer leaves; it may be replaced.
         _publish(folder / f"{run_id}.json", settings, replace=True)
-        _publish(final, _parquet(table), replace=False)
+        _publish(final, _parquet(table), replace=replaces)
     except FileExistsError as error:
         raise StorageError(str(final), "this run was already written", "Give the new run an id of its own") from error
     except OSError as error:
@@ -180,7 +185,7 @@ def _table(run_id: str, rows: Sequence[Mapping[str, Any]], common: Mapping[str, 
     import pyarrow as pa
 
     columns = {column.name: column for column in COLUMNS}
-    fixed: dict[str, Any] = {"repeat": 0, "world_size": 1}
+    fixed: dict[str, Any] = {"repeat": 0, "world_size": 1, "status": OK}
     fixed |= {name: _checked(columns, name, value, "the common columns") for name, value in common.items()}
     fixed |= {"run_id": run_id, "time_utc": run_time(run_id), "schema_version": SCHEMA_VERSION}
     values: dict[str, list[Any]] = {name: [fixed.get(name)] * len(rows) for name in columns}

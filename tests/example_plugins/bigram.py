@@ -5,14 +5,10 @@ from torch import nn
 from archbench import ArchitectureInfo, ModelConfig, decode_without_cache, hookimpl, next_token_step
 
 
-class Bigram(nn.Module):
+class Bigram(nn.Embedding):  # tokens (B, T) int64 -> logits (B, T, V)
     def __init__(self, config):
-        super().__init__()
+        super().__init__(config.vocab_size, config.vocab_size)
         self.config = config
-        self.logits = nn.Embedding(config.vocab_size, config.vocab_size)
-
-    def forward(self, tokens):  # (B, T) int64
-        return self.logits(tokens)  # (B, T, V)
 
 
 @hookimpl

@@ -1,0 +1,200 @@
+"""``archbench check``: the conformance kit, run on one architecture."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from archbench.cli.options import Json, Plugins, assignments
+from archbench.errors import ConformanceError
+
+if TYPE_CHECKING:
+    from archbench.testing.checks import Result
+    from archbench.testing.isolation import Claim, Request
+
+    Findings = list[tuple[Claim, Result]]
+
+
+def check(
+    architecture: Annotated[
+        str, typer.Argument(help="Name of the architecture (see: archbench list).", show_default=False)
+    ],
+    preset: Annotated[str, typer.Option(help="The model's size.")] = "nano",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the model's configuration (repeatable)."),
+    ] = None,
+    plugin: Plugins = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--check", metavar="CHECK", help="Run this check only (repeatable).", show_default="all"),
+    ] = None,
+    xfail: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CHECK=REASON",
+            help="A check known to fail, and why (repeatable). It fails if it passes. archbench run takes no excuse.",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and tokens.")] = 0,
+    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that each check may take.")] = 60.0,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
+) -> None:
+    """Check that an architecture is what a fair comparison takes it to be; exit code 9 if it is not. Under a minute.
+
+    Its code runs in another process: what hangs, crashes or exits costs one check. With --debug, the traceback of
+    each failed check is shown.
+    """
+    from archbench.cli.check_progress import CheckProgress
+    from archbench.discovery import plugin_paths
+    from archbench.testing.expectations import parsed_expectations
+    from archbench.testing.isolation import Request, check_apart
+
+    request = Request(
+        architecture=architecture,
+        plugins=plugin_paths(plugin or ()),
+        preset=preset,
+        overrides=assignments(set_, "--set"),
+        checks=tuple(only) if only else None,
+        expected_failures=parsed_expectations(xfail or (), "--xfail"),
+        device=_device(device),
+        seed=seed,
+    )
+    found: Findings = []
+    start = time.monotonic()
+    progress = CheckProgress(quiet=quiet, json=json)
+    with progress, closing(check_apart(request, limit=limit, begun=progress.begun)) as results:
+        for claim, result in results:
+            progress.ended(result)
+            found.append((claim, result))
+            if json:
+                _print_line(request, claim, result)
+    seconds = time.monotonic() - start
+    if json:
+        _print_last_line(request, found, seconds)
+    else:
+        _print_table(found)
+        typer.echo(f"\n{_verdict(request, found, seconds)}")
+    if failed := _failed(found):
+        raise _failure(request, failed, found, plugin or [])
+
+
+def _device(name: str) -> str:
+    """The device asked for, which is there; torch is left alone for the CPU, since the other process loads it."""
+    if name == "cpu":
+        return name
+    from archbench.phases.device import default_device, resolve_device
+
+    return str(resolve_device(default_device() if name == "auto" else name))
+
+
+def _names(found: Findings, *statuses: str) -> list[str]:
+    return [claim.name for claim, result in found if result.status in statuses]
+
+
+def _failed(found: Findings) -> list[str]:
+    """Checks that decide against the architecture; those that were not run come in only where nothing else does."""
+    return _names(found, "failed", "unexpected pass") or _names(found, "not run")
+
+
+def _conforms(request: Request, found: Findings) -> bool | None:
+    """Whether every claim holds; None where too few were looked at to say so. An expected failure is a failure."""
+    if not all(result.status in ("passed", "not applicable") for _, result in found):
+        return False
+    return True if request.checks is None else None
+
+
+def _subject(request: Request) -> str:
+    changed = "".join(f" {field}={value}" for field, value in request.overrides.items())
+    return f"{request.architecture} {request.preset}{changed}"
+
+
+def _verdict(request: Request, found: Findings, seconds: float) -> str:
+    from archbench.testing.checks import LEVEL
+
+    subject, took = _subject(request), f"({len(found)} check{'s' * (len(found) != 1)}, {seconds:.1f} s)"
+    if failed := _failed(found):
+        return f"{subject} does not conform to level {LEVEL}: {', '.join(failed)} failed {took}"
+    if expected := _names(found, "expected failure"):
+        return f"{subject} does not conform to level {LEVEL}: {', '.join(expected)} failed as expected {took}"
+    if request.checks is not None:
+        return f"{subject} passes what was checked {took}. Leave --check out to check everything."
+    return f"{subject} conforms to level {LEVEL} {took}"
+
+
+def _failure(request: Request, failed: list[str], found: Findings, plugins: list[str]) -> ConformanceError:
+    options = [*_options("--plugin", plugins), *(["--preset", request.preset] if request.preset != "nano" else [])]
+    options += _options("--set", [f"{field}={value}" for field, value in request.overrides.items()])
+    if request.device != "cpu":
+        options += ["--device", request.device]
+    again = shlex.join(["archbench", "check", request.architecture, *options, "--check", failed[0], "--debug"])
+    error = ConformanceError(
+        _subject(request),
+        f"{len(failed)} of {len(found)} checks failed ({', '.join(failed)})",
+        f"Mend one at a time; with its traceback: {again}",
+    )
+    for claim, result in found:
+        if result.status == "failed" and result.trace:
+            error.add_note(f"in check {claim.name}:\n{result.trace}")
+    return error
+
+
+def _options(option: str, values: list[str]) -> list[str]:
+    return [word for value in values for word in (option, value)]
+
+
+def _print_line(request: Request, claim: Claim, result: Result) -> None:
+    from archbench.cli.output import print_json
+
+    line = {
+        **_facts(request),
+        "check": claim.name,
+        "status": result.status,
+        "gate": claim.gate,
+        "why": claim.why,
+        "evidence": result.evidence,
+        "seconds": result.seconds,
+    }
+    print_json(line)
+
+
+def _print_last_line(request: Request, found: Findings, seconds: float) -> None:
+    from archbench.cli.output import print_json
+
+    line = {
+        **_facts(request),
+        "conforms": _conforms(request, found),
+        "failed": _names(found, "failed", "unexpected pass"),
+        "expected_failures": _names(found, "expected failure"),
+        "not_run": _names(found, "not run"),
+        "seconds": seconds,
+    }
+    print_json(line)
+
+
+def _facts(request: Request) -> dict[str, Any]:
+    from archbench.testing.checks import LEVEL
+
+    return {"architecture": request.architecture, "preset": request.preset, "level": LEVEL}
+
+
+def _print_table(found: Findings) -> None:
+    from rich.text import Text
+
+    from archbench.cli.output import console, table
+
+    styles = {"passed": "green", "failed": "red", "unexpected pass": "red", "expected failure": "yellow"}
+    made = table("check", "result", "seconds", "evidence", right=("seconds",))
+    for claim, result in found:
+        evidence = Text(result.evidence)
+        if result.status == "failed":
+            evidence.append(f"\n{claim.why}", style="dim")
+        seconds = "" if result.status == "not run" else f"{result.seconds:.1f}"
+        made.add_row(claim.name, Text(result.status, styles.get(result.status, "dim")), seconds, evidence)
+    console().print(made)

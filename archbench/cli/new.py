@@ -1,0 +1,43 @@
+"""``archbench new``: a package with an architecture of one's own, ready to be changed, tested and installed."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archbench.cli.options import Plugins
+
+
+def new(
+    name: Annotated[
+        str, typer.Argument(help="Name of the architecture: lower-case letters, digits and '-'.", show_default=False)
+    ],
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="NAME", help="Copy the module of this architecture, instead of a template."),
+    ] = None,
+    plugin: Plugins = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to make the package's folder.")] = Path("."),
+) -> None:
+    """Write an installable plugin package: one module, its tests, pyproject.toml and a README."""
+    from archbench.registry import available
+    from archbench.scaffold.origin import find_origin
+    from archbench.scaffold.package import check_name, package_files, write_package
+
+    known = available(plugin or ())
+    check_name(name, known)
+    written = package_files(name, find_origin(from_, known) if from_ is not None else None)
+    folder = out.expanduser() / name
+    write_package(folder, written)
+    place = shlex.quote(os.path.normpath(folder))
+    typer.echo(f"{place}: {', '.join(written)}")
+    typer.echo("Next:")
+    typer.echo(f"  cd {place}")
+    typer.echo("  pytest                   # is it what a fair comparison takes it to be?")
+    typer.echo("  pip install -e .")
+    typer.echo(f"  archbench check {name}")
+    typer.echo(f"  archbench run {name}")

@@ -1,0 +1,5 @@
+from archbench.testing import ArchitectureChecks
+
+
+class TestMyArch(ArchitectureChecks):
+    architecture = "my-arch"

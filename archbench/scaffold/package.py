@@ -1,0 +1,79 @@
+"""A new plugin package: its names, and its files."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from archbench.discovery import Entry
+from archbench.errors import UsageError
+from archbench.scaffold.origin import Origin
+
+TEMPLATE = "my-arch"
+FILES = ("archbench_my_arch.py", "pyproject.toml", "README.md", "tests/test_my_arch.py")
+
+
+def package_files(name: str, origin: Origin | None = None) -> dict[str, str]:
+    """Path -> text of every file of the package for the architecture ``name``.
+
+    Args:
+        name: see :func:`check_name`.
+        origin: whose module to copy; None for the template's.
+    """
+    template = files("archbench.scaffold") / TEMPLATE
+    written = {_named(file, name): _named(template.joinpath(file).read_text("utf-8"), name) for file in FILES}
+    if origin is not None:
+        module, settings = module_name(name), "pyproject.toml"
+        written[f"{module}.py"] = origin.renamed(name)
+        point = f'{name} = "{module}"'
+        assert point in written[settings]
+        if origin.attribute:
+            written[settings] = written[settings].replace(point, f'{name} = "{module}:{origin.attribute}"')
+    return written
+
+
+def write_package(folder: Path, written: dict[str, str]) -> None:
+    """Write :func:`package_files` into ``folder``, which is made.
+
+    Raises:
+        UsageError: there is something in it, or it is a file.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        cause = "it is there already, and nothing is overwritten"
+        raise UsageError(str(folder), cause, "Choose another name, or another folder with --out")
+    for path, text in written.items():
+        file = folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+
+
+def check_name(name: str, known: list[Entry]) -> None:
+    """Whether a new architecture can be called ``name``.
+
+    Raises:
+        UsageError: it is no name for one, or somebody has it, or the module's name, already.
+    """
+    culprit = f"name {name!r}"
+    if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
+        step = "Use lower-case letters and digits, beginning with a letter, with single hyphens in between"
+        raise UsageError(culprit, "it is no name for an architecture", step)
+    for entry in known:
+        if entry.name == name:
+            raise UsageError(culprit, f"{entry.culprit} has it already", "Choose another name")
+    if importlib.util.find_spec(module_name(name)) is not None:
+        cause = f"a module {module_name(name)} is installed already, and would be hidden or hide the new one"
+        raise UsageError(culprit, cause, "Choose another name")
+
+
+def module_name(name: str) -> str:
+    """``archbench_my_arch``: with a prefix, so that no architecture's name is that of a module of others."""
+    return _named("archbench_my_arch", name)
+
+
+def _named(text: str, name: str) -> str:
+    """``text`` of the template with the three spellings of its name replaced."""
+    words = name.split("-")
+    replaced = text.replace("my-arch", name).replace("my_arch", "_".join(words))
+    return replaced.replace("MyArch", "".join(word.capitalize() for word in words))

@@ -1,0 +1,97 @@
+"""What a forward pass costs: as counted on the meta device, and as the model itself says."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from archbench.measure.flops import count_flops, declared_uncounted, layer_table, on_meta, uncounted_operators
+from archbench.protocols import FlopsModel
+from archbench.testing.checks import Check, Fault
+from archbench.testing.subject import Subject
+
+TOLERANCE = 0.02
+"""Of a closed form: room to leave out what is small, a router or a gate."""
+
+
+def check_flops(subject: Subject) -> str:
+    model = on_meta(subject.build())
+    cases = [(1, subject.T)] + ([(2, subject.T // 2)] if subject.T > 1 else [])
+    for B, T in cases:
+        _check_uncounted(model, B, T)
+    counts = [count_flops(model, B, T).forward_per_token * B * T for B, T in cases]
+    shown = f"{_flops(counts[0] / subject.T)} a token at T = {subject.T}"
+    if not isinstance(model, FlopsModel):
+        return f"{shown}; it declares none"
+    for (B, T), counted in zip(cases, counts, strict=True):
+        declared = model.forward_flops(B, T)
+        if not abs(declared - counted) <= TOLERANCE * counted:
+            raise Fault(
+                f"forward_flops({B}, {T}) says {_flops(declared)}, and {_flops(counted)} are counted on the meta "
+                f"device, most of them in {_largest(model, B, T)}: {_hint(declared, counted, B, T)}"
+            )
+    return f"{shown}, and as declared"
+
+
+def _check_uncounted(model: nn.Module, B: int, T: int) -> None:
+    declared = declared_uncounted(model, B, T)
+    forward, backward = uncounted_operators(model, B, T)
+    # A backward pass is counted as twice the forward pass, unless that had nothing uncounted.
+    missing = [name for name in forward or backward if name not in declared]
+    if missing:
+        raise Fault(
+            f"a {'forward' if forward else 'backward'} pass runs {', '.join(missing)}, which torch counts as 0 FLOPs "
+            "and which may do as much as a matrix product: give the model an uncounted_flops(batch_size, "
+            f"context_length) that returns {{{missing[0]!r}: FLOPs of a forward pass}}, 0 if it is no part of model "
+            "FLOPs"
+        )
+    for name in declared:
+        if name not in forward + backward:
+            seen = ", ".join(forward) or "none"
+            raise Fault(
+                f"uncounted_flops({B}, {T}) declares {name!r}, but no such operator runs uncounted (those that do: "
+                f"{seen}), so its FLOPs would be added for nothing or a second time"
+            )
+
+
+def _largest(model: nn.Module, B: int, T: int) -> str:
+    """The three modules that cost most, with their part of the whole; layers alike but for a number as one."""
+    costs: dict[str, int] = {}
+    for row in layer_table(model, B, T):
+        path = ".".join("*" if part.isdigit() else part for part in row.path.split(".")) or "the model itself"
+        costs[path] = costs.get(path, 0) + row.forward_flops
+    total = max(sum(costs.values()), 1)
+    largest = sorted(costs, key=lambda path: -costs[path])[:3]
+    return ", ".join(f"{path} ({costs[path] / total:.0%})" for path in largest if costs[path])
+
+
+def _hint(declared: float, counted: float, B: int, T: int) -> str:
+    """What the ratio of the two looks like."""
+    likely = {
+        1 / 2: "a multiply–add is 2 FLOPs",
+        1 / (B * T): "it looks like FLOPs a token, and those of all B · T tokens are asked for",
+        1 / B: "it looks like FLOPs of one sequence, and those of all B are asked for",
+        3.0: "it looks like forward and backward, and forward alone is asked for",
+    }
+    for ratio, hint in likely.items():
+        if ratio != 1 and abs(declared - ratio * counted) <= TOLERANCE * ratio * counted:
+            return hint
+    return (
+        "the two must agree within 2 % (matrix products only, 2 FLOPs a multiply–add, attention over the whole T × T "
+        "square, all B · T tokens)"
+    )
+
+
+def _flops(number: float) -> str:
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if abs(number) >= factor:
+            return f"{number / factor:.4g} {prefix}FLOP"
+    return f"{number:,.0f} FLOP"
+
+
+FLOPS = Check(
+    "flops",
+    "FLOPs decide which models are compared at equal cost, and what share of the hardware they use; what torch cannot "
+    "count would be free.",
+    check_flops,
+    needs=("logits",),
+)

@@ -1,0 +1,253 @@
+"""Decoding from a cache gives the logits of a whole forward pass, at every position and past the context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+import torch
+from torch import Tensor, nn
+
+from archbench.errors import ArchbenchError
+from archbench.inference.sampling import Sampling
+from archbench.protocols import CachedModel
+from archbench.testing.checks import Check, Fault
+from archbench.testing.subject import Subject
+
+TOLERANCE = 1e-4
+"""Of the logits' standard deviation. Products of other shapes add up in another order: some 1e-6 of it in float32."""
+
+B = 2
+_MOST_SINGLES, _FEWEST_SINGLES = 256, 32
+_WEIGHTS_TO_READ = 2_000_000_000
+_SLIDES = 2
+
+
+def check_cached_decode(subject: Subject) -> str:
+    model = subject.model()
+    seen = []
+    if isinstance(model, CachedModel):
+        with torch.inference_mode():
+            seen.append(f"{_tokens(_check_extend(subject, model, _single_steps(model, subject.T)))} read one at a time")
+    T = subject.T
+    _check_generate(subject, model, subject.tokens(B, min(3, T), seed=2), new_tokens=min(16, max(T - 2, 1)))
+    # Of one sequence: past the context every token costs a forward pass on T tokens, and another to compare with.
+    _check_generate(subject, model, subject.tokens(1, max(T - 1, 1), seed=2), new_tokens=2 + _SLIDES)
+    seen.append(f"{_SLIDES} generated past the context of {T}")
+    return ", ".join(seen)
+
+
+def _single_steps(model: nn.Module, T: int) -> int:
+    """Tokens to read one at a time. Each step reads all weights, so a large model's are fewer: 32 from 63 M on."""
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return min(T, max(_FEWEST_SINGLES, min(_MOST_SINGLES, _WEIGHTS_TO_READ // max(parameters, 1))))
+
+
+@dataclass
+class _Reading:
+    """Tokens on their way into one cache, the logits after every chunk held against those of a whole forward pass."""
+
+    model: CachedModel
+    tokens: Tensor  # (B, T)
+    expected: Tensor  # (B, T, V)
+    capacity: int
+    how: str
+    hint: str
+    """What to look for where the logits differ: what was tried before was right."""
+
+    def __post_init__(self) -> None:
+        self.cache = self.model.new_cache(B, self.capacity)
+        self.spread = float(self.expected.float().std())
+        self.done = 0
+        self._check_length()
+
+    def read(self, chunk: int) -> None:
+        start, end = self.done, min(self.done + chunk, self.tokens.shape[1])
+        logits = self.model.extend(self.tokens[:, start:end], self.cache)
+        expected = self.expected[:, end - 1]  # (B, V)
+        if logits.shape != expected.shape:
+            raise Fault(
+                f"extend returned logits of shape {(*logits.shape,)} for tokens {(B, end - start)}: it has to return "
+                f"(B, V) = {(*expected.shape,)}, those after the last token"
+            )
+        self.done = end
+        self._check_length()
+        row, difference = _largest_difference(logits, expected)
+        if not difference <= TOLERANCE * self.spread:
+            raise Fault(
+                f"after {_tokens(end)} {self.how}, the logits of sequence {row + 1} differ by {difference:.2g} from "
+                f"those of a whole forward pass (their standard deviation is {self.spread:.2g}); "
+                f"{f'after {_tokens(start)} they agreed' if start else 'nothing was read before'}: "
+                f"{self._elsewhere(logits, start, end) or self.hint.format(start=start)}"
+            )
+
+    def _check_length(self) -> None:
+        length = getattr(self.cache, "length", None)
+        if length != self.done:
+            raise Fault(
+                f"cache.length is {length} after {_tokens(self.done)} {self.how}: it has to be {self.done}, the "
+                "positions read so far, since decoding goes on from there"
+            )
+
+    def _elsewhere(self, logits: Tensor, start: int, end: int) -> str:
+        """Where else in the forward pass these logits stand, if they do."""
+        for position in (start, end - 2, end):
+            if position != end - 1 and 0 <= position < self.expected.shape[1]:
+                _, difference = _largest_difference(logits, self.expected[:, position])
+                if difference <= TOLERANCE * self.spread:
+                    return f"they are those after {_tokens(position + 1)}, so extend returns those of another position"
+        return ""
+
+
+def _check_extend(subject: Subject, model: CachedModel, singles: int) -> int:
+    """Read the same tokens in several ways; the positions that were read one at a time."""
+    assert isinstance(model, nn.Module)
+    T = subject.T
+    tokens = subject.tokens(B, T)
+    expected = model(tokens)  # (B, T, V)
+
+    positions = "look at positions, or at what is written behind the cache at {start}"
+    reading = _Reading(model, tokens, expected, T, "read one at a time", positions)
+    for _ in range(singles):
+        reading.read(1)
+    if singles < T:
+        reading.how = f"read, the first {singles} one at a time and then the others at once"
+        reading.read(T - singles)
+
+    # The first chunk is one token, as before, but for what another cache may have left behind.
+    hint = "in the cache before they agreed, so a new cache does not begin empty"
+    reading = _Reading(model, tokens, expected, T, "read in chunks of odd sizes", hint)
+    sizes: list[str] = []
+    for size in _chunk_sizes(T):
+        sizes.append(str(size))
+        reading.how = f"read in chunks of {', '.join(sizes if len(sizes) < 5 else [*sizes[:3], '…', sizes[-1]])}"
+        reading.read(size)
+        mask = "one at a time they agree, so look at the mask and the positions within a chunk that follows others"
+        reading.hint = mask if reading.done < singles else positions
+
+    P = max(1, min(17, T - 3))
+    more = min(3, T - P)
+    n = P + more
+    tokens, expected = tokens[:, :n], expected[:, :n]
+    prompt = f"read, the first {P} at once and then one at a time,"
+    hint = "a single token after single ones agrees, so look at what a chunk leaves in the cache"
+    reading = _Reading(model, tokens, expected, n, f"{prompt} from a cache with room for no more than {n}", hint)
+    for size in (P, *[1] * more):
+        reading.read(size)
+
+    others = subject.tokens(B, n, seed=1)
+    hint = "alone they agree, so the two caches share something: look for state on the model or made once for all"
+    pair = [
+        _Reading(model, these, logits, min(n + 5, T), f"{prompt} in turns with another cache", hint)
+        for these, logits in ((tokens, expected), (others, model(others)))
+    ]
+    if pair[0].cache is pair[1].cache:
+        raise Fault("new_cache returns the same cache twice: each call has to make one of its own")
+    for size in (P, *[1] * more):
+        for reading in pair:
+            reading.read(size)
+    return singles
+
+
+def _chunk_sizes(T: int) -> Iterator[int]:
+    """1 and the primes, as long as they fit into T, and what remains."""
+    size, left = 1, T
+    while left:
+        yield min(size, left)
+        left -= min(size, left)
+        size += 1
+        while any(size % divisor == 0 for divisor in range(2, size)):
+            size += 1
+
+
+@dataclass(frozen=True)
+class _Recording(Sampling):
+    """Keeps the logits that it is given."""
+
+    logits: list[Tensor] = field(default_factory=list)
+
+    def pick(self, logits: Tensor) -> Tensor:
+        self.logits.append(logits.detach().clone())
+        return super().pick(logits)
+
+
+def _check_generate(subject: Subject, model: nn.Module, prompt: Tensor, new_tokens: int) -> None:
+    """Each token that ``generate`` chooses greedily is what a forward pass on the last T tokens ranks highest."""
+    T, P = subject.T, prompt.shape[1]
+    sampling = _Recording(greedy=True)
+    tokens = prompt
+    try:
+        for token in islice(subject.architecture.generate(model, prompt.clone(), new_tokens, sampling), new_tokens):
+            tokens = torch.cat([tokens, token[:, None]], dim=1)
+    except ArchbenchError as error:
+        if tokens.shape[1] < T:
+            raise
+        raise Fault(f"past the context of {T} generate fails: {error} {_PAST}") from error
+    given = tokens.shape[1] - P
+    if given < new_tokens and tokens.shape[1] >= T:
+        raise Fault(
+            f"after a prompt of {P} generate gives {given} tokens of the {new_tokens} it was asked for: it stops at "
+            f"the context of {T}. {_PAST}"
+        )
+    with torch.inference_mode():
+        within = model(tokens[:, : min(T, P + given - 1)])  # (B, ·, V)
+        for step in range(given):
+            read = P + step
+            expected = within[:, read - 1] if read <= T else model(tokens[:, read - T : read])[:, -1]  # (B, V)
+            seen = sampling.logits[step] if len(sampling.logits) == given else None
+            _compare_choice(expected, tokens[:, read], seen, read, P, T)
+
+
+_PAST = (
+    "Past the context each token is to be predicted from the last T tokens as if they were a prompt of their own, "
+    "at positions 0 to T - 1, as archbench.decode_with_cache and decode_without_cache do"
+)
+
+
+def _compare_choice(expected: Tensor, token: Tensor, seen: Tensor | None, read: int, P: int, T: int) -> None:
+    """``token`` (B,) and ``seen`` (B, V), the logits that ``Sampling.pick`` was given, against ``expected`` (B, V)."""
+    expected = expected.float()
+    tolerance = TOLERANCE * float(expected.std())
+    where = f"token {read - P + 1} after a prompt of {P}"
+    whole = f"a forward pass on the last {T} tokens" if read > T else "a forward pass on the tokens so far"
+    if read > T:
+        hint = f"{read} tokens are more than the context. {_PAST}"
+    else:
+        hint = "look at the positions and the state that generate keeps between tokens"
+    if seen is not None and seen.shape == expected.shape and bool(seen.isfinite().all()):
+        # Normalised, since adding the same to all logits of a position changes nothing.
+        row, difference = _largest_difference(seen.float().log_softmax(-1), expected.log_softmax(-1))
+        if not difference <= 2 * tolerance:  # both the logit's own difference and that of the sum that normalises it
+            raise Fault(
+                f"generate picks {where} from logits that differ by {difference:.2g} in sequence {row + 1} from those "
+                f"of {whole} (their standard deviation is {float(expected.std()):.2g}): {hint}"
+            )
+    short = expected.amax(-1) - expected.gather(-1, token[:, None])[:, 0]  # (B,)
+    row = int(short.argmax())
+    if not float(short[row]) <= tolerance:
+        raise Fault(
+            f"greedy {where} in sequence {row + 1} is id {int(token[row])}, which {whole} ranks lower by "
+            f"{float(short[row]):.2g} than id {int(expected[row].argmax())}: {hint}"
+        )
+
+
+def _largest_difference(found: Tensor, expected: Tensor) -> tuple[int, float]:
+    """Of (B, V) each: the row with the largest difference, and that; NaN counts as the largest."""
+    differences = (found.float() - expected.float()).abs().amax(-1).nan_to_num(nan=torch.inf)  # (B,)
+    row = int(differences.argmax())
+    return row, float(differences[row])
+
+
+def _tokens(number: int) -> str:
+    return f"{number} token" if number == 1 else f"{number} tokens"
+
+
+CACHED_DECODE = Check(
+    "cached_decode",
+    "Quality is scored by whole forward passes and decoding speed is measured from the cache: unless both give the "
+    "same logits, the two numbers belong to different models.",
+    check_cached_decode,
+    gate=True,
+    needs=("logits", "causality", "generate"),  # logits that know the future, or a broken generate, tell nothing
+)

@@ -1,0 +1,251 @@
+"""What a whole process shares, and a plugin has to leave alone: read, compared, and put back.
+
+Threads, default dtype and the like decide speed and numbers of whatever runs after them in the same process, and a
+forked copy of it would go on measuring beside the original.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from archbench.errors import PluginError
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SET_BY_LIBRARIES = ("TORCHINDUCTOR_", "TRITON_", "CUDA_MODULE_LOADING", "KMP_", "PYTEST_CURRENT_TEST")
+"""Environment variables that torch's own parts and pytest set in passing."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One thing that the process shares.
+
+    Attributes:
+        name: as in "it changed NAME from A to B".
+        read: its value now.
+        restore: puts an earlier value back.
+        advice: what a plugin is to do instead.
+    """
+
+    name: str
+    read: Callable[[], Any]
+    restore: Callable[[Any], object]
+    advice: str
+
+
+def _set_default_device(device: torch.device) -> None:
+    # None takes torch's override off; naming the CPU would leave one on every call.
+    torch.set_default_device(None if device.type == "cpu" else device)
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(_SET_BY_LIBRARIES)}
+
+
+def _restore_environment(variables: Mapping[str, str]) -> None:
+    for name in _environment().keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _handlers() -> dict[str, Any]:
+    return {number.name: signal.getsignal(number) for number in _SIGNALS}
+
+
+def _restore_handlers(handlers: Mapping[str, Any]) -> None:
+    for name, handler in handlers.items():
+        if signal.getsignal(signal.Signals[name]) is not handler:
+            signal.signal(signal.Signals[name], handler)
+
+
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was deleted
+        return None
+
+
+def _restore_working_folder(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
+
+
+NUMERICS = (
+    Setting(
+        "the number of threads",
+        torch.get_num_threads,
+        torch.set_num_threads,
+        "Leave that to the run's configuration (--threads)",
+    ),
+    Setting(
+        "the default dtype",
+        torch.get_default_dtype,
+        torch.set_default_dtype,
+        "Pass dtype=... to the tensors that need another one",
+    ),
+    Setting(
+        "the default device",
+        torch.get_default_device,
+        _set_default_device,
+        "Create tensors on the device of the tokens, or of a parameter",
+    ),
+    Setting(
+        "the grad mode",
+        torch.is_grad_enabled,
+        torch.set_grad_enabled,
+        "Use it as a context: with torch.no_grad(): ...",
+    ),
+    Setting(
+        "torch.are_deterministic_algorithms_enabled()",
+        torch.are_deterministic_algorithms_enabled,
+        torch.use_deterministic_algorithms,
+        "Leave that to the caller: it is the same for all architectures",
+    ),
+    Setting(
+        "the precision of float32 products",
+        torch.get_float32_matmul_precision,
+        torch.set_float32_matmul_precision,
+        "Leave that to the caller: it is the same for all architectures",
+    ),
+)
+"""What decides the speed and the numbers of all that follows."""
+
+SURROUNDINGS = (
+    Setting(
+        "the working folder",
+        _working_folder,
+        _restore_working_folder,
+        "Use whole paths",
+    ),
+    Setting(
+        "the environment variables",
+        _environment,
+        _restore_environment,
+        "Take what can be configured from your ModelConfig",
+    ),
+    Setting(
+        "the signal handlers",
+        _handlers,
+        _restore_handlers,
+        "Leave interrupts to the program",
+    ),
+)
+"""What else a caller relies on."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that is no longer as it was.
+
+    Attributes:
+        what: a clause with "it" as its subject: "it changed the number of threads from 2 to 1".
+        advice: what to do instead.
+    """
+
+    what: str
+    advice: str
+
+
+class Watch:
+    """What has changed since it was made, and the way back.
+
+    ``close`` ends it; until then a forked child ends at once, so that no second copy of the caller's work goes on.
+    """
+
+    def __init__(self, settings: tuple[Setting, ...]) -> None:
+        self._before = [(setting, setting.read()) for setting in settings]
+        self._threads = set(threading.enumerate())
+        self._forks = _Forks.count
+        _Forks.watches += 1
+
+    def changes(self) -> list[Change]:
+        """Settings that differ, and forks."""
+        changes = []
+        for setting, before in self._before:
+            after = setting.read()
+            if after != before:
+                changes.append(Change(f"it changed {_difference(setting.name, before, after)}", setting.advice))
+        if _Forks.count > self._forks:
+            advice = "Start no processes: the copy would go on with the caller's work, and share its cores"
+            changes.append(Change("it forked the process", advice))
+        return changes
+
+    def threads(self) -> list[Change]:
+        """Python threads that were started and still run."""
+        left = [thread.name for thread in threading.enumerate() if thread not in self._threads]
+        advice = "Join it before returning: it takes time from whatever is measured next"
+        return [Change(f"it left a thread running ({left[0]})", advice)] if left else []
+
+    def close(self) -> None:
+        """Put everything back."""
+        _Forks.watches -= 1
+        for setting, before in self._before:
+            if setting.read() != before:
+                setting.restore(before)
+
+
+@contextmanager
+def watched(culprit: str) -> Iterator[None]:
+    """Around work in which a plugin runs: its numbers are void where the plugin changed what the process shares.
+
+    Threads, default dtype and device, grad mode, deterministic algorithms, precision of float32 products, forks. All
+    is put back, and a forked child ends at once. An exception from inside passes through.
+
+    Args:
+        culprit: what the error names: ``phase train of gpt1``.
+
+    Raises:
+        PluginError: something was changed, and what.
+    """
+    watch = Watch(NUMERICS)
+    try:
+        yield
+        changes = watch.changes()
+    finally:
+        watch.close()
+    if changes:
+        raise PluginError(culprit, ", and ".join(change.what for change in changes), changes[0].advice)
+
+
+class _Forks:
+    """Forks of this process while somebody watches."""
+
+    count = 0
+    watches = 0
+
+    @classmethod
+    def before(cls) -> None:
+        cls.count += 1
+
+    @classmethod
+    def in_child(cls) -> None:
+        if cls.watches:
+            os._exit(0)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_Forks.before, after_in_child=_Forks.in_child)
+
+
+def _difference(name: str, before: Any, after: Any) -> str:
+    if not isinstance(before, dict):
+        return f"{name} from {before} to {after}"
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    key = changed[0]
+    return f"{name}: {key} from {_shown(before.get(key))} to {_shown(after.get(key))}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    with contextlib.suppress(AttributeError):
+        return str(value.__qualname__)
+    return repr(value)[:60]

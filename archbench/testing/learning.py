@@ -1,0 +1,324 @@
+"""Does it learn what it is given, and does it report the loss that all are compared by?
+
+Losses are computed here from the logits, in nats a token: what the plugin itself reports is only ever compared.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from archbench.data.batches import Batch
+from archbench.testing.checks import Check, Fault, NotApplicable
+from archbench.testing.interface import TOLERANCE, more
+from archbench.testing.subject import Subject
+from archbench.training.state import TrainState
+
+INITIAL_TOLERANCE = 1.0
+"""Nats above or below ln V. Logits of standard deviation s cost s²/2 more: a table from N(0, 1) 0.5."""
+
+LOSS_TOLERANCE = 1e-4
+"""Relative. The same sum in another order differs by 1e-6 in float32; other targets or another mean by 1e-3 and more,
+because random tokens are predicted about alike whatever is done with them."""
+
+UPDATE_TOLERANCE = 0.05
+"""Of the update's L2 norm: room for auxiliary losses over a micro-batch, which are another number for each half. One
+half alone is off by about 1, gradients that are summed and not averaged by exactly 1."""
+
+STEP_POSITIONS = 32
+"""Read in a training step: its arithmetic is that of a whole context, which a large model would take long for."""
+
+GRADIENT_BATCHES = 8
+"""Batches within which each parameter has to be used: some expert among many may go without tokens in one of them."""
+
+RATES = (1e-3, 1e-2, 1e-1)
+"""Learning rates to try: that of a transformer, that of a table (each entry of which AdamW moves by the rate a step),
+and one between them."""
+
+UPDATES = 150
+"""At each rate, at most. Ours need 20 to 50 at the one that suits them, 130 where C is 32."""
+
+CYCLE, SEQUENCES = 32, 4
+"""Token ids that follow one another in the batch learnt by heart, and the sequences in it, each begun elsewhere."""
+
+LEARNT = 1 / 4
+"""Of ln K, which is what a model costs that knows the K ids in the batch and not what follows what. Not to be reached
+by position alone either: 4 sequences have 4 different tokens there, ln 4 = 0.4 ln 32."""
+
+
+def check_initial_loss(subject: Subject) -> str:
+    B = max(2, -(-256 // subject.T))  # sampling moves the mean of 256 by a sixteenth of one token's deviation
+    batch = subject.batch(B, subject.T)
+    logits = _logits(subject.build().eval(), batch)
+    loss, ideal = float(_cross_entropy(logits, batch.targets)), math.log(subject.V)
+    if not abs(loss - ideal) <= INITIAL_TOLERANCE:
+        spread = float(logits.std())
+        hint = (
+            f"its logits have a standard deviation of {spread:.2g}, where 1 is much: begin with smaller embeddings or "
+            "a smaller head (a standard deviation of 0.02 is usual)"
+            if loss > ideal
+            else "random tokens cannot be foretold: does a position see the token that follows it?"
+        )
+        raise Fault(
+            f"at initial weights random tokens cost {loss:.4g} nats/token, and knowing nothing costs ln V = "
+            f"{ideal:.4g}: {hint}"
+        )
+    return f"{loss:.4g} nats/token, ln V = {ideal:.4g}"
+
+
+def check_train_step(subject: Subject) -> str:
+    batch = subject.batch(2, min(subject.T, STEP_POSITIONS))
+    step = _Step(subject, subject.model().train(), batch)
+    logits = step.logits(seed=0)
+    expected = float(_cross_entropy(logits, batch.targets))
+    loss = step.take(accumulation=1, seed=0)
+    if not abs(loss - expected) <= LOSS_TOLERANCE * max(expected, 1.0):
+        after = float(_cross_entropy(step.logits(seed=0), batch.targets))
+        raise Fault(
+            f"train_step returned a loss of {loss:.5g}, and the mean cross-entropy of the batch before the update is "
+            f"{expected:.5g} nats/token, from the model's own logits: {_likely(loss, logits, batch, after)}"
+        )
+    whole = step.moved()
+    if not float(_norm(whole)) > 0:
+        raise Fault(
+            "after train_step every parameter is what it was: call state.backward(loss), then state.update(), on the "
+            "loss of state.model itself and not of a copy"
+        )
+    note = f"{loss:.4g} nats/token, as from the logits"
+    step.undo()
+    if not step.splits(logits):
+        return f"{note}; micro-batches not compared, for in training its logits depend on chance or on the batch"
+    halves = step.take(accumulation=2, seed=0)
+    if not abs(halves - expected) <= LOSS_TOLERANCE * max(expected, 1.0):
+        raise Fault(
+            f"with the batch in two micro-batches train_step returned a loss of {halves:.5g} for {expected:.5g}: it "
+            "has to be the mean over all tokens, each micro-batch's own loss times its share of them"
+        )
+    difference = _norm([half - one for half, one in zip(step.moved(), whole, strict=True)]) / _norm(whole)
+    if not float(difference) <= UPDATE_TOLERANCE:
+        raise Fault(
+            f"with the batch in two micro-batches the update is another one, by {float(difference):.0%} of its length: "
+            "go through all of state.split(batch), and give state.backward(loss, weight) each one's share of the tokens"
+        )
+    return f"{note}; the same in two micro-batches"
+
+
+@dataclass
+class _Step:
+    """Training steps on one batch, each from the same weights; by plain SGD, whose update is the gradient's own."""
+
+    subject: Subject
+    model: nn.Module
+    batch: Batch
+
+    def __post_init__(self) -> None:
+        self._before = [parameter.detach().clone() for parameter in self.model.parameters()]
+
+    def logits(self, seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        return _logits(self.model, self.batch)
+
+    def take(self, accumulation: int, seed: int) -> float:
+        """The loss that ``train_step`` returns; one update is what it has to make."""
+        state = self.subject.state(self.model)
+        state.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        state.accumulation = accumulation
+        made = _counted(state)
+        torch.manual_seed(seed)
+        loss = self.subject.architecture.train_step(state, self.batch)
+        if state.step != 1 or made() != 1:
+            share = f" with the batch in {accumulation} micro-batches" if accumulation > 1 else ""
+            raise Fault(
+                f"train_step called state.update() {state.step} times and moved the parameters {made()} times{share}: "
+                "one update by state.update() is a step, or steps could not be counted alike"
+            )
+        return float(loss)
+
+    def moved(self) -> list[Tensor]:
+        now = (parameter.detach() for parameter in self.model.parameters())
+        return [new - old for new, old in zip(now, self._before, strict=True)]
+
+    def undo(self) -> None:
+        with torch.no_grad():
+            for parameter, before in zip(self.model.parameters(), self._before, strict=True):
+                parameter.copy_(before)
+
+    def splits(self, whole: Tensor) -> bool:
+        """Whether ``whole`` (B, T, V), the logits of the batch, are also those of its halves under another seed."""
+        torch.manual_seed(1)
+        halves = torch.cat([_logits(self.model, half) for half in self.batch.split(2)])
+        return float((halves - whole).abs().max()) <= TOLERANCE * float(whole.std())
+
+
+def _counted(state: TrainState) -> Callable[[], int]:
+    """How often the optimizer has been asked to move the parameters, whoever asked."""
+    calls = 0
+    step = state.optimizer.step
+
+    def counting(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return step(*arguments)
+
+    state.optimizer.step = counting  # type: ignore[method-assign, assignment]
+    return lambda: calls
+
+
+def _likely(loss: float, logits: Tensor, batch: Batch, after: float) -> str:
+    """What the loss looks like that is not the one asked for."""
+    mean = float(_cross_entropy(logits, batch.targets))
+    B, T = batch.targets.shape
+    candidates = {
+        "it looks like the loss after the update": after,
+        "it looks like bits, and nats are asked for": mean / math.log(2),
+        "it looks like the sum over all tokens": mean * B * T,
+        "it looks like the sum over positions": mean * T,
+        "it looks like a perplexity": math.exp(min(mean, 700)),
+        "it looks like that of the tokens read and not of those that follow: batch.targets are": float(
+            _cross_entropy(logits, batch.inputs)
+        ),
+    }
+    if T > 1:
+        shifted = float(_cross_entropy(logits[:, :-1], batch.targets[:, 1:]))
+        candidates["batch.targets are the next tokens already, and it looks as if they were shifted again"] = shifted
+    for reason, value in candidates.items():
+        if abs(loss - value) <= LOSS_TOLERANCE * max(abs(value), 1.0):
+            return reason
+    return (
+        "return the mean over all tokens of F.cross_entropy(logits, batch.targets); what is trained on besides (a "
+        "balancing loss, smoothed labels) goes to state.backward and not into what is returned"
+    )
+
+
+def check_gradients(subject: Subject) -> str:
+    model = subject.model().train()
+    parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    state = subject.state(model)
+    found: dict[str, Tensor | None] = {}
+
+    def look(*arguments: object) -> None:
+        for name, parameter in parameters.items():
+            found[name] = None if parameter.grad is None else parameter.grad.detach().clone()
+
+    state.optimizer.step = look  # type: ignore  # nothing moves: only the batches differ
+    unused = dict.fromkeys(parameters, "none")
+    batches = 0
+    while unused and batches < GRADIENT_BATCHES:
+        torch.manual_seed(batches)
+        subject.architecture.train_step(state, subject.batch(4, subject.T, seed=batches))
+        batches += 1
+        given = {name: gradient for name, gradient in found.items() if gradient is not None}
+        broken = [name for name, gradient in given.items() if not bool(gradient.isfinite().all())]
+        if broken:
+            raise Fault(
+                f"the gradient of parameter {broken[0]!r} is not finite{more(broken)}, on {subject.T} random tokens: "
+                "look for a root or a logarithm at 0, or a division by what may be 0, masked afterwards or not"
+            )
+        for name, gradient in given.items():
+            if bool(gradient.count_nonzero()):
+                unused.pop(name, None)
+            elif name in unused:
+                unused[name] = "all zeros"
+    if unused:
+        shown = ", ".join(f"{name!r} ({kind})" for name, kind in list(unused.items())[:3])
+        further = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+        raise Fault(
+            f"{len(unused)} of {len(parameters)} parameters get no gradient in {batches} batches, so they never learn: "
+            f"{shown}{further}. 'none' is a parameter that the loss does not depend on (unused, or behind detach(), "
+            "no_grad or an argmax), 'all zeros' one whose effect is multiplied by 0 or behind a unit that never opens"
+        )
+    return f"all {len(parameters)} parameters, within {batches} batch{'es' if batches > 1 else ''}"
+
+
+def check_overfit(subject: Subject) -> str:
+    K, T = min(CYCLE, subject.V), min(CYCLE, subject.T)
+    if K < 4:
+        raise NotApplicable(f"a vocabulary of {K} ids leaves next to nothing to learn")
+    batch = _cycle(subject, K, T)
+    target = LEARNT * math.log(min(K, SEQUENCES * T))
+    best = math.inf
+    for rate in RATES:
+        model = subject.build()
+        state = subject.state(model, learning_rate=rate)
+        before = float(_cross_entropy(_logits(model.eval(), batch), batch.targets))
+        for update in range(1, UPDATES + 1):
+            model.train()
+            subject.architecture.train_step(state, batch)
+            if update % 10:
+                continue
+            loss = float(_cross_entropy(_logits(model.eval(), batch), batch.targets))
+            if loss <= target:
+                return f"{before:.3g} to {loss:.2g} nats/token in {update} updates at learning rate {rate:g}"
+            best = min(best, loss)
+            if not math.isfinite(loss):
+                break
+    raise Fault(
+        f"one batch of {batch.targets.numel()} tokens, in which each id is always followed by the same other, costs "
+        f"{best:.3g} nats/token at best after {UPDATES} updates at each of the learning rates "
+        f"{', '.join(f'{rate:g}' for rate in RATES)} ({before:.3g} at first, {target:.2g} asked for): what follows "
+        "what is not learnt. Look at the sign and the targets of the loss that is propagated backward, and for weights "
+        "that the optimizer does not reach"
+    )
+
+
+def _cycle(subject: Subject, K: int, T: int) -> Batch:
+    """K ids in a circle, read from B places: (B, T) each. A table of which id follows which is enough to know it."""
+    generator = torch.Generator().manual_seed(2000 + subject.seed)
+    ids = torch.randperm(subject.V, generator=generator)[:K]
+    starts = torch.arange(SEQUENCES)[:, None] * K // SEQUENCES
+    tokens = ids[(starts + torch.arange(T + 1)) % K].to(subject.device)  # (B, T + 1)
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
+
+
+def _logits(model: nn.Module, batch: Batch) -> Tensor:
+    """(B, T, V) float32."""
+    with torch.no_grad():
+        logits: Tensor = model(batch.inputs)
+    return logits.detach().float()
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over all tokens, shape (), nats/token."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def _norm(tensors: list[Tensor]) -> Tensor:
+    return torch.stack([tensor.float().square().sum() for tensor in tensors]).sum().sqrt()
+
+
+INITIAL_LOSS = Check(
+    "initial_loss",
+    "A model that begins by being sure of what is wrong spends its budget unlearning that, and one that begins better "
+    "than chance has seen the answers.",
+    check_initial_loss,
+    needs=("logits",),
+)
+
+TRAIN_STEP = Check(
+    "train_step",
+    "Training losses, budgets and steps are compared between models: each has to be one update, and its loss the mean "
+    "cross-entropy in nats a token.",
+    check_train_step,
+    gate=True,
+    needs=("logits",),
+)
+
+GRADIENTS = Check(
+    "gradients",
+    "A parameter without a gradient is counted, stored and multiplied by, and learns nothing.",
+    check_gradients,
+    needs=("logits", "train_step"),
+)
+
+OVERFIT = Check(
+    "overfit",
+    "A model that cannot learn one batch by heart cannot learn a language, whatever loss it reports.",
+    check_overfit,
+    needs=("logits", "train_step"),
+)

@@ -1,0 +1,178 @@
+"""Do the hooks leave alone what is not theirs: what they are given, the seed, and all that the process shares?"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from archbench.inference.sampling import Sampling
+from archbench.testing.checks import Check, Fault
+from archbench.testing.global_state import NUMERICS, SURROUNDINGS, Watch
+from archbench.testing.subject import Subject
+
+POSITIONS, NEW_TOKENS = 32, 4
+"""Enough for a hook to do all it does, and little for a model of 100 M parameters."""
+
+SHOWN = 60
+"""Characters of what was printed that a message repeats."""
+
+
+def check_side_effects(subject: Subject) -> str:
+    architecture, device, T = subject.architecture, subject.device, min(subject.T, POSITIONS)
+    models: list[nn.Module] = []
+    with _generators_kept(device):
+        _observe("build", device, lambda seed: models.append(subject.build(seed)))
+        model, trained = models
+
+        tokens = subject.tokens(2, T)
+        _observe("the forward pass", device, lambda seed: model(tokens), {"tokens": tokens})
+
+        batch, state = subject.batch(2, T), subject.state(trained)
+        given = {"batch's inputs": batch.inputs, "batch's targets": batch.targets}
+        _observe("train_step", device, lambda seed: architecture.train_step(state, batch), given)
+
+        prompt = subject.tokens(2, max(1, T // 2))
+
+        def generate(seed: int) -> None:
+            for _ in architecture.generate(model, prompt, NEW_TOKENS, Sampling()):
+                pass
+
+        _observe("generate", device, generate, {"prompt": prompt})
+    return "build, forward, train_step and generate change nothing that is not theirs"
+
+
+def _observe(
+    hook: str, device: torch.device, call: Callable[[int], object], given: Mapping[str, Tensor] | None = None
+) -> None:
+    """Call it under two seeds; Fault where it leaves a trace besides its result.
+
+    Args:
+        hook: the name of what is called.
+        device: where its models are.
+        call: given the seed it runs under.
+        given: name -> tensor that it may read and not write.
+    """
+    given = given or {}
+    originals = {name: tensor.clone() for name, tensor in given.items()}
+    left: list[dict[str, bytes]] = []
+    for seed in (1, 2):
+        watch = Watch(NUMERICS + SURROUNDINGS)
+        try:
+            _seed(seed)
+            with _standard_output() as output:
+                call(seed)
+            left.append(_generator_states(device))
+            changes = watch.changes() + watch.threads()
+        finally:
+            watch.close()
+        if changes:
+            raise Fault(f"in {hook} {', and '.join(change.what for change in changes)}. {changes[0].advice}")
+        if output.text:
+            raise Fault(
+                f"{hook} printed {output.text[:SHOWN]!r}: standard output is the caller's, who may be writing JSON to "
+                "it. Use the logging module, or nothing"
+            )
+        for name, tensor in given.items():
+            _assert_kept(hook, name, tensor, originals[name])
+    for name, state in left[0].items():
+        if left[1][name] == state:
+            raise Fault(
+                f"{hook} sets the seed of {name}: called under two seeds it leaves the same generator behind, so that "
+                "runs of different seeds are one and the same. Draw from torch's generator as it is, or from a "
+                "torch.Generator of your own"
+            )
+
+
+def _assert_kept(hook: str, name: str, tensor: Tensor, original: Tensor) -> None:
+    if tensor.shape != original.shape:
+        raise Fault(f"{hook} changed the shape of the {name} from {tuple(original.shape)} to {tuple(tensor.shape)}")
+    if torch.equal(tensor, original):
+        return
+    places = (tensor != original).nonzero()
+    place = tuple(places[0].tolist())
+    raise Fault(
+        f"{hook} changed {len(places)} of the {tensor.numel()} values of the {name} in place, at {list(place)} from "
+        f"{original[place].item()} to {tensor[place].item()}: the caller goes on using them. Change a clone()"
+    )
+
+
+@dataclass
+class _Output:
+    text: str = ""
+
+
+@contextmanager
+def _standard_output() -> Iterator[_Output]:
+    """What is written to standard output meanwhile, by Python or past it; nothing of it gets through."""
+    output = _Output()
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
+        stdout, copy = sys.stdout, None
+        _flush(stdout)
+        with suppress(OSError):  # a process may have no standard output
+            copy = os.dup(1)
+            os.dup2(file.fileno(), 1)
+        sys.stdout = file
+        try:
+            yield output
+        finally:
+            sys.stdout = stdout
+            _flush(file)
+            if copy is not None:
+                os.dup2(copy, 1)
+                os.close(copy)
+            file.seek(0)
+            output.text = file.read()
+
+
+def _flush(file: IO[str] | None) -> None:
+    for stream in (file, sys.__stdout__):
+        if stream is not None:
+            with suppress(OSError, ValueError):  # closed: then nothing is left to write
+                stream.flush()
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # the global one, on purpose: what is asked is whether a hook touches it
+    random.seed(seed)
+
+
+def _generator_states(device: torch.device) -> dict[str, bytes]:
+    """Library -> the state of its global random number generator."""
+    numpy_state = np.random.get_state()
+    assert isinstance(numpy_state, tuple)
+    states = {"torch": torch.get_rng_state().numpy().tobytes(), "random": repr(random.getstate()).encode()}
+    states["numpy"] = numpy_state[1].tobytes() + repr(numpy_state[2:]).encode()
+    if device.type == "cuda":
+        states["torch.cuda"] = torch.cuda.get_rng_state(device).numpy().tobytes()
+    return states
+
+
+@contextmanager
+def _generators_kept(device: torch.device) -> Iterator[None]:
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+SIDE_EFFECTS = Check(
+    "side_effects",
+    "What one architecture changes for the whole process, the next one is measured with.",
+    check_side_effects,
+    gate=True,
+    needs=("logits",),
+)

@@ -1,0 +1,171 @@
+"""The checks as tests: one class to subclass, so that a plugin's own ``pytest`` runs the kit.
+
+Everything happens in pytest's process: ``--pdb`` stops where the architecture raised, and one that hangs or exits takes
+the session with it. ``archbench check`` is the one that survives that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from archbench.discovery import project_plugin
+from archbench.errors import ArchbenchError, UsageError
+from archbench.registry import load
+from archbench.testing.catalogue import CHECKS
+from archbench.testing.checks import Check, Fault, NotApplicable, Result, evaluate, judged
+from archbench.testing.expectations import checked_expectations
+from archbench.testing.subject import Subject
+
+
+class Examination:
+    """One architecture under test: loaded when its first check asks for it, and what has failed so far."""
+
+    def __init__(
+        self,
+        architecture: str,
+        *,
+        plugins: Sequence[str | Path] = (),
+        preset: str = "nano",
+        overrides: Mapping[str, Any] | None = None,
+        expected_failures: Mapping[str, str] | None = None,
+        device: str = "cpu",
+        culprit: str = "expected_failures",
+    ) -> None:
+        names = [check.name for check in CHECKS]
+        self.expected_failures = checked_expectations(expected_failures or {}, names, culprit)
+        self.architecture = architecture
+        self.plugins = tuple(plugins)
+        self.preset = preset
+        self.overrides = dict(overrides or {})
+        self.device = device
+        self.failed: set[str] = set()
+
+    @cached_property
+    def subject(self) -> Subject | ArchbenchError:
+        """The architecture at its configuration, or why there is none."""
+        try:
+            architecture = load(self.architecture, self.plugins)
+            return Subject(architecture, architecture.config(self.preset, **self.overrides), self.device)
+        except ArchbenchError as error:
+            return error
+
+    def result(self, check: Check) -> Result:
+        """Run one check, unless what it needs has failed before in this session."""
+        subject = self.subject
+        if isinstance(subject, Subject):
+            (result,) = evaluate(subject, [check], self.expected_failures, failed=self.failed)
+        elif "hooks" in self.failed:
+            result = Result(check.name, "not run", "hooks failed, and nothing can be said before that holds")
+        else:
+            trace = "".join(traceback.format_exception(subject)) if subject.__cause__ else ""
+            failure = Result(check.name, "failed", str(subject), trace=trace)
+            result = judged(failure, self.expected_failures.get(check.name))
+        if result.blocks:
+            self.failed.add(check.name)
+        return result
+
+    def run(self, check: Check) -> None:
+        """Run one check for a debugger: what the plugin raised is let through as it was raised."""
+        try:
+            if isinstance(self.subject, ArchbenchError):
+                raise self.subject
+            check.run(self.subject)
+        except (Fault, ArchbenchError) as error:
+            raised: BaseException = error
+            while raised.__cause__ is not None:
+                raised = raised.__cause__
+            raise raised from None
+
+
+class ArchitectureChecks:
+    """Every check of the kit, as a test of its own.
+
+    ::
+
+        from archbench.testing import ArchitectureChecks
+
+        class TestMyArch(ArchitectureChecks):
+            architecture = "my-arch"
+
+    Attributes:
+        architecture: its name.
+        plugins: plugin files and folders, where it is not installed; relative paths begin at the test's own folder.
+            Without any, the module that the project's ``pyproject.toml`` declares as that architecture.
+        preset: the model's size.
+        overrides: fields of its configuration.
+        expected_failures: check -> why it cannot pass yet. The check fails if it passes all the same, so that no reason
+            outlives its cause. ``archbench run`` takes no excuse.
+        device: where the models are.
+    """
+
+    architecture: ClassVar[str]
+    plugins: ClassVar[Sequence[str | Path]] = ()
+    preset: ClassVar[str] = "nano"
+    overrides: ClassVar[Mapping[str, Any]] = {}
+    expected_failures: ClassVar[Mapping[str, str]] = {}
+    device: ClassVar[str] = "cpu"
+
+    @classmethod
+    def examinations(cls, config: pytest.Config) -> dict[str, Examination]:
+        """What is examined, each by the beginning of its tests' ids.
+
+        Raises:
+            UsageError: the class has no ``architecture``, or an expected failure without a reason or a check.
+        """
+        if not isinstance(getattr(cls, "architecture", None), str):
+            raise UsageError(
+                cls.__qualname__, "it does not say which architecture it is for", 'Write architecture = "NAME" in it'
+            )
+        folder = Path(inspect.getfile(cls)).parent
+        beside = project_plugin(cls.architecture, folder) if not cls.plugins else None
+        examination = Examination(
+            cls.architecture,
+            plugins=[folder / plugin for plugin in cls.plugins] if beside is None else [beside],
+            preset=cls.preset,
+            overrides=cls.overrides,
+            expected_failures=cls.expected_failures,
+            device=cls.device,
+            culprit=f"{cls.__qualname__}.expected_failures",
+        )
+        return {"": examination}
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if metafunc.function.__name__ != "test_conformance":
+            return
+        try:
+            found = self.examinations(metafunc.config)
+        except UsageError as error:
+            raise pytest.Collector.CollectError(str(error)) from error
+        metafunc.parametrize(
+            ("examination", "check"),
+            [
+                pytest.param(examination, check, id=prefix + check.name)
+                for prefix, examination in found.items()
+                for check in CHECKS
+            ],
+        )
+
+    def test_conformance(self, examination: Examination, check: Check, request: pytest.FixtureRequest) -> None:
+        """One check; its failure says what was found and why it matters."""
+        if request.config.getoption("usepdb") and check.name not in examination.expected_failures:
+            try:
+                examination.run(check)
+            except NotApplicable as reason:
+                pytest.skip(str(reason))
+            return
+        result = examination.result(check)
+        if result.status in ("not applicable", "not run"):
+            pytest.skip(result.evidence)
+        if result.status == "expected failure":
+            pytest.xfail(result.evidence)
+        if result.status != "passed":
+            why = f"\n\nWhy it matters: {check.why}" if result.status == "failed" else ""
+            trace = f"\n\n{result.trace}" if result.trace else ""
+            pytest.fail(f"{check.name}: {result.evidence}{why}{trace}", pytrace=False)

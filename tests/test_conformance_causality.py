@@ -1,0 +1,257 @@
+"""The checks of causality and batch invariance find what sees the future or the rest of the batch, and nothing else."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import archbench
+from archbench.testing.causality import BATCH_INVARIANCE, CAUSALITY
+from archbench.testing.checks import Check, run_check
+from archbench.testing.subject import Subject
+from archbench.testing.token_gradients import token_gradients
+
+EXAMPLES = Path(__file__).parent / "example_plugins"
+
+_PLUGIN = """
+import os, random, signal, threading
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from archbench import ArchitectureInfo, ModelConfig, decode_without_cache, hookimpl, next_token_step
+
+class Model(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, 16)
+        self.mix = nn.Linear(16, 16)
+        self.head = nn.Linear(16, config.vocab_size)
+        self.drop = nn.Dropout(0.1)
+        self.register_buffer("mean", torch.zeros(16))
+
+    def past(self, x):  # the mean of each position and those before it
+        return self.mix(x.cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)[:, None])
+
+    def forward(self, tokens):
+        x = self.embedding(tokens)
+        x = self.drop(x + torch.tanh(self.past(x)))
+{forward}
+        return self.head(x)
+
+@hookimpl
+def describe():
+    presets = {{"nano": ModelConfig(vocab_size=61, context_length=24)}}
+    return ArchitectureInfo("wrong", "A wrong model", "Nobody 2020", ModelConfig, presets)
+
+@hookimpl
+def build(config):
+{build}
+    return Model(config)
+
+@hookimpl
+def train_step(state, batch):
+{train_step}
+    return next_token_step(state, batch)
+
+@hookimpl
+def generate(model, prompt, max_new_tokens, sampling):
+{generate}
+    return decode_without_cache(model, prompt, max_new_tokens, sampling)
+"""
+
+
+def small_gpt1() -> Subject:
+    gpt1 = archbench.load("gpt1")
+    sizes = {"context_length": 24, "n_layer": 1, "d_model": 32, "n_head": 2, "d_ff": 64}
+    return Subject(gpt1, gpt1.config("nano", vocab_size=61, **sizes))
+
+
+def example(name: str) -> Subject:
+    architecture = archbench.load(name, plugins=[EXAMPLES / f"{name}.py"])
+    return Subject(architecture, architecture.config("nano"))
+
+
+def plugin(folder: Path, forward: str = "", *, build: str = "", train_step: str = "", generate: str = "") -> Subject:
+    """A right model with lines added to its forward pass (``x`` is (B, T, C)) or to its hooks."""
+    parts = {"build": build, "train_step": train_step, "generate": generate}
+    body = {name: textwrap.indent(textwrap.dedent(lines), " " * 4) for name, lines in parts.items()}
+    file = folder / "wrong.py"
+    file.write_text(_PLUGIN.format(forward=textwrap.indent(textwrap.dedent(forward), " " * 8), **body))
+    architecture = archbench.load("wrong", plugins=[file])
+    return Subject(architecture, architecture.config("nano"))
+
+
+@pytest.mark.parametrize("check", [CAUSALITY, BATCH_INVARIANCE], ids=lambda check: check.name)
+@pytest.mark.parametrize("name", ["gpt1", "bigram", "with dropout"])
+def test_right_models_pass_by_values_and_by_gradient(check: Check, name: str, tmp_path: Path) -> None:
+    subject = {"gpt1": small_gpt1, "bigram": lambda: example("bigram"), "with dropout": lambda: plugin(tmp_path)}[
+        name
+    ]()
+    result = run_check(check, subject)
+    assert result.status == "passed", result.evidence
+    assert "no gradient flows to what they must not see" in result.evidence
+
+
+NEXT = "torch.cat([x[:, 1:], x[:, -1:]], 1)"
+SEES_THE_FUTURE = {
+    "the next token": (
+        f"x = x + {NEXT}",
+        r"in evaluation mode, changing token 13 of 24 \(counted from 0\) moves the logits of position 12 by \d\.\d+, "
+        r"where their standard deviation is 0\.\d+: it sees the future",
+    ),
+    "the token two ahead": (f"x = {NEXT}\nx = {NEXT}", "changing token 14 of 24 .* the logits of position 12"),
+    "the next token of its chunk": (
+        "x = x.unflatten(1, (-1, 4)).flip(2).flatten(1, 2)",  # a start that is a multiple of 4 would not show it
+        "changing token 15 of 24 .* the logits of position 12",
+    ),
+    "the first position alone": (
+        "x = torch.cat([x[:, :1] + x[:, 1:2], x[:, 1:]], 1)",
+        "changing token 1 of 24 .* the logits of position 0",
+    ),
+    "the last token alone": (
+        "x = torch.cat([x[:, :-2], x[:, -2:-1] + x[:, -1:], x[:, -1:]], 1)",
+        "changing token 23 of 24 .* the logits of position 22",
+    ),
+    "the mean of the sequence": ("x = x + x.mean(1, keepdim=True)", "changing token 23 of 24"),
+    "a norm over positions": ("x = F.layer_norm(x.mT, (x.shape[1],)).mT", "changing token 23 of 24"),
+    "in training mode only": (
+        "if self.training:\n    x = x + x.mean(1, keepdim=True)",
+        "in training mode, changing token 23 of 24",
+    ),
+    "too faintly for a value": (
+        f"x = x + 2e-5 * {NEXT}",
+        "in evaluation mode, the logits before position 13 have a gradient with respect to what was looked up for "
+        "token 13 of 24, [123]e-05 of the largest",
+    ),
+    "too faintly for a value, in training mode": (
+        f"if self.training:\n    x = x + 2e-5 * {NEXT}",
+        "in training mode, the logits before position 13 have a gradient",
+    ),
+    "the experts' choice among positions": (
+        """
+        chosen = x[..., 0].topk(4, dim=1).indices  # (B, 4): expert choice, Zhou et al. 2022, is not causal
+        x = x.scatter_add(1, chosen[..., None].expand(-1, -1, 16), torch.ones(len(x), 4, 16))
+        """,
+        "it sees the future",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEES_THE_FUTURE)
+def test_what_sees_the_future_fails_causality_alone(name: str, tmp_path: Path) -> None:
+    forward, message = SEES_THE_FUTURE[name]
+    subject = plugin(tmp_path, forward)
+    result = run_check(CAUSALITY, subject)
+    assert result.status == "failed"
+    assert re.search(message, result.evidence), result.evidence
+    assert run_check(BATCH_INVARIANCE, subject).status == "passed"
+
+
+SEES_THE_BATCH = {
+    "batch norm at each position": (
+        "x = (x - x.mean(0)) / (x.var(0, unbiased=False) + 1)",
+        "depend on the rest of the batch",
+    ),
+    "routing with a capacity, first come first served": (
+        """
+        wants = (x[..., 0] > 0).flatten()  # (B T), one sequence after another
+        served = wants & (wants.cumsum(0) <= 0.4 * x.shape[1])
+        x = x + served.view(x.shape[:2])[..., None].float()
+        """,
+        "in another order of a batch's three sequences, the logits of a sequence move by",
+    ),
+    "in training mode only": (
+        "if self.training:\n    x = x - x.mean(0)",
+        "in training mode, beside another sequence, the logits of a sequence move by",
+    ),
+    "too faintly for a value": (
+        "x = x + 3e-5 * x.mean(0)",
+        "the logits of sequence 0 have a gradient with respect to what was looked up for token",
+    ),
+    "too faintly for a value, in training mode": (
+        "if self.training:\n    x = x + 3e-5 * x.mean(0)",
+        "in training mode, the logits of sequence 0 have a gradient with respect to what was looked up for token",
+    ),
+    "the number of sequences": (
+        "x = x * (1 + 0.1 * len(x))",
+        "read alone instead of beside two others, the logits of a sequence move by",
+    ),
+    "dropout in evaluation mode": ("x = F.dropout(x, 0.1)", "dropout or noise that does not ask self.training"),
+}
+
+
+@pytest.mark.parametrize("name", SEES_THE_BATCH)
+def test_what_sees_the_batch_fails_batch_invariance_alone(name: str, tmp_path: Path) -> None:
+    forward, message = SEES_THE_BATCH[name]
+    subject = plugin(tmp_path, forward)
+    result = run_check(BATCH_INVARIANCE, subject)
+    assert result.status == "failed"
+    assert message in result.evidence, result.evidence
+    causality = run_check(CAUSALITY, subject)
+    assert causality.status == "passed", causality.evidence
+
+
+def test_statistics_that_move_while_training_are_no_leak(tmp_path: Path) -> None:
+    """Two passes of one model differ in them, whatever their tokens."""
+    forward = """
+    x = x - self.mean.clone()
+    if self.training:
+        self.mean.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)
+    """
+    subject = plugin(tmp_path, forward)
+    for check in (CAUSALITY, BATCH_INVARIANCE):
+        result = run_check(check, subject)
+        assert result.status == "passed", result.evidence
+
+
+LOOKUPS = {
+    "embedding": "F.embedding(tokens, W)",
+    "indexing": "W[tokens]",
+    "index_select": "W.index_select(0, tokens.flatten()).view(*tokens.shape, -1)",
+    "one-hot": "F.one_hot(tokens, 61).float() @ W",
+    "time first": "W[tokens.t()].transpose(0, 1)",
+    "changed in place": "W[tokens].add_(1)",
+}
+
+
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_gradients_reach_the_tokens_however_they_are_looked_up(name: str) -> None:
+    """Of a model that adds up the past, each token's gradient is its own way to the logits and not 0 after it."""
+
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(61, 8))
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            positions = torch.arange(tokens.shape[1])
+            looked_up = eval(LOOKUPS[name], {"F": torch.nn.functional, "W": self.weight, "tokens": tokens})
+            return looked_up.cumsum(1) + self.weight[positions]
+
+    torch.manual_seed(0)
+    model, tokens = Model(), torch.randint(61, (2, 5))
+    asked = torch.tensor([[False, True, False, False, False], [False] * 5])
+    (gradient,) = token_gradients(model, tokens, asked)  # that of the positions is not asked for
+    assert (gradient > 0).tolist() == [[True, True, False, False, False], [False] * 5]
+    assert model.weight.requires_grad
+
+
+def test_a_model_without_a_lookup_is_judged_by_values_and_says_so(tmp_path: Path) -> None:
+    subject = plugin(tmp_path, "x = x.detach()")
+    for check in (CAUSALITY, BATCH_INVARIANCE):
+        result = run_check(check, subject)
+        assert result.status == "passed"
+        assert "by values only" in result.evidence
+
+
+def test_a_context_of_one_position_has_no_future() -> None:
+    bigram = archbench.load("bigram", plugins=[EXAMPLES / "bigram.py"])
+    subject = Subject(bigram, bigram.config("nano", context_length=1))
+    assert run_check(CAUSALITY, subject).status == "not applicable"
+    assert run_check(BATCH_INVARIANCE, subject).status == "passed"

@@ -1,0 +1,136 @@
+"""Hostile and clumsy plugins cost their own run only: a clear line, a row with a status, and the others are whole."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from archbench import read_results
+from test_run import archbench, with_small_corpus
+
+EXAMPLE = Path(__file__).parent / "example_plugins" / "bigram.py"
+OPTIONS = ["--profile", "smoke", "--corpus", "small.txt", "--steps", "1", "--set", "context_length=16", "--quiet"]
+
+IMPORTS = "from torch import nn\n"
+INIT = "        self.config = config\n"
+BUILD = "    return Bigram(config)"
+STEP = "    return next_token_step("
+GENERATE = "    return decode_without_cache("
+FORWARD = INIT + "\n    def forward(self, tokens):\n"
+
+# What each does: the line of the example plugin that is replaced, and by what.
+HOSTILE: dict[str, list[tuple[str, str]]] = {
+    "raises": [(BUILD, "    raise KeyError('no such thing')")],
+    "exits": [(STEP, "    raise SystemExit(0)\n" + STEP)],
+    "vanishes": [(GENERATE, "    __import__('os')._exit(0)\n" + GENERATE)],
+    "forks": [(INIT, FORWARD + "        __import__('os').fork()\n        return super().forward(tokens)\n")],
+    "threads": [(STEP, "    import torch\n    torch.set_num_threads(torch.get_num_threads() + 1)\n" + STEP)],
+    "nan": [(INIT, FORWARD + "        return super().forward(tokens) * float('nan')\n")],
+    "vocabulary": [("(config.vocab_size, config.vocab_size)", "(config.vocab_size, 300)")],
+    "mutates": [(STEP, "    batch.inputs.zero_()\n" + STEP)],
+    "reseeds": [(BUILD, "    __import__('torch').manual_seed(0)\n" + BUILD)],
+    "sleeps": [(GENERATE, "    import time\n    while True:\n        time.sleep(1)\n" + GENERATE)],
+    "lingers": [(STEP, "    from threading import Thread, Event\n    Thread(target=Event().wait).start()\n" + STEP)],
+    "prints": [
+        (IMPORTS, IMPORTS + "\nprint('imported')\n"),
+        ("    presets =", "    print('described')\n    presets ="),
+        (BUILD, "    print('built')\n" + BUILD),
+        (INIT, FORWARD + "        __import__('os').write(1, b'forward\\n')\n        return super().forward(tokens)\n"),
+    ],
+}
+
+
+def run(folder: Path, *architectures: str, more: tuple[str, ...]) -> tuple[int, str, dict[str, str]]:
+    """``archbench run ARCHITECTURES gpt1``: exit code, standard output, and the error line of each that has one."""
+    plugins = []
+    for name in architectures:
+        source = EXAMPLE.read_text().replace('"bigram"', f'"{name}"')
+        for line, instead in HOSTILE[name]:
+            assert line in source
+            source = source.replace(line, instead)
+        (folder / f"{name}.py").write_text(source)
+        plugins += ["--plugin", f"{name}.py"]
+    done = archbench("run", *architectures, "gpt1", *plugins, *OPTIONS, *more, cwd=with_small_corpus(folder))
+    errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
+    assert "Traceback" not in done.stderr
+    of = {name: line for line in errors for name in architectures if f"/{name}.py" in line or f"({name})" in line}
+    return done.returncode, done.stdout, of
+
+
+def status(frame: pd.DataFrame, architecture: str) -> str:
+    (failed,) = frame[(frame.architecture == architecture) & (frame.status != "ok")].status
+    return str(failed)
+
+
+def assert_whole(frame: pd.DataFrame, phases: set[str]) -> None:
+    gpt1 = frame[frame.architecture == "gpt1"]
+    assert set(gpt1.phase) == {*phases, "environment"}
+    assert set(gpt1.status) == {"ok"}
+    assert gpt1.threads.nunique() == 1
+
+
+CAUGHT = {
+    "raises": "its build hook raised KeyError: 'no such thing'",
+    "exits": "its train_step hook raised SystemExit: 0",
+    "vanishes": "its process ended with exit code 0 in the check generate and without its rows",
+    "threads": "in train_step it changed the number of threads",
+    "nan": "is nan",
+    "vocabulary": "(3, 7, 300)",
+    "mutates": "side_effects",
+    "reseeds": "build sets the seed of torch",
+    "prints": "build printed 'built",
+}
+
+
+def test_the_checks_end_their_runs_before_anything_is_measured(tmp_path: Path) -> None:
+    code, stdout, errors = run(tmp_path, *CAUGHT, more=("--phases", "decode", "--json"))
+    assert code == 9
+    frame = read_results(tmp_path / "results")
+    for name, evidence in CAUGHT.items():
+        assert evidence in errors[name]
+        assert status(frame, name).split(":")[0] == ("PhaseError" if name == "vanishes" else "ConformanceError")
+        assert set(frame[frame.architecture == name].phase) == {"check"}
+    assert_whole(frame, {"check", "decode"})
+    assert {json.loads(line)["architecture"] for line in stdout.splitlines()} == {"gpt1"}
+
+
+def test_unchecked_they_still_cost_only_themselves(tmp_path: Path) -> None:
+    ended = {
+        "raises": "HookFailedError: plugin 'raises'",
+        "exits": "HookFailedError: plugin 'exits'",
+        "forks": "PluginError: plugin 'forks'",
+        "threads": "PluginError: plugin 'threads'",
+    }
+    code, stdout, errors = run(
+        tmp_path, *ended, "nan", "lingers", "prints", more=("--phases", "train", "--unchecked", "--json")
+    )
+    assert code == 3
+    assert errors.keys() == ended.keys()
+    frame = read_results(tmp_path / "results")
+    for name, error in ended.items():
+        assert status(frame, name).startswith(error)
+    assert "diverged" in set(frame[frame.architecture == "nan"].metric)
+    assert_whole(frame, {"train"})
+    rows = [json.loads(line) for line in stdout.splitlines()]
+    assert {row["architecture"] for row in rows} == {"nan", "lingers", "prints", "gpt1"}, (
+        "pure JSON, whatever was printed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("more", "where"),
+    [((), "in the check generate"), pytest.param(("--unchecked",), "phase decode", marks=pytest.mark.slow)],
+    ids=["checked", "unchecked"],
+)
+def test_one_that_never_ends_is_ended(tmp_path: Path, more: tuple[str, ...], where: str) -> None:
+    limit = ("--config", "time_limit=20")
+    code, _, errors = run(tmp_path, "sleeps", more=("--phases", "decode", *limit, *more))
+    assert code == 8
+    assert "it took longer than 20 s" in errors["sleeps"]
+    assert where in errors["sleeps"]
+    frame = read_results(tmp_path / "results")
+    assert "it took longer than 20 s" in status(frame, "sleeps")
+    assert_whole(frame, {"decode"} if more else {"check", "decode"})

@@ -1,0 +1,84 @@
+"""A plugin with one fault fails the check that is meant for it and no other, by a sentence that names the fault."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from archbench.testing.catalogue import CHECKS
+from archbench.testing.checks import Check, Result, evaluate
+from right_variants import RIGHT_VARIANTS
+from rotary_edits import Edit, WrongPlugin, subject
+from wrong_plugins import WRONG_PLUGINS
+
+DEAR = ("overfit", "compile")
+"""Checks that take most of the time: by default only where they are meant, and for every plugin with ``-m slow``."""
+
+LONGEST_MESSAGE = 600
+
+wrong_plugins = pytest.mark.parametrize("wrong", WRONG_PLUGINS, ids=lambda wrong: wrong.name)
+right_variants = pytest.mark.parametrize("name", RIGHT_VARIANTS)
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before() -> Iterator[None]:
+    """Some of the wrong plugins change what the process shares."""
+    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+def results(name: str, edits: tuple[Edit, ...], folder: Path, *dear: str) -> list[Result]:
+    """Of all checks but the dear ones that are not named."""
+    checks: list[Check] = [check for check in CHECKS if check.name not in DEAR or check.name in dear]
+    return list(evaluate(subject(name, edits, folder), checks))
+
+
+def assert_fails_as_meant(wrong: WrongPlugin, found: list[Result], folder: Path) -> None:
+    failed = {result.name: result.evidence for result in found if not result.good and result.status != "not run"}
+    assert set(failed) == {wrong.check}, failed
+    message = failed[wrong.check].replace(f"{folder}/", "")
+    assert wrong.says in message, message
+    assert "archbench/testing" not in message
+    assert len(message) <= LONGEST_MESSAGE, message
+
+
+def assert_right(found: list[Result]) -> None:
+    assert not {result.name: result.evidence for result in found if not result.good}
+
+
+def test_every_check_has_a_plugin_to_catch() -> None:
+    assert {wrong.check for wrong in WRONG_PLUGINS} == {check.name for check in CHECKS}
+
+
+def test_the_right_plugin_passes_every_check(tmp_path: Path) -> None:
+    found = results("as it is", (), tmp_path, *DEAR)
+    assert {result.name: result.status for result in found} == {check.name: "passed" for check in CHECKS}
+
+
+@wrong_plugins
+def test_a_wrong_plugin_fails_the_check_meant_for_it(wrong: WrongPlugin, tmp_path: Path) -> None:
+    found = results(wrong.name, wrong.edits, tmp_path, wrong.check)
+    assert_fails_as_meant(wrong, found, tmp_path)
+
+
+@right_variants
+def test_what_is_unusual_and_right_fails_no_check(name: str, tmp_path: Path) -> None:
+    assert_right(results(name, RIGHT_VARIANTS[name], tmp_path))
+
+
+@pytest.mark.slow
+@wrong_plugins
+def test_a_wrong_plugin_fails_no_other_check_at_all(wrong: WrongPlugin, tmp_path: Path) -> None:
+    found = results(wrong.name, wrong.edits, tmp_path, *DEAR)
+    assert_fails_as_meant(wrong, found, tmp_path)
+
+
+@pytest.mark.slow
+@right_variants
+def test_what_is_unusual_and_right_fails_no_check_at_all(name: str, tmp_path: Path) -> None:
+    assert_right(results(name, RIGHT_VARIANTS[name], tmp_path, *DEAR))
