@@ -176,19 +176,32 @@ def plugin_files(path: str) -> Iterator[str]:
         yield from map(str, files)
 
 
+_overwritten: dict[str, str | None] = {}
+"""Environment variables that plugins have set in this process, and their values before; None: they were not there."""
+
+
 @contextmanager
 def strangers_code() -> Iterator[None]:
     """Around what a plugin does in this process: its prints go to stderr, and a copy of the process that it forks ends.
 
     Standard output is for results; a copy that went on would do everything a second time.
     """
-    process = os.getpid()
+    process, before = os.getpid(), dict(os.environ)
     try:
         with redirect_stdout(sys.stderr):
             yield
     finally:
         if os.getpid() != process:
             os._exit(1)
+        for name in before.keys() | os.environ.keys():
+            if before.get(name) != os.environ.get(name):
+                _overwritten.setdefault(name, before.get(name))
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment variables without what plugins made of them: for the processes of other plugins."""
+    variables = {**os.environ, **_overwritten}
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 def import_installed(entry: Entry) -> object:

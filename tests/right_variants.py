@@ -5,7 +5,6 @@ from __future__ import annotations
 from rotary_edits import EMBEDDED, GENERATED, LIMIT, OUTPUT, Edit, after, trained
 
 RIGHT_VARIANTS: dict[str, tuple[Edit, ...]] = {
-    "as it is": (),
     "no cache": (
         ("import ArchitectureInfo, ModelConfig, causal_attention, decode_with_cache,",
          "import ArchitectureInfo, ModelConfig, causal_attention, decode_without_cache,"),

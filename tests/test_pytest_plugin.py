@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,5 +166,5 @@ def test_what_is_to_be_checked_has_to_be_named(options: tuple[str, ...], said: s
 def test_the_debugger_stops_where_the_plugin_raised(plugin: Plugin, pytester: pytest.Pytester) -> None:
     plugin(BROKEN)
     options = ("--archbench-arch", "mine", "--archbench-plugin", "mine.py", "-k", "logits", "--pdb")
-    done = pytester.run("pytest", *KIT, *options, stdin=b"p clue\nquit\n")
+    done = pytester.run(sys.executable, "-m", "pytest", *KIT, *options, stdin=b"p clue\nquit\n")
     done.stdout.fnmatch_lines(["*'the batch is in the wrong drawer'"])

@@ -12,9 +12,13 @@ import pytest
 from archbench import RunConfig, read_results
 from archbench.results.metrics import METRICS
 from archbench.testing.catalogue import GATE
-from test_run import SMALL, archbench, with_small_corpus
+from test_run import archbench, with_small_corpus
 
 EXAMPLE = Path(__file__).parent / "example_plugins" / "bigram.py"
+OPTIONS = [
+    "--profile", "smoke", "--corpus", "small.txt", "--set", "context_length=32", "--phases", "decode", "--threads", "1",
+    "--quiet",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +29,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
     source += "\n\n_honest = Bigram.forward\n"
     source += "Bigram.forward = lambda self, tokens: _honest(self, tokens) + _honest(self, tokens.roll(-1, 1))\n"
     (folder / "leaky.py").write_text(source)
-    small = [option for option in SMALL if option not in ("--set", "n_layer=1")]
-    small[small.index("context_length=32")] = "--set=context_length=32"
-    finished = archbench("run", "leaky", "gpt1", "--plugin", "leaky.py", *small, "--phases", "decode", cwd=folder)
+    finished = archbench("run", "leaky", "gpt1", "--plugin", "leaky.py", *OPTIONS, cwd=folder)
     assert finished.returncode == 9, finished.stderr
     return folder, finished.stdout, finished.stderr
 
@@ -79,10 +81,8 @@ def test_the_checks_of_the_gate_are_the_metrics_of_the_phase() -> None:
 
 
 def test_unchecked_it_is_measured_and_the_summary_and_the_rows_say_so(done: tuple[Path, str, str]) -> None:
-    options = ["--profile", "smoke", "--corpus", "small.txt", "--steps", "2", "--phases", "train", "--quiet"]
-    finished = archbench(
-        "run", "leaky", "--plugin", "leaky.py", *options, "--unchecked", "--out", "unchecked", cwd=done[0]
-    )
+    options = [*OPTIONS, "--phases", "train", "--steps", "2", "--unchecked", "--out", "unchecked"]
+    finished = archbench("run", "leaky", "--plugin", "leaky.py", *options, cwd=done[0])
     assert finished.returncode == 0, finished.stderr
     assert "(--unchecked)" in finished.stdout
     frame = read_results(done[0] / "unchecked")

@@ -23,14 +23,19 @@ FORWARD = INIT + "\n    def forward(self, tokens):\n"
 
 # What each does: the line of the example plugin that is replaced, and by what.
 HOSTILE: dict[str, list[tuple[str, str]]] = {
-    "raises": [(BUILD, "    raise KeyError('no such thing')")],
+    "raises": [
+        (IMPORTS, IMPORTS + "\n__import__('os').environ['OMP_NUM_THREADS'] = '3'\n"),
+        (BUILD, "    raise KeyError('no such thing')"),
+    ],
     "exits": [(STEP, "    raise SystemExit(0)\n" + STEP)],
     "vanishes": [(GENERATE, "    __import__('os')._exit(0)\n" + GENERATE)],
     "forks": [(INIT, FORWARD + "        __import__('os').fork()\n        return super().forward(tokens)\n")],
     "threads": [(STEP, "    import torch\n    torch.set_num_threads(torch.get_num_threads() + 1)\n" + STEP)],
     "nan": [(INIT, FORWARD + "        return super().forward(tokens) * float('nan')\n")],
     "vocabulary": [("(config.vocab_size, config.vocab_size)", "(config.vocab_size, 300)")],
-    "mutates": [(STEP, "    batch.inputs.zero_()\n" + STEP)],
+    "mutates": [
+        (STEP + "state, batch)", "    loss = next_token_step(state, batch)\n    batch.inputs.zero_()\n    return loss")
+    ],
     "reseeds": [(BUILD, "    __import__('torch').manual_seed(0)\n" + BUILD)],
     "sleeps": [(GENERATE, "    import time\n    while True:\n        time.sleep(1)\n" + GENERATE)],
     "lingers": [(STEP, "    from threading import Thread, Event\n    Thread(target=Event().wait).start()\n" + STEP)],
@@ -65,35 +70,38 @@ def status(frame: pd.DataFrame, architecture: str) -> str:
     return str(failed)
 
 
-def assert_whole(frame: pd.DataFrame, phases: set[str]) -> None:
-    gpt1 = frame[frame.architecture == "gpt1"]
+def assert_whole(results: Path, phases: set[str]) -> None:
+    gpt1 = read_results(results, {"architecture": "gpt1"})
     assert set(gpt1.phase) == {*phases, "environment"}
     assert set(gpt1.status) == {"ok"}
-    assert gpt1.threads.nunique() == 1
+    assert 3 not in set(gpt1.threads), "what one plugin makes of the environment is not the others'"
+    run = json.loads((results / f"{gpt1.run_id.iloc[0]}.json").read_text())["run"]
+    assert run["plugins"] == [], "no other plugin's code is in its processes"
 
 
 CAUGHT = {
     "raises": "its build hook raised KeyError: 'no such thing'",
     "exits": "its train_step hook raised SystemExit: 0",
     "vanishes": "its process ended with exit code 0 in the check generate and without its rows",
-    "threads": "in train_step it changed the number of threads",
-    "nan": "is nan",
-    "vocabulary": "(3, 7, 300)",
-    "mutates": "side_effects",
-    "reseeds": "build sets the seed of torch",
-    "prints": "build printed 'built",
+    "threads": "changed the number of threads",
+    "forks": "forked",
+    "nan": " nan",
+    "vocabulary": "300",
+    "mutates": "train_step changed",
+    "reseeds": "sets the seed",
+    "prints": "printed 'built",
 }
 
 
 def test_the_checks_end_their_runs_before_anything_is_measured(tmp_path: Path) -> None:
-    code, stdout, errors = run(tmp_path, *CAUGHT, more=("--phases", "decode", "--json"))
+    code, stdout, errors = run(tmp_path, *CAUGHT, more=("--phases", "decode", "--threads", "1", "--json"))
     assert code == 9
     frame = read_results(tmp_path / "results")
     for name, evidence in CAUGHT.items():
         assert evidence in errors[name]
         assert status(frame, name).split(":")[0] == ("PhaseError" if name == "vanishes" else "ConformanceError")
         assert set(frame[frame.architecture == name].phase) == {"check"}
-    assert_whole(frame, {"check", "decode"})
+    assert_whole(tmp_path / "results", {"check", "decode"})
     assert {json.loads(line)["architecture"] for line in stdout.splitlines()} == {"gpt1"}
 
 
@@ -113,7 +121,7 @@ def test_unchecked_they_still_cost_only_themselves(tmp_path: Path) -> None:
     for name, error in ended.items():
         assert status(frame, name).startswith(error)
     assert "diverged" in set(frame[frame.architecture == "nan"].metric)
-    assert_whole(frame, {"train"})
+    assert_whole(tmp_path / "results", {"train"})
     rows = [json.loads(line) for line in stdout.splitlines()]
     assert {row["architecture"] for row in rows} == {"nan", "lingers", "prints", "gpt1"}, (
         "pure JSON, whatever was printed"
@@ -126,11 +134,16 @@ def test_unchecked_they_still_cost_only_themselves(tmp_path: Path) -> None:
     ids=["checked", "unchecked"],
 )
 def test_one_that_never_ends_is_ended(tmp_path: Path, more: tuple[str, ...], where: str) -> None:
-    limit = ("--config", "time_limit=20")
+    limit = (
+        "--config",
+        "time_limit=20",
+        "--threads",
+        "1",
+    )  # threads that wait for each other take long on a busy machine
     code, _, errors = run(tmp_path, "sleeps", more=("--phases", "decode", *limit, *more))
     assert code == 8
     assert "it took longer than 20 s" in errors["sleeps"]
     assert where in errors["sleeps"]
     frame = read_results(tmp_path / "results")
     assert "it took longer than 20 s" in status(frame, "sleeps")
-    assert_whole(frame, {"decode"} if more else {"check", "decode"})
+    assert_whole(tmp_path / "results", {"decode"} if more else {"check", "decode"})

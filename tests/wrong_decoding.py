@@ -19,6 +19,16 @@ from rotary_edits import (
 DECODING = (
     # generate
     WrongPlugin(
+        "generate raises", "generate",
+        ((GENERATED, GENERATED.replace(", sampling", "")),),
+        "missing 1 required positional argument: 'sampling' (my_arch.py:",
+    ),
+    WrongPlugin(
+        "extend raises", "generate",
+        (after(ADVANCED, "self.steps += 1"),),
+        "has no attribute 'steps' (my_arch.py:",
+    ),
+    WrongPlugin(
         "all tokens are computed before the first is given", "generate",
         ((GENERATED, "    return iter(list(decode_with_cache(model, prompt, max_new_tokens, sampling)))"),),
         "as soon as",

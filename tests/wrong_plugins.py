@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rotary_edits import (
     ATTENDED,
+    BLOCKS,
     BUILT,
     EMBEDDED,
     EMBEDDING,
@@ -15,6 +16,7 @@ from rotary_edits import (
     WrongPlugin,
     after,
     beside,
+    imported,
 )
 from wrong_decoding import DECODING
 from wrong_training import TRAINING
@@ -40,6 +42,11 @@ FORWARD = (
          beside("", "EMBEDDINGS = {}")),
         "embedding.weight",
     ),
+    WrongPlugin(
+        "the blocks are in a plain list", "hooks",
+        ((BLOCKS, BLOCKS.replace("nn.ModuleList(", "list(")),),
+        "model.blocks is a plain list of modules",
+    ),
     # logits
     WrongPlugin(
         "the vocabulary is written into the code", "logits",
@@ -55,6 +62,22 @@ FORWARD = (
         "only the last position has logits", "logits",
         (("return self.head(x) if logits", "return self.head(x[:, -1]) if logits"),),
         "one position's",
+    ),
+    WrongPlugin(
+        "dropout goes on in evaluation", "logits",
+        (after(EMBEDDED, "x = F.dropout(x, 0.1)"),),
+        "in evaluation mode",
+    ),
+    WrongPlugin(
+        "dropout is drawn from NumPy", "logits",
+        (imported("import numpy as np"),
+         after(EMBEDDED, "if self.training:", "    x = x * torch.from_numpy(np.random.rand(*x.shape) > 0.1).to(x)")),
+        "random and numpy are not seeded",
+    ),
+    WrongPlugin(
+        "forward raises in training mode", "logits",
+        (after(EMBEDDED, "if self.training:", "    x = self.dropout(x)"),),
+        "in training mode the forward pass raised AttributeError",
     ),
     # initial_loss
     WrongPlugin(

@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
-from rotary_edits import BUILT, GENERATED, NORM, TRAINED, WrongPlugin, after, by_micro_batches, imported, trained
+from rotary_edits import (
+    BUILT,
+    GENERATED,
+    NORM,
+    TRAINED,
+    WrongPlugin,
+    after,
+    by_micro_batches,
+    imported,
+    trained,
+)
 
 TRAINING = (
     # train_step
+    WrongPlugin(
+        "train_step raises", "train_step",
+        ((TRAINED, TRAINED.replace(", batch", "")),),
+        "missing 1 required positional argument: 'batch' (my_arch.py:",
+    ),
+    WrongPlugin(
+        "the head is more than its parameters say", "train_step",
+        (("return self.output(x)", "return self.output(x).clamp(-30, 30)"),),
+        "its head() is not the linear layer",
+    ),
     WrongPlugin(
         "the loss is reported in bits", "train_step",
         ((TRAINED, "    return next_token_step(state, batch) / 0.6931"),),

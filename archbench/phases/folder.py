@@ -5,6 +5,7 @@
     OUT/RUN_ID/
       config.json          the frozen RunConfig, the resolved model configuration, what was found
       tokenizer/           the tokenizer, so that the folder stands alone
+      check.json           what the conformance checks found, each with its evidence
       checkpoints/         the last two training checkpoints
       rows-PHASE.jsonl     one JSON object a measurement, written when the phase is done
       documents.parquet    per-document scores, for later statistics

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import threading
 
 from archbench.config import RunConfig
-from archbench.discovery import PLUGINS_VARIABLE
+from archbench.discovery import PLUGINS_VARIABLE, clean_environment
 from archbench.errors import ArchbenchError, PhaseError, from_dict
 from archbench.measure import environment
 from archbench.measure.machine import versions
@@ -72,6 +71,7 @@ def _run_process(folder: RunFolder, phase: str, limit: float | None, *, quiet: b
     def end() -> None:
         late.set()
         end_group(process.pid)
+        process.kill()  # a process can leave its group
 
     alarm = threading.Timer(limit or 0.0, end)
     alarm.daemon = True
@@ -85,6 +85,7 @@ def _run_process(folder: RunFolder, phase: str, limit: float | None, *, quiet: b
     finally:
         alarm.cancel()
         end_group(process.pid)
+        process.kill()
         process.wait()
     return code, not late.is_set()
 
@@ -98,7 +99,7 @@ def _interrupt(process: subprocess.Popen[bytes]) -> None:
 
 def _variables(config: RunConfig) -> dict[str, str]:
     """The phase's environment variables; OpenMP reads its number of threads once, before torch can set it."""
-    variables = dict(os.environ)
+    variables = clean_environment()
     variables.pop(PLUGINS_VARIABLE, None)  # the configuration names those that are needed
     if config.threads is not None:
         variables["OMP_NUM_THREADS"] = str(config.threads)

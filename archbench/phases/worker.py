@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 import torch
@@ -87,6 +87,7 @@ def _measure(run: RunFolder, name: str, *, quiet: bool) -> list[dict[str, Any]]:
 
 if __name__ == "__main__":
     code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError, ValueError):  # closed, or on a full disk
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(code)  # threads and exit handlers that a plugin has left behind get no say

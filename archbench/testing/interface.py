@@ -13,6 +13,7 @@ from archbench.discovery import one_line
 from archbench.errors import ArchbenchError, ConfigError, HookFailedError
 from archbench.inference.sampling import Sampling
 from archbench.protocols import CachedModel
+from archbench.testing.causality import Passes
 from archbench.testing.checks import Check, Fault
 from archbench.testing.frames import plugin_line
 from archbench.testing.subject import Subject
@@ -45,6 +46,7 @@ def check_hooks(subject: Subject) -> str:
                 f"two models from build share the memory of parameter {name!r}, so training one changes the other: "
                 "make parameters within build, not once for all"
             )
+    _check_registered(model)
     _check_config(model, subject.config)
     return f"presets {', '.join(presets)}"
 
@@ -81,6 +83,24 @@ def _check_describe(subject: Subject) -> list[str]:
     return list(info.presets)
 
 
+def _check_registered(model: nn.Module) -> None:
+    """No module or parameter is kept where torch does not look: in a plain list, tuple or dict."""
+    known = {*map(id, model.modules()), *map(id, model.parameters())}
+    for name, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute.startswith("_") or not isinstance(value, list | tuple | dict):
+                continue
+            for item in value.values() if isinstance(value, dict) else value:
+                if isinstance(item, nn.Module | nn.Parameter) and id(item) not in known:
+                    path = f"{name}.{attribute}" if name else attribute
+                    kind = "modules" if isinstance(item, nn.Module) else "parameters"
+                    raise Fault(
+                        f"model.{path} is a plain {type(value).__name__} of {kind}, where torch does not look: they "
+                        "are neither trained nor saved nor moved with the model. Make it an nn.ModuleList, "
+                        "nn.ModuleDict or nn.ParameterList"
+                    )
+
+
 def _check_config(model: nn.Module, asked: ModelConfig) -> None:
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
@@ -107,9 +127,30 @@ def check_logits(subject: Subject) -> str:
     model = subject.model()
     for B, length in shapes:
         _check_logits(model, subject.tokens(B, length), subject.V, "with a little noise on every parameter")
+    _check_logits(model.train(), subject.tokens(*shapes[0]), subject.V, "in training mode")
+    _check_repeats(model, subject.tokens(*shapes[0]))
     del model
     _check_other_vocabulary(subject)
     return f"(B, T, V) for {', '.join(f'{B} × {length}' for B, length in shapes)} tokens, finite"
+
+
+def _check_repeats(model: nn.Module, tokens: Tensor) -> None:
+    """Logits are no matter of chance in evaluation mode, and of torch's generator alone in training mode."""
+    cases = (
+        (False, (1, 2), "does not ask self.training, and for state that one call leaves to the next"),
+        (True, (1, 1), "is not drawn from torch's generator: random and numpy are not seeded"),
+    )
+    for training, seeds, which in cases:
+        passes = Passes(model, training=training)
+        first, second = (passes.logits(tokens, seed) for seed in seeds)
+        difference = float((second - first).abs().max())
+        if difference > TOLERANCE * float(first.std()):
+            seeded = " under the same seed" if training else ""
+            raise Fault(
+                f"the same tokens, read twice in {passes.mode} mode{seeded}, have logits that differ by up to "
+                f"{difference:.2g} (their standard deviation is {float(first.std()):.2g}). Look for dropout or noise "
+                f"that {which}"
+            )
 
 
 def _check_other_vocabulary(subject: Subject) -> None:
@@ -303,5 +344,5 @@ TOO_LONG = Check(
     "too_long",
     "A model that reads past its context silently scores and decodes something else than what it was trained for.",
     check_too_long,
-    needs=("logits",),
+    needs=("logits", "generate"),
 )

@@ -264,7 +264,7 @@ BFLOAT16 = Check(
     "bfloat16",
     "Most models are trained and served in bfloat16: one that breaks in it is measured as another model.",
     check_bfloat16,
-    needs=("logits",),
+    needs=("logits", "generate", "train_step"),  # it decodes from the cache, and trains
 )
 COMPILE = Check(
     "compile",

@@ -84,13 +84,18 @@ def _observe(
             )
         for name, tensor in given.items():
             _assert_kept(hook, name, tensor, originals[name])
+        if torch.initial_seed() != seed:
+            raise _seeded(hook, "torch", f"called under seed {seed} it leaves {torch.initial_seed()} behind")
     for name, state in left[0].items():
         if left[1][name] == state:
-            raise Fault(
-                f"{hook} sets the seed of {name}: called under two seeds it leaves the same generator behind, so that "
-                "runs of different seeds are one and the same. Draw from torch's generator as it is, or from a "
-                "torch.Generator of your own"
-            )
+            raise _seeded(hook, name, "called under two seeds it leaves the same generator behind")
+
+
+def _seeded(hook: str, library: str, how: str) -> Fault:
+    return Fault(
+        f"{hook} sets the seed of {library}: {how}, so that runs of different seeds are one and the same. Draw from "
+        "torch's generator as it is, or from a torch.Generator of your own"
+    )
 
 
 def _assert_kept(hook: str, name: str, tensor: Tensor, original: Tensor) -> None:
@@ -174,5 +179,5 @@ SIDE_EFFECTS = Check(
     "What one architecture changes for the whole process, the next one is measured with.",
     check_side_effects,
     gate=True,
-    needs=("logits",),
+    needs=("logits", "generate", "train_step"),
 )

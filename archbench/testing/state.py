@@ -166,5 +166,5 @@ STATE_BYTES = Check(
     "How much memory a sequence needs is compared by what the cache says it holds; what is kept elsewhere is not seen.",
     check_state_bytes,
     gate=True,
-    needs=("logits",),
+    needs=("logits", "generate"),
 )
