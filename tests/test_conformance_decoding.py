@@ -43,7 +43,7 @@ def test_a_context_of_any_length_can_be_checked(T: int) -> None:
         (
             [(START, "start = 0 if cache is None else max(cache.length - 1, 0)")],
             r"after 2 tokens read one at a time, the logits of sequence \d differ by .* after 1 token they agreed: "
-            r"look at positions, or at what is written behind the cache at 1$",
+            r"look at positions, at the window or mask, and at what is written to the cache at 1$",
         ),
         (
             [(START, "start = 0 if cache is None else min(cache.length, 12)")],
@@ -142,12 +142,12 @@ PICK = "token = sampling.pick(logits)"
         ),
         (
             (HERE, "if tokens.shape[1] > T: tokens = tokens[:, -T + 1:]"),
-            r"picks token 3 after a prompt of 23 from logits that differ by .* in sequence 1 from those of a forward "
+            r"picks token 3 after a prompt of 23 from logits that differ by .* in sequence 0 from those of a forward "
             r"pass on the last 24 tokens .*25 tokens are more than the context",
         ),
         (
             (PICK, "token = logits.argmax(-1) if tokens.shape[1] <= T else logits.argmin(-1)"),
-            r"greedy token 3 after a prompt of 23 in sequence 1 is id \d+, which a forward pass .* ranks lower by",
+            r"greedy token 3 after a prompt of 23 in sequence 0 is id \d+, which a forward pass .* ranks lower by",
         ),
         (
             (WINDOW, "logits = model(tokens[:, -6:])[:, -1]"),

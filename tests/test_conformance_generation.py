@@ -76,15 +76,15 @@ def test_right_plugins_pass(name: str, T: int) -> None:
         (decoding("yield (token + _kept.setdefault(n, n)) % 61"), "token 1 depends on max_new_tokens"),
         (
             decoding(sampling="dataclasses.replace(sampling, eos=None)"),
-            r"with Sampling\(eos=\d+\).* sequence 1 has \d+ as token 2 instead of \d+: it has ended, and has to",
+            r"with Sampling\(eos=\d+\).* sequence 0 has \d+ as token 2 instead of \d+: it has ended, and has to",
         ),
         (
             decoding("yield token\n    if sampling.eos is not None and (token == sampling.eos).any(): return"),
-            r"generate stops after 1 tokens of 8, although sequence 2 has not ended: stop when all have",
+            r"generate stops after 1 tokens of 8, although sequence 1 has not ended: stop when all have",
         ),
         (
             decoding("yield token if sampling.eos is None else torch.full_like(token, sampling.eos)"),
-            "sequence 2 has .* as token 1 instead of .*: it has not ended",
+            "sequence 1 has .* as token 1 instead of .*: it has not ended",
         ),
         (decoding(before="model.eval()"), "after its last token.* the model itself"),
         (decoding("yield token") + "\nmodel.train()", "leaves the model in training mode, although"),

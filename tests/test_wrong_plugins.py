@@ -15,7 +15,7 @@ from rotary_edits import Edit, WrongPlugin, subject
 from wrong_plugins import WRONG_PLUGINS
 
 DEAR = ("overfit", "compile")
-"""Checks that take most of the time: by default only where they are meant, and for every plugin with ``-m slow``."""
+"""Checks that take most of the time: by default only where they are meant, for every plugin with ``-m exhaustive``."""
 
 LONGEST_MESSAGE = 600
 
@@ -71,14 +71,14 @@ def test_what_is_unusual_and_right_fails_no_check(name: str, tmp_path: Path) -> 
     assert_right(results(name, RIGHT_VARIANTS[name], tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @wrong_plugins
 def test_a_wrong_plugin_fails_no_other_check_at_all(wrong: WrongPlugin, tmp_path: Path) -> None:
     found = results(wrong.name, wrong.edits, tmp_path, *DEAR)
     assert_fails_as_meant(wrong, found, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @right_variants
 def test_what_is_unusual_and_right_fails_no_check_at_all(name: str, tmp_path: Path) -> None:
     assert_right(results(name, RIGHT_VARIANTS[name], tmp_path, *DEAR))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import torch
@@ -72,16 +71,6 @@ def trained_model(run: RunFolder, architecture: Architecture, config: ModelConfi
     return model.eval()
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose tensors have shapes but no values, for counting; tied weights stay tied.
-
-    Unlike a second ``build`` under ``torch.device("meta")`` this draws no initial values, which torch's meta device can
-    only do after importing its compiler.
-    """
-    tensors = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): _described(tensor) for tensor in tensors})
-
-
 def count_parameters(model: nn.Module) -> int:
     """Numbers in the model's parameters, tied ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -99,11 +88,6 @@ def load_trained(out: str | Path, run_id: str, device: str) -> tuple[Architectur
     architecture, config = load_architecture(run)
     model = trained_model(run, architecture, config, resolve_device(device))
     return architecture, model, load_tokenizer(f"saved:{run.tokenizer}")
-
-
-def _described(tensor: Tensor) -> Tensor:
-    empty = tensor.detach().to("meta")
-    return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:

@@ -20,11 +20,12 @@ from archbench.measure.flops import (
     cache_bytes_per_token,
     measured_cache_bytes,
     measured_cache_bytes_per_token,
+    on_meta,
 )
 from archbench.measure.memory import peak_memory
 from archbench.measure.steady import Samples, count_outliers, repeat_until_steady
 from archbench.phases.folder import RunFolder
-from archbench.phases.loading import count_parameters, load_architecture, load_dataset, on_meta, trained_model
+from archbench.phases.loading import count_parameters, load_architecture, load_dataset, trained_model
 from archbench.phases.rows import Rows
 from archbench.registry import Architecture
 

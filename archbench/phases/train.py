@@ -11,13 +11,13 @@ from torch import nn
 from archbench.data.batches import BatchSampler
 from archbench.kernels import record_attention
 from archbench.measure.clock import clock_for
-from archbench.measure.flops import count_flops
+from archbench.measure.flops import count_flops, on_meta
 from archbench.measure.memory import peak_memory
 from archbench.measure.peaks import measure_gemm, mfu, published_peak
 from archbench.measure.quality import score
 from archbench.measure.steady import count_outliers, has_trend
 from archbench.phases.folder import RunFolder
-from archbench.phases.loading import count_parameters, initial_model, load_architecture, load_dataset, on_meta
+from archbench.phases.loading import count_parameters, initial_model, load_architecture, load_dataset
 from archbench.phases.rows import Rows
 from archbench.training.loop import train
 from archbench.training.progress import Progress

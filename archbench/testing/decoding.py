@@ -76,7 +76,7 @@ class _Reading:
         row, difference = _largest_difference(logits, expected)
         if not difference <= TOLERANCE * self.spread:
             raise Fault(
-                f"after {_tokens(end)} {self.how}, the logits of sequence {row + 1} differ by {difference:.2g} from "
+                f"after {_tokens(end)} {self.how}, the logits of sequence {row} differ by {difference:.2g} from "
                 f"those of a whole forward pass (their standard deviation is {self.spread:.2g}); "
                 f"{f'after {_tokens(start)} they agreed' if start else 'nothing was read before'}: "
                 f"{self._elsewhere(logits, start, end) or self.hint.format(start=start)}"
@@ -107,7 +107,7 @@ def _check_extend(subject: Subject, model: CachedModel, singles: int) -> int:
     tokens = subject.tokens(B, T)
     expected = model(tokens)  # (B, T, V)
 
-    positions = "look at positions, or at what is written behind the cache at {start}"
+    positions = "look at positions, at the window or mask, and at what is written to the cache at {start}"
     reading = _Reading(model, tokens, expected, T, "read one at a time", positions)
     for _ in range(singles):
         reading.read(1)
@@ -220,14 +220,14 @@ def _compare_choice(expected: Tensor, token: Tensor, seen: Tensor | None, read: 
         row, difference = _largest_difference(seen.float().log_softmax(-1), expected.log_softmax(-1))
         if not difference <= 2 * tolerance:  # both the logit's own difference and that of the sum that normalises it
             raise Fault(
-                f"generate picks {where} from logits that differ by {difference:.2g} in sequence {row + 1} from those "
+                f"generate picks {where} from logits that differ by {difference:.2g} in sequence {row} from those "
                 f"of {whole} (their standard deviation is {float(expected.std()):.2g}): {hint}"
             )
     short = expected.amax(-1) - expected.gather(-1, token[:, None])[:, 0]  # (B,)
     row = int(short.argmax())
     if not float(short[row]) <= tolerance:
         raise Fault(
-            f"greedy {where} in sequence {row + 1} is id {int(token[row])}, which {whole} ranks lower by "
+            f"greedy {where} in sequence {row} is id {int(token[row])}, which {whole} ranks lower by "
             f"{float(short[row]):.2g} than id {int(expected[row].argmax())}: {hint}"
         )
 

@@ -149,12 +149,12 @@ def _check_end(subject: Subject, model: nn.Module, prompt: Tensor, tokens: Tenso
         row = int((found[:, position - 1] != expected[:, position - 1]).nonzero()[0])
         wrong, right = int(found[row, position - 1]), int(expected[row, position - 1])
         raise Fault(
-            f"with Sampling(eos={eos}), which ends sequence 1 at its first token, sequence {row + 1} has {wrong} as "
+            f"with Sampling(eos={eos}), which ends sequence 0 at its first token, sequence {row} has {wrong} as "
             f"token {position} instead of {right}: "
             + ("it has ended, and has to repeat eos" if right == eos else "it has not ended")
         )
     if count < new and not bool((found == eos).any(dim=1).all()):
-        going = int((~(found == eos).any(dim=1)).nonzero()[0]) + 1
+        going = int((~(found == eos).any(dim=1)).nonzero()[0])
         raise Fault(
             f"with Sampling(eos={eos}) generate stops after {count} tokens of {new}, although sequence {going} has not "
             "ended: stop when all have"

@@ -136,7 +136,7 @@ class _Step:
             share = f" with the batch in {accumulation} micro-batches" if accumulation > 1 else ""
             raise Fault(
                 f"train_step called state.update() {state.step} times and moved the parameters {made()} times{share}: "
-                "one update by state.update() is a step, or steps could not be counted alike"
+                "call state.update() exactly once, and leave the parameters to it"
             )
         return float(loss)
 
