@@ -110,7 +110,7 @@ def test_initial_weights_that_know_too_much(tmp_path: Path, edits: list[Edit], m
         ),
         (
             step("entropy", update="state.optimizer.step() if state.accumulation > 1 else None; state.update()"),
-            r"moved the parameters 2 times with the batch in 2 micro-batches: one update",
+            r"moved the parameters 2 times with the batch in 2 micro-batches: call state",
         ),
         (
             step("entropy", "entropy.detach()"),
