@@ -12,12 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from archbench.testing.checks import Check, Fault, NotApplicable
-from archbench.testing.subject import Subject
+from archbench.testing.subject import TOLERANCE, Subject
 from archbench.testing.token_gradients import token_gradients
-
-VALUE_TOLERANCE = 1e-4
-"""Of the logits' standard deviation. Products of other shapes are summed in another order: about 1e-6 in float32, and
-more through many layers."""
 
 GRADIENT_TOLERANCE = 1e-5
 """Of the largest gradient. Masked attention, scans and cumulative sums leave exact zeros; convolutions by FFT leave
@@ -93,7 +89,7 @@ def check_batch_invariance(subject: Subject) -> str:
     spread = _spread(base)
     again = passes.logits(tokens[:1], seed=1)
     alone = passes.logits(tokens[:1])
-    if not _moved(again, alone).max() <= VALUE_TOLERANCE * spread:
+    if not _moved(again, alone).max() <= TOLERANCE * spread:
         raise Fault(
             "one sequence read twice in evaluation mode gives different logits under different seeds, so nothing can "
             "be repeated. Look for dropout or noise that does not ask self.training"
@@ -123,7 +119,7 @@ def _check_future_values(passes: Passes, tokens: Tensor, other: Tensor, starts: 
             continue
         moved = _moved(passes.logits(_changed_from(start, tokens, other)), base)[0, :start]
         largest = max(largest, float(moved.max()) / spread)
-        if not moved.max() <= VALUE_TOLERANCE * spread:  # NaN is a fault too
+        if not moved.max() <= TOLERANCE * spread:  # NaN is a fault too
             position = int(moved.nan_to_num(torch.inf).argmax())
             raise Fault(_future_by_value(passes, tokens, other, base, start, position))
     return largest
@@ -132,7 +128,7 @@ def _check_future_values(passes: Passes, tokens: Tensor, other: Tensor, starts: 
 def _future_by_value(passes: Passes, tokens: Tensor, other: Tensor, base: Tensor, start: int, position: int) -> str:
     """The sentence of a leak into ``position``, with the fewest changed tokens that show it."""
     T = tokens.shape[1]
-    tolerance = VALUE_TOLERANCE * _spread(base)
+    tolerance = TOLERANCE * _spread(base)
 
     def movement(changed: Tensor) -> float:
         return float(_moved(passes.logits(changed), base)[0, position])
@@ -193,7 +189,7 @@ def _check_company_gradients(passes: Passes, tokens: Tensor) -> bool:
 def _assert_unmoved(what: str, found: Tensor, expected: Tensor, spread: float) -> float:
     """Fault where the logits of a sequence differ; by how much they do, as a share of ``spread``."""
     moved = _moved(found, expected)  # (rows, T)
-    if moved.max() <= VALUE_TOLERANCE * spread:
+    if moved.max() <= TOLERANCE * spread:
         return float(moved.max()) / spread
     row, position = divmod(int(moved.nan_to_num(torch.inf).argmax()), moved.shape[1])
     raise Fault(

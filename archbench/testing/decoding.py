@@ -13,10 +13,7 @@ from archbench.errors import ArchbenchError
 from archbench.inference.sampling import Sampling
 from archbench.protocols import CachedModel
 from archbench.testing.checks import Check, Fault
-from archbench.testing.subject import Subject
-
-TOLERANCE = 1e-4
-"""Of the logits' standard deviation. Products of other shapes add up in another order: some 1e-6 of it in float32."""
+from archbench.testing.subject import TOLERANCE, Subject
 
 B = 2
 _MOST_SINGLES, _FEWEST_SINGLES = 256, 32

@@ -16,13 +16,10 @@ from archbench.protocols import CachedModel
 from archbench.testing.causality import Passes
 from archbench.testing.checks import Check, Fault
 from archbench.testing.frames import plugin_line
-from archbench.testing.subject import Subject
+from archbench.testing.subject import TOLERANCE, Subject
 
 CHEAP_SECONDS = 0.5
 """Of describe(), which does nothing but return what is written down: 10,000 times what it takes."""
-
-TOLERANCE = 1e-4
-"""Of the logits' standard deviation: products of other shapes are summed in another order, about 1e-6 in float32."""
 
 
 def check_hooks(subject: Subject) -> str:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from archbench.data.batches import Batch
 from archbench.testing.checks import Check, Fault, NotApplicable
-from archbench.testing.interface import TOLERANCE, more
-from archbench.testing.subject import Subject
+from archbench.testing.interface import more
+from archbench.testing.subject import TOLERANCE, Subject
 from archbench.training.state import TrainState
 
 INITIAL_TOLERANCE = 1.0

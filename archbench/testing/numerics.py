@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from archbench.discovery import one_line
 from archbench.inference.sampling import Sampling
 from archbench.kernels.triton_guard import without_triton
 from archbench.protocols import CachedModel
 from archbench.testing.checks import Check, Fault
 from archbench.testing.frames import plugin_line
+from archbench.testing.interface import raised
 from archbench.testing.subject import Subject
 
 POSITIONS = 128
@@ -109,10 +108,8 @@ def check_bfloat16(subject: Subject) -> str:
     try:
         rounded, decoded = _read(model, tokens)
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        frames = reversed(traceback.extract_tb(error.__traceback__))
-        where = plugin_line((frame.filename, frame.lineno) for frame in frames)
         raise Fault(
-            f"with its weights in bfloat16 the model raised {one_line(error)}{where}. Look for tensors made in "
+            f"with its weights in bfloat16 the model raised {raised(error)}. Look for tensors made in "
             "float32 or with a dtype of their own: give them the dtype of a weight, as in x.to(self.weight.dtype)"
         ) from error
     off = _assert_near("the logits", rounded, exact)

@@ -15,6 +15,10 @@ from archbench.training.state import TrainState
 NOISE = 0.02
 """Standard deviation of what :meth:`Subject.model` adds to every parameter."""
 
+TOLERANCE = 1e-4
+"""Of the logits' standard deviation, where two ways to the same logits are compared: products of other shapes are
+summed in another order, about 1e-6 of it in float32, and more through many layers."""
+
 
 class Subject:
     """One architecture at one configuration, on one device.
