@@ -7,6 +7,8 @@ from archbench.kernels.attention_backends import attention_backend, record_atten
 from archbench.kernels.dropout import fast_dropout
 from archbench.kernels.linear_cross_entropy import linear_cross_entropy
 from archbench.kernels.matmul import linear
+from archbench.kernels.rms_norm import rms_norm
+from archbench.kernels.rotation import rotate
 
 __all__ = [
     "attention_backend",
@@ -16,5 +18,7 @@ __all__ = [
     "linear_cross_entropy",
     "record_attention",
     "resolve_attention",
+    "rms_norm",
+    "rotate",
     "why_not",
 ]

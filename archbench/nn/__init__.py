@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from archbench.nn.cache import KVCache
+from archbench.nn.attention import RotaryAttention
+from archbench.nn.cache import KVCache, StateCache
+from archbench.nn.decoder import DecoderOnly
 from archbench.nn.dropout import Dropout
+from archbench.nn.feed_forward import GatedFeedForward
 from archbench.nn.linear import Linear
+from archbench.nn.norm import RMSNorm
+from archbench.nn.published import published_weights
+from archbench.nn.rotary import Rotary
 
-__all__ = ["Dropout", "KVCache", "Linear"]
+__all__ = [
+    "DecoderOnly",
+    "Dropout",
+    "GatedFeedForward",
+    "KVCache",
+    "Linear",
+    "RMSNorm",
+    "Rotary",
+    "RotaryAttention",
+    "StateCache",
+    "published_weights",
+]

@@ -1,6 +1,8 @@
-"""A cache of attention keys and values."""
+"""What a model keeps of the positions read so far: keys and values, or recurrent states."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,54 +10,104 @@ from torch import Tensor
 from archbench.errors import UsageError
 
 
+def product_dtype(like: Tensor) -> torch.dtype:
+    """The dtype of a matrix product with the weight ``like`` here: its own, or that of autocast where it is on."""
+    kind = like.device.type
+    autocast = kind != "meta" and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if autocast else like.dtype
+
+
 class KVCache:
     """Keys and values of the positions read so far, of every layer, allocated once.
 
-    Each step writes behind what is there and attends to a slice: nothing is concatenated, copied or masked.
+    Without a window each step writes behind what is there and attends to a slice: nothing is concatenated, copied or
+    masked. With a window W only W positions are kept, in a ring: position p is in slot p mod W. A single new token
+    attends to the ring as it stands, since attention does not care for the order of keys (their positions are in the
+    keys themselves, or nowhere); a chunk of tokens attends to what was kept, put in order, and itself.
 
     Attributes:
-        keys, values: (L, B, G, S, D), S the capacity.
+        keys, values: (L, B, G, S, D), S the capacity, or W if that is smaller.
         length: positions read so far.
     """
 
     def __init__(
-        self, *, layers: int, batch_size: int, heads: int, capacity: int, head_width: int, like: Tensor
+        self,
+        *,
+        layers: int,
+        batch_size: int,
+        heads: int,
+        capacity: int,
+        head_width: int,
+        like: Tensor,
+        window: int | None = None,
     ) -> None:
         """An empty cache on the device of ``like``, in the dtype that a matrix product with it has here.
 
-        ``like`` is a weight of the projection that makes the keys: its dtype, or that of autocast where it is on.
+        ``like`` is a weight of the projection that makes the keys.
         """
-        kind = like.device.type
-        dtype = torch.get_autocast_dtype(kind) if kind != "meta" and torch.is_autocast_enabled(kind) else like.dtype
-        shape = (layers, batch_size, heads, capacity, head_width)
+        dtype = product_dtype(like)
+        self.capacity = capacity
+        self.slots = capacity if window is None else min(capacity, window)
+        shape = (layers, batch_size, heads, self.slots, head_width)
         self.keys = torch.empty(shape, dtype=dtype, device=like.device)
         self.values = torch.empty(shape, dtype=dtype, device=like.device)
         self.length = 0
         self._layers = list(zip(self.keys.unbind(), self.values.unbind(), strict=True))
 
-    @property
-    def capacity(self) -> int:
-        return self.keys.shape[3]
-
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v (B, G, T, D) behind the positions read so far; that layer's (B, G, length + T, D).
+        """Write k and v (B, G, T, D) behind the positions read so far; that layer's (B, G, S, D) to attend to.
 
+        S is length + T, or with a window those of them that T queries can see, the last T being the new ones.
         ``length`` itself moves in :meth:`advance`, when every layer has written.
         """
         keys, values = self._layers[layer]
         end = self.length + k.shape[2]
-        if end > keys.shape[2]:
+        if end > self.capacity:
             raise UsageError(
                 "cache",
-                f"position {end} is past its capacity of {keys.shape[2]}",
+                f"position {end} is past its capacity of {self.capacity}",
                 "Make a cache of larger capacity, or slide the window",
             )
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+        if end <= self.slots:
+            keys[:, :, self.length : end] = k
+            values[:, :, self.length : end] = v
+            return keys[:, :, :end], values[:, :, :end]
+        return self._append_around(keys, k), self._append_around(values, v)
+
+    def _append_around(self, ring: Tensor, new: Tensor) -> Tensor:
+        """Write new (B, G, T, D) into a ring (B, G, W, D) that it goes beyond the end of; what to attend to."""
+        start, T, W = self.length, new.shape[2], self.slots
+        if T == 1:
+            ring[:, :, start % W] = new[:, :, 0]
+            return ring
+        kept = min(start, W - 1)  # all that the first new position can see besides itself
+        slots = torch.arange(start - kept, start, device=ring.device) % W
+        seen = torch.cat([ring[:, :, slots], new], dim=2)  # (B, G, kept + T, D)
+        last = min(T, W)
+        ring[:, :, torch.arange(start + T - last, start + T, device=ring.device) % W] = new[:, :, T - last :]
+        return seen
 
     def advance(self, positions: int) -> None:
         self.length += positions
 
     def tensors(self) -> list[Tensor]:
         return [self.keys, self.values]
+
+
+class StateCache:
+    """Recurrent states of fixed size, one tuple of tensors a layer, zero before the first position.
+
+    Attributes:
+        layers: each layer's tensors, overwritten in place.
+        length: positions read so far.
+    """
+
+    def __init__(self, layers: Sequence[tuple[Tensor, ...]]) -> None:
+        self.layers = list(layers)
+        self.length = 0
+
+    def advance(self, positions: int) -> None:
+        self.length += positions
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for layer in self.layers for tensor in layer]

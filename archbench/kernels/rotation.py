@@ -1,0 +1,55 @@
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864), half-split: channel i turns with channel i + D/2, as published
+LLaMA checkpoints in transformers' layout have it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair of channels (i, i + D/2) of x by its position's angle.
+
+    Args:
+        x: (B, T, H, D), D even; any strides.
+        cos, sin: (T, D/2), of the angles, in any floating dtype; they are cast to x's.
+
+    Returns:
+        (B, T, H, D), in x's dtype.
+    """
+    cos, sin = cos.to(x.dtype).unsqueeze(1), sin.to(x.dtype).unsqueeze(1)  # (T, 1, D/2)
+    if x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _Rotation.apply(x, cos, sin)  # type: ignore[no-untyped-call, no-any-return]
+    return reference_rotate(x, cos, sin)
+
+
+def reference_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The definition; cos and sin (T, 1, D/2)."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class _Rotation(torch.autograd.Function):
+    """Two passes over memory where autograd makes a dozen: the gradient of a rotation is the rotation back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, back=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _rotated(gradient, *ctx.saved_tensors, back=True), None, None
+
+
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
+    sign = -1.0 if back else 1.0
+    turned = torch.empty(x.shape, dtype=x.dtype)
+    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=to_second).addcmul_(first, sin, value=sign)
+    return turned

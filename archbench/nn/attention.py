@@ -1,0 +1,53 @@
+"""Attention as the LLaMA family has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from archbench.errors import ConfigError
+from archbench.kernels import causal_attention, rotate
+from archbench.nn.cache import KVCache
+from archbench.nn.linear import Linear
+
+
+class RotaryAttention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions and no biases: x (B, T, C) -> (B, T, C).
+
+    Attributes:
+        qkv: C -> (H + 2G) D: the rows of all queries' heads, then keys', then values', in one product.
+        out: H D -> C.
+        window: W, positions that each position sees, itself included; None for all.
+    """
+
+    def __init__(
+        self, channels: int, heads: int, kv_heads: int, head_width: int, *, layer: int, window: int | None = None
+    ) -> None:
+        super().__init__()
+        if heads % kv_heads:
+            cause = f"{heads} query heads do not split evenly among {kv_heads}"
+            raise ConfigError("n_kv_head", cause, "Choose a divisor of n_head")
+        if head_width % 2:
+            raise ConfigError("d_head", f"{head_width} channels do not pair up to be rotated", "Choose an even width")
+        self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
+        self.layer, self.window = layer, window
+        self.qkv = Linear(channels, (heads + 2 * kv_heads) * head_width, bias=False)
+        self.out = Linear(heads * head_width, channels, bias=False)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor: ...
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
+        """x (B, T, C), angles as :class:`Rotary` gives them for these T positions."""
+        B, T, _ = x.shape
+        H, G, D = self.heads, self.kv_heads, self.head_width
+        qk, v = torch.split(self.qkv(x).view(B, T, H + 2 * G, D), [H + G, G], dim=2)
+        q, k = torch.split(rotate(qk, *angles), [H, G], dim=2)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D), twice (B, G, T, D)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, G, S, D)
+        y = causal_attention(q, k, v, window=self.window)  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, H * D))

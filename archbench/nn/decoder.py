@@ -1,0 +1,86 @@
+"""The frame around a stack of blocks: what every decoder-only model does alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from archbench.errors import UsageError
+from archbench.kernels import linear
+
+if TYPE_CHECKING:
+    from archbench.config import ModelConfig
+
+
+class LayerCache(Protocol):
+    """What :meth:`DecoderOnly.extend` needs of a cache: its length, and how to move it on."""
+
+    length: int
+
+    def advance(self, positions: int) -> None: ...
+
+    def tensors(self) -> list[Tensor]: ...
+
+
+class DecoderOnly(nn.Module):
+    """tokens (B, T) int64 -> logits (B, T, V), in whole passes and from a cache.
+
+    A subclass sets ``embedding`` and, unless the head is tied to it, ``output``; and has two methods of its own:
+
+    * ``hidden(tokens, cache)``, which begins with ``start = self.start(tokens, cache)``;
+    * ``new_cache(batch_size, capacity)``.
+
+    Attributes:
+        config: what it was built from.
+        embedding: tokens -> (B, T, C).
+        output: (..., C) -> logits (..., V); None where the embedding serves.
+    """
+
+    embedding: nn.Embedding
+    if TYPE_CHECKING:
+        hidden: Callable[..., Tensor]
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.output: nn.Linear | None = None
+
+    def forward(self, tokens: Tensor, *, logits: bool = True) -> Tensor:
+        hidden = self.hidden(tokens)
+        return self.head(hidden) if logits else hidden
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """hidden states (..., C) -> logits (..., V)."""
+        return linear(hidden, self.head_parameters()[0])
+
+    def head_parameters(self) -> tuple[Tensor, None]:
+        """The head's weight (V, C) and its bias; see :class:`archbench.protocols.LinearHeadModel`."""
+        return (self.embedding if self.output is None else self.output).weight, None
+
+    def extend(self, tokens: Tensor, cache: LayerCache) -> Tensor:
+        """Read tokens (B, T) after those in the cache; logits (B, V) after the last one."""
+        x = self.hidden(tokens, cache)
+        cache.advance(tokens.shape[1])
+        return self.head(x[:, -1])
+
+    def start(self, tokens: Tensor, cache: LayerCache | None) -> int:
+        """Positions read before ``tokens`` (B, T).
+
+        Raises:
+            UsageError: with these they are more than the context length.
+        """
+        start = 0 if cache is None else cache.length
+        self.check_context("tokens", start + tokens.shape[1])
+        return start
+
+    def check_context(self, culprit: str, positions: int) -> None:
+        """Refuse more positions than the model is made for.
+
+        Raises:
+            UsageError: naming ``culprit``.
+        """
+        T = self.config.context_length
+        if positions > T:
+            raise UsageError(culprit, f"{positions} positions are more than the context of {T}", f"Pass {T} at most")

@@ -1,0 +1,34 @@
+"""Gated feed-forward layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from archbench.nn.linear import Linear
+
+
+class GatedFeedForward(nn.Module):
+    """x (..., C) -> down(activation(gate(x)) · up(x)), F wide, without biases (Shazeer 2020, arXiv:2002.05202).
+
+    Attributes:
+        gate_up: C -> 2F: the rows of the gate, then those of ``up``, in one product.
+        down: F -> C.
+        activation: silu for SwiGLU, gelu for GeGLU.
+    """
+
+    def __init__(self, channels: int, width: int, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.gate_up = Linear(channels, 2 * width, bias=False)
+        self.down = Linear(width, channels, bias=False)
+        self.activation = activation
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (..., F) each
+        return self.down(self.activation(gate) * up)
