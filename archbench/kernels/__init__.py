@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from archbench.kernels.attention import causal_attention
 from archbench.kernels.attention_backends import attention_backend, record_attention, resolve_attention, why_not
+from archbench.kernels.convolution import causal_convolution
 from archbench.kernels.dropout import fast_dropout
 from archbench.kernels.linear_cross_entropy import linear_cross_entropy
 from archbench.kernels.matmul import linear
@@ -13,6 +14,7 @@ from archbench.kernels.rotation import rotate
 __all__ = [
     "attention_backend",
     "causal_attention",
+    "causal_convolution",
     "fast_dropout",
     "linear",
     "linear_cross_entropy",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from archbench.nn.attention import RotaryAttention
 from archbench.nn.cache import KVCache, StateCache
+from archbench.nn.convolution import CausalConv1d
 from archbench.nn.decoder import DecoderOnly
 from archbench.nn.dropout import Dropout
 from archbench.nn.feed_forward import GatedFeedForward
@@ -13,6 +14,7 @@ from archbench.nn.published import published_weights
 from archbench.nn.rotary import Rotary
 
 __all__ = [
+    "CausalConv1d",
     "DecoderOnly",
     "Dropout",
     "GatedFeedForward",
