@@ -6,6 +6,7 @@ from archbench.kernels.attention import causal_attention
 from archbench.kernels.attention_backends import attention_backend, record_attention, resolve_attention, why_not
 from archbench.kernels.convolution import causal_convolution
 from archbench.kernels.dropout import fast_dropout
+from archbench.kernels.grouped_matmul import grouped_matmul
 from archbench.kernels.linear_cross_entropy import linear_cross_entropy
 from archbench.kernels.matmul import linear
 from archbench.kernels.rms_norm import rms_norm
@@ -16,6 +17,7 @@ __all__ = [
     "causal_attention",
     "causal_convolution",
     "fast_dropout",
+    "grouped_matmul",
     "linear",
     "linear_cross_entropy",
     "record_attention",

@@ -7,10 +7,12 @@ from archbench.nn.cache import KVCache, StateCache
 from archbench.nn.convolution import CausalConv1d
 from archbench.nn.decoder import DecoderOnly
 from archbench.nn.dropout import Dropout
+from archbench.nn.experts import Routing, SparseExperts, load_balancing_loss
 from archbench.nn.feed_forward import GatedFeedForward
 from archbench.nn.linear import Linear
 from archbench.nn.norm import RMSNorm
 from archbench.nn.published import published_weights
+from archbench.nn.published_config import published_fields, published_rope_theta
 from archbench.nn.rotary import Rotary
 
 __all__ = [
@@ -23,6 +25,11 @@ __all__ = [
     "RMSNorm",
     "Rotary",
     "RotaryAttention",
+    "Routing",
+    "SparseExperts",
     "StateCache",
+    "load_balancing_loss",
+    "published_fields",
+    "published_rope_theta",
     "published_weights",
 ]

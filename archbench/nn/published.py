@@ -9,7 +9,8 @@ from torch import Tensor
 
 from archbench.errors import CheckpointError
 
-Source = str | tuple[str, ...]
+Source = str | tuple[str, ...] | list[tuple[str, ...]]
+"""A published name; several, whose rows are put one below the other; or a list of these, each one entry of a stack."""
 
 
 def published_weights(
@@ -26,8 +27,8 @@ def published_weights(
     Args:
         state_dict: published name -> tensor.
         expected: the model's own state dict, as on the meta device: names and shapes.
-        names: own name -> published name, or several whose rows are put one below the other. ``*`` stands for the
-            number of the layer, the same on both sides.
+        names: own name -> published name, or how several are put together (:data:`Source`). ``*`` stands for the number
+            of the layer, the same on both sides.
         model: whose weights these have to be, for the messages, as in ``LlamaForCausalLM``.
         transposed: the own names, with ``*``, of what is published as (in, out).
         tied_head: the published name of a head that may be there and has to equal what ``embedding.weight`` is.
@@ -36,31 +37,30 @@ def published_weights(
         CheckpointError: a tensor is missing, left over, or of another shape; a tied head that is not tied.
     """
     given = dict(state_dict)
-    sources: dict[str, tuple[str, ...]] = {}
+    sources: dict[str, list[tuple[str, ...]]] = {}
     for name in expected:
         layer = next((part for part in name.split(".") if part.isdigit()), "*")
-        published = names[_pattern(name)]
-        parts = (published,) if isinstance(published, str) else published
-        sources[name] = tuple(part.replace("*", layer) for part in parts)
+        sources[name] = [tuple(part.replace("*", layer) for part in parts) for parts in _stack(names[_pattern(name)])]
     if tied_head is not None and (head := given.pop(tied_head, None)) is not None:
-        embedding = sources["embedding.weight"][0]
+        embedding = sources["embedding.weight"][0][0]
         if not torch.equal(given.setdefault(embedding, head), head):
             cause = f"it differs from {embedding}, and the configuration has the head tied to it"
             raise unusable(model, tied_head, cause)
-    wanted = {part for parts in sources.values() for part in parts}
+    wanted = {part for stack in sources.values() for parts in stack for part in parts}
     if missing := sorted(wanted - given.keys()):
         raise unusable(model, missing[0], f"it is missing, one of {len(missing)} that are")
     if unexpected := sorted(given.keys() - wanted):
         cause = f"a model of this configuration has no such tensor ({len(unexpected)} are left over)"
         raise unusable(model, unexpected[0], cause)
     weights = {}
-    for name, parts in sources.items():
+    for name, stack in sources.items():
         # Projections published as 1×1 convolutions are stored (in, out).
-        tensors = [given[part].t().contiguous() if _pattern(name) in transposed else given[part] for part in parts]
-        tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        turned = _pattern(name) in transposed
+        entries = [_joined([given[part].t().contiguous() if turned else given[part] for part in p]) for p in stack]
+        tensor = torch.stack(entries) if isinstance(names[_pattern(name)], list) else entries[0]
         if tensor.shape != expected[name].shape:
             shapes = f"{(*tensor.shape,)}, the configuration's {(*expected[name].shape,)}"
-            raise unusable(model, parts[0], f"as {name} its shape is {shapes}")
+            raise unusable(model, stack[0][0], f"as {name} its shape is {shapes}")
         weights[name] = tensor
     return weights
 
@@ -69,6 +69,16 @@ def unusable(model: str, tensor: str, cause: str) -> CheckpointError:
     """The error of weights that do not fit."""
     remedy = f"Pass the weights of a {model}, and --set the sizes (vocab_size, n_layer, …) that they have"
     return CheckpointError(f"weights, tensor {tensor}", cause, remedy)
+
+
+def _stack(source: Source) -> list[tuple[str, ...]]:
+    if isinstance(source, list):
+        return source
+    return [(source,) if isinstance(source, str) else source]
+
+
+def _joined(rows: list[Tensor]) -> Tensor:
+    return rows[0] if len(rows) == 1 else torch.cat(rows)
 
 
 def _pattern(name: str) -> str:

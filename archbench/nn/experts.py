@@ -1,0 +1,141 @@
+"""A sparse mixture of experts in place of a feed-forward layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from archbench.errors import ConfigError
+from archbench.kernels import linear
+from archbench.kernels.grouped_matmul import ends_where_used, grouped_matmul
+from archbench.nn.linear import Linear
+
+
+class Routing(NamedTuple):
+    """Where a layer's N tokens went.
+
+    Attributes:
+        probabilities: (N, E) float32, each token's softmax over all experts.
+        chosen: (N, A) int64, the experts that it was sent to, the likeliest first.
+    """
+
+    probabilities: Tensor
+    chosen: Tensor
+
+
+class SparseExperts(nn.Module):
+    """A of E gated feed-forward layers for each token, weighed by a router: x (..., C) -> (..., C).
+
+    The router's softmax goes over all experts, in float32, and is normalised again over the chosen (Jiang et al. 2024,
+    Mixtral of Experts, arXiv:2401.04088, section 2.1). Tokens are sorted by expert, so that each expert multiplies its
+    own in one product; none is dropped, whatever the load.
+
+    Attributes:
+        router: C -> E.
+        gate_up: (E, 2F, C), of each expert the rows of the gate, then those of ``up``.
+        down: (E, C, F).
+        active: A, experts a token is sent to.
+        activation: silu for SwiGLU.
+    """
+
+    def __init__(
+        self, channels: int, width: int, experts: int, active: int, activation: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        if not 1 <= active <= experts:
+            cause = f"a token cannot be sent to {active} of {experts} experts"
+            raise ConfigError("n_active_expert", cause, "Choose between 1 and n_expert")
+        self.active, self.activation = active, activation
+        self.router = Linear(channels, experts, bias=False)
+        self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, channels))
+        self.down = nn.Parameter(torch.empty(experts, channels, width))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal, of standard deviation 0.02, as published."""
+        for weight in self.parameters():
+            nn.init.normal_(weight, std=0.02)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> tuple[Tensor, Routing]: ...
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
+        """x (..., C) -> what the experts make of it (..., C), in x's dtype, and where its N = numel / C tokens went."""
+        tokens = x.reshape(-1, x.shape[-1])  # (N, C)
+        routing, shares = self.route(tokens)
+        y = self.apply_experts(tokens, routing.chosen, shares)
+        return y.view(x.shape), routing
+
+    def route(self, tokens: Tensor) -> tuple[Routing, Tensor]:
+        """tokens (N, C) -> their routing, and the share (N, A) of each chosen expert in the output, of sum 1."""
+        logits = self.router(tokens)  # (N, E)
+        exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        probabilities = torch.softmax(logits, dim=-1, dtype=exact)
+        highest, chosen = torch.topk(probabilities, self.active, dim=-1)  # (N, A)
+        return Routing(probabilities, chosen), highest / highest.sum(-1, keepdim=True)
+
+    def apply_experts(self, tokens: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        """tokens (N, C), chosen (N, A) and shares (N, A) -> (N, C): each token's experts, weighed and added."""
+        N, A = chosen.shape
+        E = self.gate_up.shape[0]
+        experts, order = torch.sort(chosen.flatten(), stable=True)  # (N A,): whose expert is e stand together
+        place = torch.empty_like(order).scatter_(0, order, torch.arange(N * A, device=order.device))
+        ends = torch.searchsorted(experts, torch.arange(E, device=order.device), right=True, out_int32=True)  # (E,)
+        ends = ends_where_used(ends, tokens, self.gate_up, self.down)
+
+        copies = tokens.unsqueeze(1).expand(N, A, -1).reshape(N * A, -1)
+        x = permuted(copies, order, place)  # (N A, C)
+        gate, up = grouped_matmul(x, self.gate_up, ends).chunk(2, dim=-1)  # (N A, F) each
+        y = grouped_matmul(self.activation(gate) * up, self.down, ends)  # (N A, C)
+        y = permuted(y, place, order).view(N, A, -1)
+        return (y * shares.unsqueeze(-1)).sum(1).to(tokens.dtype)
+
+
+def reference_experts(module: SparseExperts, x: Tensor) -> Tensor:
+    """The definition of :class:`SparseExperts`: every expert for every token, the shares of those not chosen zero."""
+    probabilities = torch.softmax(module.router(x), dim=-1)  # (..., E)
+    highest, chosen = probabilities.topk(module.active)
+    shares = torch.zeros_like(probabilities).scatter(-1, chosen, highest / highest.sum(-1, keepdim=True))
+    total = torch.zeros_like(x)
+    for expert, (gate_up, down) in enumerate(zip(module.gate_up, module.down, strict=True)):
+        gate, up = linear(x, gate_up).chunk(2, dim=-1)
+        total = total + shares[..., expert, None] * linear(module.activation(gate) * up, down)
+    return total
+
+
+def load_balancing_loss(routings: Sequence[Routing]) -> Tensor:
+    """E · Σ_e f_e P_e over the tokens of all layers together, shape (); A where all experts are alike.
+
+    f_e is how often a token is sent to expert e, P_e the mean of its probability (Fedus et al. 2021, Switch
+    Transformers, arXiv:2101.03961, equations 4 to 6). Gradients flow through P_e alone. With several layers' tokens
+    taken together, as transformers' ``load_balancing_loss_func`` has it, and not one loss a layer.
+    """
+    E = routings[0].probabilities.shape[1]
+    rows = sum(routing.probabilities.shape[0] for routing in routings)
+    ids = torch.arange(E, device=routings[0].chosen.device)
+    sent = torch.stack([(routing.chosen.unsqueeze(-1) == ids).sum((0, 1)) for routing in routings]).sum(0)  # (E,)
+    probability = torch.stack([routing.probabilities.sum(0) for routing in routings]).sum(0)  # (E,)
+    return E / rows**2 * (sent * probability).sum()
+
+
+def permuted(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """x[order], rows of (M, C), for a permutation whose inverse is at hand: autograd alone would add rows up."""
+    y: Tensor = _Permutation.apply(x, order, inverse)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Permutation(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        return x[order]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient[ctx.saved_tensors[0]], None, None
