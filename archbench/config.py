@@ -23,6 +23,9 @@ BackendName = Literal["triton", "sdpa", "flex", "reference"]
 OperationName = Literal["attention", "loss"]
 AttentionName = Literal["auto", "triton", "sdpa", "flex", "reference"]
 
+PUBLISHED = "published"
+"""The preset of a run whose weights bring their own configuration; the runner adds the model's name."""
+
 
 class Frozen(BaseModel):
     """A frozen configuration whose errors are archbench's: what, why and what next."""
@@ -55,7 +58,7 @@ class DataConfig(Frozen):
     """The text, and how it becomes tokens."""
 
     corpus: str = Field(description="an embedded corpus's name, a text file, a folder, or hf:NAME[:CONFIG]")
-    tokenizer: str = Field(description="byte, bpe:N, file:tokenizer.json or hf:NAME")
+    tokenizer: str = Field(description="byte, bpe:N, file:tokenizer.json, gguf:FILE or hf:NAME")
     validation_fraction: float = Field(
         0.1, gt=0, lt=1, description="share of bytes held out, where the corpus has no split of its own"
     )
@@ -137,12 +140,14 @@ class RunConfig(Frozen):
 
     architecture: str = Field(description="name of the architecture; see archbench list")
     profile: str = Field("quick", description="how much work: the defaults of all other fields, below")
-    preset: str = Field(description="named size of the model")
+    preset: str = Field(description="named size of the model; published: what the weights' own configuration says")
     overrides: dict[str, Any] = Field(default_factory=dict, description="model configuration fields replaced")
     vocabulary: Literal["tokenizer", "preset"] = Field(
         description="V: as large as the tokenizer, or the preset's published one (which must be no smaller)"
     )
-    weights: str | None = Field(None, description="a folder or .safetensors file with published weights to start from")
+    weights: str | None = Field(
+        None, description="a folder, .safetensors or .gguf file with published weights to start from"
+    )
     phases: tuple[PhaseName, ...] = Field(
         ("train", "quality", "prefill", "decode"), description="what is measured, in this order"
     )
@@ -171,7 +176,8 @@ class RunConfig(Frozen):
         name = values.get("profile", "quick")
         if name not in PROFILES:
             raise UnknownNameError(f"profile {name!r}", "there is no such profile", did_you_mean(str(name), PROFILES))
-        return _filled(PROFILES[name], values)
+        published = {} if values.get("weights") is None else {"preset": PUBLISHED}
+        return filled({**PROFILES[name], **published}, values)
 
     def config_hash(self) -> str:
         """Twelve hex digits that agree for runs that differ only in seed and in what changes no number."""
@@ -241,16 +247,16 @@ def _hash(config: BaseModel, leave_out: set[str]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` over ``defaults``, section by section; a budget that is given replaces the profile's."""
-    filled = dict(defaults)
+    result = dict(defaults)
     if any(values.get(budget) is not None for budget in _BUDGETS):
-        filled = {name: value for name, value in filled.items() if name not in _BUDGETS}
+        result = {name: value for name, value in result.items() if name not in _BUDGETS}
     for name, value in values.items():
-        default = filled.get(name)
+        default = result.get(name)
         section = dict(value) if isinstance(value, BaseModel) else value
-        filled[name] = _filled(default, section) if isinstance(default, dict) and isinstance(section, dict) else section
-    return filled
+        result[name] = filled(default, section) if isinstance(default, dict) and isinstance(section, dict) else section
+    return result
 
 
 def config_error(kind: type[BaseModel], error: ValidationError) -> UsageError:

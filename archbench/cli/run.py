@@ -12,6 +12,7 @@ import typer
 
 from archbench.cli.options import assignments
 from archbench.cli.output import say
+from archbench.cli.run_file import read_run_file
 from archbench.errors import ArchbenchError, ConfigError, StorageError, UsageError
 
 if TYPE_CHECKING:
@@ -25,8 +26,9 @@ MORE_CONFIG = "Any field of the run's configuration, as in --config training.sch
 def run(
     context: typer.Context,
     architecture: Annotated[
-        list[str], typer.Argument(help="Names of the architectures (see: archbench list)", show_default=False)
-    ],
+        list[str] | None,
+        typer.Argument(help="Names of the architectures (see: archbench list), or all", show_default=False),
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -34,7 +36,8 @@ def run(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="The model's size: nano, small, paper", show_default="the profile's")
+        str | None,
+        typer.Option(help="The model's size: nano, small, paper", show_default="the profile's or weights' own"),
     ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the model's configuration: n_layer=6 (repeatable)")
@@ -54,7 +57,8 @@ def run(
         typer.Option(help="shakespeare, python, a file, a folder or hf:NAME[:CONFIG]", show_default="the profile's"),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="byte, bpe:N, file:tokenizer.json or hf:NAME", show_default="the profile's")
+        str | None,
+        typer.Option(help="byte, bpe:N, file:tokenizer.json, gguf:FILE, hf:NAME", show_default="the profile's"),
     ] = None,
     tokens: Annotated[int | None, typer.Option(help="Budget: training tokens", show_default="the profile's")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget: optimizer updates")] = None,
@@ -70,7 +74,7 @@ def run(
     optimizer: Annotated[str | None, typer.Option(help="adamw, adam, sgd or muon", show_default="adamw")] = None,
     schedule: Annotated[str | None, typer.Option(help="cosine, wsd or constant", show_default="cosine")] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Published weights: a folder or .safetensors file; skips training")
+        str | None, typer.Option(help="Published weights: a folder, .safetensors or .gguf file; skips training")
     ] = None,
     phases: Annotated[
         str | None, typer.Option(help="Comma-separated phases", show_default="train,quality,prefill,decode")
@@ -79,6 +83,9 @@ def run(
         bool, typer.Option("--unchecked", help="Measure without the conformance checks; the rows will say so")
     ] = False,
     config: Annotated[list[str] | None, typer.Option("--config", help=MORE_CONFIG)] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="A run file: fields of the configuration in TOML; options override it")
+    ] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="A plugin file or folder to load (repeatable)")] = None,
     out: Annotated[str, typer.Option(help="Folder for the results")] = "results",
     resume: Annotated[
@@ -94,25 +101,26 @@ def run(
     or seeds each run is its own: one that fails costs the others nothing.
     """
     if resume is not None:
-        _resume(architecture, resume, locals())
+        _resume(architecture or [], resume, locals())
         return
+    written = {} if file is None else read_run_file(file)
 
     from archbench.phases.device import default_device, resolve_device
 
-    device = default_device() if device == "auto" else device
+    device = written.get("device", default_device()) if device == "auto" else device
     on_gpu = resolve_device(device).type == "cuda"
     values: dict[str, Any] = {
-        "profile": profile or ("standard" if on_gpu else "quick"),
+        "profile": profile or written.get("profile") or ("standard" if on_gpu else "quick"),
         "preset": preset,
         "overrides": assignments(set_, "--set"),
         "device": device,
         "dtype": dtype,
-        "attention": attention,
-        "compile": compile_,
+        "attention": None if attention == "auto" else attention,
+        "compile": compile_ or None,
         "threads": threads,
         "checked": False if unchecked else None,
-        "plugins": tuple(plugin or ()),
-        "out": out,
+        "plugins": tuple(plugin) if plugin else None,
+        "out": out if out != "results" else written.get("out", out),
         "weights": weights,
         "phases": _phases(phases, weights),
         "vocabulary": None if weights is None else "preset",
@@ -131,23 +139,26 @@ def run(
     }
     for path, value in assignments(config, "--config").items():
         _assign(values, path, value)
+    names = _names(architecture, written, values["plugins"])
+    seeds = seed or [written.get("seed", 0)]
     runs = [
-        _frozen({**_given(**values), "architecture": name, "seed": one}) for name in architecture for one in seed or [0]
+        _frozen(written, {**_given(**values), "architecture": name, "seed": one}) for name in names for one in seeds
     ]
     if len(runs) == 1:
-        _show(_measured(runs[0], quiet=quiet), out, json=json_)
+        _show(_measured(runs[0], quiet=quiet), runs[0].out, json=json_)
     else:
         _measure_each(runs, quiet=quiet, json=json_, debug=bool(context.obj))
 
 
 def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool) -> None:
-    """One run after the other. An error ends its own run only, and is said at once; the first decides the exit code.
+    """One run after the other, and a table of all. An error ends its own run only; the first decides the exit code.
 
     Raises:
         StorageError: results cannot be written, so that the runs to come would be in vain.
         typer.Exit: some failed.
     """
     failed: list[tuple[str, int]] = []
+    finished: list[pd.DataFrame] = []
     for config in runs:
         try:
             frame = _measured(config, quiet=quiet)
@@ -161,6 +172,11 @@ def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool
             failed.append((config.architecture + (f" seed {config.seed}" if several_seeds else ""), error.exit_code))
             continue
         _show(frame, config.out, json=json)
+        finished.append(frame)
+    if not json:
+        from archbench.cli.comparison import print_comparison
+
+        print_comparison(finished)
     if failed:
         typer.echo(f"Failed: {', '.join(f'{name} (exit code {code})' for name, code in failed)}", err=True)
         raise typer.Exit(failed[0][1])
@@ -187,6 +203,8 @@ def _resume(architectures: list[str], run_id: str, given: dict[str, Any]) -> Non
     """
     from archbench import runner
 
+    if not architectures:
+        raise UsageError("--resume", "no architecture is named", f"Write archbench run NAME --resume {run_id}")
     if len(architectures) > 1:
         step = f"Name the one that the run is of: archbench run {architectures[0]} --resume {run_id}"
         raise UsageError("--resume", f"it goes on with one run, and {len(architectures)} architectures are named", step)
@@ -221,13 +239,17 @@ def _given(**values: Any) -> dict[str, Any]:
 
 
 def _tokenizer_beside(weights: str | None) -> str | None:
-    """The tokenizer that published weights were trained with: it has to be named, or lie beside them.
+    """The tokenizer that published weights were trained with: it has to be named, or lie beside them or in them.
 
     Raises:
         UsageError: neither; with any other tokenizer the weights would score noise.
     """
     if weights is None:
         return None
+    from archbench.data.gguf import is_gguf
+
+    if is_gguf(Path(weights)):
+        return f"gguf:{weights}"
     folder = Path(weights) if Path(weights).is_dir() else Path(weights).parent
     if not (folder / "tokenizer.json").exists():
         raise UsageError(
@@ -238,10 +260,27 @@ def _tokenizer_beside(weights: str | None) -> str | None:
     return f"file:{folder / 'tokenizer.json'}"
 
 
-def _frozen(values: dict[str, Any]) -> RunConfig:
-    from archbench.config import RunConfig
+def _names(asked: list[str] | None, written: dict[str, Any], plugins: tuple[str, ...] | None) -> list[str]:
+    """The architectures to run: those asked for, ``all`` being every one that is found, or the run file's.
 
-    return RunConfig(**values)
+    Raises:
+        UsageError: none is named.
+    """
+    names = asked or ([written["architecture"]] if "architecture" in written else [])
+    if not names:
+        step = "Write for instance archbench run gpt1; archbench list shows what there is"
+        raise UsageError("archbench run", "no architecture is named", step)
+    if "all" not in names:
+        return names
+    from archbench.registry import available
+
+    return list(dict.fromkeys(entry.name for entry in available(plugins or written.get("plugins", ()))))
+
+
+def _frozen(written: dict[str, Any], values: dict[str, Any]) -> RunConfig:
+    from archbench.config import RunConfig, filled
+
+    return RunConfig(**filled(written, values))
 
 
 def _phases(phases: str | None, weights: str | None) -> tuple[str, ...] | None:

@@ -47,7 +47,8 @@ class _RMSNorm(torch.autograd.Function):
         norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)  # (..., 1)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, scale)
-        return (exact * scale).mul_(gain).to(x.dtype)
+        normed: Tensor = (exact * scale).mul_(gain)
+        return normed.to(x.dtype)
 
     @staticmethod
     @once_differentiable
