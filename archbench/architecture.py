@@ -64,22 +64,24 @@ class Architecture:
             described = call_hook(self._hooks.describe, "describe", self._culprit)
         return checked_info(described, self._entry)
 
-    def config(self, preset: str = "nano", vocab_size: int | None = None, **overrides: Any) -> ModelConfig:
-        """A preset's configuration, with fields replaced; strings are parsed (``n_layer="6"``).
+    def config(
+        self, preset: str | ModelConfig = "nano", vocab_size: int | None = None, **overrides: Any
+    ) -> ModelConfig:
+        """A preset's configuration, or another one, with fields replaced; strings are parsed (``n_layer="6"``).
 
         Raises:
             UnknownNameError: no such preset.
             ConfigError: no such field, a wrong type, or a value out of range.
             HookFailedError: the configuration's own validators raised something that is not a ValueError.
         """
-        if preset not in self.info.presets:
+        if isinstance(preset, str) and preset not in self.info.presets:
             culprit = f"preset {preset!r} of {self.name}"
             raise UnknownNameError(culprit, "there is no such preset", did_you_mean(preset, self.info.presets))
         if vocab_size is not None:
             overrides["vocab_size"] = vocab_size
         try:
             with strangers_code():
-                return self.info.presets[preset].override(**overrides)
+                return (self.info.presets[preset] if isinstance(preset, str) else preset).override(**overrides)
         except ArchbenchError:
             raise
         except (Exception, SystemExit) as error:
@@ -94,6 +96,21 @@ class Architecture:
         if not isinstance(model, nn.Module):
             raise wrong_result(self._culprit, "build", model, "a torch.nn.Module")
         return model
+
+    def state_bytes(self, config: ModelConfig, context_length: int) -> int | None:
+        """Bytes that decoding keeps of one sequence with room for ``context_length`` positions, in float32.
+
+        Computed from shapes on the meta device, at no cost; None for an architecture that decodes without a cache.
+
+        Raises:
+            UsageError: more positions than the model can tell apart.
+        """
+        import torch
+
+        from archbench.measure.flops import cache_bytes
+
+        with torch.device("meta"):
+            return cache_bytes(self.build(config), 1, context_length)
 
     def train_step(self, state: TrainState, batch: Batch) -> Tensor:
         """One optimizer update on ``batch``; the mean loss, shape (), nats/token."""
@@ -141,7 +158,7 @@ class Architecture:
         Raises:
             MissingHookError: the plugin has no such hook.
         """
-        if not any(impl.plugin is self._plugin for impl in self._hooks.import_weights.get_hookimpls()):
+        if not self.offers("import_weights"):
             raise missing_hook("import_weights", self._culprit, self._plugin)
         weights = call_hook(
             self._hooks.import_weights, "import_weights", self._culprit, state_dict=state_dict, config=config
@@ -149,3 +166,23 @@ class Architecture:
         if not isinstance(weights, dict):
             raise wrong_result(self._culprit, "import_weights", weights, "a dict of tensors by parameter name")
         return weights
+
+    def import_config(self, published: Mapping[str, Any]) -> ModelConfig:
+        """A published configuration, by the names in a transformers ``config.json``, as this architecture's.
+
+        Raises:
+            MissingHookError: the plugin has no such hook.
+            CheckpointError: it says what this architecture does not have.
+        """
+        if not self.offers("import_config"):
+            raise missing_hook("import_config", self._culprit, self._plugin)
+        with strangers_code():
+            config = call_hook(self._hooks.import_config, "import_config", self._culprit, published=published)
+        if not isinstance(config, self.info.config):
+            raise wrong_result(self._culprit, "import_config", config, f"a {self.info.config.__name__}")
+        return config
+
+    def offers(self, hook: str) -> bool:
+        """Whether the plugin has the optional hook of that name; wrappers around it do not count."""
+        implementations = getattr(self._hooks, hook).get_hookimpls()
+        return any(implementation.plugin is self._plugin for implementation in implementations)

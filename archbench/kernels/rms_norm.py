@@ -26,24 +26,30 @@ def rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
         (..., C), in x's dtype.
     """
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _RMSNorm.apply(x, gain, eps)  # type: ignore[no-untyped-call, no-any-return]
+        if torch.is_grad_enabled() and (x.requires_grad or gain.requires_grad):
+            return _RMSNorm.apply(x, gain, eps)  # type: ignore[no-untyped-call, no-any-return]
+        exact, weight = _exact(x), _exact(gain)
+        return F.rms_norm(exact, gain.shape, weight, eps).to(x.dtype)
     if x.device.type == "cuda" and x.dtype == gain.dtype:
-        normed: Tensor = F.rms_norm(x, gain.shape, gain, eps)  # torch's kernel sums in float32
-        return normed
+        return F.rms_norm(x, gain.shape, gain, eps)  # torch's kernel sums in float32
     return reference_rms_norm(x, gain, eps)
 
 
 def reference_rms_norm(x: Tensor, gain: Tensor, eps: float) -> Tensor:
     """The definition; see :func:`rms_norm`."""
-    exact = x.float()
+    exact = _exact(x)
     normed = exact * torch.rsqrt(exact.square().mean(-1, keepdim=True) + eps)
-    return (normed * gain.float()).to(x.dtype)
+    return (normed * _exact(gain)).to(x.dtype)
+
+
+def _exact(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
-        exact = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        exact = _exact(x)
         norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)  # (..., 1)
         scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, gain, scale)

@@ -1,0 +1,76 @@
+"""Every built-in architecture is what a fair comparison takes it to be, and keeps for decoding what theory says."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import archbench
+from archbench.measure.flops import measured_cache_bytes
+from archbench.testing import ArchitectureChecks
+from archbench.testing.suite import Examination
+
+ROOT = Path(__file__).parents[1]
+NAMES = list(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["archbench"])
+names = pytest.mark.parametrize("name", NAMES)
+
+
+class TestConformance(ArchitectureChecks):
+    """Every check of the kit, for each of them."""
+
+    @classmethod
+    def examinations(cls, config: pytest.Config) -> dict[str, Examination]:
+        return {f"{name}-": Examination(name) for name in NAMES}
+
+
+def test_ten_architectures_are_built_in() -> None:
+    assert len(NAMES) == 10
+    assert {entry.name for entry in archbench.available() if entry.package.startswith("archbench ")} == set(NAMES)
+
+
+@names
+def test_each_has_the_three_presets_and_is_one_readable_file(name: str) -> None:
+    info = archbench.load(name).info
+    assert {"nano", "small", "paper"} <= set(info.presets)
+    lines = (ROOT / "plugins" / f"{name.replace('-', '_')}.py").read_text().splitlines()
+    assert len(lines) <= 260, "a reader should see the whole story"
+
+
+@names
+def test_nanos_are_of_one_size_so_that_their_table_compares_architectures(name: str) -> None:
+    architecture = archbench.load(name)
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in architecture.build(architecture.config("nano")).parameters())
+    # The experts of mixtral that a token does not visit come on top.
+    assert 1.0e6 < parameters < (2.4e6 if name == "mixtral" else 1.3e6)
+
+
+FLOAT = 4
+
+
+def _keys_and_values(config: Any, layers: int, heads: int, width: int, positions: int) -> int:
+    return 2 * layers * heads * width * positions * FLOAT
+
+
+THEORY: dict[str, Callable[[Any, int], int]] = {
+    "gpt1": lambda c, T: _keys_and_values(c, c.n_layer, 1, c.d_model, T),
+    "gpt2": lambda c, T: _keys_and_values(c, c.n_layer, 1, c.d_model, T),
+    "llama": lambda c, T: _keys_and_values(c, c.n_layer, c.n_kv_head, c.d_head, T),
+    "mistral": lambda c, T: _keys_and_values(c, c.n_layer, c.n_kv_head, c.d_head, min(T, c.window)),
+    "mixtral": lambda c, T: _keys_and_values(c, c.n_layer, c.n_kv_head, c.d_head, min(T, c.window or T)),
+    "gemma": lambda c, T: _keys_and_values(c, c.n_layer, c.n_kv_head, c.d_head, T),
+}
+
+
+@pytest.mark.parametrize("name", list(THEORY))
+@pytest.mark.parametrize("T", [1, 31, 32, 33, 128])
+def test_state_bytes_are_what_theory_says_and_what_is_allocated(name: str, T: int) -> None:
+    architecture = archbench.load(name)
+    config = architecture.config("nano")
+    assert architecture.state_bytes(config, T) == THEORY[name](config, T)
+    assert measured_cache_bytes(architecture.build(config), 1, T) == THEORY[name](config, T)
