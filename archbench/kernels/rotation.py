@@ -11,25 +11,25 @@ from torch.autograd.function import once_differentiable
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels (i, i + D/2) of x by its position's angle.
+    """Turn each pair of channels (i, i + R/2) of x by its position's angle; channels from R on stay as they are.
 
     Args:
-        x: (B, T, H, D), D even; any strides.
-        cos, sin: (T, D/2), of the angles, in any floating dtype; they are cast to x's.
+        x: (B, T, H, D), D at least R; any strides.
+        cos, sin: (T, R/2), of the angles, in any floating dtype; they are cast to x's.
 
     Returns:
         (B, T, H, D), in x's dtype.
     """
-    cos, sin = cos.to(x.dtype).unsqueeze(1), sin.to(x.dtype).unsqueeze(1)  # (T, 1, D/2)
+    cos, sin = cos.to(x.dtype).unsqueeze(1), sin.to(x.dtype).unsqueeze(1)  # (T, 1, R/2)
     if x.device.type == "cpu" and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _Rotation.apply(x, cos, sin)  # type: ignore[no-untyped-call, no-any-return]
     return reference_rotate(x, cos, sin)
 
 
 def reference_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """The definition; cos and sin (T, 1, D/2)."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    """The definition; cos and sin (T, 1, R/2)."""
+    first, second, *others = torch.split(x, _parts(x, cos), dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, *others], dim=-1)
 
 
 class _Rotation(torch.autograd.Function):
@@ -49,7 +49,15 @@ class _Rotation(torch.autograd.Function):
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
     sign = -1.0 if back else 1.0
     turned = torch.empty(x.shape, dtype=x.dtype)
-    (first, second), (to_first, to_second) = x.chunk(2, dim=-1), turned.chunk(2, dim=-1)
+    first, second, *others = torch.split(x, _parts(x, cos), dim=-1)
+    to_first, to_second, *to_others = torch.split(turned, _parts(x, cos), dim=-1)
     torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-sign)
     torch.mul(second, cos, out=to_second).addcmul_(first, sin, value=sign)
+    for other, to_other in zip(others, to_others, strict=True):
+        to_other.copy_(other)
     return turned
+
+
+def _parts(x: Tensor, cos: Tensor) -> list[int]:
+    half, D = cos.shape[-1], x.shape[-1]
+    return [half, half] if 2 * half == D else [half, half, D - 2 * half]

@@ -14,16 +14,24 @@ from archbench.nn.linear import Linear
 
 
 class RotaryAttention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with rotary positions and no biases: x (B, T, C) -> (B, T, C).
+    """Grouped-query attention (Ainslie et al. 2023) with rotary positions: x (B, T, C) -> (B, T, C).
 
     Attributes:
         qkv: C -> (H + 2G) D: the rows of all queries' heads, then keys', then values', in one product.
-        out: H D -> C.
+        out: H D -> C, with a bias if asked for; the others have none.
         window: W, positions that each position sees, itself included; None for all.
     """
 
     def __init__(
-        self, channels: int, heads: int, kv_heads: int, head_width: int, *, layer: int, window: int | None = None
+        self,
+        channels: int,
+        heads: int,
+        kv_heads: int,
+        head_width: int,
+        *,
+        layer: int,
+        window: int | None = None,
+        out_bias: bool = False,
     ) -> None:
         super().__init__()
         if heads % kv_heads:
@@ -34,14 +42,14 @@ class RotaryAttention(nn.Module):
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
         self.layer, self.window = layer, window
         self.qkv = Linear(channels, (heads + 2 * kv_heads) * head_width, bias=False)
-        self.out = Linear(heads * head_width, channels, bias=False)
+        self.out = Linear(heads * head_width, channels, bias=out_bias)
 
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
-        """x (B, T, C), angles as :class:`Rotary` gives them for these T positions."""
+        """x (B, T, C), angles as :class:`Rotary` gives them for these T positions, of all D channels or the first R."""
         B, T, _ = x.shape
         H, G, D = self.heads, self.kv_heads, self.head_width
         qk, v = torch.split(self.qkv(x).view(B, T, H + 2 * G, D), [H + G, G], dim=2)

@@ -11,7 +11,7 @@ from archbench.nn.linear import Linear
 
 
 class GatedFeedForward(nn.Module):
-    """x (..., C) -> down(activation(gate(x)) · up(x)), F wide, without biases (Shazeer 2020, arXiv:2002.05202).
+    """x (..., C) -> down(activation(gate(x)) · up(x)), F wide (Shazeer 2020, arXiv:2002.05202).
 
     Attributes:
         gate_up: C -> 2F: the rows of the gate, then those of ``up``, in one product.
@@ -19,10 +19,12 @@ class GatedFeedForward(nn.Module):
         activation: silu for SwiGLU, gelu for GeGLU.
     """
 
-    def __init__(self, channels: int, width: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self, channels: int, width: int, activation: Callable[[Tensor], Tensor], *, bias: bool = False
+    ) -> None:
         super().__init__()
-        self.gate_up = Linear(channels, 2 * width, bias=False)
-        self.down = Linear(width, channels, bias=False)
+        self.gate_up = Linear(channels, 2 * width, bias=bias)
+        self.down = Linear(width, channels, bias=bias)
         self.activation = activation
 
     if TYPE_CHECKING:
