@@ -115,7 +115,9 @@ class QualityConfig(Frozen):
     stride: int | None = Field(
         None, gt=0, description="tokens scored per window; null for the whole context (lm-evaluation-harness's default)"
     )
-    batch_size: int = Field(8, gt=0, description="windows scored at a time")
+    batch_size: int = Field(
+        8, gt=0, description="windows scored at a time; fewer where their logits would be more than 4 GiB"
+    )
 
 
 class SpeedConfig(Frozen):
@@ -123,8 +125,8 @@ class SpeedConfig(Frozen):
 
     prompt_lengths: tuple[PositiveInt, ...] | None = Field(
         None,
-        description="P, prompt tokens, each at most the context; null for a quarter and three quarters of it, "
-        "or less to leave room for new_tokens",
+        description="P, prompt tokens, each at most the context; null for a quarter and three quarters of it "
+        "(of 2048, where it is longer), or less to leave room for new_tokens",
     )
     batch_sizes: tuple[PositiveInt, ...] = Field((1,), description="B, sequences at a time")
     new_tokens: int = Field(32, gt=1, description="tokens decoded per repeat, the first one untimed")

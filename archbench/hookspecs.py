@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
@@ -46,7 +46,7 @@ hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 REQUIRED_HOOKS = ("describe", "build", "train_step", "generate")
-OPTIONAL_HOOKS = ("import_weights",)
+OPTIONAL_HOOKS = ("import_weights", "import_config")
 
 
 @dataclass(frozen=True)
@@ -103,3 +103,13 @@ def generate(  # type: ignore[empty-body]
 @hookspec(firstresult=True)
 def import_weights(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:  # type: ignore[empty-body]
     """Optional: published weights, renamed and reshaped to this model's ``state_dict``."""
+
+
+@hookspec(firstresult=True)
+def import_config(published: Mapping[str, Any]) -> ModelConfig:  # type: ignore[empty-body]
+    """Optional: a published configuration, by the names in a transformers ``config.json``, as this architecture's.
+
+    It is what published weights are measured with when the user names no sizes, so whatever it says that this
+    architecture does not have is to be refused, with a CheckpointError that names the field:
+    ``archbench.nn.published_fields`` does so.
+    """

@@ -10,12 +10,14 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archbench.config import ModelConfig, RunConfig
+from archbench.config import PUBLISHED, ModelConfig, RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, ConfigError, StorageError, UsageError
 from archbench.measure.machine import describe, device_name, versions
 from archbench.phases.conformance import conformance, require_conformance
 from archbench.phases.folder import RunFolder, open_run
+from archbench.phases.published import published_model, require_same
 from archbench.phases.supervisor import CHECK, run_phase
+from archbench.profiles import PROFILES
 from archbench.registry import Architecture, load, plugin_paths
 from archbench.results.schema import FAILED
 from archbench.results.store import new_run_id, prepare_folder, read_results, run_failed, write_run
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from archbench.data.dataset import Dataset
+
+
+LONGEST_USUAL_CONTEXT = 2048
+LOGITS_AT_ONCE = 1 << 30
+"""Of the windows that are scored together: 4 GiB in float32."""
 
 
 def run(config: RunConfig, *, quiet: bool = False) -> pd.DataFrame:
@@ -103,12 +110,14 @@ def _start(config: RunConfig) -> RunFolder:
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)
     config = config.override(plugins=architecture.files)  # no other plugin's code has business in this run's processes
-    _check_weights(config)
+    config, published = _resolve_published(config, architecture)
     data = prepare(config.data)
-    model_config = _resolve_model(config, architecture, data)
-    config = config.override(speed=_resolve_speed(config, model_config))
-    T = model_config.context_length
-    BatchSampler(data.train, batch_size=1, context_length=T, seed=0)  # refuses too short a text
+    model_config = _resolve_model(config, architecture, data, published)
+    config = config.override(
+        speed=_resolve_speed(config, model_config, len(data.train)), quality=_resolve_quality(config, model_config)
+    )
+    if "train" in config.phases:  # refuses too short a text
+        BatchSampler(data.train, batch_size=1, context_length=model_config.context_length, seed=0)
 
     folder = RunFolder(
         path=Path(config.out) / new_run_id(),
@@ -195,7 +204,7 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     if corpus not in EMBEDDED and not corpus.startswith("hf:"):
         corpus = str(Path(corpus).resolve())
     kind, colon, place = tokenizer.partition(":")
-    if kind in ("file", "saved"):
+    if kind in ("file", "gguf", "saved"):
         tokenizer = kind + colon + str(Path(place).resolve())
     return config.override(
         plugins=plugin_paths(config.plugins),
@@ -204,16 +213,40 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     )
 
 
-def _check_weights(config: RunConfig) -> None:
-    if config.weights is not None and not Path(config.weights).exists():
+def _resolve_published(config: RunConfig, architecture: Architecture) -> tuple[RunConfig, ModelConfig | None]:
+    """The configuration that the weights bring with them, if they do, and the preset named after them.
+
+    A preset that was asked for stays, if it says the same; without a configuration to go by it is the profile's.
+
+    Raises:
+        UsageError: no such weights, or a preset that says something else than they do.
+        CheckpointError: their configuration cannot be read, or is of another model.
+    """
+    if config.weights is None:
+        return config, None
+    weights = Path(config.weights)
+    if not weights.exists():
         raise UsageError(
-            f"--weights {config.weights}",
+            f"--weights {weights}",
             "there is no such file or folder",
-            "Give a .safetensors file, or the folder it lies in",
+            "Give a .safetensors or .gguf file, or the folder that transformers saved",
         )
+    found = published_model(architecture, weights, config.plugins)
+    if found is None:
+        preset = PROFILES[config.profile]["preset"] if config.preset == PUBLISHED else config.preset
+        return config.override(preset=preset), None
+    published, model_config = found
+    preset = f"{PUBLISHED}:{published.name}" if config.preset == PUBLISHED else config.preset
+    if preset == config.preset:
+        asked = architecture.config(preset, **config.overrides)
+        said = architecture.config(model_config, **config.overrides)
+        require_same(asked, said, name=preset, source=published.source)
+    return config.override(preset=preset, vocabulary="preset"), model_config
 
 
-def _resolve_model(config: RunConfig, architecture: Architecture, data: Dataset) -> ModelConfig:
+def _resolve_model(
+    config: RunConfig, architecture: Architecture, data: Dataset, published: ModelConfig | None
+) -> ModelConfig:
     """The model's configuration with V settled: the tokenizer's, or the preset's where that is asked for.
 
     Raises:
@@ -222,7 +255,7 @@ def _resolve_model(config: RunConfig, architecture: Architecture, data: Dataset)
     overrides = dict(config.overrides)
     if config.vocabulary == "tokenizer":
         overrides.setdefault("vocab_size", data.tokenizer.vocab_size)
-    model_config = architecture.config(config.preset, **overrides)
+    model_config = architecture.config(config.preset if published is None else published, **overrides)
     if model_config.vocab_size < data.tokenizer.vocab_size:
         raise ConfigError(
             f"vocab_size {model_config.vocab_size} of {config.architecture}",
@@ -232,21 +265,34 @@ def _resolve_model(config: RunConfig, architecture: Architecture, data: Dataset)
     return model_config
 
 
-def _resolve_speed(config: RunConfig, model_config: ModelConfig) -> dict[str, Any]:
-    """Prompt lengths that were left open: a quarter and three quarters of the context, or less, to leave room."""
-    T = model_config.context_length
+def _resolve_speed(config: RunConfig, model_config: ModelConfig, n_tokens: int) -> dict[str, Any]:
+    """Prompt lengths that were left open: a quarter and three quarters of the context, or less, to leave room.
+
+    Prompts are cut from the ``n_tokens`` of the training text. Contexts count as at most 2,048: prompts of a published
+    model's 8,192 would keep a CPU busy for hours.
+    """
+    T = min(model_config.context_length, n_tokens)
     speed = dict(config.speed)
     if speed["prompt_lengths"] is None:
-        longest = max(1, T - speed["new_tokens"])
-        speed["prompt_lengths"] = tuple(sorted({max(1, min(P, longest)) for P in (T // 4, 3 * T // 4)}))
+        usual = min(T, LONGEST_USUAL_CONTEXT)
+        longest = max(1, usual - speed["new_tokens"])
+        speed["prompt_lengths"] = tuple(sorted({max(1, min(P, longest)) for P in (usual // 4, 3 * usual // 4)}))
     too_long = [P for P in speed["prompt_lengths"] if P > T]
-    if too_long:
+    if too_long and {"prefill", "decode"} & set(config.phases):
+        room = f"a context of {T}" if model_config.context_length == T else f"the training text of {T}"
         raise ConfigError(
             "speed.prompt_lengths",
-            f"a prompt of {too_long[0]} tokens does not fit a context of {T}",
+            f"a prompt of {too_long[0]} tokens does not fit {room}",
             f"Give lengths of at most {T}",
         )
     return speed
+
+
+def _resolve_quality(config: RunConfig, model_config: ModelConfig) -> dict[str, Any]:
+    """Windows scored at a time, so that their logits fit; how many they are changes no score."""
+    logits = model_config.context_length * model_config.vocab_size
+    batch_size = max(1, min(config.quality.batch_size, LOGITS_AT_ONCE // logits))
+    return {**dict(config.quality), "batch_size": batch_size}
 
 
 def _common(folder: RunFolder) -> dict[str, Any]:

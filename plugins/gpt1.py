@@ -7,7 +7,7 @@ Published code: openai/finetune-transformer-lm, train.py. What differs from it: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from archbench import ArchitectureInfo, ModelConfig, causal_attention, decode_with_cache, hookimpl, next_token_step
 from archbench.errors import CheckpointError, ConfigError, UsageError
 from archbench.kernels import linear
-from archbench.nn import Dropout, KVCache, Linear
+from archbench.nn import Dropout, KVCache, Linear, published_fields
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -240,3 +240,27 @@ def import_weights(state_dict: Mapping[str, Tensor], config: GPT1Config) -> dict
 def _unusable(name: str, cause: str) -> CheckpointError:
     remedy = "Pass the weights of an OpenAIGPTLMHeadModel, and --set the sizes (vocab_size, n_layer, …) that they have"
     return CheckpointError(f"gpt1's weights, tensor {name}", cause, remedy)
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "d_model": "n_embd",
+    "embd_dropout": "embd_pdrop",
+    "resid_dropout": "resid_pdrop",
+    "attn_dropout": "attn_pdrop",
+}
+"""A field here -> in transformers' OpenAIGPTConfig."""
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> GPT1Config:
+    fields = published_fields(
+        published, PUBLISHED_FIELDS, model_type="openai-gpt",
+        absent={"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1},
+        # afn "gelu" is the tanh form there; newer files leave the tied head unsaid.
+        only={"afn": "gelu", "layer_norm_epsilon": 1e-5, "n_special": 0, "tie_word_embeddings": True},
+    )  # fmt: skip
+    return GPT1Config(**fields, d_ff=4 * fields["d_model"])

@@ -7,7 +7,7 @@ Reference implementation: LlamaForCausalLM of transformers, with which logits an
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
-from archbench.nn import DecoderOnly, GatedFeedForward, KVCache, RMSNorm, Rotary, RotaryAttention, published_weights
+from archbench.nn import (
+    DecoderOnly,
+    GatedFeedForward,
+    KVCache,
+    RMSNorm,
+    Rotary,
+    RotaryAttention,
+    published_fields,
+    published_rope_theta,
+    published_weights,
+)
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -150,3 +160,28 @@ def import_weights(state_dict: Mapping[str, Tensor], config: LlamaConfig) -> dic
         expected = Llama(config).state_dict()
     tied = "lm_head.weight" if config.tied_head else None
     return published_weights(state_dict, expected, PUBLISHED_NAMES, model="LlamaForCausalLM", tied_head=tied)
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "tied_head": "tie_word_embeddings",
+}
+"""A field here -> in transformers' LlamaConfig."""
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> LlamaConfig:
+    fields = published_fields(
+        published, PUBLISHED_FIELDS, model_type="llama",
+        absent={"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
+        only={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+    )  # fmt: skip
+    fields["n_kv_head"] = published.get("num_key_value_heads") or fields["n_head"]
+    fields["d_head"] = published.get("head_dim") or fields["d_model"] // fields["n_head"]
+    return LlamaConfig(**fields, rope_theta=published_rope_theta(published))

@@ -23,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 FILE_NAME = "tokenizer.json"
 SMALLEST_BPE = 257
-_SEPARATORS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]", "<unk>")
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]", "<unk>")
 """Names of end-of-text tokens. ``<unk>`` is the last resort for files without one, such as GPT-1's: it keeps V, and
 so lets published weights be scored, where an id of its own would be one that no published model has."""
 _PIECE = 1 << 18
@@ -55,7 +55,7 @@ class SubwordTokenizer:
         if not ids:
             raise DataError(f"tokenizer {name!r}", "its vocabulary is empty", "Give a tokenizer.json with a vocabulary")
         if separator is None:
-            separator = next((ids[token] for token in _SEPARATORS if token in ids), max(ids.values()) + 1)
+            separator = next((ids[token] for token in END_OF_TEXT if token in ids), max(ids.values()) + 1)
         self.separator: int = separator
         self.vocab_size: int = max(*ids.values(), separator) + 1
         self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
@@ -172,12 +172,13 @@ _LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 def _is_gpt2_pattern(definition: dict[str, Any]) -> bool:
-    """Whether text is first cut by GPT-2's pattern and by nothing else, so that :func:`_pieces` changes nothing."""
-    step = definition["pre_tokenizer"] or {}
+    """Whether text is cut by GPT-2's pattern, and before it at digits at most: :func:`_pieces` then changes nothing."""
+    *first, last = list(_steps(definition["pre_tokenizer"])) or [{"type": None}]
     return (
-        step.get("type") == "ByteLevel"
-        and bool(step["use_regex"])
-        and not step["add_prefix_space"]
+        all(step["type"] == "Digits" for step in first)
+        and last["type"] == "ByteLevel"
+        and bool(last["use_regex"])
+        and not last["add_prefix_space"]
         and not definition.get("normalizer")
         and all(token["special"] for token in definition["added_tokens"])
     )

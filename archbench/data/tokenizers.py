@@ -1,4 +1,7 @@
-"""Tokenizers by name: ``byte``, ``bpe:N``, ``file:tokenizer.json``, ``hf:NAME`` and ``saved:FOLDER``. No torch here."""
+"""Tokenizers by name: ``byte``, ``bpe:N``, ``file:tokenizer.json``, ``gguf:FILE``, ``hf:NAME``, ``saved:FOLDER``.
+
+No torch here.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from archbench.errors import DataError, UnknownNameError, UsageError, did_you_me
 if TYPE_CHECKING:
     from archbench.data.documents import Corpus
 
-KINDS = ("byte", "bpe:N", "file:tokenizer.json", "hf:NAME", "saved:FOLDER")
+KINDS = ("byte", "bpe:N", "file:tokenizer.json", "gguf:FILE", "hf:NAME", "saved:FOLDER")
 SAVED_AS = "archbench_tokenizer.json"
 
 
@@ -101,26 +104,31 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
     Args:
         spec: ``byte``; ``bpe:N``, byte-level BPE of N ids, the separator included, trained on ``corpus``'s training
             split; ``file:PATH``, a ``tokenizer.json`` of Hugging Face tokenizers; ``hf:NAME``, the same from the
-            hub; ``saved:FOLDER``, what :meth:`Tokenizer.save` wrote.
+            hub; ``gguf:FILE``, the one in a GGUF file; ``saved:FOLDER``, what :meth:`Tokenizer.save` wrote.
         corpus: needed by ``bpe:N`` alone.
         cache: folder of trained tokenizers; None for :func:`archbench.data.cache.cache_folder`.
 
     Raises:
         UsageError: no such kind of tokenizer, or an N that cannot be.
         DataError: a tokenizer that cannot be read, fetched or trained.
+        CheckpointError: a GGUF file that cannot be read.
     """
     kind, _, argument = spec.partition(":")
     if spec == "byte":
         return ByteTokenizer()
     if kind == "saved":
         return _load_saved(Path(argument))
-    if kind not in {"bpe", "file", "hf"} or not argument:
+    if kind not in {"bpe", "file", "gguf", "hf"} or not argument:
         raise UnknownNameError(f"tokenizer {spec!r}", "there is no such tokenizer", did_you_mean(spec, KINDS))
     # Only here: the library takes a while to import, and a run on bytes does without it.
     from archbench.data import subword
 
     if kind == "file":
         return subword.from_file(Path(argument).expanduser(), name=spec)
+    if kind == "gguf":
+        from archbench.data.gguf_tokenizer import from_gguf
+
+        return from_gguf(Path(argument).expanduser(), name=spec)
     if kind == "hf":
         return subword.from_hub(argument, name=spec)
     if not argument.isascii() or not argument.isdigit() or int(argument) < subword.SMALLEST_BPE:

@@ -22,6 +22,7 @@ class Findings:
 
     Attributes:
         level: version of the set of checks.
+        context_length: T of the models that were looked at; None in files older than this field.
         results: :class:`archbench.testing.checks.Result` as plain values, in the order they were run.
         running: the check that is being run; None when all are done.
     """
@@ -29,6 +30,7 @@ class Findings:
     results: Sequence[dict[str, Any]] = ()
     running: str | None = None
     level: int = LEVEL
+    context_length: int | None = None
 
     @property
     def failed(self) -> list[dict[str, Any]]:

@@ -44,10 +44,12 @@ def initial_model(run: RunFolder, architecture: Architecture, config: ModelConfi
     Raises:
         CheckpointError: the weights file cannot be read or does not fit the model.
     """
+    if run.config.weights is None:
+        return build_model(architecture, config, run.config.seed, device)
+    # The model comes last: beside what the file holds and what the hook has put together, it would be a third copy.
+    weights = architecture.import_weights(load_weights(Path(run.config.weights)), config)
     model = build_model(architecture, config, run.config.seed, device)
-    if run.config.weights is not None:
-        weights = architecture.import_weights(load_weights(Path(run.config.weights)), config)
-        _fill(model, weights, run.config.weights)
+    _fill(model, weights, run.config.weights)
     return model
 
 

@@ -131,7 +131,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """A ``state_dict`` on the CPU: a checkpoint's (checksum verified), or published weights.
 
     A folder holds ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards with an ``.index.json``; a file is
-    safetensors, or a torch file with nothing but tensors in it. No pickle is ever run.
+    safetensors, GGUF, or a torch file with nothing but tensors in it. No pickle is ever run.
 
     Raises:
         CheckpointError: nothing there, damaged, or a pickle that holds more than tensors.

@@ -1,4 +1,4 @@
-"""Weights in files: safetensors, written and read; torch's ``.bin`` and ``.pt``, read without running any code."""
+"""Weights in files: safetensors, written and read; GGUF, read; torch's ``.bin`` and ``.pt``, read running no code."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from archbench.data.gguf import is_gguf
 from archbench.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
@@ -43,7 +44,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """A ``state_dict`` from a folder or a file, on the CPU.
 
     A folder holds ``model.safetensors``, ``pytorch_model.bin``, or either in shards with its ``.index.json``
-    (transformers' layout); a file is safetensors, or a torch file that holds nothing but tensors.
+    (transformers' layout); a file is safetensors, GGUF, or a torch file that holds nothing but tensors.
 
     Raises:
         CheckpointError: nothing there, damaged, or a pickle that holds more than tensors.
@@ -59,6 +60,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path = path / names[0]
     if path.name.endswith(".index.json"):
         return _read_shards(path)
+    if is_gguf(path):
+        from archbench.training.gguf import gguf_weights
+
+        return gguf_weights(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 

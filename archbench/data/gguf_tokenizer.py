@@ -1,0 +1,106 @@
+"""The byte-level BPE tokenizer inside a GGUF file.
+
+Reference: llama.cpp's src/llama-vocab.cpp, ``llm_tokenizer_bpe``, whose token ids these are.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+
+from archbench.data.gguf import GGUF, read_gguf
+from archbench.data.subword import END_OF_TEXT, SubwordTokenizer
+from archbench.errors import DataError
+
+PreTokenizer = pre_tokenizers.PreTokenizer
+
+_GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+_BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def _cut(*patterns: str) -> list[PreTokenizer]:
+    """Cut by one pattern after the other, what lies between its matches being pieces too."""
+    return [*(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns), _BYTES]
+
+
+def _gpt4(numbers: str) -> list[PreTokenizer]:
+    rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    return _cut(rf"'(?i:[sdmt]|re|ve|ll)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}|{rest}")
+
+
+PRE_TOKENIZERS: dict[str, list[PreTokenizer]] = {
+    "default": _cut(
+        r"[\p{P}$+<=>^~|]+",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        r"\p{N}+",
+        r"[0-9]{3}",
+    ),
+    "gpt-2": [_GPT2],
+    "llama-bpe": _gpt4(r"\p{N}{1,3}"),
+    "qwen2": _gpt4(r"\p{N}"),
+    "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
+}
+"""How text is cut before merging, by ``tokenizer.ggml.pre``: those whose token ids were compared with llama.cpp's."""
+_WHOLE_WORDS = {"llama-bpe"}
+"""Pre-tokenizers of vocabularies that have words which no sequence of merges reaches; each is a token all the same."""
+_BEGINS_TEXTS = {"llama-bpe"}
+"""Pre-tokenizers whose models see ``bos`` before a text, unless the file says otherwise."""
+
+_UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
+
+
+def from_gguf(path: Path, *, name: str) -> SubwordTokenizer:
+    """The tokenizer in the GGUF file at ``path``.
+
+    Its separator is the token that the model was trained to see before a text (``bos``, where ``add_bos_token`` says
+    so), or else its end-of-text token.
+
+    Raises:
+        CheckpointError: the file is damaged, or the package gguf is not installed.
+        DataError: it has no tokenizer, or one that archbench does not read.
+    """
+    file = read_gguf(path)
+    model, pre = (file.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    if model != "gpt2":
+        kind = "SentencePiece (llama)" if model == "llama" else repr(model)
+        raise _unusable(name, f"its kind is {kind}, and archbench reads byte-level BPE (gpt2) from GGUF files")
+    if pre not in PRE_TOKENIZERS:
+        known = ", ".join(PRE_TOKENIZERS)
+        raise _unusable(name, f"its pre-tokenizer is {pre!r}, and archbench knows {known}")
+    try:
+        tokenizer, separator = _built(file, str(pre))
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise _unusable(name, f"its tokens and merges do not make a tokenizer ({error!r})") from None
+    return SubwordTokenizer(tokenizer.to_str(), name=name, separator=separator)
+
+
+def _built(file: GGUF, pre: str) -> tuple[tokenizers.Tokenizer, int | None]:
+    def key(name: str, default: Any = None) -> Any:
+        return file.metadata.get(f"tokenizer.ggml.{name}", default)
+
+    tokens: list[str] = key("tokens")
+    ids = {token: i for i, token in enumerate(tokens)}
+    # A merge is two tokens with a space between them, and the first may begin with one.
+    merges = [(merge[:cut], merge[cut + 1 :]) for merge in key("merges") for cut in [merge.index(" ", 1)]]
+    tokenizer = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=pre in _WHOLE_WORDS))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre])
+    tokenizer.decoder = decoders.ByteLevel()
+    types = list(zip(tokens, key("token_type", []), strict=False))
+    tokenizer.add_special_tokens([_added(token) for token, kind in types if kind in (_UNKNOWN, _CONTROL)])
+    tokenizer.add_tokens([_added(token) for token, kind in types if kind == _USER_DEFINED])
+    if key("add_bos_token", pre in _BEGINS_TEXTS) and (bos := key("bos_token_id")) is not None:
+        return tokenizer, int(bos)
+    by_name = (ids[token] for token in END_OF_TEXT if token in ids and token != "<unk>")
+    return tokenizer, next(by_name, key("eos_token_id"))
+
+
+def _added(token: str) -> AddedToken:
+    return AddedToken(token, normalized=False, special=False)
+
+
+def _unusable(name: str, cause: str) -> DataError:
+    step = "Name the model's own with --tokenizer file:tokenizer.json, or hf:NAME"
+    return DataError(f"tokenizer {name!r}", cause, step)

@@ -1,0 +1,56 @@
+"""The configuration that published weights bring with them: a ``config.json``, or the metadata of a GGUF file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archbench.data.gguf import is_gguf
+from archbench.errors import CheckpointError
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A configuration by the names of transformers.
+
+    Attributes:
+        name: of the model: the file's or the folder's.
+        source: the file that says so.
+        fields: the content of a ``config.json``.
+    """
+
+    name: str
+    source: Path
+    fields: Mapping[str, Any]
+
+
+def read_published(weights: Path) -> Published | None:
+    """What stands in a GGUF file or in the ``config.json`` of the weights' folder; None where nothing does.
+
+    A ``config.json`` without a ``model_type`` is none of transformers', and taken for nothing.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is of an architecture that archbench does not read.
+    """
+    if is_gguf(weights):
+        from archbench.training.gguf import gguf_config
+
+        return Published(weights.stem, weights, gguf_config(weights))
+    folder = weights if weights.is_dir() else weights.parent
+    source = folder / CONFIG
+    if not source.is_file():
+        return None
+    try:
+        fields = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"configuration {source}", f"it is not JSON that can be read ({error})", "Correct it, or get it again"
+        ) from None
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        return None
+    return Published(folder.name, source, fields)
