@@ -137,7 +137,7 @@ class _BoundedSqrt(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (root,) = ctx.saved_tensors
+        root: Tensor = ctx.saved_tensors[0]
         return gradient / (2 * root).clamp(min=1e-3)
 
 
