@@ -4,7 +4,7 @@ Each head keeps a state h of N × D. Of the paper's X, Δ, A, B, C (here x, dt, 
 
     h_t = exp(dt_t a) h_{t-1} + b_t ⊗ dt_t x_t,    y_t = c_t · h_t.
 
-Unrolled, that is attention with queries c, keys b, values u = dt x and a decay for a mask (section 3.2): y = (c bᵀ ∘ L) u
+Unrolled, this is attention with queries c, keys b, values u = dt x, decays for a mask (section 3.2): y = (c bᵀ ∘ L) u
 with L_ij = exp(s_i - s_j) for i ≥ j, s the cumulative sum of dt a. Chunks of Q positions do that among themselves and
 hand a state on (section 6), so the cost is linear in T, and nearly all of it is in matrix products.
 """
@@ -22,7 +22,7 @@ CHUNK = 64
 """Q, positions to a chunk: the masks cost T · Q for each head, the states T / Q · N · D."""
 
 FORGOTTEN = -80.0
-"""Where exponents end: e⁻⁸⁰ is 10⁻³⁵. Smaller results than float32's normal numbers take CPUs up to 35 times as long."""
+"""Where exponents end: e⁻⁸⁰ is 10⁻³⁵. Results below the normal float32 numbers take CPUs up to 35 times as long."""
 
 
 def ssd(
@@ -37,7 +37,7 @@ def ssd(
         a: (H,), the rate of decay, negative.
         b, c: (B, T, G, N), what is written by and read by, shared by H / G heads one after the other; in x's dtype.
         state: (B, G, N, H / G · D), h before the first position, a group's heads side by side; None for zeros.
-        chunk: Q, the most positions to a chunk. Chunks are made equally long.
+        chunk: Q, positions to a chunk; fewer where chunks can be made equally long.
 
     Returns:
         y (B, T, H, D) in x's dtype, and the state after the last position.
@@ -45,8 +45,10 @@ def ssd(
     B, T, H, D = x.shape
     G, N = b.shape[2:]
     exact = torch.promote_types(x.dtype, torch.float32)
-    n = -(-T // chunk)
-    Q = -(-T // n)
+    n = 1
+    while n * chunk < T:  # counted, so that the compiler takes n for a constant where T is none
+        n += 1
+    Q = chunk if torch.compiler.is_compiling() else -(-T // n)
     if missing := n * Q - T:  # positions that write nothing and forget nothing
         x, dt, b, c = (_padded(tensor, missing) for tensor in (x, dt, b, c))
     if state is None:
