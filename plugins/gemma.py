@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
-from archbench.nn import DecoderOnly, GatedFeedForward, KVCache, RMSNorm, Rotary, RotaryAttention, published_weights
+from archbench.nn import (
+    DecoderOnly,
+    GatedFeedForward,
+    KVCache,
+    RMSNorm,
+    Rotary,
+    RotaryAttention,
+    published_fields,
+    published_rope_theta,
+    published_weights,
+)
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -152,3 +162,30 @@ def import_weights(state_dict: Mapping[str, Tensor], config: GemmaConfig) -> dic
     return published_weights(
         state_dict, expected, PUBLISHED_NAMES, model="GemmaForCausalLM", tied_head="lm_head.weight"
     )
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "d_head": "head_dim",
+}
+"""A field here -> in transformers' GemmaConfig."""
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> GemmaConfig:
+    if (
+        published.get("hidden_act") == "gelu"
+    ):  # so say the first files, of what the published code takes the tanh form of
+        published = {**published, "hidden_act": "gelu_pytorch_tanh"}
+    fields = published_fields(
+        published, PUBLISHED_FIELDS, model_type="gemma",
+        only={"hidden_act": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True},
+    )  # fmt: skip
+    return GemmaConfig(**fields, rope_theta=published_rope_theta(published))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, causal_attention, decode_with_cache, hookimpl, next_token_step
 from archbench.errors import ConfigError
-from archbench.nn import DecoderOnly, Dropout, KVCache, Linear, published_weights
+from archbench.nn import DecoderOnly, Dropout, KVCache, Linear, published_fields, published_weights
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -183,3 +183,29 @@ def import_weights(state_dict: Mapping[str, Tensor], config: GPT2Config) -> dict
     return published_weights(
         given, expected, names, model="GPT2LMHeadModel", transposed=projections, tied_head="lm_head.weight"
     )
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "n_positions",
+    "n_layer": "n_layer",
+    "n_head": "n_head",
+    "d_model": "n_embd",
+    "embd_dropout": "embd_pdrop",
+    "resid_dropout": "resid_pdrop",
+    "attn_dropout": "attn_pdrop",
+}
+"""A field here -> in transformers' GPT2Config."""
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> GPT2Config:
+    fields = published_fields(
+        published, PUBLISHED_FIELDS, model_type="gpt2",
+        absent={"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1},
+        only={
+            "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
+            "scale_attn_by_inverse_layer_idx": False,
+        },
+    )  # fmt: skip
+    return GPT2Config(**fields, d_ff=published.get("n_inner") or 4 * fields["d_model"])

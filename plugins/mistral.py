@@ -8,7 +8,7 @@ Reference implementation: MistralForCausalLM of transformers, with which logits 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,17 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
-from archbench.nn import DecoderOnly, GatedFeedForward, KVCache, RMSNorm, Rotary, RotaryAttention, published_weights
+from archbench.nn import (
+    DecoderOnly,
+    GatedFeedForward,
+    KVCache,
+    RMSNorm,
+    Rotary,
+    RotaryAttention,
+    published_fields,
+    published_rope_theta,
+    published_weights,
+)
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -34,7 +44,9 @@ class MistralConfig(ModelConfig):
     d_model: int = Field(default=4096, gt=0, description="C, width of the hidden states")
     d_head: int = Field(default=128, gt=0, description="D, width of a head, even")
     d_ff: int = Field(default=14_336, gt=0, description="F, width of the feed-forward layer")
-    window: int = Field(default=4096, gt=0, description="W, positions that each position sees, itself included")
+    window: int | None = Field(
+        default=4096, gt=0, description="W, positions that each sees, itself included; null: all"
+    )
     rope_theta: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies, without a unit")
     norm_eps: float = Field(default=1e-5, gt=0, description="added to the mean square in RMSNorm")
 
@@ -151,3 +163,27 @@ def import_weights(state_dict: Mapping[str, Tensor], config: MistralConfig) -> d
     with torch.device("meta"):
         expected = Mistral(config).state_dict()
     return published_weights(state_dict, expected, PUBLISHED_NAMES, model="MistralForCausalLM")
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+}
+"""A field here -> in transformers' MistralConfig."""
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> MistralConfig:
+    fields = published_fields(
+        published, PUBLISHED_FIELDS, model_type="mistral",
+        only={"hidden_act": "silu", "tie_word_embeddings": False},
+    )  # fmt: skip
+    fields["window"] = published.get("sliding_window")
+    fields["d_head"] = published.get("head_dim") or fields["d_model"] // fields["n_head"]
+    return MistralConfig(**fields, rope_theta=published_rope_theta(published))

@@ -212,3 +212,25 @@ def test_weights_of_another_architecture_are_refused_by_name() -> None:
 def test_heads_that_do_not_fit_are_refused_by_name(sizes: dict[str, int], culprit: str) -> None:
     with pytest.raises(ConfigError, match=culprit):
         archbench.load("llama").build(our_config("llama", **sizes))
+
+
+@names
+def test_published_configuration_is_read_as_the_model_that_it_describes(name: str) -> None:
+    config = our_config(name)
+    with torch.device("meta"):
+        published = FAMILIES[name].published(config).config.to_dict()
+    architecture = archbench.load(name)
+    dropout = {field: 0.0 for field in ("embd_dropout", "resid_dropout", "attn_dropout") if name == "gpt2"}
+    assert architecture.import_config(published) == config.override(**dropout)
+
+
+def test_configuration_of_a_model_with_other_mathematics_is_refused() -> None:
+    published = FAMILIES["gemma"].published(our_config("gemma")).config.to_dict()
+    gemma = archbench.load("gemma")
+    assert gemma.import_config({**published, "hidden_act": "gelu"}) == our_config("gemma")  # as the first files say
+    for field, value in (("hidden_act", "relu"), ("attention_bias", True), ("model_type", "gemma2")):
+        with pytest.raises(CheckpointError, match=f"field {field}"):
+            gemma.import_config({**published, field: value})
+    mistral = archbench.load("mistral")
+    published = FAMILIES["mistral"].published(our_config("mistral")).config.to_dict()
+    assert mistral.import_config({**published, "sliding_window": None}).window is None
