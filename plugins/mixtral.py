@@ -8,7 +8,7 @@ Reference implementation: MixtralForCausalLM of transformers, with which logits,
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,8 @@ from archbench.nn import (
     Routing,
     SparseExperts,
     load_balancing_loss,
+    published_fields,
+    published_rope_theta,
     published_weights,
 )
 
@@ -46,7 +48,7 @@ class MixtralConfig(ModelConfig):
     d_head: int = Field(default=128, gt=0, description="D, width of a head, even")
     d_ff: int = Field(default=14_336, gt=0, description="F, width of one expert")
     n_expert: int = Field(default=8, gt=0, description="E, experts of a layer")
-    n_active_expert: int = Field(default=2, gt=0, description="experts that a token is sent to, at most E")
+    n_active: int = Field(default=2, gt=0, description="experts that a token is sent to, at most E")
     window: int | None = Field(default=None, gt=0, description="W, positions that each position sees; null for all")
     rope_theta: float = Field(default=1_000_000.0, gt=0, description="base of the rotary frequencies, without a unit")
     norm_eps: float = Field(default=1e-5, gt=0, description="added to the mean square in RMSNorm")
@@ -62,7 +64,7 @@ class Block(nn.Module):
         self.attention_norm = RMSNorm(c.d_model, c.norm_eps)
         self.attention = RotaryAttention(c.d_model, c.n_head, c.n_kv_head, c.d_head, layer=layer, window=c.window)
         self.experts_norm = RMSNorm(c.d_model, c.norm_eps)
-        self.experts = SparseExperts(c.d_model, c.d_ff, c.n_expert, c.n_active_expert, F.silu)  # SwiGLU
+        self.experts = SparseExperts(c.d_model, c.d_ff, c.n_expert, c.n_active, F.silu)  # SwiGLU
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: KVCache | None) -> tuple[Tensor, Routing]:
         x = x + self.attention(self.attention_norm(x), angles, cache)
@@ -120,7 +122,7 @@ class Mixtral(DecoderOnly):
 
 PRESETS = {
     "nano": MixtralConfig(
-        vocab_size=1024, context_length=128, n_layer=2, n_head=6, n_kv_head=2, d_model=192, d_head=32, d_ff=256
+        vocab_size=1024, context_length=128, n_layer=2, n_head=6, n_kv_head=2, d_model=192, d_head=32, d_ff=192
     ),
     "small": MixtralConfig(
         vocab_size=8192, context_length=256, n_layer=6, n_head=6, n_kv_head=2, d_model=384, d_head=64, d_ff=512
@@ -201,3 +203,30 @@ def import_weights(state_dict: Mapping[str, Tensor], config: MixtralConfig) -> d
     apart = any(".block_sparse_moe." in name for name in state_dict)
     names = checkpoint_names(config.n_expert) if apart else PUBLISHED_NAMES
     return published_weights(state_dict, expected, names, model="MixtralForCausalLM")
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "n_expert": "num_local_experts",
+    "n_active": "num_experts_per_tok",
+    "norm_eps": "rms_norm_eps",
+    "router_aux_loss_coef": "router_aux_loss_coef",
+}
+"""A field here -> in transformers' MixtralConfig."""
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> MixtralConfig:
+    fields = published_fields(
+        published, PUBLISHED_FIELDS, model_type="mixtral", absent={"router_aux_loss_coef": 0.001},
+        only={"hidden_act": "silu", "tie_word_embeddings": False, "router_jitter_noise": 0.0},
+    )  # fmt: skip
+    fields["window"] = published.get("sliding_window")
+    fields["d_head"] = published.get("head_dim") or fields["d_model"] // fields["n_head"]
+    return MixtralConfig(**fields, rope_theta=published_rope_theta(published, absent=1_000_000.0))

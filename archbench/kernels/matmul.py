@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Which means that is depends on the machine, dtype and sizes alone, so that the same run gives the same numbers.
     """
     large = LARGE_FOR_FEW_ROWS if x.numel() <= FEW_ROWS * x.shape[-1] else LARGE
-    if weight.numel() >= large and _onednn_applies(x, weight):
+    if weight.numel() >= large and onednn_applies(x, weight):
         return onednn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -63,7 +63,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def _onednn_applies(x: Tensor, weight: Tensor) -> bool:
+def onednn_applies(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN is to be preferred for products of this dtype on this machine."""
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"

@@ -48,7 +48,7 @@ class SparseExperts(nn.Module):
         super().__init__()
         if not 1 <= active <= experts:
             cause = f"a token cannot be sent to {active} of {experts} experts"
-            raise ConfigError("n_active_expert", cause, "Choose between 1 and n_expert")
+            raise ConfigError("n_active", cause, "Choose between 1 and n_expert")
         self.active, self.activation = active, activation
         self.router = Linear(channels, experts, bias=False)
         self.gate_up = nn.Parameter(torch.empty(experts, 2 * width, channels))
@@ -83,17 +83,27 @@ class SparseExperts(nn.Module):
         """tokens (N, C), chosen (N, A) and shares (N, A) -> (N, C): each token's experts, weighed and added."""
         N, A = chosen.shape
         E = self.gate_up.shape[0]
+        eager_cpu = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
+        if N == 1 and eager_cpu and not torch.is_grad_enabled():
+            return self._apply_to_one(tokens, chosen, shares)
         experts, order = torch.sort(chosen.flatten(), stable=True)  # (N A,): whose expert is e stand together
         place = torch.empty_like(order).scatter_(0, order, torch.arange(N * A, device=order.device))
         ends = torch.searchsorted(experts, torch.arange(E, device=order.device), right=True, out_int32=True)  # (E,)
         ends = ends_where_used(ends, tokens, self.gate_up, self.down)
 
-        copies = tokens.unsqueeze(1).expand(N, A, -1).reshape(N * A, -1)
-        x = permuted(copies, order, place)  # (N A, C)
+        x = arranged(tokens, order, place)  # (N A, C)
         gate, up = grouped_matmul(x, self.gate_up, ends).chunk(2, dim=-1)  # (N A, F) each
         y = grouped_matmul(self.activation(gate) * up, self.down, ends)  # (N A, C)
-        y = permuted(y, place, order).view(N, A, -1)
+        y = arranged(y, place, order).view(N, A, -1)
         return (y * shares.unsqueeze(-1)).sum(1).to(tokens.dtype)
+
+    def _apply_to_one(self, token: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        """The same for one token (1, C), as in decoding, where sorting would take longer than the experts."""
+        total = torch.zeros_like(token, dtype=shares.dtype)
+        for expert, share in zip(chosen[0].tolist(), shares[0].tolist(), strict=True):
+            gate, up = linear(token, self.gate_up[expert]).chunk(2, dim=-1)  # (1, F) each
+            total.add_(linear(self.activation(gate) * up, self.down[expert]), alpha=share)
+        return total.to(token.dtype)
 
 
 def reference_experts(module: SparseExperts, x: Tensor) -> Tensor:
@@ -123,19 +133,27 @@ def load_balancing_loss(routings: Sequence[Routing]) -> Tensor:
     return E / rows**2 * (sent * probability).sum()
 
 
-def permuted(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """x[order], rows of (M, C), for a permutation whose inverse is at hand: autograd alone would add rows up."""
-    y: Tensor = _Permutation.apply(x, order, inverse)  # type: ignore[no-untyped-call]
+def arranged(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """Rows of x, each standing A times in a row, in another order: x (M / A, C) -> (M, C).
+
+    Args:
+        x: (M / A, C).
+        order: (M,) int64, a permutation.
+        inverse: (M,) int64, the inverse permutation, with which the gradient is read instead of scattered.
+    """
+    y: Tensor = _Arrangement.apply(x, order, inverse)  # type: ignore[no-untyped-call]
     return y
 
 
-class _Permutation(torch.autograd.Function):
+class _Arrangement(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
-        return x[order]
+        ctx.copies = order.shape[0] // x.shape[0]
+        return x[order if ctx.copies == 1 else order // ctx.copies]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return gradient[ctx.saved_tensors[0]], None, None
+        gradient = gradient[ctx.saved_tensors[0]]
+        return gradient if ctx.copies == 1 else gradient.view(-1, ctx.copies, gradient.shape[1]).sum(1), None, None
