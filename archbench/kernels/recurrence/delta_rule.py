@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archbench.errors import UsageError
+
 CHUNK = 32
 """C, positions to a chunk, a power of two: masks cost T · C for each head, states T / C · D · M."""
 
@@ -49,7 +51,12 @@ def gated_delta_rule(
     Returns:
         o (B, T, H, M) in v's dtype, and S after the last position. Everything is computed in float32 (float64 where v
         is), under autocast too, and sums of g in float64: their differences are what counts.
+
+    Raises:
+        UsageError: ``chunk`` is no power of two.
     """
+    if chunk < 1 or chunk & (chunk - 1):
+        raise UsageError("chunk", f"{chunk} positions are not halved again and again", "Choose a power of two")
     B, T, H, D = q.shape
     M = v.shape[-1]
     exact, dtype = _exact(v), v.dtype
@@ -165,8 +172,8 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Te
     n, heads, C, D = q.shape
     kq = torch.cat([k * -beta, q], dim=2)  # (n, B·H, 2C, D)
     c = g.double().cumsum(2)
-    decays = (c - c.mT).clamp_(max=0).to(v.dtype).exp_().tril_()  # γ (n, B·H, C, C)
-    inverse = _inverse(_product(kq[:, :, :C], k.mT).mul_(decays).tril_(-1))  # (I - N)⁻¹ (n, B·H, C, C)
+    decays = (c - c.mT).to(v.dtype).exp_().tril_()  # γ (n, B·H, C, C)
+    inverse = _inverse(_product(kq[:, :, :C], k.mT).mul_(decays))  # (n, B·H, C, C); N's diagonal is not looked at
     scores = _product(q, k.mT).mul_(decays)
 
     since_start, until_end = c.exp().to(v.dtype), (c[:, :, -1:] - c).exp().to(v.dtype)  # (n, B·H, C, 1)
@@ -242,15 +249,15 @@ def _scaled(kq: Tensor, by: Tensor) -> Tensor:
     return (kq.view(n, heads, 2, C, -1) * by.unsqueeze(2)).flatten(2, 3)
 
 
-def _inverse(below: Tensor) -> Tensor:
-    """(I - N)⁻¹ of N (..., C, C), zero but below the diagonal: by rows in small blocks, two blocks at a time above.
+def _inverse(N: Tensor) -> Tensor:
+    """(I - N)⁻¹ (n, B·H, C, C) of what N has below the diagonal: by rows in small blocks, then two blocks at a time.
 
     The inverse of [[I - N₁, 0], [-N₂₁, I - N₂]] is [[X₁, 0], [X₂ N₂₁ X₁, X₂]]. A product of powers of N would do, but
     where keys are alike they grow like binomials, and the result is rounding.
     """
-    C = below.shape[-1]
+    shape, C = N.shape, N.shape[-1]
     size = min(C, _SMALLEST_BLOCK)
-    N = below.flatten(0, -3)
+    N = N.flatten(0, 1)
     blocks = _diagonal_blocks(N, size).flatten(0, 1)
     X = torch.eye(size, dtype=N.dtype, device=N.device).repeat(blocks.shape[0], 1, 1)
     for row in range(1, size):
@@ -263,7 +270,7 @@ def _inverse(below: Tensor) -> Tensor:
         between = _diagonal_blocks(N, 2 * size)[:, :, size:, :size].flatten(0, 1)
         X[:, size:, :size] = torch.bmm(torch.bmm(second, between), first)
         size *= 2
-    return X.view_as(below)
+    return X.view(shape)
 
 
 def _diagonal_blocks(N: Tensor, size: int) -> Tensor:

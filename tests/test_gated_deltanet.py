@@ -1,0 +1,249 @@
+"""Gated DeltaNet is the published model: transformers' blocks and layers agree in every value and gradient."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import archbench
+from archbench.measure.flops import cache_bytes, count_flops
+
+transformers = pytest.importorskip("transformers")
+
+SIZES = {
+    "vocab_size": 300, "context_length": 64, "n_layer": 3, "n_head": 3, "d_model": 96, "d_head": 24, "d_value": 40,
+    "d_ff": 160,
+}  # fmt: skip
+
+
+def published_model(**sizes: Any) -> nn.Module:
+    """transformers' OlmoHybridForCausalLM of the preset ``paper`` with these sizes, without its attention layer.
+
+    Its linear-attention blocks are those of flash-linear-attention's GatedDeltaNetForCausalLM: pre-norm, with separate
+    projections of q, k, v, g, a and b. A configuration without attention is refused, so that the layer is taken out.
+    """
+    c: Any = archbench.load("gated-deltanet").config("paper", **sizes)
+    theirs = transformers.OlmoHybridConfig(
+        vocab_size=c.vocab_size,
+        hidden_size=c.d_model,
+        intermediate_size=c.d_ff,
+        num_hidden_layers=c.n_layer + 1,
+        num_attention_heads=c.n_head,
+        head_dim=8,
+        layer_types=["linear_attention"] * c.n_layer + ["full_attention"],
+        linear_num_key_heads=c.n_head,
+        linear_num_value_heads=c.n_head,
+        linear_key_head_dim=c.d_head,
+        linear_value_head_dim=c.d_value,
+        linear_conv_kernel_dim=c.d_conv,
+        linear_allow_neg_eigval=False,
+        rms_norm_eps=c.norm_eps,
+        tie_word_embeddings=c.tied_head,
+        pad_token_id=None,
+        eos_token_id=None,
+    )
+    model = transformers.OlmoHybridForCausalLM(theirs)
+    del model.model.layers[-1]
+    return model
+
+
+def published_names(tensors: dict[str, Tensor], key_width: int) -> dict[str, Tensor]:
+    """Weights or gradients of :func:`published_model` by the names that flash-linear-attention has for them."""
+    names = {
+        "embed_tokens": "embeddings",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "mlp_norm",
+        "linear_attn": "attn",
+    }
+    renamed = {}
+    for name, tensor in tensors.items():
+        name = ".".join(names.get(part, part) for part in name.split("."))
+        if ".conv1d." in name:
+            parts = tensor.split([key_width, key_width, tensor.shape[0] - 2 * key_width])
+            renamed |= {name.replace("conv1d", f"{x}_conv1d"): part for x, part in zip("qkv", parts, strict=True)}
+        else:
+            renamed[name] = tensor
+    return renamed
+
+
+def our_model(theirs: nn.Module, **sizes: Any) -> nn.Module:
+    """Ours, with their weights through the plugin's hook."""
+    gated_deltanet = archbench.load("gated-deltanet")
+    config: Any = gated_deltanet.config("paper", **sizes)
+    model = gated_deltanet.build(config)
+    weights = published_names(theirs.state_dict(), config.n_head * config.d_head)
+    model.load_state_dict(gated_deltanet.import_weights(weights, config))
+    return model
+
+
+def randomise(model: nn.Module) -> None:
+    """Every parameter N(0, 0.2), gains 1 ± 0.2, so that none can be forgotten or mixed up unseen."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.normal_(mean=1.0 if "norm" in name else 0.0, std=0.2)
+
+
+def logits_and_gradients(model: nn.Module, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    output = model(tokens[:, :-1])
+    logits = output if isinstance(output, Tensor) else output.logits
+    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
+    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("randomised", [True, False])
+def test_logits_and_gradients_equal_transformers(randomised: bool, tied: bool) -> None:
+    torch.manual_seed(0)
+    sizes = {**SIZES, "tied_head": tied}
+    theirs = published_model(**sizes).eval()
+    if randomised:
+        randomise(theirs)
+    ours = our_model(theirs, **sizes).eval()
+    tokens = torch.randint(SIZES["vocab_size"], (3, SIZES["context_length"] + 1))
+
+    expected, their_gradients = logits_and_gradients(theirs, tokens)
+    logits, our_gradients = logits_and_gradients(ours, tokens)
+
+    assert (logits - expected).abs().max() < (1e-4 if randomised else 1e-6)
+    gated_deltanet = archbench.load("gated-deltanet")
+    renamed = published_names(their_gradients, SIZES["n_head"] * SIZES["d_head"])
+    mapped = gated_deltanet.import_weights(renamed, gated_deltanet.config("paper", **sizes))
+    assert mapped.keys() == our_gradients.keys()
+    for name, gradient in mapped.items():
+        torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-4)
+        assert gradient.norm() > 0, name
+
+
+def test_in_float64_they_differ_by_rounding_alone() -> None:
+    # transformers computes the recurrence in float32 whatever the dtype; ours follows the model's.
+    torch.manual_seed(0)
+    theirs = published_model(**SIZES).eval()
+    randomise(theirs)
+    ours = our_model(theirs, **SIZES).eval()
+    tokens = torch.randint(SIZES["vocab_size"], (3, SIZES["context_length"]))
+    with torch.inference_mode():
+        rounded = theirs(tokens).logits
+        exact = ours.double()(tokens)
+        assert exact.dtype == torch.float64
+        assert (ours.float()(tokens) - exact).abs().max() < 2 * (rounded - exact).abs().max()
+
+
+def test_decoding_from_a_state_equals_transformers_whole_pass() -> None:
+    torch.manual_seed(0)
+    theirs = published_model(**SIZES).eval()
+    randomise(theirs)
+    ours: Any = our_model(theirs, **SIZES).eval()
+    tokens = torch.randint(SIZES["vocab_size"], (2, 60))
+    with torch.inference_mode():
+        expected = theirs(tokens).logits
+        for pieces in ([1] * 60, [2, 1, 3, 33, 1, 20], [40, 1, 1, 18], [60]):
+            cache = ours.new_cache(2, 60)
+            end = 0
+            for piece in pieces:
+                end += piece
+                logits = ours.extend(tokens[:, end - piece : end], cache)
+                assert (logits - expected[:, end - 1]).abs().max() < 1e-4, (pieces, end)
+
+
+def test_the_layer_equals_qwen3_nexts_in_values_and_gradients() -> None:
+    from archbench_plugins.gated_deltanet import GatedDeltaNetConfig, Mixer
+    from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
+
+    torch.manual_seed(0)
+    config = GatedDeltaNetConfig(**SIZES)
+    C, H, D, M = config.d_model, config.n_head, config.d_head, config.d_value
+    theirs = Qwen3NextGatedDeltaNet(
+        transformers.Qwen3NextConfig(
+            hidden_size=C, linear_num_key_heads=H, linear_num_value_heads=H, linear_key_head_dim=D,
+            linear_value_head_dim=M, linear_conv_kernel_dim=4, rms_norm_eps=config.norm_eps, num_hidden_layers=1,
+            layer_types=["linear_attention"],
+        ),
+        layer_idx=0,
+    )  # fmt: skip
+    randomise(theirs)
+
+    def ours_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Their rows are head by head q, k, v and gate, and head by head b and a."""
+        qkvz = tensors["in_proj_qkvz.weight"].view(H, 2 * D + 2 * M, C).split([D, D, M, M], dim=1)
+        b, a = tensors["in_proj_ba.weight"].view(H, 2, C).unbind(1)
+        return {
+            "in_proj.weight": torch.cat([*(part.reshape(-1, C) for part in qkvz), a, b]),
+            "conv.weight": tensors["conv1d.weight"],
+            "A_log": tensors["A_log"],
+            "dt_bias": tensors["dt_bias"],
+            "norm.weight": tensors["norm.weight"],
+            "out_proj.weight": tensors["out_proj.weight"],
+        }
+
+    ours = Mixer(config)
+    ours.load_state_dict(ours_of(theirs.state_dict()))
+    x = torch.randn(2, 50, C)
+    outputs, gradients = [], []
+    for layer, arguments in ((theirs, ()), (ours, (None,))):
+        leaf = x.clone().requires_grad_()
+        y = layer(leaf, *arguments)
+        (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
+        outputs.append(y.detach())
+        gradients.append({"x": leaf.grad, **{name: p.grad for name, p in layer.named_parameters()}})
+    assert outputs[0].std() > 0.1
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
+    expected = {"x": gradients[0]["x"], **ours_of(gradients[0])}
+    assert expected.keys() == gradients[1].keys()
+    for name, gradient in expected.items():
+        difference = (gradients[1][name] - gradient).abs().max()
+        assert difference < 1e-4 * gradient.abs().max(), name
+
+
+def test_published_size_has_1309295488_parameters_as_transformers_has() -> None:
+    gated_deltanet = archbench.load("gated-deltanet")
+    with torch.device("meta"):
+        ours, theirs = gated_deltanet.build(gated_deltanet.config("paper")), published_model()
+    theirs.tie_weights()
+    assert sum(parameter.numel() for parameter in ours.parameters()) == 1_309_295_488
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == 1_309_295_488
+
+
+def test_initial_weights_have_the_published_distribution() -> None:
+    torch.manual_seed(0)
+    gated_deltanet = archbench.load("gated-deltanet")
+    model = gated_deltanet.build(
+        gated_deltanet.config("paper", n_layer=8, n_head=128, d_head=8, d_value=8, d_model=400, d_ff=800)
+    )
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert torch.equal(parameter, torch.ones_like(parameter)), name
+        elif name == "embedding.weight":
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.01)
+        elif name.endswith("A_log"):
+            rates = parameter.exp()
+            assert 0 <= rates.min() < 1 < 15 < rates.max() < 16
+        elif name.endswith("dt_bias"):
+            steps = F.softplus(parameter)
+            assert 0.001 <= steps.min() < 0.0015 < 0.08 < steps.max() <= 0.1001
+            assert steps.log().mean().item() == pytest.approx(math.log(0.01), abs=0.4)
+        else:
+            bound = 1 / math.sqrt(4 if "conv" in name else parameter.shape[1])
+            bound /= math.sqrt(2 * 8) if "down" in name else 1
+            assert parameter.abs().max().item() == pytest.approx(bound, rel=0.01), name
+            assert parameter.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02), name
+
+
+def test_flops_and_state_bytes_are_what_the_docs_say() -> None:
+    gated_deltanet = archbench.load("gated-deltanet")
+    c: Any = gated_deltanet.config("nano")
+    with torch.device("meta"):
+        model = gated_deltanet.build(c)
+    H, D, M, C, Q = c.n_head, c.d_head, c.d_value, c.d_model, 32
+    matrices = C * (2 * H * (D + M + 1)) + H * M * C + 3 * C * c.d_ff
+    inverse = 4 * sum(row * row for row in range(1, 8)) + 2 * 2 * 8**3 + 2 * 16**3
+    recurrence = H * (2 * Q * (D + M) + 3 * D * M + inverse / Q)
+    expected = 2 * (c.n_layer * (matrices + recurrence) + c.vocab_size * C)
+    assert count_flops(model, 2, c.context_length).forward_per_token == pytest.approx(expected, rel=1e-9)
+    for capacity in (1, 128):
+        assert cache_bytes(model, 5, capacity) == 5 * c.n_layer * 4 * H * (D * M + 3 * (2 * D + M))
