@@ -74,8 +74,8 @@ def test_gradients_pass_from_a_state_to_what_it_was_made_of() -> None:
 
 
 def test_bfloat16_is_summed_in_float32() -> None:
-    # 256 + 1 - 256 is 0 if a sum is rounded to bfloat16 on its way.
-    x = torch.tensor([-256.0, 1.0, 256.0]).view(1, 3, 1).to(torch.bfloat16)
+    # 256 + 1 - 256 is 0 if a sum is rounded to bfloat16 on its way, and here 1 is never the last to be added.
+    x = torch.tensor([1.0, -256.0, 256.0]).view(1, 3, 1).to(torch.bfloat16)
     layer = CausalConv1d(1, 3, bias=False).to(torch.bfloat16)
     torch.nn.init.ones_(layer.weight)
     with torch.no_grad():
