@@ -15,9 +15,8 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, causal_attention, decode_with_cache, hookimpl, next_token_step
-from archbench.errors import CheckpointError, ConfigError, UsageError
-from archbench.kernels import linear
-from archbench.nn import Dropout, KVCache, Linear, published_fields
+from archbench.errors import ConfigError
+from archbench.nn import DecoderOnly, Dropout, KVCache, Linear, published_fields, published_weights
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -77,69 +76,40 @@ class Block(nn.Module):
         return self.ff_out(F.gelu(self.ff_in(x), approximate="tanh"))
 
 
-class GPT1(nn.Module):
+class GPT1(DecoderOnly):
     """tokens (B, T) int64 -> logits (B, T, V). The output head is the token embedding; no norm precedes it."""
 
+    config: GPT1Config
+
     def __init__(self, config: GPT1Config) -> None:
-        super().__init__()
-        self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         self.position_embedding = nn.Embedding(config.context_length, config.d_model)
         self.embd_dropout = Dropout(config.embd_dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.apply(self._initialise)
-
-    @staticmethod
-    def _initialise(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
-
-    def forward(self, tokens: Tensor, *, logits: bool = True) -> Tensor:
-        hidden = self.hidden(tokens)
-        return self.head(hidden) if logits else hidden
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
 
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) -> last hidden states (B, T, C); with a cache, the positions after those in it."""
-        start = 0 if cache is None else cache.length
-        end = start + tokens.shape[1]
-        if end > self.config.context_length:
-            cause = f"position {end} is past the {self.config.context_length} that have an embedding"
-            raise UsageError("tokens", cause, "Pass at most the context length")
-        positions = self.position_embedding.weight[start:end]  # (T, C)
-        x = self.embd_dropout(self.token_embedding(tokens) + positions)
+        start = self.start(tokens, cache)
+        positions = self.position_embedding.weight[start : start + tokens.shape[1]]  # (T, C)
+        x = self.embd_dropout(self.embedding(tokens) + positions)
         for block in self.blocks:
             x = block(x, cache)
         return x
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """hidden states (..., C) -> logits (..., V)."""
-        return linear(hidden, self.token_embedding.weight)
-
-    def head_parameters(self) -> tuple[Tensor, None]:
-        """The head's weight (V, C) and its bias; see :class:`archbench.protocols.LinearHeadModel`."""
-        return self.token_embedding.weight, None
-
     def new_cache(self, batch_size: int, capacity: int) -> KVCache:
-        """Room for the keys and values of ``capacity`` positions; see :class:`archbench.protocols.CachedModel`."""
-        if capacity > self.config.context_length:
-            cause = f"{capacity} is more positions than the {self.config.context_length} that have an embedding"
-            raise UsageError("capacity", cause, "Ask for at most the context length")
+        """Room for the keys and values of ``capacity`` positions."""
+        self.check_context("capacity", capacity)
+        c = self.config
         return KVCache(
-            layers=self.config.n_layer,
-            batch_size=batch_size,
-            heads=self.config.n_head,
-            capacity=capacity,
-            head_width=self.config.d_model // self.config.n_head,
-            like=self.token_embedding.weight,
-        )
-
-    def extend(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """Read tokens (B, T) after those in the cache; logits (B, V) after the last one."""
-        x = self.hidden(tokens, cache)
-        cache.advance(tokens.shape[1])
-        return self.head(x[:, -1])
+            layers=c.n_layer, batch_size=batch_size, heads=c.n_head, capacity=capacity,
+            head_width=c.d_model // c.n_head, like=self.embedding.weight,
+        )  # fmt: skip
 
     def forward_flops(self, batch_size: int, context_length: int) -> int:
         """Model FLOPs of a forward pass on tokens (B, T); see :class:`archbench.protocols.FlopsModel`.
@@ -190,56 +160,32 @@ def generate(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sa
     return decode_with_cache(model, prompt, max_new_tokens, sampling)
 
 
-PUBLISHED_NAMES = {
-    "token_embedding": "tokens_embed",
+MODULES = {
+    "embedding": "tokens_embed",
     "position_embedding": "positions_embed",
-    "blocks": "h",
-    "attn_in": "attn.c_attn",
-    "attn_out": "attn.c_proj",
-    "attn_norm": "ln_1",
-    "ff_in": "mlp.c_fc",
-    "ff_out": "mlp.c_proj",
-    "ff_norm": "ln_2",
+    "blocks.*.attn_in": "h.*.attn.c_attn",
+    "blocks.*.attn_out": "h.*.attn.c_proj",
+    "blocks.*.attn_norm": "h.*.ln_1",
+    "blocks.*.ff_in": "h.*.mlp.c_fc",
+    "blocks.*.ff_out": "h.*.mlp.c_proj",
+    "blocks.*.ff_norm": "h.*.ln_2",
 }
-"""A module's name here -> in transformers' OpenAIGPTLMHeadModel, whose checkpoints hold the published weights."""
+"""A module here -> in transformers' OpenAIGPTLMHeadModel, whose checkpoints hold the published weights."""
 
 
 @hookimpl
 def import_weights(state_dict: Mapping[str, Tensor], config: GPT1Config) -> dict[str, Tensor]:
-    """The weights of an OpenAIGPTLMHeadModel, or of its ``transformer`` alone, as a state dict of :class:`GPT1`.
-
-    Raises:
-        CheckpointError: a tensor is missing, unexpected, of another shape than ``config`` asks for, or an untied head.
-    """
+    """The weights of an OpenAIGPTLMHeadModel, or of its ``transformer`` alone."""
     given = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
-    given = {
-        name: tensor for name, tensor in given.items() if not name.endswith((".attn.bias", "position_ids"))
-    }  # masks
-    head = given.pop("lm_head.weight", None)
-    if head is not None and not torch.equal(given.setdefault("tokens_embed.weight", head), head):
-        raise _unusable("lm_head.weight", "it differs from tokens_embed.weight, and GPT-1's head is tied to it")
+    masks = (".attn.bias", "position_ids")
+    given = {name: tensor for name, tensor in given.items() if not name.endswith(masks)}
     with torch.device("meta"):
         expected = GPT1(config).state_dict()
-    published = {".".join(PUBLISHED_NAMES.get(part, part) for part in name.split(".")): name for name in expected}
-    if missing := sorted(published.keys() - given.keys()):
-        raise _unusable(missing[0], f"it is missing, one of {len(missing)} that are")
-    if unexpected := sorted(given.keys() - published.keys()):
-        raise _unusable(unexpected[0], f"a GPT-1 of {config.n_layer} layers has no such tensor")
-    weights = {}
-    for name, ours in published.items():
-        # The published projections are stored (in, out), as the 1x1 convolutions that they are in the code.
-        tensor = given[name].t().contiguous() if ".c_" in name and given[name].dim() == 2 else given[name]
-        if tensor.shape != expected[ours].shape:
-            raise _unusable(
-                name, f"as {ours} its shape is {(*tensor.shape,)}, the configuration's {(*expected[ours].shape,)}"
-            )
-        weights[ours] = tensor
-    return weights
-
-
-def _unusable(name: str, cause: str) -> CheckpointError:
-    remedy = "Pass the weights of an OpenAIGPTLMHeadModel, and --set the sizes (vocab_size, n_layer, …) that they have"
-    return CheckpointError(f"gpt1's weights, tensor {name}", cause, remedy)
+    names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in MODULES.items() for kind in ("weight", "bias")}
+    projections = {f"blocks.*.{name}.weight" for name in ("attn_in", "attn_out", "ff_in", "ff_out")}
+    return published_weights(
+        given, expected, names, model="OpenAIGPTLMHeadModel", transposed=projections, tied_head="lm_head.weight"
+    )
 
 
 PUBLISHED_FIELDS = {

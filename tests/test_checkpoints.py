@@ -39,12 +39,12 @@ def test_a_checkpoint_comes_back_to_the_last_bit_and_two_are_kept(tmp_path: Path
     torch.manual_seed(0)
     model = GPT1(model_config())
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, model, {"moments": model.token_embedding.weight * 2, "name": "x"})
+        save_checkpoint(tmp_path, step, model, {"moments": model.embedding.weight * 2, "name": "x"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
     checkpoint = load_latest(tmp_path)
     assert checkpoint is not None
     assert (checkpoint.step, checkpoint.training["name"]) == (3, "x")
-    assert torch.equal(checkpoint.training["moments"], model.token_embedding.weight * 2)
+    assert torch.equal(checkpoint.training["moments"], model.embedding.weight * 2)
     weights = model.state_dict()
     assert checkpoint.weights.keys() == weights.keys()
     assert all(torch.equal(checkpoint.weights[name], weights[name]) for name in weights)

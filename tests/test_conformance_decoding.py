@@ -11,12 +11,28 @@ from archbench.testing.decoding import check_cached_decode
 from archbench.testing.state import check_state_bytes
 from edited_plugins import Edit, edited, tiny
 
-START = "start = 0 if cache is None else cache.length"
-POSITIONS = "self.position_embedding.weight[start:end]"
+START = "start = self.start(tokens, cache)"
+POSITIONS = "self.position_embedding.weight[start : start + tokens.shape[1]]"
 LAST = "return self.head(x[:, -1])"
 ADVANCE = "cache.advance(tokens.shape[1])"
+EXTEND = f"""    def extend(self, tokens, cache):
+        x = self.hidden(tokens, cache)
+        {ADVANCE}
+        {LAST}
+
+"""
 NEW_CACHE = "return KVCache("
 GENERATE = "return decode_with_cache("
+
+
+def extending(*edits: Edit) -> Edit:
+    """GPT-1 with an ``extend`` of its own, which is the frame's (archbench.nn.DecoderOnly) with these edits."""
+    method = EXTEND
+    for old, new in edits:
+        assert old in method
+        method = method.replace(old, new)
+    before = "    def forward_flops("
+    return before, method + before
 
 
 @pytest.mark.parametrize("name", ["gpt1", "bigram"])
@@ -49,13 +65,22 @@ def test_a_context_of_any_length_can_be_checked(T: int) -> None:
             [(START, "start = 0 if cache is None else min(cache.length, 12)")],
             "after 14 tokens read one at a time.*after 13 tokens they agreed: look at positions",
         ),
-        ([(LAST, "return self.head(x[:, 0])")], "chunks of 1, 2, .*they are those after 2 tokens, so extend returns"),
-        ([(LAST, "return self.head(x[:, -1:])")], r"shape \(2, 1, 61\) for tokens \(2, 1\).*\(B, V\) = \(2, 61\)"),
+        (
+            [extending((LAST, "return self.head(x[:, 0])"))],
+            "chunks of 1, 2, .*they are those after 2 tokens, so extend returns",
+        ),
+        (
+            [extending((LAST, "return self.head(x[:, -1:])"))],
+            r"shape \(2, 1, 61\) for tokens \(2, 1\).*\(B, V\) = \(2, 61\)",
+        ),
         (
             [(POSITIONS, f"{POSITIONS} if cache is None else self.position_embedding.weight[start]")],
             "in chunks of 1, 2, the logits.*after 1 token they agreed: one at a time they agree, so look at the mask",
         ),
-        ([(ADVANCE, "cache.advance(1)")], "cache.length is 2 after 3 tokens read in chunks of 1, 2: it has to be 3"),
+        (
+            [extending((ADVANCE, "cache.advance(1)"))],
+            "cache.length is 2 after 3 tokens read in chunks of 1, 2: it has to be 3",
+        ),
     ],
     ids=["off by one", "frozen", "first of a chunk", "shape", "positions in a chunk", "length"],
 )
@@ -107,7 +132,7 @@ def test_a_cache_that_does_not_begin_empty_is_caught(tmp_path: Path) -> None:
     take = (hidden, f"{hidden}\n        if cache.length == 0:\n            x = x + vars(self).get('left', 0)")
     leave = (ADVANCE, f"{ADVANCE}\n        self.left = x[:, -1:]")
     with pytest.raises(Fault, match=r"chunks of 1, the logits.*nothing was read before.*a new cache does not begin"):
-        check_cached_decode(edited(tmp_path, "gpt1", take, leave))
+        check_cached_decode(edited(tmp_path, "gpt1", extending(take, leave)))
 
 
 STEPPING = """
@@ -239,15 +264,18 @@ def test_bytes_that_the_cache_does_not_declare_are_caught(
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ((ADVANCE, f"{ADVANCE}\n        self.state = {{'k': x[:, -1]}}"), r"state\['k'\] \(it was not there after"),
         (
-            (ADVANCE, f"{ADVANCE}\n        self.blocks[0].register_buffer('k', x[:, -1])"),
+            extending((ADVANCE, f"{ADVANCE}\n        self.state = {{'k': x[:, -1]}}")),
+            r"state\['k'\] \(it was not there after",
+        ),
+        (
+            extending((ADVANCE, f"{ADVANCE}\n        self.blocks[0].register_buffer('k', x[:, -1])")),
             r"a tensor of shape \(2, 32\) on the model as blocks\.0\.k",
         ),
-        ((ADVANCE, f"{ADVANCE}\n        self.used = cache"), r"on the model as used\.keys"),
+        (extending((ADVANCE, f"{ADVANCE}\n        self.used = cache")), r"on the model as used\.keys"),
         # What each forward pass leaves for whoever looks, as a router its logits, carries nothing from token to token.
         (("x = block(x, cache)", "x = self.seen = block(x, cache)"), None),
-        (("start = 0 if", "self.table = torch.zeros(self.config.context_length)\n        start = 0 if"), None),
+        ((START, f"self.table = torch.zeros(self.config.context_length)\n        {START}"), None),
     ],
     ids=["attribute", "buffer", "the cache itself", "last states", "table"],
 )

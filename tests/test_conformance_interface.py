@@ -159,12 +159,12 @@ def test_too_many_tokens(tmp_path: Path, edits: list[Edit], message: str) -> Non
 
 
 def test_a_cache_that_is_too_long(tmp_path: Path) -> None:
-    asked = "if capacity > self.config.context_length:"
+    asked = 'self.check_context("capacity", capacity)'
     wrong = edited(tmp_path, "gpt1", (asked, f"assert capacity <= self.config.context_length\n        {asked}"))
     with pytest.raises(Fault, match=r"given new_cache\(1, 25\) raised AssertionError .*wrong.py"):
         check_too_long(wrong)
     (tmp_path / "late").mkdir()
-    late = edited(tmp_path / "late", "gpt1", (asked, "if False:"))
+    late = edited(tmp_path / "late", "gpt1", (asked, "pass"))
     assert "UsageError" in check_too_long(late), "the cache is larger than it need be, and extend says what is wrong"
 
 

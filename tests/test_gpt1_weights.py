@@ -47,7 +47,7 @@ def test_missing_tensor_is_named(published: dict[str, Tensor]) -> None:
 
 
 def test_unexpected_tensor_is_named(published: dict[str, Tensor]) -> None:
-    with pytest.raises(CheckpointError, match=r"h\.1\.\S+: a GPT-1 of 1 layers has no such tensor"):
+    with pytest.raises(CheckpointError, match=r"h\.1\.\S+: a model of this configuration has no such tensor"):
         imported(published, n_layer=1)
 
 

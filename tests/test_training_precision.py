@@ -28,7 +28,7 @@ def test_the_loss_is_computed_in_float32() -> None:
     batch = sampler().batch(0)
     hidden: list[torch.Tensor] = []
     state.model.register_forward_hook(lambda module, args, output: hidden.append(output.detach()))
-    head = state.module.token_embedding.weight.detach().bfloat16()  # as it is before the update
+    head = state.module.embedding.weight.detach().bfloat16()  # as it is before the update
     loss = next_token_step(state, batch)
     logits = hidden[0].bfloat16().flatten(0, 1) @ head.t()  # the products are bfloat16's
     targets = batch.targets.flatten()

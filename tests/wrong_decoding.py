@@ -160,6 +160,7 @@ DECODING = (
             "",
             "def __init__(self, capacity, **sizes):",
             "    super().__init__(capacity=0, **sizes)",
+            "    self.capacity = self.slots = capacity",
         ),
         "allocate in new_cache",
     ),

@@ -67,7 +67,7 @@ def published_weights(
 
 def unusable(model: str, tensor: str, cause: str) -> CheckpointError:
     """The error of weights that do not fit."""
-    remedy = f"Pass the weights of a {model}, and --set the sizes (vocab_size, n_layer, …) that they have"
+    remedy = f"Pass weights of {model}, and --set the sizes (vocab_size, n_layer, …) that they have"
     return CheckpointError(f"weights, tensor {tensor}", cause, remedy)
 
 
