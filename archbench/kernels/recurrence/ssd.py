@@ -53,11 +53,12 @@ def ssd(
         x, dt, b, c = (_padded(tensor, missing) for tensor in (x, dt, b, c))
     if state is None:
         state = torch.zeros(B, G, N, H // G * D, dtype=exact, device=x.device)
-    x, b, c = x.reshape(B, n, Q, H, D), b.reshape(B, n, Q, G, N), c.reshape(B, n, Q, G, N)
+    x, dt = x.reshape(B * n, Q, H, D), dt.to(exact).reshape(B * n, Q, H)
+    b, c = b.reshape(B * n, Q, G, N), c.reshape(B * n, Q, G, N)
     kind = x.device.type
     with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
-        y, state = _Chunks.apply(x, dt.to(exact).reshape(B, n, Q, H), a.to(exact), b, c, state)  # type: ignore[no-untyped-call]
-    return y.reshape(B, n * Q, H, D)[:, :T], state
+        y, state = _Chunks.apply(x, dt, a.to(exact), b, c, state)  # type: ignore[no-untyped-call]
+    return y.view(B, n * Q, H, D)[:, :T], state
 
 
 def ssd_step(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> Tensor:
@@ -110,7 +111,7 @@ def _padded(tensor: Tensor, positions: int) -> Tensor:
 
 
 class _Chunks(torch.autograd.Function):
-    """x (B, n, Q, H, D) and so on; see :func:`ssd`.
+    """x (M, Q, H, D), dt (M, Q, H), b and c (M, Q, G, N), M = B · T / Q chunks; see :func:`ssd`.
 
     Gradients are written out because autograd would take those of the decays through every mask of Q × Q. Where s
     stands in an exponent, its gradient is the product of what it decays and the gradient of that. Pairs of a position
@@ -121,75 +122,76 @@ class _Chunks(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        n, D = x.shape[1], x.shape[-1]
-        G = b.shape[3]
-        s = (dt * a).cumsum(2)  # (B, n, Q, H)
-        b, c = b.transpose(2, 3), c.transpose(2, 3)  # (B, n, G, Q, N)
+        H, G = x.shape[2], b.shape[2]
+        s = (dt * a).cumsum(1)  # (M, Q, H)
+        b, c = _by_head(b), _by_head(c)  # (M · G, Q, N)
 
         # Among a chunk's own positions.
-        u = _scaled(x, dt).transpose(2, 3).contiguous()  # (B, n, H, Q, D)
-        decays = _decays(s)  # (B, n, H, Q, Q)
-        scores = (c @ b.mT).tril_()  # (B, n, G, Q, Q): the mask of the past
-        y = _masked(scores, decays).to(x.dtype) @ u  # (B, n, H, Q, D)
+        u = _by_head(_scaled(x, dt))  # (M · H, Q, D)
+        decays = _decays(s)  # (M · H, Q, Q)
+        scores = torch.bmm(c, b.mT).tril_()  # (M · G, Q, Q): the mask of the past
+        y = torch.bmm(_masked(scores, decays).to(x.dtype), u)  # (M · H, Q, D)
 
         # From chunk to chunk.
-        written = b.mT @ _grouped(_scaled(x, dt * _exp(s[:, :, -1:] - s)), G)  # (B, n, G, N, H/G · D)
-        starts = torch.empty(written.shape, dtype=state.dtype, device=state.device)  # the states that chunks begin with
-        keep = _chunk_decays(s, G, D)  # (B, n, G, 1, H/G · D)
-        for i in range(n):
-            starts[:, i] = state
-            state = torch.addcmul(written[:, i], state, keep[:, i])
-        read = c @ starts.to(x.dtype)  # (B, n, G, Q, H/G · D)
+        kept = _exp(s[:, -1:] - s)  # (M, Q, H): of what a position writes, at the chunk's end
+        written = torch.bmm(b.mT, _by_group(_scaled(x, dt * kept), G))  # (M · G, N, H/G · D)
+        states = [state]
+        keep = _chunk_decays(s, state, H)  # (B, n, G, 1, H/G · D)
+        for new, decay in zip(_by_chunk(written, keep), keep.unbind(1), strict=True):
+            states.append(torch.addcmul(new, states[-1], decay))
+        starts = torch.stack(states[:-1], dim=1).view(written.shape)  # the states that chunks begin with
+        read = torch.bmm(c, starts.to(x.dtype))  # (M · G, Q, H/G · D)
         ctx.save_for_backward(x, dt, a, b, c, s, u, decays, scores, starts, read)
-        return _scaled(_ungrouped(read, D), _exp(s)).add_(y.transpose(2, 3)), state
+        return _scaled(_from_groups(read, G, H), _exp(s)).add_(_from_heads(y, H)), states[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, for_y: Tensor, for_state: Tensor) -> tuple[Tensor, ...]:
         x, dt, a, b, c, s, u, decays, scores, starts, read = ctx.saved_tensors
-        n, G, D = x.shape[1], b.shape[2], x.shape[-1]
+        H, G = x.shape[2], for_state.shape[1]
 
         # What was read from the states that chunks begin with.
-        for_read = _grouped(_scaled(for_y, _exp(s)), G)  # (B, n, G, Q, H/G · D)
-        for_c = for_read @ starts.to(x.dtype).mT  # (B, n, G, Q, N)
-        for_starts = c.mT @ for_read  # (B, n, G, N, H/G · D)
-        for_s = _head_sums(for_read * read, D)  # (B, n, Q, H)
+        for_read = _by_group(_scaled(for_y, _exp(s)), G)  # (M · G, Q, H/G · D)
+        for_c = torch.bmm(for_read, starts.to(x.dtype).mT)  # (M · G, Q, N)
+        for_starts = torch.bmm(c.mT, for_read)  # (M · G, N, H/G · D)
+        for_s = _head_sums(for_read * read, G, H)  # (M, Q, H)
 
         # From the last chunk to the first.
-        for_ends = torch.empty_like(starts)
-        keep = _chunk_decays(s, G, D)
-        for i in reversed(range(n)):
-            for_ends[:, i] = for_state
-            for_state = torch.addcmul(for_starts[:, i], for_state, keep[:, i])
-        for_end_s = (starts * for_ends * keep).view(*starts.shape[:-1], -1, D).sum((3, 5)).flatten(2)  # (B, n, H)
+        ends = [for_state]
+        keep = _chunk_decays(s, for_state, H)  # (B, n, G, 1, H/G · D)
+        for new, decay in zip(reversed(_by_chunk(for_starts, keep)), reversed(keep.unbind(1)), strict=True):
+            ends.append(torch.addcmul(new, ends[-1], decay))
+        for_ends = torch.stack(ends[-2::-1], dim=1)  # (B, n, G, N, H/G · D)
+        kept_states = (for_ends * keep).view(starts.shape) * starts
+        for_end_s = _head_sums(kept_states, G, H).sum(1)  # (M, H)
 
         # What was written to the states that chunks end with.
-        for_ends = for_ends.to(x.dtype)
-        kept = _exp(s[:, :, -1:] - s)  # (B, n, Q, H)
-        u_kept = _grouped(_scaled(x, dt * kept), G)  # (B, n, G, Q, H/G · D)
-        for_u_kept = b @ for_ends
-        for_b = u_kept @ for_ends.mT  # (B, n, G, Q, N)
-        for_kept = _head_sums(u_kept * for_u_kept, D)  # (B, n, Q, H)
+        for_ends = for_ends.view(starts.shape).to(x.dtype)
+        kept = _exp(s[:, -1:] - s)  # (M, Q, H)
+        u_kept = _by_group(_scaled(x, dt * kept), G)  # (M · G, Q, H/G · D)
+        for_u_kept = torch.bmm(b, for_ends)
+        for_b = torch.bmm(u_kept, for_ends.mT)  # (M · G, Q, N)
+        for_kept = _head_sums(u_kept * for_u_kept, G, H)  # (M, Q, H)
         for_s -= for_kept
-        for_end_s += for_kept.sum(2)
+        for_end_s += for_kept.sum(1)
 
         # Among a chunk's own positions.
-        for_y = for_y.transpose(2, 3).contiguous()  # (B, n, H, Q, D)
-        masked = _masked(scores, decays)  # (B, n, H, Q, Q)
-        for_u = _scaled(_ungrouped(for_u_kept, D), kept)  # (B, n, Q, H, D)
-        for_u += (masked.to(x.dtype).mT @ for_y).transpose(2, 3)
-        for_masked = for_y @ u.mT  # (B, n, H, Q, Q)
-        for_scores = _by_group(decays * for_masked, G).sum(3).tril_().to(x.dtype)  # (B, n, G, Q, Q)
-        for_c += for_scores @ b
-        for_b += for_scores.mT @ c
+        for_y = _by_head(for_y)  # (M · H, Q, D)
+        masked = _masked(scores, decays)  # (M · H, Q, Q)
+        for_u = _scaled(_from_groups(for_u_kept, G, H), kept)  # (M, Q, H, D)
+        for_u += _from_heads(torch.bmm(masked.to(x.dtype).mT, for_y), H)
+        for_masked = torch.bmm(for_y, u.mT)  # (M · H, Q, Q)
+        for_scores = (decays * for_masked).view(len(b), H // G, *scores.shape[1:]).sum(1).tril_().to(x.dtype)
+        for_c += torch.bmm(for_scores, b)
+        for_b += torch.bmm(for_scores.mT, c)
         pairs = masked.mul_(for_masked)
-        pairs.diagonal(dim1=-2, dim2=-1).zero_()
-        for_s += (pairs.sum(-1) - pairs.sum(-2)).transpose(2, 3)
+        pairs.diagonal(dim1=1, dim2=2).zero_()
+        for_s += (pairs.sum(2) - pairs.sum(1)).view(len(x), H, -1).mT
 
-        for_log_decay = for_s.flip(2).cumsum(2).flip(2) + for_end_s.unsqueeze(2)  # (B, n, Q, H)
+        for_log_decay = for_s.flip(1).cumsum(1).flip(1) + for_end_s.unsqueeze(1)  # (M, Q, H)
         for_dt = (for_u * x).sum(-1, dtype=dt.dtype) + for_log_decay * a
-        for_a = (for_log_decay * dt).sum((0, 1, 2))
-        return _scaled(for_u, dt), for_dt, for_a, for_b.transpose(2, 3), for_c.transpose(2, 3), for_state
+        for_a = (for_log_decay * dt).sum((0, 1))
+        return _scaled(for_u, dt), for_dt, for_a, _from_heads(for_b, G), _from_heads(for_c, G), ends[-1]
 
 
 def _exp(exponents: Tensor) -> Tensor:
@@ -197,43 +199,57 @@ def _exp(exponents: Tensor) -> Tensor:
 
 
 def _decays(s: Tensor) -> Tensor:
-    """s (B, n, Q, H) -> exp(s_t - s_s) for t ≥ s, and something finite elsewhere: (B, n, H, Q, Q)."""
-    s = s.transpose(2, 3).contiguous()  # (B, n, H, Q), so that the masks are laid out as products want them
-    return (s.unsqueeze(-1) - s.unsqueeze(-2)).clamp_(FORGOTTEN, 0.0).exp_()
-
-
-def _chunk_decays(s: Tensor, groups: int, width: int) -> Tensor:
-    """s (B, n, Q, H) -> what a chunk keeps of each channel of the state: (B, n, G, 1, H/G · D)."""
-    return _by_group(_exp(s[:, :, -1]), groups).repeat_interleave(width, dim=-1).unsqueeze(3)
+    """s (M, Q, H) -> exp(s_i - s_j) for i ≥ j, and something finite elsewhere: (M · H, Q, Q)."""
+    s = s.mT.reshape(-1, s.shape[1])  # (M · H, Q)
+    return (s.unsqueeze(2) - s.unsqueeze(1)).clamp_(FORGOTTEN, 0.0).exp_()
 
 
 def _masked(scores: Tensor, decays: Tensor) -> Tensor:
-    """scores (B, n, G, Q, Q) and decays (B, n, H, Q, Q) -> their product (B, n, H, Q, Q)."""
-    return (scores.unsqueeze(3) * _by_group(decays, scores.shape[2])).view(decays.shape)
+    """scores (M · G, Q, Q) and decays (M · H, Q, Q) -> their product (M · H, Q, Q)."""
+    by_group = decays.view(len(scores), -1, *scores.shape[1:])  # (M · G, H/G, Q, Q)
+    return (scores.unsqueeze(1) * by_group).view(decays.shape)
 
 
-def _by_group(x: Tensor, groups: int) -> Tensor:
-    """(B, n, H, …) -> (B, n, G, H/G, …)."""
-    return x.view(*x.shape[:2], groups, x.shape[2] // groups, *x.shape[3:])
+def _chunk_decays(s: Tensor, state: Tensor, heads: int) -> Tensor:
+    """s (M, Q, H) -> what a chunk keeps of each channel of a state (B, G, N, H/G · D): (B, n, G, 1, H/G · D)."""
+    B, G, _, width = state.shape
+    keep = _exp(s[:, -1]).view(B, -1, G, 1, heads // G, 1)
+    return keep.expand(-1, -1, -1, -1, -1, width * G // heads).flatten(4)
+
+
+def _by_chunk(x: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+    """(M · G, N, H/G · D) -> for each of n chunks (B, G, N, H/G · D); ``keep`` as :func:`_chunk_decays` has it."""
+    return x.view(*keep.shape[:3], *x.shape[1:]).unbind(1)
 
 
 def _scaled(x: Tensor, factors: Tensor) -> Tensor:
-    """x (B, n, Q, H, D) and factors (B, n, Q, H) -> their product in x's dtype."""
+    """x (M, Q, H, D) and factors (M, Q, H) -> their product in x's dtype."""
     return x * factors.unsqueeze(-1).to(x.dtype)
 
 
-def _grouped(x: Tensor, groups: int) -> Tensor:
-    """(B, n, Q, H, D) -> (B, n, G, Q, H/G · D)."""
-    return x.reshape(*x.shape[:3], groups, -1).transpose(2, 3)
+def _by_head(x: Tensor) -> Tensor:
+    """(M, Q, H, D) -> (M · H, Q, D)."""
+    return x.transpose(1, 2).reshape(-1, x.shape[1], x.shape[3])
 
 
-def _ungrouped(x: Tensor, width: int) -> Tensor:
-    """(B, n, G, Q, H/G · D) -> (B, n, Q, H, D); D is ``width``."""
-    return x.transpose(2, 3).reshape(x.shape[0], x.shape[1], x.shape[3], -1, width)
+def _from_heads(x: Tensor, heads: int) -> Tensor:
+    """(M · H, Q, D) -> (M, Q, H, D)."""
+    return x.view(-1, heads, *x.shape[1:]).transpose(1, 2)
 
 
-def _head_sums(products: Tensor, width: int) -> Tensor:
-    """(B, n, G, Q, H/G · D) -> the sums over D, in float32 at least: (B, n, Q, H)."""
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """(M, Q, H, D) -> (M · G, Q, H/G · D)."""
+    return _by_head(x.reshape(*x.shape[:2], groups, -1))
+
+
+def _from_groups(x: Tensor, groups: int, heads: int) -> Tensor:
+    """(M · G, Q, H/G · D) -> (M, Q, H, D)."""
+    x = _from_heads(x, groups)  # (M, Q, G, H/G · D)
+    return x.reshape(*x.shape[:2], heads, -1)
+
+
+def _head_sums(products: Tensor, groups: int, heads: int) -> Tensor:
+    """(M · G, Q, H/G · D) -> the sums over D, in float32 at least: (M, Q, H)."""
     exact = torch.promote_types(products.dtype, torch.float32)
-    sums = products.view(*products.shape[:-1], -1, width).sum(-1, dtype=exact)  # (B, n, G, Q, H/G)
-    return sums.transpose(2, 3).flatten(3)
+    sums = products.view(*products.shape[:2], heads // groups, -1).sum(-1, dtype=exact)  # (M · G, Q, H/G)
+    return _from_groups(sums, groups, heads).squeeze(-1)
