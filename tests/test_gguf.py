@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import struct
 import sys
@@ -100,6 +101,8 @@ def test_texts_have_the_ids_of_llama_cpp_and_their_bytes_add_up(pre: str, tmp_pa
     tokenizer = with_tokenizer(tmp_path, pre=pre)
     tokenizer.save(tmp_path / "saved")
     saved = load_tokenizer(f"saved:{tmp_path / 'saved'}")
+    added = json.loads((tmp_path / "saved" / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    assert {token["content"] for token in added if token["special"]} == {"<|endoftext|>", "<|begin|>"}
     table = tokenizer.token_bytes()
     assert table is not None
     assert tokenizer.lossless

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from archbench.data import subword
 from archbench.data.corpora import Corpus, Document, load_corpus
@@ -98,6 +98,24 @@ def test_any_text_survives(lossless: dict[str, Tokenizer], text: str) -> None:
     for tokenizer in lossless.values():
         assert spelled(tokenizer, text) == text.encode()
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("template", "separator"),
+    [(None, "<|endoftext|>"), ("<bos> $A", "<bos>"), ("<bos> $A <|endoftext|>", "<|endoftext|>")],
+)
+def test_the_separator_is_what_the_file_puts_before_a_text(
+    template: str | None, separator: str, tmp_path: Path
+) -> None:
+    """As LLaMA's files do: a model that saw it before every text predicts the first word from it, and from no other."""
+    ids = {"<|endoftext|>": 0, "<bos>": 1, "a": 2}
+    tokenizer = tokenizers.Tokenizer(models.BPE(ids, []))
+    if template is not None:
+        special = [(name, ids[name]) for name in ("<|endoftext|>", "<bos>")]
+        template_step = processors.TemplateProcessing(single=template, special_tokens=special)
+        tokenizer.post_processor = processors.Sequence([processors.ByteLevel(), template_step])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(f"file:{tmp_path / 'tokenizer.json'}").separator == ids[separator]
 
 
 def test_text_that_spells_the_separator_does_not_end_a_document(lossless: dict[str, Tokenizer]) -> None:

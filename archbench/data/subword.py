@@ -36,7 +36,8 @@ class SubwordTokenizer:
 
     Args:
         definition: the content of a ``tokenizer.json``.
-        separator: the separator's id; None for the file's end-of-text token or, without one, a new id.
+        separator: the separator's id; None for the token that the file puts before a text and nothing behind it, or
+            else its end-of-text token or, without one, a new id.
 
     Raises:
         DataError: not a tokenizer.
@@ -54,11 +55,12 @@ class SubwordTokenizer:
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
         if not ids:
             raise DataError(f"tokenizer {name!r}", "its vocabulary is empty", "Give a tokenizer.json with a vocabulary")
+        self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
         if separator is None:
-            separator = next((ids[token] for token in END_OF_TEXT if token in ids), max(ids.values()) + 1)
+            names = (_put_before_texts(self._definition), *END_OF_TEXT)
+            separator = next((ids[token] for token in names if token in ids), max(ids.values()) + 1)
         self.separator: int = separator
         self.vocab_size: int = max(*ids.values(), separator) + 1
-        self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
         self._make_special_tokens_ordinary()
         self._token_bytes = _token_bytes(self._definition, ids, self.separator, self.vocab_size)
         self.lossless: bool = self._token_bytes is not None and _keeps_every_byte(self._definition, ids)
@@ -198,6 +200,19 @@ def _pieces(text: str) -> Iterator[str]:
         start = end
     if not text:
         yield text
+
+
+def _put_before_texts(definition: dict[str, Any]) -> str | None:
+    """The special token of a template like ``<s> $A``, which a model saw at the beginning of every text.
+
+    One with a token behind the text as well (BERT's) is made for other models than those that predict the next token.
+    """
+    processor = definition.get("post_processor") or {}
+    for step in processor.get("processors", [processor]):
+        match step.get("single"):
+            case [{"SpecialToken": {"id": str(token)}}, {"Sequence": _}]:
+                return token
+    return None
 
 
 def _token_bytes(
