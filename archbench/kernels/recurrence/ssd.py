@@ -58,7 +58,7 @@ def ssd(
     kind = x.device.type
     with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
         y, state = _Chunks.apply(x, dt, a.to(exact), b, c, state)  # type: ignore[no-untyped-call]
-    return y.view(B, n * Q, H, D)[:, :T], state
+    return y.reshape(B, n * Q, H, D)[:, :T], state
 
 
 def ssd_step(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> Tensor:
