@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.kernels import rms_norm
 from archbench.kernels.recurrence.delta_rule import gated_delta_rule, gated_delta_step
-from archbench.nn import CausalConv1d, DecoderOnly, GatedFeedForward, Linear, RMSNorm, StateCache, published_weights
+from archbench.nn import (
+    CausalConv1d,
+    DecoderOnly,
+    GatedFeedForward,
+    Linear,
+    RMSNorm,
+    StateCache,
+    published_fields,
+    published_weights,
+)
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -66,12 +75,9 @@ class Mixer(nn.Module):
         conv_state, table = state or (None, None)
         heads = (*x.shape[:2], self.config.n_head, -1)
         qkv, gate, a, b = torch.split(self.in_proj(x), self.splits[0], dim=-1)
-        q, k, v = torch.split(F.silu(self.conv(qkv, conv_state)), self.splits[1], dim=-1)
-        q, k, v = (
-            unit(q.view(heads)) * self.config.d_head**-0.5,
-            unit(k.view(heads)),
-            v.view(heads),
-        )  # (B, T, H, D or M)
+        qkv = F.silu(self.conv(qkv, conv_state))
+        q, k, v = (x.view(heads) for x in torch.split(qkv, self.splits[1], dim=-1))  # (B, T, H, D), twice; (B, T, H, M)
+        q, k = unit(q) * self.config.d_head**-0.5, unit(k)
         exact = torch.promote_types(x.dtype, torch.float32)
         g = -self.A_log.to(exact).exp() * F.softplus(a.to(exact) + self.dt_bias)  # (B, T, H), logarithm of the decay
         beta = b.to(exact).sigmoid()
@@ -218,3 +224,34 @@ def import_weights(state_dict: Mapping[str, Tensor], config: GatedDeltaNetConfig
         expected = GatedDeltaNet(config).state_dict()
     tied = "lm_head.weight" if config.tied_head else None
     return published_weights(state_dict, expected, PUBLISHED_NAMES, model="GatedDeltaNetForCausalLM", tied_head=tied)
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_heads",
+    "d_model": "hidden_size",
+    "d_head": "head_dim",
+    "d_conv": "conv_size",
+    "norm_eps": "norm_eps",
+    "tied_head": "tie_word_embeddings",
+}
+"""A field here -> in the config.json of flash-linear-attention's gated_deltanet."""
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> GatedDeltaNetConfig:
+    heads = published.get("num_heads")
+    fields = published_fields(
+        published, PUBLISHED_FIELDS, model_type="gated_deltanet",
+        absent={"conv_size": 4, "norm_eps": 1e-6, "tie_word_embeddings": False},
+        only={
+            "use_gate": True, "use_short_conv": True, "allow_neg_eigval": False, "num_v_heads": heads, "attn": None,
+            "attnres_block_size": None, "hidden_act": "swish", "output_gate_activation": "swish",
+        },
+    )  # fmt: skip
+    fields["d_value"] = round(fields["d_head"] * float(published.get("expand_v") or 2.0))
+    default = fields["d_model"] * (published.get("hidden_ratio") or 4) * 2 // 3
+    fields["d_ff"] = published.get("intermediate_size") or -(-default // 256) * 256
+    return GatedDeltaNetConfig(**fields)

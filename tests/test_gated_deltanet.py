@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import archbench
+from archbench.errors import CheckpointError
 from archbench.measure.flops import cache_bytes, count_flops
 
 transformers = pytest.importorskip("transformers")
@@ -247,3 +248,40 @@ def test_flops_and_state_bytes_are_what_the_docs_say() -> None:
     assert count_flops(model, 2, c.context_length).forward_per_token == pytest.approx(expected, rel=1e-9)
     for capacity in (1, 128):
         assert cache_bytes(model, 5, capacity) == 5 * c.n_layer * 4 * H * (D * M + 3 * (2 * D + M))
+
+
+FLASH_LINEAR_ATTENTION: dict[str, Any] = {
+    "allow_neg_eigval": False, "attn": None, "attn_mode": "chunk", "bos_token_id": 1, "conv_size": 4, "eos_token_id": 2,
+    "expand_v": 2.0, "fuse_norm": True, "head_dim": 256, "hidden_act": "swish", "hidden_ratio": 4, "hidden_size": 2048,
+    "initializer_range": 0.02, "intermediate_size": None, "max_position_embeddings": 2048,
+    "model_type": "gated_deltanet", "norm_eps": 1e-06, "num_heads": 6, "num_hidden_layers": 21, "num_v_heads": None,
+    "tie_word_embeddings": False, "use_gate": True, "use_short_conv": True, "vocab_size": 32000,
+}  # fmt: skip
+"""As save_pretrained of flash-linear-attention 0.6 writes its GatedDeltaNetConfig(), without what sets only the speed."""
+
+
+def test_flash_linear_attentions_configuration_gives_a_model_of_its_1387348732_parameters() -> None:
+    gated_deltanet = archbench.load("gated-deltanet")
+    config: Any = gated_deltanet.import_config(FLASH_LINEAR_ATTENTION)
+    assert (config.d_ff, config.d_value, config.norm_eps) == (5632, 512, 1e-6)
+    with torch.device("meta"):
+        model = gated_deltanet.build(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 1_387_348_732
+    wide = gated_deltanet.import_config({**FLASH_LINEAR_ATTENTION, "intermediate_size": 999, "num_v_heads": 6})
+    assert wide == config.override(d_ff=999)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("allow_neg_eigval", True),
+        ("num_v_heads", 12),
+        ("use_gate", False),
+        ("use_short_conv", False),
+        ("attn", {"layers": [1], "num_heads": 8}),
+        ("model_type", "qwen3_next"),
+    ],
+)
+def test_published_variants_that_this_is_not_are_refused(field: str, value: object) -> None:
+    with pytest.raises(CheckpointError, match=f"field {field}"):
+        archbench.load("gated-deltanet").import_config({**FLASH_LINEAR_ATTENTION, field: value})
