@@ -82,6 +82,23 @@ def test_the_kernel_of_torch_is_called_so_that_it_gives_the_same(counts: list[in
     torch.testing.assert_close(found, wanted, atol=2e-2, rtol=2e-2)
 
 
+def test_what_the_kernel_of_torch_leaves_in_an_empty_group_is_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On some GPUs it leaves there what was there before: https://github.com/pytorch/pytorch/issues/172439."""
+    x, weight, ends = operands([6, 0, 5], 24, 16, torch.bfloat16)
+    kernel = torch.nn.functional.grouped_mm
+
+    def leaving_some(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+        out = kernel(a, b, offs=offs)
+        if out.dim() == 3:
+            out[1] = float("nan")
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", leaving_some)
+    with torch.no_grad():
+        _, gradient = _torch_gradients(torch.ones(11, 16, dtype=torch.bfloat16), x, weight, ends, [False, True])
+    assert not gradient[1].any()
+
+
 @pytest.mark.parametrize("frozen", ["x", "weight"])
 def test_gradients_nobody_asks_for_are_not_made(frozen: str) -> None:
     x, weight, ends = operands([3, 0, 4], *SMALL)

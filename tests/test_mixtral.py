@@ -112,6 +112,7 @@ def test_cached_decoding_equals_transformers_own_cache(window: int | None) -> No
     tokens = torch.randint(V, (1, T))
     with torch.inference_mode():
         cache, past = ours.new_cache(1, T), None
+        assert cache.keys.shape[3] == (window or T), "no more positions are kept than are seen"
         for start, end in [(0, 9), (9, 10), (10, 27), *((t, t + 1) for t in range(27, T))]:
             logits = ours.extend(tokens[:, start:end], cache)
             output = theirs(tokens[:, start:end], cache=past, use_cache=True)
