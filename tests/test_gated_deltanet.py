@@ -257,7 +257,7 @@ FLASH_LINEAR_ATTENTION: dict[str, Any] = {
     "model_type": "gated_deltanet", "norm_eps": 1e-06, "num_heads": 6, "num_hidden_layers": 21, "num_v_heads": None,
     "tie_word_embeddings": False, "use_gate": True, "use_short_conv": True, "vocab_size": 32000,
 }  # fmt: skip
-"""As save_pretrained of flash-linear-attention 0.6 writes its GatedDeltaNetConfig(), without what sets only the speed."""
+"""As flash-linear-attention 0.6 saves its GatedDeltaNetConfig(), but for what sets only the speed."""
 
 
 def test_flash_linear_attentions_configuration_gives_a_model_of_its_1387348732_parameters() -> None:
