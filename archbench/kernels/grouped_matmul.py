@@ -193,12 +193,9 @@ def _has_kernel(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether ``F.grouped_mm`` is more than a loop on this GPU: it is in bfloat16 on compute capability 9 and 10."""
     _, N, K = weight.shape
     aligned = N % 8 == K % 8 == 0 and weight.is_contiguous()  # to 16 bytes
-    return dtype == torch.bfloat16 and aligned and torch.version.hip is None and _capability(weight.device) in (9, 10)
-
-
-@cache
-def _capability(device: torch.device) -> int:
-    return torch.cuda.get_device_capability(device)[0]
+    if dtype != torch.bfloat16 or not aligned or torch.version.hip is not None:
+        return False
+    return torch.cuda.get_device_properties(weight.device).major in (9, 10)  # what torch.compile takes for a constant
 
 
 def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
