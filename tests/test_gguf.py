@@ -220,9 +220,6 @@ BAD: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
         changed(metadata={"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}),
         "field rope_scaling: it is .*yarn",
     ),
-    "scaled, by default": (changed(metadata={"llama.rope.scaling.factor": 2.0}), "field rope_scaling: it is .*linear"),
-    "llama 3.1": (changed(more={"rope_freqs.weight": torch.ones(4)}), "field rope_scaling: it is .*llama3"),
-    "biases": (changed(more={"blk.0.attn_q.bias": torch.ones(32)}), "field attention_bias: it is 'True'"),
     "no embedding": (changed(leave_out=("token_embd.weight",)), r"tensor token_embd\.weight: it is missing"),
     "no such file": (lambda file, folder: folder / "nowhere.gguf", "there is no such file or folder"),
 }
@@ -245,6 +242,32 @@ def test_a_file_that_cannot_be_used_is_one_paragraph_before_anything_runs(
     assert str(path) in said.err
     assert re.search(cause, said.err), said.err
     assert not list(tmp_path.glob("results/*/"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"metadata": {"llama.rope.scaling.factor": 2.0}}, "rope_scaling: it is .*linear"),  # llama.cpp's default
+        ({"more": {"rope_freqs.weight": torch.ones(4)}}, "rope_scaling: it is .*llama3"),
+        ({"more": {"blk.0.attn_q.bias": torch.ones(32)}}, "attention_bias: it is 'True'"),
+        ({"more": {"blk.0.ffn_up.bias": torch.ones(48)}}, "mlp_bias: it is 'True'"),
+    ],
+)
+def test_what_only_some_llamas_have_is_refused(changes: dict[str, Any], field: str, tmp_path: Path) -> None:
+    found = read_published(write_llama(tmp_path / "model.gguf", published_llama(), **changes))
+    assert found is not None
+    with pytest.raises(CheckpointError, match=f"field {field}"):
+        archbench.load("llama").import_config(found.fields)
+
+
+def test_a_scaling_that_is_off_changes_nothing(tmp_path: Path) -> None:
+    published = published_llama()
+    for keys in ({"type": "none", "factor": 4.0}, {"type": "linear", "factor": 1.0}, {"factor": 0.0}):
+        metadata = {f"llama.rope.scaling.{key}": setting for key, setting in keys.items()}
+        found = read_published(write_llama(tmp_path / "model.gguf", published, metadata=metadata))
+        assert found is not None
+        llama = archbench.load("llama")
+        assert llama.import_config(found.fields) == llama.import_config(published.config.to_dict())
 
 
 @pytest.mark.parametrize(
