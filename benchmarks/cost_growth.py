@@ -87,7 +87,7 @@ def growth(samples: dict[int, list[float]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    built_in = [entry.name for entry in archbench.available() if entry.package.startswith("archbench ")]
+    built_in = [entry.name for entry in archbench.available() if entry.package == "archbench"]
     parser.add_argument("names", nargs="*", metavar="NAME", help="default: every built-in architecture")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192], help="T")
     parser.add_argument("--rounds", type=int, default=5)

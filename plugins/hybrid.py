@@ -3,15 +3,14 @@
 Paper: Griffin: Mixing Gated Linear Recurrences with Local Attention for Efficient Language Models (arXiv:2402.19427),
 section 2. Published model and code: RecurrentGemma (arXiv:2404.07839), google-deepmind/recurrentgemma: ``paper`` is its
 2B. Reference implementation: RecurrentGemmaForCausalLM of transformers, with which logits and gradients are compared.
-What differs from them: docs/hybrid.md.
+What differs from them: docs/architectures.md.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.errors import ConfigError
 from archbench.kernels import linear
-from archbench.kernels.recurrence.gated_scan import gated_scan
 from archbench.nn import (
+    RGLRU,
     CausalConv1d,
     DecoderOnly,
     GatedFeedForward,
@@ -60,7 +59,7 @@ class HybridConfig(ModelConfig):
     d_ff: int = Field(default=7680, gt=0, description="F, width of the feed-forward layer")
     rope_theta: float = Field(default=10_000.0, gt=0, description="base of the rotary frequencies, without a unit")
     norm_eps: float = Field(default=1e-6, gt=0, description="added to the mean square in RMSNorm")
-    logit_cap: float | None = Field(default=30.0, gt=0, description="c, logits are c · tanh(logits / c); none if None")
+    logit_cap: float = Field(default=30.0, ge=0, description="c, logits are c · tanh(logits / c); 0 for no cap")
 
     @model_validator(mode="after")
     def _heads_share_the_widths(self) -> Self:
@@ -75,70 +74,6 @@ class HybridConfig(ModelConfig):
     def mixers(self) -> str:
         """What each of the L blocks mixes positions by, r or a."""
         return (self.pattern * self.n_layer)[: self.n_layer]
-
-
-class BlockLinear(nn.Module):
-    """x (B, T, R) -> (B, T, R), each of H blocks of channels by a matrix of its own."""
-
-    def __init__(self, channels: int, blocks: int) -> None:
-        super().__init__()
-        width = channels // blocks
-        self.weight = nn.Parameter(torch.empty(blocks, width, width))  # input × output
-        self.bias = nn.Parameter(torch.zeros(blocks, width))
-        nn.init.normal_(self.weight, std=width**-0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        H, K, _ = self.weight.shape
-        blocks = x.reshape(-1, H, K).transpose(0, 1)  # (H, B T, K)
-        products: Tensor = torch.baddbmm(self.bias.unsqueeze(1), blocks, self.weight)
-        return products.transpose(0, 1).reshape(x.shape)
-
-
-class RGLRU(nn.Module):
-    """The real-gated linear recurrent unit (section 2.4), in float32: x (B, T, R) -> h (B, T, R).
-
-    h_t = a_t · h_{t-1} + √(1 - a_t²) · i_t · x_t and a_t = exp(-8 r_t softplus(Λ)), the gates i_t and r_t made of x_t.
-
-    Attributes:
-        decay: (R,), Λ.
-    """
-
-    def __init__(self, channels: int, blocks: int) -> None:
-        super().__init__()
-        self.input_gate = BlockLinear(channels, blocks)
-        self.recurrence_gate = BlockLinear(channels, blocks)
-        # As published: exp(-softplus(Λ)) between 0.9 and 0.999, its square uniformly.
-        squares = torch.empty(channels).uniform_(0.9**2, 0.999**2)
-        self.decay = nn.Parameter(squares.rsqrt().sub(1).log())
-
-    def forward(self, x: Tensor, state: Tensor | None, *, first: bool) -> Tensor:
-        """``state`` (B, R), before x and overwritten with that after it; ``first`` if nothing precedes x."""
-        exact = torch.promote_types(x.dtype, torch.float32)
-        i = self.input_gate(x).to(exact).sigmoid()
-        r = self.recurrence_gate(x).to(exact).sigmoid()
-        log_a = -8.0 * F.softplus(self.decay.to(exact)) * r
-        if first:
-            log_a[:, 0] = -math.inf  # nothing to keep
-        scale: Tensor = _BoundedSqrt.apply(-torch.expm1(2 * log_a))  # type: ignore[no-untyped-call]
-        h, last = gated_scan(log_a.exp(), scale * i * x, state)
-        if state is not None:
-            state.copy_(last.detach())
-        return h
-
-
-class _BoundedSqrt(torch.autograd.Function):
-    """√x, with a derivative of at most 1000, as published: at x = 0 it has none."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        root = x.sqrt()
-        ctx.save_for_backward(root)
-        return root
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        root: Tensor = ctx.saved_tensors[0]
-        return gradient / (2 * root).clamp(min=1e-3)
 
 
 class Recurrence(nn.Module):
@@ -258,7 +193,7 @@ class Hybrid(DecoderOnly):
 
     def head(self, hidden: Tensor) -> Tensor:
         logits, cap = linear(hidden, self.embedding.weight), self.config.logit_cap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def new_cache(self, batch_size: int, capacity: int) -> HybridCache:
         """Room for the last W positions' keys and values, and recurrent states."""

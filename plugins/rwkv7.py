@@ -8,7 +8,7 @@ archbench/kernels/recurrence/wkv7.py. Published code: BlinkDL/RWKV-LM, RWKV-v7/t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.errors import ConfigError
 from archbench.kernels.recurrence.wkv7 import solve_flops, wkv7, wkv7_step
-from archbench.nn import DecoderOnly, Linear, StateCache, published_weights
+from archbench.nn import DecoderOnly, Linear, LowRank, StateCache, published_weights, shift_mixer
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -49,30 +49,6 @@ class RWKV7Config(ModelConfig):
             cause = f"heads of {self.d_head} channels do not divide d_model = {self.d_model}"
             raise ConfigError("RWKV7Config.d_head", cause, "Choose one of its divisors")
         return self
-
-
-class LowRank(nn.Module):
-    """x (..., C) -> up(activation(down(x))) + bias, R wide in the middle (section 4.1's loramlp)."""
-
-    def __init__(
-        self, channels: int, rank: int, activation: Callable[[Tensor], Tensor] | None = None, bias: Tensor | None = None
-    ) -> None:
-        super().__init__()
-        self.down = Linear(channels, rank, bias=False)
-        self.up = Linear(rank, channels, bias=False)
-        self.bias = None if bias is None else nn.Parameter(bias)
-        self.activation = activation
-        nn.init.zeros_(self.down.weight)
-        nn.init.orthogonal_(self.up.weight, gain=0.1)
-
-    if TYPE_CHECKING:
-
-        def __call__(self, x: Tensor) -> Tensor: ...
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.down(x)
-        y = self.up(h if self.activation is None else self.activation(h))
-        return y if self.bias is None else y + self.bias  # in float32 under autocast
 
 
 class TimeMixing(nn.Module):
@@ -162,20 +138,6 @@ def initial_mix(config: RWKV7Config, layer: int, power: float) -> nn.Parameter:
     """(C,): how much of the position before is mixed in: 1 at the first channel, less at later ones and higher up."""
     C = config.d_model
     return nn.Parameter(1 - (torch.arange(C) / C) ** (power * (1 - layer / config.n_layer)))
-
-
-def shift_mixer(x: Tensor, last: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A function from shares (C,) to x (B, T, C) with that share of each channel taken from the position before.
-
-    Before the first position is ``last`` (B, C), which is overwritten with x's last position; zeros if there is none.
-    """
-    if last is None:
-        first = torch.zeros_like(x[:, :1])
-    else:
-        first = last.unsqueeze(1).to(x.dtype, copy=True)
-        last.copy_(x[:, -1])
-    difference = torch.cat([first, x[:, :-1]], dim=1) - x
-    return lambda share: torch.addcmul(x, difference, share)
 
 
 class Block(nn.Module):

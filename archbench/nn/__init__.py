@@ -10,18 +10,23 @@ from archbench.nn.dropout import Dropout
 from archbench.nn.experts import Routing, SparseExperts, load_balancing_loss
 from archbench.nn.feed_forward import GatedFeedForward
 from archbench.nn.linear import Linear
+from archbench.nn.low_rank import LowRank
 from archbench.nn.norm import RMSNorm
 from archbench.nn.published import published_weights
 from archbench.nn.published_config import published_fields, published_rope_theta
+from archbench.nn.rg_lru import RGLRU
 from archbench.nn.rotary import Rotary
+from archbench.nn.token_shift import shift_mixer
 
 __all__ = [
+    "RGLRU",
     "CausalConv1d",
     "DecoderOnly",
     "Dropout",
     "GatedFeedForward",
     "KVCache",
     "Linear",
+    "LowRank",
     "RMSNorm",
     "Rotary",
     "RotaryAttention",
@@ -32,4 +37,5 @@ __all__ = [
     "published_fields",
     "published_rope_theta",
     "published_weights",
+    "shift_mixer",
 ]

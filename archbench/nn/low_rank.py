@@ -1,0 +1,43 @@
+"""A product through fewer channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from archbench.nn.linear import Linear
+
+
+class LowRank(nn.Module):
+    """x (..., C) -> up(activation(down(x))) + bias, R wide in the middle.
+
+    The loramlp of RWKV-7 (arXiv:2503.14456, section 4.1). It begins at its bias: ``down`` is zero, ``up``
+    orthogonal of gain 0.1, as published.
+
+    Attributes:
+        down: C -> R.
+        up: R -> C.
+        bias: (C,), or None.
+    """
+
+    def __init__(
+        self, channels: int, rank: int, activation: Callable[[Tensor], Tensor] | None = None, bias: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.down = Linear(channels, rank, bias=False)
+        self.up = Linear(rank, channels, bias=False)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.activation = activation
+        nn.init.zeros_(self.down.weight)
+        nn.init.orthogonal_(self.up.weight, gain=0.1)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.down(x)
+        y = self.up(h if self.activation is None else self.activation(h))
+        return y if self.bias is None else y + self.bias  # in float32 under autocast
