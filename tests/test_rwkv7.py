@@ -1,9 +1,11 @@
-"""RWKV-7 is the published model: the package ``rwkv`` agrees in logits, the paper's equations in gradients too."""
+"""RWKV-7 is the published model: the package ``rwkv`` agrees in logits and gradients, and so do its equations."""
 
 from __future__ import annotations
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,23 +113,19 @@ def our_model(weights: dict[str, Tensor], **sizes: int) -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def chatrwkv() -> Iterator[Callable[[Path], Any]]:
-    """The published inference code, which reads its settings from the environment when it is imported."""
+def chatrwkv() -> Iterator[Any]:
+    """``rwkv.model``, the published inference code; it reads its settings from the environment when it is imported."""
     pytest.importorskip("rwkv")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("RWKV_V7_ON", "1"), ("RWKV_JIT_ON", "0"), ("RWKV_CUDA_ON", "0")):
             patch.setenv(name, value)
-        from rwkv.model import RWKV_x070
-
-        yield lambda path: RWKV_x070(model=str(path.with_suffix("")), strategy="cpu fp32")
+        yield importlib.import_module("rwkv.model")
 
 
-def test_logits_equal_the_published_codes_whole_and_token_by_token(
-    chatrwkv: Callable[[Path], Any], tmp_path: Path
-) -> None:
+def test_logits_equal_the_published_codes_whole_and_token_by_token(chatrwkv: Any, tmp_path: Path) -> None:
     weights = published_weights()
     torch.save({name: tensor.float() for name, tensor in weights.items()}, tmp_path / "model.pth")
-    theirs, ours = chatrwkv(tmp_path / "model.pth"), our_model(weights)
+    theirs, ours = chatrwkv.RWKV_x070(str(tmp_path / "model"), strategy="cpu fp32"), our_model(weights)
     tokens = torch.randint(SIZES["vocab_size"], (50,))
     with torch.no_grad():
         logits = ours(tokens[None])[0]
@@ -142,10 +140,48 @@ def test_logits_equal_the_published_codes_whole_and_token_by_token(
         assert (step - expected).abs().max() < 1e-4
 
 
-def test_logits_and_gradients_equal_the_papers_equations() -> None:
-    weights = {name: tensor.requires_grad_() for name, tensor in published_weights().items()}
+def chatrwkv_layers(chatrwkv: Any, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+    """Logits (T, V) for tokens (T,) by the package's functions for one token of a layer, which have gradients."""
+    H, D = weights["blocks.0.att.r_k"].shape
+    C, L = H * D, 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("blocks."))
+    z = {name: tensor.squeeze() for name, tensor in weights.items()}
+    z |= {f"blocks.0.att.v{digit}": torch.empty(0) for digit in range(3)}  # actually ignored, as the package says
+    last_att, last_ffn = [torch.zeros(C)] * L, [torch.zeros(C)] * L
+    states = [torch.zeros(H, D, D)] * L
+    order = [f"x_{letter}" for letter in "rwkvag"]
+    order += [f"{letter}{digit}" for letter in "wav" for digit in range(3)] + ["g1", "g2", "k_k", "k_a"]
+
+    def norm(x: Tensor, name: str) -> Tensor:
+        return F.layer_norm(x, (C,), z[f"{name}.weight"], z[f"{name}.bias"])
+
+    logits = []
+    for token in tokens:
+        x = norm(z["emb.weight"][token], "blocks.0.ln0")
+        v_first = torch.empty_like(x)
+        for i in range(L):
+            att, ffn = f"blocks.{i}.att", f"blocks.{i}.ffn"
+            matrices = [z[f"{att}.{name}.weight"].t() for name in ("receptance", "key", "value", "output")]
+            y, last_att[i], states[i], v_first = chatrwkv.RWKV_x070_TMix_one(
+                i, H, D, norm(x, f"blocks.{i}.ln1"), last_att[i], v_first, states[i],
+                *(z[f"{att}.{name}"] for name in order), z[f"{att}.r_k"].flatten(), *matrices,
+                z[f"{att}.ln_x.weight"], z[f"{att}.ln_x.bias"],
+            )  # fmt: skip
+            x = x + y
+            y, last_ffn[i] = chatrwkv.RWKV_x070_CMix_one(
+                norm(x, f"blocks.{i}.ln2"), last_ffn[i], z[f"{ffn}.x_k"],
+                z[f"{ffn}.key.weight"].t(), z[f"{ffn}.value.weight"].t(),
+            )  # fmt: skip
+            x = x + y
+        logits.append(norm(x, "ln_out") @ z["head.weight"].t())
+    return torch.stack(logits)
+
+
+def assert_same_logits_and_gradients(
+    theirs: Callable[[dict[str, Tensor], Tensor], Tensor], dtype: torch.dtype, tolerance: float
+) -> None:
+    weights = {name: tensor.to(dtype).requires_grad_() for name, tensor in published_weights().items()}
     tokens = torch.randint(SIZES["vocab_size"], (41,))
-    expected = equations(weights, tokens[:-1])
+    expected = theirs(weights, tokens[:-1])
     F.cross_entropy(expected, tokens[1:]).backward()
 
     ours = our_model(weights)
@@ -159,9 +195,18 @@ def test_logits_and_gradients_equal_the_papers_equations() -> None:
     assert mapped.keys() == found.keys()
     for name, gradient in mapped.items():
         torch.testing.assert_close(
-            found[name], gradient.float(), atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+            found[name], gradient.float(), atol=tolerance, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
         )
-        assert found[name].norm().item() == pytest.approx(gradient.norm().item(), rel=1e-5), name
+        assert found[name].norm().item() == pytest.approx(gradient.norm().item(), rel=tolerance), name
+
+
+def test_logits_and_gradients_equal_those_of_the_published_layers(chatrwkv: Any) -> None:
+    # Their rounding: a position at a time in float32, and exp(-1/2) as 0.606531.
+    assert_same_logits_and_gradients(partial(chatrwkv_layers, chatrwkv), torch.float32, tolerance=1e-4)
+
+
+def test_logits_and_gradients_equal_the_papers_equations_in_float64() -> None:
+    assert_same_logits_and_gradients(equations, torch.float64, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("pieces", [(64,), (1, 63), (33, 31), (5, 1, 1, 40, 17)])

@@ -102,13 +102,13 @@ def reference_wkv7(
     """The definition, a position at a time; see :func:`wkv7`."""
     exact = torch.promote_types(r.dtype, torch.float32)
     r, w, k, v, a, b = (tensor.to(exact) for tensor in (r, log_w.to(exact).exp(), k, v, a, b))
-    B, T, H, N = r.shape
+    B, _, H, N = r.shape
     S = r.new_zeros(B, H, N, v.shape[-1]) if state is None else state.to(exact)
     ys = []
-    for t in range(T):
-        removed = (a[:, t, :, :, None] * S).sum(2, keepdim=True)  # (B, H, 1, D)
-        S = w[:, t, :, :, None] * S + b[:, t, :, :, None] * removed + k[:, t, :, :, None] * v[:, t, :, None, :]
-        ys.append((r[:, t, :, :, None] * S).sum(2))  # (B, H, D)
+    for r_t, w_t, k_t, v_t, a_t, b_t in zip(*(tensor.unbind(1) for tensor in (r, w, k, v, a, b)), strict=True):
+        removed = (a_t.unsqueeze(-1) * S).sum(2, keepdim=True)  # (B, H, 1, D)
+        S = w_t.unsqueeze(-1) * S + b_t.unsqueeze(-1) * removed + k_t.unsqueeze(-1) * v_t.unsqueeze(-2)
+        ys.append((r_t.unsqueeze(-1) * S).sum(2))  # (B, H, D)
     return torch.stack(ys, dim=1), S
 
 
