@@ -163,7 +163,7 @@ class Mamba2(DecoderOnly):
 
 PRESETS = {
     "nano": Mamba2Config(
-        vocab_size=1024, context_length=128, n_layer=4, n_head=12, d_model=192, d_head=32, d_state=32,
+        vocab_size=1024, context_length=128, n_layer=2, n_head=16, d_model=256, d_head=32, d_state=32,
     ),
     "small": Mamba2Config(
         vocab_size=8192, context_length=256, n_layer=12, n_head=12, d_model=384, d_head=64, d_state=64,
