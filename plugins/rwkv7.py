@@ -2,7 +2,7 @@
 
 Paper: RWKV-7 "Goose" with Expressive Dynamic State Evolution (arXiv:2503.14456), section 4; the recurrence is in
 archbench/kernels/recurrence/wkv7.py. Published code: BlinkDL/RWKV-LM, RWKV-v7/train_temp/src/model.py, and the package
-``rwkv``, with whose RWKV_x070 logits are compared. What differs from them: docs/rwkv7.md.
+``rwkv``, with whose RWKV_x070 logits are compared. What differs from them: docs/architectures.md.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ PRESETS = {
         decay_rank=32, rate_rank=32, value_rank=32, gate_rank=64,
     ),
     "small": RWKV7Config(
-        vocab_size=8192, context_length=256, n_layer=6, d_model=384, d_head=64, d_ff=1536,
+        vocab_size=8192, context_length=256, n_layer=6, d_model=384, d_head=64, d_ff=1024,
         decay_rank=64, rate_rank=64, value_rank=32, gate_rank=96,
     ),
     "paper": RWKV7Config(),
