@@ -69,10 +69,10 @@ def regress(
 ) -> None:
     """Measure two revisions of this repository against each other; exit code 10 if the head costs more.
 
-    Each revision's own code runs, in a work tree of its own and in fresh processes of one thread, two at a time in turns.
-    Counts (parameters, FLOPs, state bytes, saved activations, graph breaks) must not rise, parameters not change; a CPU
-    time fails where the lower 95 % bound of head / base is above the gate, and in a rerun again. Uncommitted changes are
-    in neither revision.
+    Each revision's own code runs, in a work tree of its own and in fresh processes of one thread, two at a time in
+    turns. Counts (FLOPs, state bytes, saved activations, graph breaks) must not rise, parameters not change; a CPU time
+    fails where the lower 95 % bound of head / base is above the gate, and in a rerun again. Uncommitted changes are in
+    neither revision.
     """
     from archbench.regression.comparison import Plan
     from archbench.regression.trees import checked_out
@@ -242,7 +242,8 @@ def _judge(rows: Sequence[Row], title: str, *, require_baseline: bool) -> None:
         step = f"Undo what costs more, or say that it is meant: --accept '{first}=why'"
         error = RegressionError(title, f"{len(failed)} of {len(rows)} regressed ({', '.join(failed)})", step)
     elif require_baseline and (new := _new(rows)):
-        cause = f"the base has nothing to compare {len(new)} of {len(rows)} with ({', '.join(new[:5])}{' …' * (len(new) > 5)})"
+        named = ", ".join(new[:5]) + " …" * (len(new) > 5)
+        cause = f"the base has nothing to compare {len(new)} of {len(rows)} with ({named})"
         error = MissingBaselineError(title, cause, "Leave --require-baseline out for the change that brings them")
     if error is not None:
         raise error

@@ -175,7 +175,7 @@ def compare_saved(
     judged: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """The timing gate against levels that were saved: processes of the head alone, and a rerun for what is beyond it."""
+    """The timing gate against saved levels: processes of the head alone, and a rerun for what is beyond it."""
     levels = {metric: found for (_, metric), found in levels_of(head, plan, progress).items()}
     estimates = {metric: unpaired(base[metric], found) for metric, found in levels.items() if metric in base}
     beyond = [metric for metric, estimate in estimates.items() if judged and estimate.low > plan.limit]

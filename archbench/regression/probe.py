@@ -5,7 +5,8 @@
 COMMANDS; each answer is a line of JSON.
 
 A script as much as a module: two revisions are measured by one benchmark only if neither brings its own, so this very
-file is run beside the archbench of either. Hence it imports what archbench has long offered, and nothing of this package.
+file is run beside the archbench of either. Hence it imports what archbench has long offered, and nothing of this
+package.
 """
 
 from __future__ import annotations
@@ -58,15 +59,16 @@ class Subject:
         cls, name: str, plugins: Sequence[str] = (), preset: str = "nano", overrides: Mapping[str, str] | None = None
     ) -> Subject:
         architecture = archbench.load(name, plugins=list(plugins))
-        return cls(architecture, architecture.config(preset, **(overrides or {})))
+        return cls(architecture, architecture.config(preset, **dict[str, Any](overrides or {})))
 
     @property
     def file(self) -> str | None:
         """Where the plugin's code came from; None where it does not say."""
         if self.architecture.files:
-            return self.architecture.files[0]
+            return str(self.architecture.files[0])
         module = sys.modules.get(self.architecture.source.partition(":")[0])
-        return getattr(module, "__file__", None)
+        file: str | None = getattr(module, "__file__", None)
+        return file
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)
@@ -208,7 +210,7 @@ class Timing:
         return seconds(self.reference, self._device), seconds(self.work[metric], self._device)
 
     def turn(self, samples: dict[str, int]) -> dict[str, list[tuple[float, float]]]:
-        """Some samples of each workload; another process has had the caches meanwhile, so the first calls are not timed."""
+        """Some samples of each workload. Another process has had the caches: the first reference is not timed."""
         self.reference()
         gc.collect()
         gc.disable()
@@ -224,7 +226,7 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
         start = time.process_time_ns()
         work()
         return (time.process_time_ns() - start) * 1e-9
-    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start_event.record()
     work()
     end_event.record()

@@ -17,7 +17,7 @@ from archbench.errors import PhaseError, from_dict
 from archbench.processes import end_group
 
 PROBE = Path(__file__).with_name("probe.py")
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 
 @dataclass(frozen=True)

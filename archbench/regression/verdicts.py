@@ -121,8 +121,8 @@ def timed_row(
         rerun: of new processes, where ``estimate`` is beyond the gate.
         judged: False for a device that others may use.
     """
-    values = [math.exp(sum(levels) / len(levels)) if levels else None for levels in (base, head)]
-    row = Row(architecture, metric, "reference", *values, "NEW", estimate, rerun)
+    before, after = (math.exp(sum(levels) / len(levels)) if levels else None for levels in (base, head))
+    row = Row(architecture, metric, "reference", before, after, "NEW", estimate, rerun)
     if estimate is None:
         return row
     if not judged:
