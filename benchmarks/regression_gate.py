@@ -10,8 +10,7 @@ Promised are at most 2 % false alarms at the 10 % gate, and at least 95 % of pla
   and keeps every sample (work / reference). ``--load`` starts that many processes which multiply and stream on and off.
 - *simulate* draws pairs with replacement from those, and within each pair turns with replacement; which of the two is
   the head is drawn too. Then it applies the gate's own code, with its early stop and its rerun. A slow-down multiplies
-  the head's times. For comparison: the rule that others use, medians of wall-clock time of one process each, and of
-  CPU time without a reference, cannot be had from ratios; the gate without its rerun can, and is shown.
+  the head's times. What the gate would do without its rerun is shown beside it.
 - *trial* runs the gate on a copy of gpt1 against another copy of it, the same or slowed: 20 % of the CPU time that each
   training step and each token takes is spun away after it. Each comparison judges three times.
 
@@ -121,11 +120,11 @@ def record(pairs: int, load: int, out: Path) -> None:
 def simulate(runs: int, paths: Sequence[Path], slowdowns: Sequence[float]) -> None:
     recorded = {metric: np.concatenate([np.load(path)[metric] for path in paths]) for metric in SAMPLES}
     for path in paths:
-        about = json.loads(str(np.load(path)["about"]))
+        about, pairs = json.loads(str(np.load(path)["about"])), len(np.load(path)["decode"])
         loads = about["load"]
         print(
-            f"{path.name}: {len(loads)} pairs on {about['cpu']}, {about['cpus']} CPUs, torch {about['torch_version']}; "
-            f"load average {min(loads):.1f} to {max(loads):.1f}, {about['competing']} of it ours"
+            f"{path.name}: {pairs} pairs on {about['cpu']}, {about['cpus']} CPUs, torch {about['torch_version']}, "
+            f"load average {min(loads):.1f} to {max(loads):.1f} meanwhile"
         )
     print(
         f"{runs:,} runs of the rule each; gate {LIMIT}, {PLAN.rounds} to {PLAN.max_rounds} rounds of {PLAN.turns} turns"

@@ -143,16 +143,33 @@ def saved_activation_bytes(subject: Subject, B: int = 2) -> int:
     return most
 
 
-def graph_breaks(model: nn.Module, tokens: Tensor) -> int:
-    """Places in which torch.compile leaves the graph of ``model(tokens)`` for Python; 1 where it traces nothing."""
+def graph_breaks(model: nn.Module, tokens: Tensor) -> int | None:
+    """How often ``model(tokens)``, compiled, leaves a graph for Python and comes back; None where nothing is traced.
+
+    Graphs are counted as they are run, and not as they are compiled: one that each layer runs is compiled once, and a
+    break within a loop has the loop's whole frame left out.
+    """
     import torch._dynamo as dynamo  # here, for it takes a second to import
+
+    run = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        def count(*arguments: Any) -> Any:
+            nonlocal run
+            run += 1
+            return graph.forward(*arguments)
+
+        return count
 
     dynamo.reset()
     try:
-        explained = dynamo.explain(model)(tokens)
+        compiled = torch.compile(model, backend=backend)
+        compiled(tokens)
+        run = 0
+        compiled(tokens)
     finally:
         dynamo.reset()
-    return int(explained.graph_count) - 1 if explained.graph_count else 1
+    return run - 1 if run else None
 
 
 class Timing:
