@@ -46,9 +46,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--archbench-rounds",
         type=int,
-        default=5,
+        default=8,
         metavar="N",
-        help="fresh processes a time is measured in (default: 5)",
+        help="fresh processes a time is measured in, up to twice as many where it is unclear (default: 8)",
     )
     group.addoption("--archbench-device", default="cpu", metavar="DEVICE", help="where to time (default: cpu)")
     group.addoption(

@@ -36,13 +36,15 @@ import numpy.typing as npt
 
 from archbench.measure.machine import cpu_model, versions
 from archbench.processes import end_group
-from archbench.regression.comparison import SAMPLES, Plan, compare_alternated, decided, estimated, one_round
+from archbench.regression.comparison import SAMPLES, Plan, compare_alternated, decided, one_round
 from archbench.regression.processes import Request, Side
-from archbench.regression.statistics import Estimate, level
+from archbench.regression.statistics import Estimate, level, paired, unpaired
 from archbench.regression.verdicts import LIMIT
 
 RECORDED = Path(__file__).with_suffix(".npz")
 PLAN = Plan()
+SAVED = Plan(rounds=8, max_rounds=16)
+"""Of pytest's --archbench-baseline."""
 SLOWED = """
 
 import time
@@ -117,7 +119,7 @@ def record(pairs: int, load: int, out: Path) -> None:
             np.savez_compressed(out, about=np.array(json.dumps(about)), **arrays)
 
 
-def simulate(runs: int, paths: Sequence[Path], slowdowns: Sequence[float]) -> None:
+def simulate(runs: int, paths: Sequence[Path], slowdowns: Sequence[float], saved: bool) -> None:
     recorded = {metric: np.concatenate([np.load(path)[metric] for path in paths]) for metric in SAMPLES}
     for path in paths:
         about, pairs = json.loads(str(np.load(path)["about"])), len(np.load(path)["decode"])
@@ -126,14 +128,13 @@ def simulate(runs: int, paths: Sequence[Path], slowdowns: Sequence[float]) -> No
             f"{path.name}: {pairs} pairs on {about['cpu']}, {about['cpus']} CPUs, torch {about['torch_version']}, "
             f"load average {min(loads):.1f} to {max(loads):.1f} meanwhile"
         )
-    print(
-        f"{runs:,} runs of the rule each; gate {LIMIT}, {PLAN.rounds} to {PLAN.max_rounds} rounds of {PLAN.turns} turns"
-    )
+    plan = SAVED if saved else PLAN
+    print(f"{runs:,} runs of the rule; gate {LIMIT}, {plan.rounds} to {plan.max_rounds} rounds of {plan.turns} turns")
     print("slow-down  metric        failed            95 % interval      without rerun   unclear   rounds (mean)")
     for slowdown in slowdowns:
         for metric, ratios in recorded.items():
             generator = np.random.default_rng(0)
-            outcomes = [_simulated(ratios, math.log(slowdown), generator) for _ in range(runs)]
+            outcomes = [_simulated(ratios, math.log(slowdown), generator, saved) for _ in range(runs)]
             failed, once, unclear = (sum(outcome[i] for outcome in outcomes) for i in range(3))
             rounds = sum(outcome[3] for outcome in outcomes) / runs
             low, high = clopper_pearson(failed, runs)
@@ -145,28 +146,40 @@ def simulate(runs: int, paths: Sequence[Path], slowdowns: Sequence[float]) -> No
 
 
 def _simulated(
-    ratios: npt.NDArray[np.float32], shift: float, generator: np.random.Generator
+    ratios: npt.NDArray[np.float32], shift: float, generator: np.random.Generator, saved: bool
 ) -> tuple[bool, bool, bool, int]:
     """Failed, failed before the rerun, unclear, and rounds of the first time."""
-    first, rounds = _sequence(ratios, shift, generator)
+    base = [_levels(ratios, generator)[0] for _ in range(SAVED.rounds)] if saved else None
+    first, rounds = _sequence(ratios, shift, generator, base)
     beyond = first.low > LIMIT
-    again = beyond and _sequence(ratios, shift, generator)[0].low > LIMIT
+    again = beyond and _sequence(ratios, shift, generator, base)[0].low > LIMIT
     return again, beyond, not decided(first, LIMIT), rounds
 
 
-def _sequence(ratios: npt.NDArray[np.float32], shift: float, generator: np.random.Generator) -> tuple[Estimate, int]:
+def _sequence(
+    ratios: npt.NDArray[np.float32], shift: float, generator: np.random.Generator, saved: Sequence[float] | None
+) -> tuple[Estimate, int]:
     """The gate's rounds until it is decided, on pairs and turns drawn with replacement."""
-    pairs: list[tuple[float, float]] = []
-    while len(pairs) < PLAN.max_rounds:
-        pair = ratios[generator.integers(len(ratios))]  # (2, turns, samples)
-        swapped = generator.integers(2)
-        turns = generator.integers(ratios.shape[2], size=(2, PLAN.turns))
-        base, head = (pair[side ^ swapped][turns[side]].ravel() for side in range(2))
-        levels = [level(np.stack([np.ones_like(side), side], 1)) for side in (base, head)]  # type: ignore[arg-type]
-        pairs.append((levels[0], levels[1] + shift))
-        if len(pairs) >= PLAN.rounds and decided(estimated(pairs), LIMIT):
+    plan = PLAN if saved is None else SAVED
+    base: list[float] = []
+    head: list[float] = []
+    while len(head) < plan.max_rounds:
+        levels = _levels(ratios, generator)
+        base.append(levels[0])
+        head.append(levels[1] + shift)
+        estimate = paired(base, head) if saved is None else unpaired(saved, head)
+        if len(head) >= plan.rounds and decided(estimate, LIMIT):
             break
-    return estimated(pairs), len(pairs)
+    return estimate, len(head)
+
+
+def _levels(ratios: npt.NDArray[np.float32], generator: np.random.Generator) -> tuple[float, float]:
+    """Of a pair, one of them called the base."""
+    pair = ratios[generator.integers(len(ratios))]  # (2, turns, samples)
+    first = generator.integers(2)
+    turns = generator.integers(ratios.shape[2], size=(2, PLAN.turns))
+    base, head = (pair[which][turns[which]].ravel() for which in (first, 1 - first))
+    return level(np.stack([np.ones_like(base), base], 1)), level(np.stack([np.ones_like(head), head], 1))
 
 
 def trial(repeats: int, load: int, only: str | None) -> None:
@@ -237,6 +250,7 @@ def main() -> None:
     simulation = commands.add_parser("simulate")
     simulation.add_argument("--runs", type=int, default=10_000)
     simulation.add_argument("--slowdowns", type=float, nargs="+", default=[1.0, 1.05, 1.1, 1.15, 1.2])
+    simulation.add_argument("--saved", action="store_true", help="pytest's gate: the base was measured at another time")
     simulation.add_argument("recorded", type=Path, nargs="*", default=[RECORDED])
     real = commands.add_parser("trial")
     real.add_argument("--repeats", type=int, default=10)
@@ -246,7 +260,7 @@ def main() -> None:
     if arguments.command == "record":
         record(arguments.pairs, arguments.load, arguments.out)
     elif arguments.command == "simulate":
-        simulate(arguments.runs, arguments.recorded, arguments.slowdowns)
+        simulate(arguments.runs, arguments.recorded, arguments.slowdowns, arguments.saved)
     else:
         trial(arguments.repeats, arguments.load, arguments.only)
 

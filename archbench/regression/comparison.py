@@ -154,15 +154,23 @@ def compare_alternated(
     return rows
 
 
-def levels_of(side: Side, plan: Plan, progress: Callable[[str], None] = lambda text: None) -> Levels:
-    """Levels of ``plan.rounds`` fresh processes of one side alone."""
+def levels_of(
+    side: Side,
+    plan: Plan,
+    *,
+    enough: Callable[[Levels], bool] = lambda levels: True,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Levels:
+    """Levels of fresh processes of one side alone: ``plan.rounds``, and more until they are enough."""
     levels: Levels = {}
-    for number in range(plan.rounds):
-        progress(f"process {number + 1} of {plan.rounds}")
+    for number in range(plan.max_rounds):
+        progress(f"process {number + 1} of {plan.rounds} to {plan.max_rounds}")
         (found,) = one_round([side], plan, number)
         for architecture, metrics in found.items():
             for metric, samples in metrics.items():
                 levels.setdefault((architecture, metric), []).append(level(samples))
+        if number + 1 >= plan.rounds and enough(levels):
+            break
     return levels
 
 
@@ -175,21 +183,36 @@ def compare_saved(
     judged: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Row]:
-    """The timing gate against saved levels: processes of the head alone, and a rerun for what is beyond it."""
-    levels = {metric: found for (_, metric), found in levels_of(head, plan, progress).items()}
-    estimates = {metric: unpaired(base[metric], found) for metric, found in levels.items() if metric in base}
+    """The timing gate against saved levels: processes of the head alone, and a rerun for what is beyond it.
+
+    Args:
+        base: metric -> level of each process; a metric that it lacks is NEW.
+    """
+
+    def measured(wanted: Sequence[str]) -> dict[str, list[float]]:
+        def enough(levels: Levels) -> bool:
+            estimates = [unpaired(base[metric], levels[architecture, metric]) for metric in wanted]
+            return all(decided(estimate, plan.limit) for estimate in estimates)
+
+        levels = levels_of(head, plan, enough=enough, progress=progress)
+        return {metric: found for (_, metric), found in levels.items()}
+
+    levels = measured([metric for metric in plan.samples if judged and base.get(metric)])
+    estimates = {metric: unpaired(base[metric], found) for metric, found in levels.items() if base.get(metric)}
     beyond = [metric for metric, estimate in estimates.items() if judged and estimate.low > plan.limit]
-    again: Levels = {}
     if beyond:
         progress(f"beyond the gate: {', '.join(beyond)}; once more")
-        again = levels_of(head, plan, progress)
-    rows = []
-    for metric, found in levels.items():
-        rerun = unpaired(base[metric], again[architecture, metric]) if metric in beyond else None
-        rows.append(
-            timed_row(
-                architecture, metric, base.get(metric, ()), found, estimates.get(metric), rerun,
-                judged=judged, limit=plan.limit,
-            )
-        )  # fmt: skip
-    return rows
+    again = measured(beyond) if beyond else {}
+    return [
+        timed_row(
+            architecture,
+            metric,
+            base.get(metric, ()),
+            found,
+            estimates.get(metric),
+            unpaired(base[metric], again[metric]) if metric in beyond else None,
+            judged=judged,
+            limit=plan.limit,
+        )
+        for metric, found in levels.items()
+    ]

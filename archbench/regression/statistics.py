@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 CONFIDENCE = 0.95
 """Of each bound on its own."""
@@ -38,7 +39,7 @@ class Estimate:
     units: int
 
 
-def level(samples: Sequence[tuple[float, float]]) -> float:
+def level(samples: Sequence[tuple[float, float]] | npt.NDArray[np.floating]) -> float:
     """Logarithm of work / reference in one process: the mean over the middle three fifths of its samples.
 
     Args:

@@ -41,7 +41,8 @@ class BaselineSession:
         self._report_file: str | None = option("archbench_report")
         self._plugins = plugin_paths(option("archbench_plugin"))
         self._preset: str = option("archbench_preset") or "nano"
-        self._plan = Plan(rounds=option("archbench_rounds"))
+        rounds = option("archbench_rounds")
+        self._plan = Plan(rounds=rounds, max_rounds=2 * rounds)
         self._baselines: dict[str, Baseline] = {}
         self._timed: dict[str, dict[str, Row]] = {}
         self._subjects: dict[str, Subject] = {}

@@ -46,7 +46,8 @@ def session(request: pytest.FixtureRequest) -> BaselineSession:
     stash = request.config.stash
     if pytest_archbench.SESSION not in stash:
         stash[pytest_archbench.SESSION] = BaselineSession(request.config)
-    return stash[pytest_archbench.SESSION]
+    found: BaselineSession = stash[pytest_archbench.SESSION]
+    return found
 
 
 @pytest.fixture
