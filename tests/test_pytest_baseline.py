@@ -1,4 +1,4 @@
-"""``--archbench-baseline``: what a session saves, another compares with; what is missing is NEW, never a silent pass."""
+"""``--archbench-baseline``: what a session saves, another compares with; what is missing is NEW, no silent pass."""
 
 from __future__ import annotations
 
