@@ -152,7 +152,10 @@ def test_a_head_that_is_broken_is_an_error(repository: Repository) -> None:
         (["nowhere", "HEAD"], "revision 'nowhere': *has no such commit*fetch-depth: 0"),
         (["HEAD", "HEAD", "--arch", "gpt1"], "--arch gpt1: the pyproject.toml of HEAD * declares no such architecture"),
         (["HEAD", "HEAD", "--timed", "gpt1"], "--timed gpt1: it is not among the architectures compared"),
-        (["HEAD", "HEAD", "--accept", "flops=why"], "--accept flops: there is no such metric. Did you mean"),
+        (
+            ["HEAD", "HEAD", "--accept", "graph_break=why"],
+            "--accept graph_break: there is no such metric. Did you mean",
+        ),
         (["HEAD", "HEAD", "--plugin", "no.py", "--arch", "x"], "--plugin no.py: there is no such file in HEAD"),
     ],
 )

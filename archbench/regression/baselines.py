@@ -13,6 +13,8 @@ from typing import Any
 
 from archbench.errors import StorageError
 from archbench.measure.machine import device_name, versions
+from archbench.regression import statistics
+from archbench.regression.comparison import SAMPLES, Plan
 from archbench.regression.processes import PROBE
 
 FORMAT = 1
@@ -26,7 +28,7 @@ class Key:
         device: the CPU's or GPU's model.
         torch: version.
         threads: of each measuring process.
-        benchmark: hash of :mod:`archbench.regression.probe`, and of what it was asked for.
+        benchmark: hash of the code that measures and makes levels of samples, and of what it was asked for.
     """
 
     device: str
@@ -49,9 +51,11 @@ class Key:
 
 def key(device: str, *, preset: str, overrides: Mapping[str, str] | None = None) -> Key:
     """The key of this machine and benchmark."""
-    asked = json.dumps([device.partition(":")[0], preset, dict(overrides or {})], sort_keys=True)
-    benchmark = hashlib.sha256(PROBE.read_bytes() + asked.encode()).hexdigest()[:12]
-    return Key(device_name(device), str(versions()["torch_version"]), 1, benchmark)
+    asked = [device.partition(":")[0], preset, dict(overrides or {}), SAMPLES, Plan().turns]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    for file in (PROBE, Path(statistics.__file__)):
+        digest.update(file.read_bytes())
+    return Key(device_name(device), str(versions()["torch_version"]), 1, digest.hexdigest()[:12])
 
 
 @dataclass
