@@ -154,7 +154,7 @@ def test_a_head_that_is_broken_is_an_error(repository: Repository) -> None:
         (["HEAD", "HEAD", "--timed", "gpt1"], "--timed gpt1: it is not among the architectures compared"),
         (
             ["HEAD", "HEAD", "--accept", "graph_break=why"],
-            "--accept graph_break: there is no such metric. Did you mean",
+            "--accept graph_break: there is no such metric. Did you",
         ),
         (["HEAD", "HEAD", "--plugin", "no.py", "--arch", "x"], "--plugin no.py: there is no such file in HEAD"),
     ],
