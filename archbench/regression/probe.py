@@ -348,6 +348,8 @@ def main(arguments: list[str]) -> int:
     with without_triton() if request["device"] == "cpu" else nullcontext():
         try:
             serve(commands, answers, **request)
+        except BrokenPipeError:
+            return 1  # the parent is gone
         except Exception as error:  # noqa: BLE001  the boundary of the process: the parent raises it again
             traceback.print_exc()
             said = _known(error, ", ".join(request["architectures"])).as_dict()
