@@ -19,7 +19,9 @@
     ├── CheckpointError                      6   a checkpoint or weights file that cannot be read
     ├── StorageError                         7   results that cannot be written or read
     ├── PhaseError                           8   a phase's process died, or took too long
-    └── ConformanceError                     9   an architecture that fails the conformance checks
+    ├── ConformanceError                     9   an architecture that fails the conformance checks
+    ├── RegressionError                     10   a change that makes an architecture cost more than the gates allow
+    └── MissingBaselineError                11   nothing to compare with, where that was required
 
 Every error names the culprit, the cause and the next step, and the command line prints exactly that
 paragraph and exits with the code above. ``--debug`` shows the traceback as well.
@@ -132,6 +134,14 @@ class PhaseError(ArchbenchError):
 
 class ConformanceError(ArchbenchError):
     exit_code = 9
+
+
+class RegressionError(ArchbenchError):
+    exit_code = 10
+
+
+class MissingBaselineError(ArchbenchError):
+    exit_code = 11
 
 
 def from_dict(fields: dict[str, str]) -> ArchbenchError:

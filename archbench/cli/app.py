@@ -19,6 +19,7 @@ from archbench.cli.kernels import kernels
 from archbench.cli.listing import list_architectures
 from archbench.cli.new import new
 from archbench.cli.output import say
+from archbench.cli.regress import regress
 from archbench.cli.results import results
 from archbench.cli.run import run
 from archbench.cli.show import show
@@ -72,6 +73,7 @@ app.command("show", rich_help_panel="Look")(show)
 app.command("doctor", rich_help_panel="Look")(doctor)
 app.command("new", rich_help_panel="Add your own")(new)
 app.command("check", rich_help_panel="Add your own")(check)
+app.command("regress", rich_help_panel="Add your own")(regress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

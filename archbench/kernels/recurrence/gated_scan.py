@@ -7,7 +7,7 @@ memory traffic are linear in T, and nothing is divided by a product of gates, wh
 are kept for the backward pass, which is the same recurrence from the last position to the first.
 
 torch.compile sees one operator each way, archbench::gated_scan and archbench::gated_scan_backward: traced, the steps
-take it minutes, and what it makes of them is no faster.
+take it many seconds a scan, and on a CPU what it makes of them is faster at small sizes only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from archbench.errors import UsageError
 
 CHUNK = 16
-"""K, positions in a chunk: between 8 and 32 the time is the same within noise, and at 4 or 64 it is longer."""
+"""K, positions in a chunk: of 4 to 64, within a sixth of the best at each of four sizes measured on a CPU."""
 
 
 def gated_scan(a: Tensor, b: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:

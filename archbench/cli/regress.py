@@ -1,0 +1,249 @@
+"""``archbench regress``: two revisions of a plugin, or of archbench, measured against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from archbench.cli.options import Json, assignments
+from archbench.errors import ArchbenchError, MissingBaselineError, RegressionError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from archbench.regression.comparison import Counted, Plan
+    from archbench.regression.processes import Side
+    from archbench.regression.trees import Tree
+    from archbench.regression.verdicts import Row
+
+
+def regress(
+    base: Annotated[
+        str, typer.Argument(metavar="BASE_REV", help="The revision before the change.", show_default=False)
+    ],
+    head: Annotated[str, typer.Argument(metavar="HEAD_REV", help="The revision after it.", show_default=False)],
+    arch: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arch",
+            metavar="NAME",
+            help="An architecture of this repository (repeatable).",
+            show_default="all that the head's pyproject.toml declares",
+        ),
+    ] = None,
+    timed: Annotated[
+        list[str] | None,
+        typer.Option("--timed", metavar="NAME", help="Time only these of them (repeatable).", show_default="all"),
+    ] = None,
+    exact_only: Annotated[bool, typer.Option("--exact-only", help="Time nothing.")] = False,
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plugin",
+            metavar="FILE_OR_DIR",
+            help="A plugin that no pyproject.toml declares, by its path in the repository; taken from either revision.",
+        ),
+    ] = None,
+    preset: Annotated[str, typer.Option(help="The model's size.")] = "nano",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the model's configuration (repeatable)."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where to time: cpu, cuda or cuda:N.")] = "cpu",
+    exclusive: Annotated[
+        bool, typer.Option("--exclusive", help="Nobody else uses the GPU: its times are judged, not only reported.")
+    ] = False,
+    rounds: Annotated[int, typer.Option(min=2, help="Pairs of fresh processes, at least.")] = 3,
+    max_rounds: Annotated[int, typer.Option(min=2, help="Pairs, at most; more than --rounds while unclear.")] = 12,
+    limit: Annotated[float, typer.Option(min=1.0, help="The timing gate: head / base.")] = 1.10,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC=REASON", help="A regression that is meant; also NAME:METRIC=REASON (repeatable)."),
+    ] = None,
+    require_baseline: Annotated[
+        bool, typer.Option("--require-baseline", help="Fail where the base has nothing to compare with.")
+    ] = False,
+    json: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
+) -> None:
+    """Measure two revisions of this repository against each other; exit code 10 if the head costs more.
+
+    Each revision's own code runs, in a work tree of its own and in fresh processes of one thread, two at a time in
+    turns. Counts (FLOPs, state bytes, saved activations, graph breaks) must not rise, parameters not change; a CPU time
+    fails where the lower 95 % bound of head / base is above the gate, and in a rerun again. Uncommitted changes are in
+    neither revision.
+    """
+    from archbench.regression.comparison import Plan
+    from archbench.regression.trees import checked_out
+    from archbench.regression.verdicts import accepted
+
+    reasons = _reasons(accept)
+    plan = Plan(rounds=rounds, max_rounds=max(rounds, max_rounds), limit=limit)
+    with checked_out(Path.cwd(), [base, head]) as trees:
+        names = _names(arch, trees[1], plugin)
+        timed_names = [] if exact_only else _chosen(timed, names)
+
+        def side(tree: Tree, kind: str, chosen: Sequence[str]) -> Side:
+            return _side(kind, tree, chosen, plugin or (), preset, assignments(set_, "--set"), device)
+
+        say = _progress(quiet)
+        say(f"counting: {', '.join(names)}")
+        rows = _rows(trees, names, timed_names, side, plan, judged=device == "cpu" or exclusive, say=say)
+    rows = accepted(rows, reasons)
+    title = f"archbench regress {trees[0].name} {trees[1].name}"
+    _publish(rows, title, json=json)
+    _judge(rows, title, require_baseline=require_baseline)
+
+
+def _rows(
+    trees: Sequence[Tree],
+    names: Sequence[str],
+    timed_names: Sequence[str],
+    side: Callable[[Tree, str, Sequence[str]], Side],
+    plan: Plan,
+    *,
+    judged: bool,
+    say: Callable[[str], None],
+) -> list[Row]:
+    from archbench.regression.comparison import SAMPLES, compare_alternated, counted
+    from archbench.regression.verdicts import exact_rows, timed_row
+
+    before, after = counted([side(trees[0], "base", names), side(trees[1], "head", names)])
+    for name in names:
+        if name in after.errors:
+            raise after.errors[name]
+    _own(trees[1], "head", after)
+    absent = {name: str(error) for name, error in before.errors.items()}
+    _own(trees[0], "base", before)
+    rows = [
+        row
+        for name in names
+        for row in _noted(exact_rows(name, before.costs.get(name), after.costs[name]), absent.get(name))
+    ]
+    both = [name for name in timed_names if name not in absent]
+    if both:
+        pair = side(trees[0], "base", both), side(trees[1], "head", both)
+        rows += compare_alternated(*pair, plan, judged=judged, progress=say)
+    for name in timed_names:
+        if name in absent:
+            rows += _noted([timed_row(name, metric, (), (), None) for metric in SAMPLES], absent[name])
+    return sorted(rows, key=lambda row: names.index(row.architecture))
+
+
+def _noted(rows: list[Row], note: str | None) -> list[Row]:
+    from dataclasses import replace
+
+    return rows if note is None else [replace(row, note=note) for row in rows]
+
+
+def _side(
+    kind: str,
+    tree: Tree,
+    names: Sequence[str],
+    plugins: Sequence[str],
+    preset: str,
+    overrides: Mapping[str, str],
+    device: str,
+) -> Side:
+    from archbench.regression.processes import Request, Side
+
+    paths = [str(place) for plugin in plugins if (place := tree.project / plugin).exists()]
+    request = Request(list(names), paths, preset, dict(overrides), device)
+    return Side(f"{kind} {tree.name}", request, tree.imports)
+
+
+def _own(tree: Tree, kind: str, counted: Counted) -> None:
+    """That what was measured is what was asked for, and not what happens to be installed."""
+    for name, file in counted.files.items():
+        if not tree.has(file):
+            cause = f"it was loaded from {file}, which is no part of {kind} {tree.name}"
+            step = "Run this in the repository that the architecture is developed in, or name its file with --plugin"
+            raise UsageError(f"architecture {name!r}", cause, step)
+    if (tree.project / "archbench" / "__init__.py").is_file() and not tree.has(counted.archbench):
+        cause = f"{kind} {tree.name} has one of its own, and {counted.archbench} was run"
+        raise UsageError("archbench", cause, "Report it, with what PYTHONPATH is")
+
+
+def _names(arch: Sequence[str] | None, head: Tree, plugins: Sequence[str] | None) -> list[str]:
+    for plugin in plugins or ():
+        if Path(plugin).is_absolute() or not (head.project / plugin).exists():
+            cause = f"there is no such file in {head.name}, from {head.project.name} on"
+            raise UsageError(f"--plugin {plugin}", cause, "Name it by its path from the folder of pyproject.toml on")
+    if plugins and not arch:
+        raise UsageError("--plugin", "it is given without --arch", "Say which architecture it is: --arch NAME")
+    names = list(dict.fromkeys(arch or head.architectures))
+    if not names:
+        cause = f"the pyproject.toml of {head.name} declares no architecture that is there"
+        step = "Declare it under [project.entry-points.archbench], or name its file: --plugin FILE --arch NAME"
+        raise UsageError("--arch", cause, step)
+    for name in names:
+        if not plugins and name not in head.architectures:
+            cause = f"the pyproject.toml of {head.name} declares no such architecture"
+            raise UsageError(f"--arch {name}", cause, did_you_mean(name, head.architectures))
+    return names
+
+
+def _chosen(timed: Sequence[str] | None, names: Sequence[str]) -> list[str]:
+    for name in timed or ():
+        if name not in names:
+            raise UsageError(f"--timed {name}", "it is not among the architectures compared", did_you_mean(name, names))
+    return list(timed or names)
+
+
+def _reasons(accept: list[str] | None) -> dict[str, str]:
+    from archbench.regression.comparison import SAMPLES
+    from archbench.regression.verdicts import UNITS
+
+    metrics = [*UNITS, *SAMPLES]
+    reasons = assignments(accept, "--accept")
+    for name, reason in reasons.items():
+        metric = name.rpartition(":")[2]
+        if metric not in metrics:
+            raise UsageError(f"--accept {name}", "there is no such metric", did_you_mean(metric, metrics))
+        if not reason:
+            raise UsageError(f"--accept {name}", "it gives no reason", f"Write --accept '{name}=why'")
+    return reasons
+
+
+def _progress(quiet: bool) -> Callable[[str], None]:
+    return (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
+
+
+def _publish(rows: Sequence[Row], title: str, *, json: bool) -> None:
+    from archbench.cli.output import console, print_json, table
+    from archbench.regression.report import COLUMNS, as_json, cells, conclusion, markdown, write_summary
+
+    write_summary(markdown(rows, title, conclusion(rows)))
+    if json:
+        for row in rows:
+            print_json(as_json(row))
+        print_json({"title": title, "conclusion": conclusion(rows), "failed": _failed(rows), "new": _new(rows)})
+        return
+    made = table(*COLUMNS, right=("base", "head", "ratio"))
+    for row in rows:
+        made.add_row(*cells(row))
+    console().print(made)
+    typer.echo(f"\n{conclusion(rows)}.")
+
+
+def _failed(rows: Sequence[Row]) -> list[str]:
+    return [f"{row.architecture}:{row.metric}" for row in rows if row.verdict == "FAIL"]
+
+
+def _new(rows: Sequence[Row]) -> list[str]:
+    return [f"{row.architecture}:{row.metric}" for row in rows if row.verdict == "NEW"]
+
+
+def _judge(rows: Sequence[Row], title: str, *, require_baseline: bool) -> None:
+    error: ArchbenchError | None = None
+    if failed := _failed(rows):
+        first = failed[0].partition(":")[2]
+        step = f"Undo what costs more, or say that it is meant: --accept '{first}=why'"
+        error = RegressionError(title, f"{len(failed)} of {len(rows)} regressed ({', '.join(failed)})", step)
+    elif require_baseline and (new := _new(rows)):
+        named = ", ".join(new[:5]) + " …" * (len(new) > 5)
+        cause = f"the base has nothing to compare {len(new)} of {len(rows)} with ({named})"
+        error = MissingBaselineError(title, cause, "Leave --require-baseline out for the change that brings them")
+    if error is not None:
+        raise error

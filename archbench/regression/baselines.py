@@ -1,0 +1,134 @@
+"""Baselines: what one machine measured of one revision, in a file that no other machine takes for its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from archbench.errors import StorageError
+from archbench.measure.machine import device_name, versions
+from archbench.regression import statistics
+from archbench.regression.comparison import SAMPLES, Plan
+from archbench.regression.processes import PROBE
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Key:
+    """What has to be the same for two measurements to be comparable.
+
+    Attributes:
+        device: the CPU's or GPU's model.
+        torch: version.
+        threads: of each measuring process.
+        benchmark: hash of the code that measures and makes levels of samples, and of what it was asked for.
+    """
+
+    device: str
+    torch: str
+    threads: int
+    benchmark: str
+
+    @property
+    def digest(self) -> str:
+        """In file names."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    def differs(self, other: Key) -> str:
+        """``device: 'A' and 'B'``, of each field in which the two differ."""
+        mine, theirs = asdict(self), asdict(other)
+        return "; ".join(
+            f"{name}: {theirs[name]!r} and here {mine[name]!r}" for name in mine if mine[name] != theirs[name]
+        )
+
+
+def key(device: str, *, preset: str, overrides: Mapping[str, str] | None = None) -> Key:
+    """The key of this machine and benchmark."""
+    asked = [device.partition(":")[0], preset, dict(overrides or {}), SAMPLES, Plan().turns]
+    digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
+    for file in (PROBE, Path(statistics.__file__)):
+        digest.update(file.read_bytes())
+    return Key(device_name(device), str(versions()["torch_version"]), 1, digest.hexdigest()[:12])
+
+
+@dataclass
+class Baseline:
+    """One architecture on one machine.
+
+    Attributes:
+        key: see there.
+        architecture: its name.
+        source: plugin package and version, or path and hash: whose numbers these are, for people.
+        exact: metric -> count.
+        timed: metric -> level of each process (:func:`archbench.regression.statistics.level`).
+    """
+
+    key: Key
+    architecture: str
+    source: str = ""
+    exact: dict[str, float | None] = field(default_factory=dict)
+    timed: dict[str, list[float]] = field(default_factory=dict)
+
+
+def path_of(folder: Path, key: Key, architecture: str) -> Path:
+    return folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', architecture)}-{key.digest}.json"
+
+
+def save(folder: Path, baseline: Baseline) -> Path:
+    """Write a baseline, over an older one of the same key; the file.
+
+    Raises:
+        StorageError: the folder cannot be written to.
+    """
+    path = path_of(folder, baseline.key, baseline.architecture)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps({"format": FORMAT, **asdict(baseline)}, indent=1) + "\n")
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(str(folder), f"it cannot be written to ({error.strerror})", "Name another folder") from error
+    return path
+
+
+def read(folder: Path, key: Key, architecture: str) -> Baseline | None:
+    """The baseline of that key; None where there is none.
+
+    Raises:
+        StorageError: there is a file, and it is none of ours.
+    """
+    path = path_of(folder, key, architecture)
+    return _read(path) if path.exists() else None
+
+
+def others(folder: Path, key: Key, architecture: str) -> list[str]:
+    """How the baselines of that architecture that are there differ from what was asked for."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        baseline = _read(path)
+        if baseline.architecture == architecture and baseline.key != key:
+            found.append(key.differs(baseline.key))
+    return found
+
+
+def _read(path: Path) -> Baseline:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        if content.pop("format") != FORMAT:
+            raise ValueError("it is of another version of archbench")
+        return Baseline(**{**content, "key": Key(**content["key"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        cause = f"it is no baseline of archbench {FORMAT} ({' '.join(str(error).split())})"
+        raise StorageError(str(path), cause, "Delete it, and save a new one on the base") from error
+
+
+def missing(rows: Sequence[str]) -> str:
+    """How a missing baseline is said."""
+    return f"there are others, of another {'; or of another '.join(rows)}" if rows else "there is none at all"

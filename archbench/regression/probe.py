@@ -1,0 +1,363 @@
+"""What one process measures of one tree: exact costs, and CPU times beside a reference.
+
+``python -P probe.py COMMANDS ANSWERS REQUEST``: numbers of two pipes, and the fields of
+:class:`archbench.regression.processes.Request` as JSON. It says whose code it has loaded, then answers each line of
+COMMANDS; each answer is a line of JSON.
+
+A script as much as a module: two revisions are measured by one benchmark only if neither brings its own, so this very
+file is run beside the archbench of either. Hence it imports what archbench has long offered, and nothing of this
+package.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import archbench
+from archbench.architecture import Architecture
+from archbench.config import ModelConfig, TrainingConfig
+from archbench.data.batches import Batch
+from archbench.errors import ArchbenchError, PhaseError
+from archbench.inference.sampling import Sampling
+from archbench.kernels.triton_guard import without_triton
+from archbench.measure.flops import cache_bytes_per_token, count_flops, measured_cache_bytes, on_meta
+from archbench.measure.malloc import tune_malloc
+from archbench.processes import end_with_parent
+from archbench.training.state import TrainState
+
+TIMED = ("train_step", "prefill", "decode")
+"""What is timed."""
+
+WARMUP = 3
+TOKENS = 4
+"""New tokens in one sample of ``decode``, so that it is long beside a clock's tick and short beside a time slice."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One architecture at one configuration."""
+
+    architecture: Architecture
+    config: ModelConfig
+
+    @classmethod
+    def load(
+        cls, name: str, plugins: Sequence[str] = (), preset: str = "nano", overrides: Mapping[str, str] | None = None
+    ) -> Subject:
+        architecture = archbench.load(name, plugins=list(plugins))
+        return cls(architecture, architecture.config(preset, **dict[str, Any](overrides or {})))
+
+    @property
+    def file(self) -> str | None:
+        """Where the plugin's code came from; None where it does not say."""
+        if self.architecture.files:
+            return str(self.architecture.files[0])
+        module = sys.modules.get(self.architecture.source.partition(":")[0])
+        file: str | None = getattr(module, "__file__", None)
+        return file
+
+    def build(self) -> nn.Module:
+        torch.manual_seed(0)
+        return self.architecture.build(self.config)
+
+    def tokens(self, B: int, T: int) -> Tensor:
+        """Random token ids (B, T) int64."""
+        return torch.randint(self.config.vocab_size, (B, T), generator=torch.Generator().manual_seed(1))
+
+    def training(self, B: int, device: torch.device) -> tuple[TrainState, Batch]:
+        """The state before a first update in float32, and a batch (B, T) to repeat."""
+        tokens = self.tokens(B, self.config.context_length + 1)
+        recipe = TrainingConfig(steps=1, batch_size=B, learning_rate=1e-4, schedule="constant")  # type: ignore[call-arg]
+        state = TrainState.create(self.build().to(device).train(), recipe, device=device)
+        return state, Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()).to(device)
+
+
+def exact_costs(subject: Subject) -> dict[str, float | None]:
+    """What can be counted: metric -> value, None where there is no such thing, as the state of a model without one."""
+    T = subject.config.context_length
+    model = subject.build()
+    flops = count_flops(on_meta(model), 1, T)
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "forward_flops_per_token": flops.forward_per_token,
+        "training_flops_per_token": flops.training_per_token,
+        "state_bytes_per_token": cache_bytes_per_token(model, 1, T),
+        "state_bytes": measured_cache_bytes(model, 1, T),
+        "saved_activation_bytes": saved_activation_bytes(subject),
+        "graph_breaks": graph_breaks(subject.build().train(), subject.tokens(2, T)),
+    }
+
+
+def saved_activation_bytes(subject: Subject, B: int = 2) -> int:
+    """Most bytes kept for the backward pass at one time of a training step on tokens (B, T), float32, on a CPU.
+
+    Distinct storages; parameters and buffers, which are there anyway, are left out.
+    """
+    state, batch = subject.training(B, torch.device("cpu"))
+    own = {tensor.untyped_storage()._cdata for tensor in (*state.model.parameters(), *state.model.buffers())}
+    saved: dict[int, int] = {}  # storage -> how many saved tensors are in it
+    live = most = 0
+
+    class Saved:
+        """A tensor that autograd holds; it goes when the graph lets go of it."""
+
+        def __init__(self, tensor: Tensor) -> None:
+            nonlocal live, most
+            self.tensor = tensor
+            storage = tensor.untyped_storage()
+            self.key, self.nbytes = storage._cdata, storage.nbytes()
+            if self.key in own:
+                return
+            if not saved.get(self.key):
+                live += self.nbytes
+                most = max(most, live)
+            saved[self.key] = saved.get(self.key, 0) + 1
+
+        def __del__(self) -> None:
+            nonlocal live
+            if self.key in own:
+                return
+            saved[self.key] -= 1
+            if not saved[self.key]:
+                live -= self.nbytes
+
+    def unpack(kept: Saved) -> Tensor:
+        return kept.tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(Saved, unpack):
+        subject.architecture.train_step(state, batch)
+    return most
+
+
+def graph_breaks(model: nn.Module, tokens: Tensor) -> int | None:
+    """How often ``model(tokens)``, compiled, leaves a graph for Python and comes back; None where nothing is traced.
+
+    Graphs are counted as they are run, and not as they are compiled: one that each layer runs is compiled once, and a
+    break within a loop has the loop's whole frame left out.
+    """
+    import torch._dynamo as dynamo  # here, for it takes a second to import
+
+    run = 0
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        def count(*arguments: Any) -> Any:
+            nonlocal run
+            run += 1
+            return graph.forward(*arguments)
+
+        return count
+
+    dynamo.reset()
+    try:
+        compiled = torch.compile(model, backend=backend)
+        compiled(tokens)
+        run = 0
+        compiled(tokens)
+    finally:
+        dynamo.reset()
+    return run - 1 if run else None
+
+
+class Timing:
+    """The three workloads of one architecture, each timed right after the reference."""
+
+    def __init__(self, subject: Subject, device: torch.device) -> None:
+        self._subject, self._device = subject, device
+        self.reference = reference_workload(device)
+        self.work: dict[str, Callable[[], object]] = {
+            "train_step": self._train_step(),
+            "prefill": self._prefill(),
+            "decode": self._decode(),
+        }
+        for _ in range(WARMUP):
+            self.reference()
+            for metric in TIMED:
+                self.prepare(metric)
+                self.work[metric]()
+
+    def _train_step(self) -> Callable[[], object]:
+        state, batch = self._subject.training(1, self._device)
+        return lambda: self._subject.architecture.train_step(state, batch)
+
+    def _prefill(self) -> Callable[[], object]:
+        architecture, model = self._subject.architecture, self._subject.build().to(self._device).eval()
+        prompt = self._subject.tokens(1, max(1, 3 * self._subject.config.context_length // 4)).to(self._device)
+        return lambda: list(architecture.generate(model, prompt, 1, Sampling(greedy=True)))
+
+    def _decode(self) -> Callable[[], object]:
+        self._model = self._subject.build().to(self._device).eval()
+        T = self._subject.config.context_length
+        self._prompt = self._subject.tokens(1, max(1, T // 4)).to(self._device)
+        self._room = max(TOKENS, T - self._prompt.shape[1] - 1)
+        self._generating: Iterator[Tensor] = iter(())
+        self._left = 0
+
+        def decode() -> None:
+            for _ in range(TOKENS):
+                next(self._generating)
+            self._left -= TOKENS
+
+        return decode
+
+    def prepare(self, metric: str) -> None:
+        """What has to be there before a sample, and is not timed: for ``decode`` a prompt that was read."""
+        if metric == "decode" and self._left < TOKENS:
+            generate, sampling = self._subject.architecture.generate, Sampling(greedy=True)
+            self._generating = generate(self._model, self._prompt, self._room + 1, sampling)
+            next(self._generating)
+            self._left = self._room
+
+    def sample(self, metric: str) -> tuple[float, float]:
+        """Seconds of the reference, then of the work: CPU time of this process, or time on the GPU."""
+        self.prepare(metric)
+        return seconds(self.reference, self._device), seconds(self.work[metric], self._device)
+
+    def turn(self, samples: dict[str, int]) -> dict[str, list[tuple[float, float]]]:
+        """Some samples of each workload. Another process has had the caches: the first reference is not timed."""
+        self.reference()
+        gc.collect()
+        gc.disable()
+        try:
+            return {metric: [self.sample(metric) for _ in range(count)] for metric, count in samples.items()}
+        finally:
+            gc.enable()
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """On a CPU this process's own CPU time, which others' work hardly enters; on a GPU the time between two events."""
+    if device.type == "cpu":
+        start = time.process_time_ns()
+        work()
+        return (time.process_time_ns() - start) * 1e-9
+    start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    start_event.record()
+    work()
+    end_event.record()
+    end_event.synchronize()
+    return float(start_event.elapsed_time(end_event)) * 1e-3
+
+
+def reference_workload(device: torch.device) -> Callable[[], object]:
+    """A fixed small transformer in plain torch that reads 32 positions, then 2 single ones: like what it stands beside.
+
+    Its weights are as large as a nano model's (4 MB), so that it feels a busy cache as they do.
+    """
+    C, H, V, S = 192, 6, 1024, 64
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> Tensor:
+        return (torch.randn(shape, generator=generator) * 0.02).to(device)
+
+    layers = [(draw(3 * C, C), draw(C, C), draw(4 * C, C), draw(C, 4 * C), draw(1, H, S, C // H)) for _ in range(2)]
+    head, prompt, token = draw(V, C), draw(1, 32, C), draw(1, 1, C)
+
+    def read(x: Tensor) -> Tensor:
+        T = x.shape[1]
+        for qkv, out, up, down, past in layers:
+            q, k, v = F.linear(x, qkv).view(1, T, 3, H, C // H).permute(2, 0, 3, 1, 4)  # (1, H, T, D)
+            if T == 1:
+                k, v = torch.cat([past, k], 2), torch.cat([past, v], 2)  # (1, H, S + 1, D)
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1)
+            x = F.layer_norm(x + F.linear(y.transpose(1, 2).reshape(1, T, C), out), (C,))
+            x = F.layer_norm(x + F.linear(F.gelu(F.linear(x, up)), down), (C,))
+        return F.linear(x[:, -1], head)
+
+    def reference() -> None:
+        with torch.no_grad():
+            read(prompt)
+            for _ in range(2):
+                read(token)
+
+    return reference
+
+
+def each(names: Sequence[str], do: Callable[[str], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``do`` for each architecture: results by name, and the errors of those that have none."""
+    results: dict[str, Any] = {}
+    errors: dict[str, Any] = {}
+    for name in names:
+        try:
+            results[name] = do(name)
+        except Exception as error:  # noqa: BLE001  a stranger's code: what it raises is told, and the next one goes on
+            traceback.print_exc()
+            errors[name] = _known(error, name).as_dict()
+    return results, errors
+
+
+def _known(error: Exception, names: str) -> ArchbenchError:
+    if isinstance(error, ArchbenchError):
+        return error
+    cause = " ".join(f"{type(error).__name__}: {error}".split())[:400].rstrip(".")
+    return PhaseError(f"measuring {names}", f"it failed with {cause}", "See the traceback above")
+
+
+def serve(
+    commands: int,
+    answers: int,
+    *,
+    architectures: Sequence[str],
+    plugins: Sequence[str],
+    preset: str,
+    overrides: Mapping[str, str],
+    device: str,
+) -> None:
+    """Load, say so, and answer until the other end closes."""
+
+    def send(message: dict[str, Any]) -> None:
+        line = (json.dumps(message) + "\n").encode()
+        while line:
+            line = line[os.write(answers, line) :]
+
+    subjects, errors = each(architectures, lambda name: Subject.load(name, plugins, preset, overrides))
+    files = {name: subject.file for name, subject in subjects.items()}
+    # Whose code this process measures.
+    send({"archbench": str(Path(archbench.__file__).parent), "files": files, "errors": errors})
+    timings: dict[str, Timing] = {}
+    with open(commands) as lines:
+        for command in lines:
+            if command == "exact\n":
+                costs, errors = each(list(subjects), lambda name: exact_costs(subjects[name]))
+                send({"costs": costs, "errors": errors})
+            else:
+                timings = timings or {name: Timing(subject, torch.device(device)) for name, subject in subjects.items()}
+                samples = json.loads(command)
+                send({name: timing.turn(samples) for name, timing in timings.items()})
+
+
+def main(arguments: list[str]) -> int:
+    """Serve one parent, and end with it; an error is the last answer."""
+    end_with_parent()
+    commands, answers, request = int(arguments[0]), int(arguments[1]), json.loads(arguments[2])
+    tune_malloc()
+    torch.set_num_threads(1)
+    # Torch's compiler would import Triton, which runs on a CPU do without.
+    with without_triton() if request["device"] == "cpu" else nullcontext():
+        try:
+            serve(commands, answers, **request)
+        except BrokenPipeError:
+            return 1  # the parent is gone
+        except Exception as error:  # noqa: BLE001  the boundary of the process: the parent raises it again
+            traceback.print_exc()
+            said = _known(error, ", ".join(request["architectures"])).as_dict()
+            os.write(answers, (json.dumps({"error": said}) + "\n").encode())
+    return 0
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(code)  # what a plugin has left running gets no say

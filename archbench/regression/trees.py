@@ -1,0 +1,179 @@
+"""Two revisions of one repository, each checked out beside it, and imported as if it were installed."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import tempfile
+import threading
+import tomllib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from archbench.errors import UsageError
+from archbench.hookspecs import GROUP
+
+_SITE = ".archbench-site"
+TERMINATED = 128 + signal.SIGTERM
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The project as it was at one revision.
+
+    Attributes:
+        revision: as it was asked for.
+        commit: its hash.
+        project: the folder of its ``pyproject.toml``.
+        architectures: what that declares.
+        imports: folders that come first on a process's path, so that it finds this tree's code and no other.
+    """
+
+    revision: str
+    commit: str
+    project: Path
+    architectures: tuple[str, ...]
+    imports: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """As errors and tables have it."""
+        return self.commit[:7] if self.commit.startswith(self.revision) else f"{self.revision} ({self.commit[:7]})"
+
+    def has(self, file: str | None) -> bool:
+        """Whether ``file`` is part of it."""
+        return file is not None and Path(file).resolve().is_relative_to(self.project.resolve())
+
+
+@contextmanager
+def checked_out(folder: Path, revisions: Sequence[str]) -> Iterator[list[Tree]]:
+    """Work trees of ``revisions``, gone when the context ends, also by an error, an interrupt or SIGTERM.
+
+    Args:
+        folder: in the repository; the project is around it.
+        revisions: anything that git knows as a commit.
+
+    Raises:
+        UsageError: no repository, no such revision, a work tree that git refuses to make, or a ``pyproject.toml`` that
+            cannot be read.
+    """
+    repository = Path(_git(folder, "rev-parse", "--show-toplevel", culprit=str(folder)))
+    project = _project(folder.resolve(), repository.resolve()).relative_to(repository.resolve())
+    commits = [_commit(repository, revision) for revision in revisions]
+    made: list[Path] = []
+    with _terminable(), tempfile.TemporaryDirectory(prefix="archbench-regress-") as place:
+        try:
+            for number, commit in enumerate(commits):
+                path = Path(place, str(number))
+                made.append(path)
+                _git(repository, "worktree", "add", "--quiet", "--detach", str(path), commit, culprit="git worktree")
+            yield [
+                describe(revision, commit, path / project)
+                for revision, commit, path in zip(revisions, commits, made, strict=True)
+            ]
+        finally:
+            for path in made:
+                _run_git(repository, "worktree", "remove", "--force", str(path))
+
+
+def describe(revision: str, commit: str, project: Path) -> Tree:
+    """What the ``pyproject.toml`` in ``project`` declares, made importable as if pip had installed it.
+
+    Nothing is built: the folders that the code is in come first on the path (``src`` and the project's own, and what
+    ``tool.setuptools.package-dir`` names), with the metadata from which entry points are read. So a compiled extension
+    of the plugin's own would be the environment's.
+    """
+    file = project / "pyproject.toml"
+    try:
+        settings = tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
+    except ValueError as error:
+        cause = f"its pyproject.toml at {revision} is no TOML ({error})"
+        raise UsageError(str(file), cause, "Correct it, or compare other revisions") from error
+    described: dict[str, Any] = settings.get("project", {})
+    points: dict[str, str] = described.get("entry-points", {}).get(GROUP, {})
+    site = project / _SITE
+    site.mkdir(parents=True, exist_ok=True)
+    roots = [site, project / "src", project]
+    folders: dict[str, str] = settings.get("tool", {}).get("setuptools", {}).get("package-dir", {})
+    for package, folder in folders.items():
+        if package == "":
+            roots.insert(1, project / folder)
+        elif "." not in package and (project / folder).is_dir():
+            (site / package).symlink_to(project / folder, target_is_directory=True)
+    if name := described.get("name"):
+        _write_metadata(site, name, str(described.get("version", "0")), points)
+    there = tuple(name for name, module in points.items() if _exists(module.partition(":")[0], roots))
+    return Tree(revision, commit, project, there, tuple(str(root) for root in roots if root.is_dir()))
+
+
+def _write_metadata(site: Path, name: str, version: str, points: dict[str, str]) -> None:
+    info = site / f"{re.sub(r'[-_.]+', '_', name)}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    lines = "".join(f"{point} = {module}\n" for point, module in points.items())
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{lines}")
+
+
+def _exists(module: str, roots: Sequence[Path]) -> bool:
+    """Whether a module is there, without importing it; declared ahead of its file it is no architecture yet."""
+    parts = module.split(".")
+    places = [root.joinpath(*parts) for root in roots]
+    return any(place.with_name(f"{place.name}.py").is_file() or place.is_dir() for place in places)
+
+
+def _project(folder: Path, repository: Path) -> Path:
+    """The nearest folder with a ``pyproject.toml``; the repository where there is none."""
+    around = (place for place in (folder, *folder.parents) if place.is_relative_to(repository))
+    return next((place for place in around if (place / "pyproject.toml").is_file()), repository)
+
+
+def _commit(repository: Path, revision: str) -> str:
+    done = _run_git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}")
+    if done is None or done.returncode != 0:
+        step = "Name a commit, branch or tag; a shallow clone has no history: fetch it whole (fetch-depth: 0)"
+        raise UsageError(f"revision {revision!r}", f"{repository} has no such commit", step)
+    return done.stdout.strip()
+
+
+def _git(folder: Path, *arguments: str, culprit: str) -> str:
+    done = _run_git(folder, *arguments)
+    if done is None:
+        raise UsageError(culprit, "there is no git to ask", "Install git")
+    if done.returncode != 0:
+        said = " ".join(done.stderr.split()).rstrip(".")
+        raise UsageError(culprit, f"git says: {said}", "Run this inside the plugin's git repository")
+    return done.stdout.strip()
+
+
+def _run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] | None:
+    # A git hook's own variables would point to its repository and index, whatever the folder.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], env=variables, capture_output=True, text=True, check=False
+        )
+    except OSError:
+        return None
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, by which a CI system cancels, as an exception, so that what was made is taken away."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(TERMINATED)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,98 @@
+"""``--archbench-baseline``: what a session saves, another compares with; what is missing is NEW, no silent pass."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+pytest_plugins = "pytester"
+
+BENCHMARKS = ("--pyargs", "archbench.testing", "--benchmark-only", "-p", "no:cacheprovider")
+MINE = ("--archbench-arch", "mine", "--archbench-plugin", "mine.py")
+EXTRA = "        self.config = config\n        self.extra = nn.Linear(8, 1)\n"
+
+
+def rows(path: Path) -> dict[tuple[str, str], str]:
+    return {(row["architecture"], row["metric"]): row["verdict"] for row in json.loads(path.read_text())}
+
+
+def test_what_a_session_saved_another_compares_with_and_what_is_missing_is_new(
+    minimal_plugin: str, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = minimal_plugin.replace('"bigram"', '"mine"')
+    plugin = pytester.path / "mine.py"
+    plugin.write_text(source)
+    saved = pytester.runpytest_subprocess(*BENCHMARKS, *MINE, "--archbench-baseline", "save", "-k", "exact")
+    saved.assert_outcomes(passed=1, deselected=3)
+    saved.stdout.fnmatch_lines(["baseline of mine: *mine-*.json"])
+    (file,) = (pytester.path / ".archbench-baselines").glob("*.json")
+
+    plugin.write_text(source.replace("        self.config = config\n", EXTRA))
+    summary = pytester.path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    # bigram was saved by nobody, or rather by another machine.
+    (pytester.path / "bigram.py").write_text(minimal_plugin)
+    content = json.loads(file.read_text())
+    content["architecture"], content["key"]["device"] = "bigram", "a Xeon"
+    (file.parent / "bigram-000000000000.json").write_text(json.dumps(content))
+    both = (*MINE, "--archbench-arch", "bigram", "--archbench-plugin", "bigram.py", "-k", "exact")
+    options = ("--archbench-baseline", "compare", "--archbench-report", "report.json")
+    done = pytester.runpytest_subprocess(*BENCHMARKS, *both, *options)
+    done.assert_outcomes(passed=1, failed=1, deselected=6)
+    done.stdout.fnmatch_lines(["mine  parameters  66,049  66,058  1.000  FAIL  +9", "*bigram*parameters*NEW*'a Xeon'*"])
+    found = rows(pytester.path / "report.json")
+    assert found["mine", "parameters"] == "FAIL"
+    assert found["mine", "forward_flops_per_token"] == "ok"
+    assert {verdict for (name, _), verdict in found.items() if name == "bigram"} == {"NEW"}
+    assert "| mine | parameters | 66,049 | 66,058 | 1.000 | **FAIL** | +9 |" in summary.read_text()
+
+    required = pytester.runpytest_subprocess(
+        *BENCHMARKS, *both, *options, "--require-baseline", "-k", "exact and bigram"
+    )
+    required.assert_outcomes(failed=1, deselected=7)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--archbench-baseline", "save"), "*--archbench-baseline is for --archbench-arch NAME, which is missing"),
+        (("--archbench-arch", "gpt1", "--require-baseline"), "*--require-baseline is for --archbench-baseline compare"),
+        (
+            ("--archbench-arch", "gpt1", "--archbench-baseline", "save", "-p", "no:benchmark"),
+            "*--archbench-baseline needs pytest-benchmark: pip install pytest-benchmark",
+        ),
+        (("--archbench-arch", "gpt1", "--archbench-rounds", "1"), "*fewer than 2 processes have no interval"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_refused(
+    options: tuple[str, ...], said: str, pytester: pytest.Pytester
+) -> None:
+    done = pytester.runpytest(*options)
+    assert done.ret == pytest.ExitCode.USAGE_ERROR
+    done.stderr.fnmatch_lines([f"ERROR: {said}"])
+
+
+@pytest.mark.exhaustive
+def test_times_are_saved_and_compared_in_fresh_processes(minimal_plugin: str, pytester: pytest.Pytester) -> None:
+    source = minimal_plugin.replace('"bigram"', '"mine"')
+    plugin = pytester.path / "mine.py"
+    plugin.write_text(source)
+    options = (*BENCHMARKS, *MINE, "--archbench-rounds", "3", "--benchmark-json", "benchmarks.json")
+    pytester.runpytest_subprocess(*options, "--archbench-baseline", "save").assert_outcomes(passed=4)
+    (file,) = (pytester.path / ".archbench-baselines").glob("*.json")
+    assert {name: len(levels) for name, levels in json.loads(file.read_text())["timed"].items()} == {
+        "train_step": 3, "prefill": 3, "decode": 3,
+    }  # fmt: skip
+    assert len(json.loads((pytester.path / "benchmarks.json").read_text())["benchmarks"]) == 4
+    slowed = "    import time\n    time.sleep(0)\n    end = time.process_time() + 0.02\n"
+    plugin.write_text(
+        source.replace(
+            "    return next_token_step",
+            f"{slowed}    while time.process_time() < end: pass\n    return next_token_step",
+        )
+    )
+    done = pytester.runpytest_subprocess(*options, "--archbench-baseline", "compare")
+    done.assert_outcomes(passed=3, failed=1)
+    done.stdout.fnmatch_lines(["FAILED *test_time[[]mine-train_step[]]*"])
