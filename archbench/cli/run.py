@@ -104,6 +104,9 @@ def run(
         _resume(architecture or [], resume, locals())
         return
     written = {} if file is None else read_run_file(file)
+    weights = weights or written.get("weights")
+    section = written.get("data")
+    tokenizer = tokenizer or (section.get("tokenizer") if isinstance(section, dict) else None)
 
     from archbench.phases.device import default_device, resolve_device
 
@@ -122,7 +125,7 @@ def run(
         "plugins": tuple(plugin) if plugin else None,
         "out": out if out != "results" else written.get("out", out),
         "weights": weights,
-        "phases": _phases(phases, weights),
+        "phases": None if phases is None and "phases" in written else _phases(phases, weights),
         "vocabulary": None if weights is None else "preset",
         "data": _given(corpus=corpus, tokenizer=tokenizer or _tokenizer_beside(weights)),
         "training": _given(

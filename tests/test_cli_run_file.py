@@ -1,0 +1,96 @@
+"""A run file is everything a run depends on; options override it; what is wrong with it is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from installations import RunCLI
+
+RUN_FILE = """
+architecture = "gpt2"
+profile = "smoke"
+seed = 7
+phases = ["train"]
+threads = 1
+out = "elsewhere"
+
+[overrides]
+context_length = 16
+n_layer = 1
+
+[data]
+corpus = "small.txt"
+
+[training]
+steps = 2
+batch_size = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "small.txt").write_text("To be, or not to be, that is the question:\n" * 80)
+    (tmp_path / "run.toml").write_text(RUN_FILE)
+    return tmp_path
+
+
+def frozen(folder: Path) -> dict[str, object]:
+    """The configuration of the one run in ``folder``."""
+    (stored,) = folder.glob("*.json")
+    config: dict[str, object] = json.loads(stored.read_text())["run"]
+    return config
+
+
+def test_a_run_file_alone_is_a_run_and_options_override_it(cli: RunCLI, folder: Path) -> None:
+    done = cli("run", "--file", "run.toml", "--tokens", "96", "--set", "d_model=96", "--quiet", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    config = frozen(folder / "elsewhere")
+    assert (config["architecture"], config["seed"], config["phases"]) == ("gpt2", 7, ["train"])
+    assert config["overrides"] == {"context_length": 16, "n_layer": 1, "d_model": "96"}
+    training = config["training"]
+    assert isinstance(training, dict)
+    assert (training["tokens"], training["steps"], training["batch_size"]) == (96, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "said"),
+    [
+        (None, [], "--file run.toml: it cannot be read (No such file or directory). Check the path."),
+        ("architecture = gpt2", [], "--file run.toml: it is not TOML"),
+        ("profile = 'smoke'", [], "archbench run: no architecture is named"),
+        ("architecture = 'gpt2'\n[training]\nstep = 3", [], "TrainingConfig.step: there is no such field. Did you mean 'steps'?"),
+        ("architecture = 'gpt2'\n[overrides]\nn_head = 5", ["--phases", "train"], "5 heads do not divide"),
+    ],
+    ids=["missing", "no TOML", "no architecture", "no such field", "no such size"],
+)
+def test_what_is_wrong_with_a_run_file_is_said_in_one_line(
+    cli: RunCLI, folder: Path, text: str | None, arguments: list[str], said: str
+) -> None:
+    (folder / "run.toml").unlink()
+    if text is not None:
+        (folder / "run.toml").write_text(text)
+    done = cli("run", "--file", "run.toml", *arguments, cwd=folder)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_several_runs_end_in_one_table(cli: RunCLI, folder: Path) -> None:
+    phases = ["--phases", "train,decode", "--unchecked", "--quiet"]
+    done = cli("run", "gpt2", "llama", "--file", "run.toml", *phases, "--set", "vocab_size=300", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    table = done.stdout[done.stdout.rindex("parameters") :].splitlines()
+    assert [line.split()[0] for line in table[1:3]] == ["gpt2", "llama"]
+    assert "One seed: a difference in bits/byte may be chance" in done.stdout
+
+
+def test_all_is_every_architecture_there_is(cli: RunCLI, folder: Path) -> None:
+    """Told from what cannot be run: a corpus that is not there ends each of them."""
+    done = cli("run", "all", "--file", "run.toml", "--corpus", "missing.txt", cwd=folder)
+    assert done.returncode == 4, done.stderr
+    failed = done.stderr.splitlines()[-1]
+    for name in ("gpt1", "gpt2", "llama", "mistral", "mixtral", "gemma", "mamba2", "gated-deltanet", "rwkv7", "hybrid"):
+        assert f"{name} (exit code 4)" in failed
