@@ -181,7 +181,7 @@ def test_a_package_is_refused_installed_or_not(install: Install, tmp_path: Path,
 
 
 def test_an_unknown_origin_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UnknownNameError, match=r"--from gpt: there is no such architecture.*'gpt1'"):
-        copy_of("gpt")
-    assert main(["new", "mine", "--from", "gpt", "--out", str(tmp_path)]) == 2
+    with pytest.raises(UnknownNameError, match=r"--from gptt1: there is no such architecture.*'gpt1'"):
+        copy_of("gptt1")
+    assert main(["new", "mine", "--from", "gptt1", "--out", str(tmp_path)]) == 2
     assert not list(tmp_path.iterdir())

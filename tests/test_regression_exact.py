@@ -20,11 +20,11 @@ HIDDEN = "        for block in self.blocks:\n            x = block(x, cache)\n"
 
 CHANGES = {
     "one more parameter": (
-        "        self.apply(self._initialise)",
-        "        self.scale = nn.Parameter(torch.ones(()))\n        self.apply(self._initialise)",
+        "        for module in self.modules():",
+        "        self.scale = nn.Parameter(torch.ones(()))\n        for module in self.modules():",
     ),
     "one more matmul": (HIDDEN, f"{HIDDEN}        x = x @ torch.eye(x.shape[-1], device=x.device)\n"),
-    "a doubled cache": ("layers=self.config.n_layer", "layers=2 * self.config.n_layer"),
+    "a doubled cache": ("layers=c.n_layer", "layers=2 * c.n_layer"),
     "a graph break": (HIDDEN, f"{HIDDEN}        torch._dynamo.graph_break()\n"),
     "one more saved activation": (HIDDEN, f"{HIDDEN}        x = x.exp().log()\n"),
 }

@@ -244,7 +244,7 @@ def test_a_user_file_as_corpus_with_bpe(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[Sequence[str], str]] = {
-    "unknown architecture": (["run", "gpt9"], "Did you mean 'gpt1'"),
+    "unknown architecture": (["run", "gptt1"], "Did you mean 'gpt1'"),
     "unknown profile": (["run", "gpt1", "--profile", "smok"], "Did you mean 'smoke'"),
     "unknown preset": (["run", "gpt1", "--preset", "nanoo"], "Did you mean 'nano'"),
     "unknown field": (["run", "gpt1", "--set", "n_layers=3"], "Did you mean 'n_layer'"),

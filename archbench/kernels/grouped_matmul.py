@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from archbench.errors import UsageError
-from archbench.kernels.matmul import LARGE_FOR_FEW_ROWS, onednn_applies, onednn_linear
 from archbench.kernels.triton_guard import flop_counter
 
 
@@ -136,24 +135,17 @@ _backward.register_autograd(_no_second_derivative)
 @torch.no_grad()
 def _products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     out = x.new_empty((x.shape[0], weight.shape[1]))
-    onednn = _onednn(x, weight)
     for group, rows in _spans(ends, x.shape[0]):
-        if onednn:
-            out[rows] = onednn_linear(x[rows], weight[group])
-        else:
-            torch.mm(x[rows], weight[group].t(), out=out[rows])
+        torch.mm(x[rows], weight[group].t(), out=out[rows])
     return out
 
 
 @torch.no_grad()
 def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
     for_x, for_weight = _empty_gradients(x, weight, wanted)
-    onednn = _onednn(x, weight)
     full = 0  # groups before this one have their gradient
     for group, rows in _spans(ends, x.shape[0]):
-        if wanted[0] and onednn:
-            for_x[rows] = onednn_linear(gradient[rows], weight[group].t())
-        elif wanted[0]:
+        if wanted[0]:
             torch.mm(gradient[rows], weight[group], out=for_x[rows])
         if wanted[1]:
             for_weight[full:group].zero_()
@@ -161,11 +153,6 @@ def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor, wanted
             full = group + 1
     for_weight[full:].zero_()
     return for_x, for_weight
-
-
-def _onednn(x: Tensor, weight: Tensor) -> bool:
-    """A group's rows are fewer than a layer's: oneDNN gains from smaller matrices on (docs/decisions.md)."""
-    return weight[0].numel() >= LARGE_FOR_FEW_ROWS and onednn_applies(x, weight)
 
 
 def _torch_products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """x Wᵀ + b: PyTorch's, or on AMD's CPUs oneDNN's.
 
 PyTorch gives float32 products on x86 to MKL, which does not use AMD's cores well. oneDNN, which comes with PyTorch, is
-1.9 times as fast where a row or a few meet a large matrix (decoding), and 1.05 to 1.2 times in training, most where a
-dimension is as odd as a vocabulary of 40,478 (EPYC of the Zen 4 generation, two cores, torch 2.13). Half-precision
-products go to oneDNN anyway.
+1.9 times as fast where a row or a few meet a large matrix (decoding), and 1.05 to 1.5 times in training (EPYC of the
+Zen 4 generation, two cores, torch 2.13; 256 to 2,048 rows, weights of 192 × 576 and larger). It makes a kernel for each
+number of rows, though, which has to be the same in every step. Half-precision products go to oneDNN anyway.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**20
-"""Elements of a weight from which oneDNN is worth its 10 µs a call. Where many rows meet a smaller one it gains
-nothing, and it rounds about twice as much as MKL does."""
+FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**16
+"""Elements of a weight from which oneDNN is worth its 10 µs a call, where few rows meet it and where many do. It rounds
+about twice as much as MKL does."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -28,7 +28,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Which means that is depends on the machine, dtype and sizes alone, so that the same run gives the same numbers.
     """
     large = LARGE_FOR_FEW_ROWS if x.numel() <= FEW_ROWS * x.shape[-1] else LARGE
-    if weight.numel() >= large and onednn_applies(x, weight):
+    if weight.numel() >= large and _onednn_applies(x, weight):
         return onednn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
@@ -63,8 +63,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def onednn_applies(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is to be preferred for products of this dtype on this machine."""
+def _onednn_applies(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"

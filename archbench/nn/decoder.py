@@ -53,11 +53,15 @@ class DecoderOnly(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """hidden states (..., C) -> logits (..., V)."""
-        return linear(hidden, self.head_parameters()[0])
+        return linear(hidden, self._head_weight)
 
     def head_parameters(self) -> tuple[Tensor, None]:
         """The head's weight (V, C) and its bias; see :class:`archbench.protocols.LinearHeadModel`."""
-        return (self.embedding if self.output is None else self.output).weight, None
+        return self._head_weight, None
+
+    @property
+    def _head_weight(self) -> Tensor:
+        return (self.embedding if self.output is None else self.output).weight
 
     def extend(self, tokens: Tensor, cache: LayerCache) -> Tensor:
         """Read tokens (B, T) after those in the cache; logits (B, V) after the last one."""
