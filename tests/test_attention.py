@@ -35,6 +35,7 @@ SHAPES = [  # B, H, G, T, S, D
     (1, 2, 2, 1, 1, 8),
     (1, 3, 3, 2, 33, 16),
     (1, 3, 1, 20, 21, 80),
+    (1, 4, 2, 150, 170, 16),  # where a window goes over it in blocks
 ]
 
 

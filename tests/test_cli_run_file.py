@@ -61,7 +61,11 @@ def test_a_run_file_alone_is_a_run_and_options_override_it(cli: RunCLI, folder: 
         (None, [], "--file run.toml: it cannot be read (No such file or directory). Check the path."),
         ("architecture = gpt2", [], "--file run.toml: it is not TOML"),
         ("profile = 'smoke'", [], "archbench run: no architecture is named"),
-        ("architecture = 'gpt2'\n[training]\nstep = 3", [], "TrainingConfig.step: there is no such field. Did you mean 'steps'?"),
+        (
+            "architecture = 'gpt2'\n[training]\nstep = 3",
+            [],
+            "TrainingConfig.step: there is no such field. Did you mean 'steps'?",
+        ),
         ("architecture = 'gpt2'\n[overrides]\nn_head = 5", ["--phases", "train"], "5 heads do not divide"),
     ],
     ids=["missing", "no TOML", "no architecture", "no such field", "no such size"],

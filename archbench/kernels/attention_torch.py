@@ -19,6 +19,9 @@ from torch import Tensor
 
 from archbench.kernels.dropout import fast_dropout
 
+SMALLEST_BLOCK = 64
+"""Positions that a window's blocks have at the least."""
+
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, dropout: float) -> Tensor:
     """The definition, in matrix products; holds all (B, H, T, S) weights."""
@@ -44,6 +47,8 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale
     if T == 1 and window is None:
         grouped = q.reshape(B, G, H // G, D)  # the queries of one group, all at the last position: nothing to hide
         return F.scaled_dot_product_attention(grouped, k, v, dropout_p=dropout, scale=scale).reshape(B, H, T, D)
+    if window is not None and max(window, SMALLEST_BLOCK) < T:
+        return _attention_in_blocks(q, k, v, window=window, scale=scale, dropout=dropout)
     if T == S and window is None:  # SDPA aligns its own mask at the first position, not at the last
         causal, mask = True, None
     else:
@@ -51,6 +56,35 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=index(H) != index(G)
     )
+
+
+def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float, dropout: float) -> Tensor:
+    """A window over many positions, in time linear in T: under a mask SDPA computes all T × S scores.
+
+    Queries go in blocks as long as the window; each sees its own keys and those of the block before (Beltagy et al.
+    2020, Longformer, arXiv:2004.05150, section 3.1), all blocks in one call but the first, which has fewer before it.
+    """
+    (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
+    N, before = max(window, SMALLEST_BLOCK), S - T  # positions a block; those before the first query, fewer than N
+    grouped = index(H) != index(G)
+    first = F.scaled_dot_product_attention(
+        q[:, :, :N], k[:, :, : before + N], v[:, :, : before + N], attn_mask=visible(N, before + N, window, q.device),
+        dropout_p=dropout, scale=scale, enable_gqa=grouped,
+    )  # fmt: skip
+    blocks = (T - 1) // N  # after the first; the last one is filled up
+    pad = (0, 0, 0, (blocks + 1) * N - T)
+
+    def cut(x: Tensor, start: int, size: int) -> Tensor:
+        """(B, ·, start + blocks × N …, D) -> (B × blocks, ·, size, D): every block, and what precedes it."""
+        parts = F.pad(x, pad)[:, :, start:].unfold(2, size, N)[:, :, :blocks]  # (B, ·, blocks, D, size)
+        return parts.permute(0, 2, 1, 4, 3).flatten(0, 1)
+
+    others = F.scaled_dot_product_attention(
+        cut(q, N, N), cut(k, before, 2 * N), cut(v, before, 2 * N), attn_mask=visible(N, 2 * N, window, q.device),
+        dropout_p=dropout, scale=scale, enable_gqa=grouped,
+    )  # fmt: skip
+    others = others.view(B, blocks, H, N, D).transpose(1, 2).reshape(B, H, blocks * N, D)
+    return torch.cat([first, others], dim=2)[:, :, :T]
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float) -> Tensor:
