@@ -68,6 +68,7 @@ def _print_table(found: list[dict[str, Any]]) -> None:
     good = [row for row in found if row["error"] is None]
     if good:
         made = table("name", "summary", "paper", "package", "presets")
+        made.columns[0].no_wrap = made.columns[3].no_wrap = True  # what is typed, and what is looked for
         for row in good:
             made.add_row(row["name"], row["summary"], row["paper"], *row["packages"], " ".join(row["presets"]))
         out.print(made)
