@@ -17,6 +17,10 @@ from installations import RunCLI, write_package
 # A script's shell has what it starts in the background ignore interrupts, and so would what tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: as many processes as cores, each of one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # pytest -n sets it for its workers: tables would wrap in what tests start
+
 EXAMPLES = Path(__file__).parent / "example_plugins"
 
 Install = Callable[..., Path]

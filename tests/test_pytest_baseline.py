@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ pytest_plugins = "pytester"
 BENCHMARKS = ("--pyargs", "archbench.testing", "--benchmark-only", "-p", "no:cacheprovider")
 MINE = ("--archbench-arch", "mine", "--archbench-plugin", "mine.py")
 EXTRA = "        self.config = config\n        self.extra = nn.Linear(8, 1)\n"
+
+
+@pytest.fixture(autouse=True)
+def _of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sessions that are started here are no part of a ``pytest -n``, in which nothing may be timed."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        monkeypatch.delenv(name)
 
 
 def rows(path: Path) -> dict[tuple[str, str], str]:
