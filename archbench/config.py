@@ -75,6 +75,9 @@ class TrainingConfig(Frozen):
     )
     batch_size: int = Field(gt=0, description="B, sequences per micro-batch")
     accumulation: int = Field(1, gt=0, description="micro-batches per optimizer update")
+    sampling: Literal["epochs", "random"] = Field(
+        "epochs", description="epochs: each block of T tokens once an epoch; random: blocks that begin anywhere"
+    )
     optimizer: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="all from torch.optim")
     learning_rate: float = Field(gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field(

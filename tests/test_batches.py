@@ -82,3 +82,18 @@ def test_a_text_shorter_than_a_context_is_refused_with_both_lengths() -> None:
 def test_batches_move_as_a_whole() -> None:
     batch = sampler(100, B=2, T=8).batch(0).to("meta")
     assert batch.inputs.device.type == batch.targets.device.type == "meta"
+
+
+def test_random_blocks_begin_anywhere_and_leave_some_of_the_text_unseen() -> None:
+    tokens, T = np.arange(20_000), 10
+    sampler = BatchSampler(tokens, batch_size=50, context_length=T, seed=3, sampling="random")
+    batches = [sampler.batch(step) for step in range(40)]  # 2,000 blocks: as many as an epoch has
+    for batch in batches:
+        assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
+        assert torch.equal(batch.inputs + 1, batch.targets), "no block goes over the end"
+    seen = torch.cat([batch.inputs.flatten() for batch in batches]).unique()
+    assert len(seen) / len(tokens) == pytest.approx(1 - np.exp(-1), abs=0.03)
+    again = BatchSampler(tokens, batch_size=50, context_length=T, seed=3, sampling="random").batch(7)
+    other = BatchSampler(tokens, batch_size=50, context_length=T, seed=4, sampling="random").batch(7)
+    assert torch.equal(again.inputs, batches[7].inputs)
+    assert not torch.equal(other.inputs, again.inputs)

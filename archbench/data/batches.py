@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +41,9 @@ class Batch:
         return Batch(self.inputs.to(device), self.targets.to(device))
 
 
+SamplingName = Literal["epochs", "random"]
+
+
 class BatchSampler:
     """Blocks of T+1 tokens in random order, epoch by epoch.
 
@@ -52,12 +56,22 @@ class BatchSampler:
         tokens: shape (N,), any integer type; may be memory-mapped.
         batch_size: B, the sequences of one update.
         context_length: T.
+        sampling: ``epochs``, as above, or ``random``: blocks that begin anywhere, whatever came before, as in nanoGPT's
+            ``get_batch``. After as many as an epoch has, a share of 1/e of the text has not been seen.
 
     Raises:
         DataError: fewer than T+1 tokens.
     """
 
-    def __init__(self, tokens: npt.NDArray[np.integer], *, batch_size: int, context_length: int, seed: int) -> None:
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.integer],
+        *,
+        batch_size: int,
+        context_length: int,
+        seed: int,
+        sampling: SamplingName = "epochs",
+    ) -> None:
         N, T = len(tokens), context_length
         if N < T + 1:
             raise DataError(
@@ -69,21 +83,30 @@ class BatchSampler:
         self.batch_size = batch_size
         self.context_length = T
         self.seed = seed
+        self.sampling = sampling
         self.blocks_per_epoch = N // T
         self._within = np.arange(T + 1)
         self._starts = lru_cache(maxsize=2)(self._starts_of_epoch)
 
     def batch(self, step: int) -> Batch:
         """The batch of update ``step``, which counts from 0."""
+        starts = self._random_starts(step) if self.sampling == "random" else self._next_starts(step)
+        places = starts[:, None] + self._within
+        blocks = torch.from_numpy(self.tokens.take(places, mode="wrap").astype(np.int64))  # (B, T + 1)
+        return Batch(blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous())
+
+    def _random_starts(self, step: int) -> npt.NDArray[np.int64]:
+        random = np.random.default_rng([self.seed, step, 1])
+        return random.integers(len(self.tokens) - self.context_length, size=self.batch_size)
+
+    def _next_starts(self, step: int) -> npt.NDArray[np.int64]:
         first = step * self.batch_size
         epoch, position = divmod(first, self.blocks_per_epoch)
         starts = self._starts(epoch)[position : position + self.batch_size]
         while len(starts) < self.batch_size:
             epoch += 1
             starts = np.concatenate([starts, self._starts(epoch)[: self.batch_size - len(starts)]])
-        places = starts[:, None] + self._within
-        blocks = torch.from_numpy(self.tokens.take(places, mode="wrap").astype(np.int64))  # (B, T + 1)
-        return Batch(blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous())
+        return starts
 
     def _starts_of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
         random = np.random.default_rng([self.seed, epoch])

@@ -33,7 +33,9 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
     T, B = model_config.context_length, recipe.batch_size
 
     model = initial_model(run, architecture, model_config, device)
-    sampler = BatchSampler(data.train, batch_size=B * recipe.accumulation, context_length=T, seed=config.seed)
+    sampler = BatchSampler(
+        data.train, batch_size=B * recipe.accumulation, context_length=T, seed=config.seed, sampling=recipe.sampling
+    )
     rows.common |= {
         "parameters": count_parameters(model),
         "batch_size": B * recipe.accumulation,
