@@ -22,6 +22,7 @@ DTypeName = Literal["float32", "bfloat16", "float16"]
 BackendName = Literal["triton", "sdpa", "flex", "reference"]
 OperationName = Literal["attention", "loss"]
 AttentionName = Literal["auto", "triton", "sdpa", "flex", "reference"]
+SamplingName = Literal["epochs", "random"]
 
 PUBLISHED = "published"
 """The preset of a run whose weights bring their own configuration; the runner adds the model's name."""
@@ -75,7 +76,7 @@ class TrainingConfig(Frozen):
     )
     batch_size: int = Field(gt=0, description="B, sequences per micro-batch")
     accumulation: int = Field(1, gt=0, description="micro-batches per optimizer update")
-    sampling: Literal["epochs", "random"] = Field(
+    sampling: SamplingName = Field(
         "epochs", description="epochs: each block of T tokens once an epoch; random: blocks that begin anywhere"
     )
     optimizer: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="all from torch.optim")

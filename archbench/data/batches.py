@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import torch
 from torch import Tensor
 
 from archbench.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from archbench.config import SamplingName
 
 
 @dataclass(frozen=True)
@@ -39,9 +42,6 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(self.inputs.to(device), self.targets.to(device))
-
-
-SamplingName = Literal["epochs", "random"]
 
 
 class BatchSampler:
