@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.nn import (
+    LLAMA_FIELDS,
+    LLAMA_NAMES,
     DecoderOnly,
     GatedFeedForward,
     KVCache,
@@ -139,42 +141,14 @@ def generate(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sa
     return decode_with_cache(model, prompt, max_new_tokens, sampling)
 
 
-PUBLISHED_NAMES: dict[str, str | tuple[str, ...]] = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "blocks.*.attention_norm.weight": "model.layers.*.input_layernorm.weight",
-    "blocks.*.attention.qkv.weight": tuple(f"model.layers.*.self_attn.{part}_proj.weight" for part in "qkv"),
-    "blocks.*.attention.out.weight": "model.layers.*.self_attn.o_proj.weight",
-    "blocks.*.feed_forward_norm.weight": "model.layers.*.post_attention_layernorm.weight",
-    "blocks.*.feed_forward.gate_up.weight": (
-        "model.layers.*.mlp.gate_proj.weight",
-        "model.layers.*.mlp.up_proj.weight",
-    ),
-    "blocks.*.feed_forward.down.weight": "model.layers.*.mlp.down_proj.weight",
-    "norm.weight": "model.norm.weight",
-}
-"""A parameter here -> in transformers' GemmaForCausalLM."""
-
-
 @hookimpl
 def import_weights(state_dict: Mapping[str, Tensor], config: GemmaConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         expected = Gemma(config).state_dict()
-    return published_weights(
-        state_dict, expected, PUBLISHED_NAMES, model="GemmaForCausalLM", tied_head="lm_head.weight"
-    )
+    return published_weights(state_dict, expected, LLAMA_NAMES, model="GemmaForCausalLM", tied_head="lm_head.weight")
 
 
-PUBLISHED_FIELDS = {
-    "vocab_size": "vocab_size",
-    "context_length": "max_position_embeddings",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_kv_head": "num_key_value_heads",
-    "d_model": "hidden_size",
-    "d_ff": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-    "d_head": "head_dim",
-}
+PUBLISHED_FIELDS = {**LLAMA_FIELDS, "n_kv_head": "num_key_value_heads", "d_head": "head_dim"}
 """A field here -> in transformers' GemmaConfig."""
 
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.nn import (
+    LLAMA_FIELDS,
+    LLAMA_NAMES,
     DecoderOnly,
     GatedFeedForward,
     KVCache,
@@ -137,41 +139,15 @@ def generate(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sa
     return decode_with_cache(model, prompt, max_new_tokens, sampling)
 
 
-PUBLISHED_NAMES: dict[str, str | tuple[str, ...]] = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "blocks.*.attention_norm.weight": "model.layers.*.input_layernorm.weight",
-    "blocks.*.attention.qkv.weight": tuple(f"model.layers.*.self_attn.{part}_proj.weight" for part in "qkv"),
-    "blocks.*.attention.out.weight": "model.layers.*.self_attn.o_proj.weight",
-    "blocks.*.feed_forward_norm.weight": "model.layers.*.post_attention_layernorm.weight",
-    "blocks.*.feed_forward.gate_up.weight": (
-        "model.layers.*.mlp.gate_proj.weight",
-        "model.layers.*.mlp.up_proj.weight",
-    ),
-    "blocks.*.feed_forward.down.weight": "model.layers.*.mlp.down_proj.weight",
-    "norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}
-"""A parameter here -> in transformers' LlamaForCausalLM."""
-
-
 @hookimpl
 def import_weights(state_dict: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
     with torch.device("meta"):
         expected = Llama(config).state_dict()
     tied = "lm_head.weight" if config.tied_head else None
-    return published_weights(state_dict, expected, PUBLISHED_NAMES, model="LlamaForCausalLM", tied_head=tied)
+    return published_weights(state_dict, expected, LLAMA_NAMES, model="LlamaForCausalLM", tied_head=tied)
 
 
-PUBLISHED_FIELDS = {
-    "vocab_size": "vocab_size",
-    "context_length": "max_position_embeddings",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "d_model": "hidden_size",
-    "d_ff": "intermediate_size",
-    "norm_eps": "rms_norm_eps",
-    "tied_head": "tie_word_embeddings",
-}
+PUBLISHED_FIELDS = {**LLAMA_FIELDS, "tied_head": "tie_word_embeddings"}
 """A field here -> in transformers' LlamaConfig."""
 
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, linear_cross_entropy
 from archbench.nn import (
+    LLAMA_FIELDS,
+    LLAMA_NAMES,
     DecoderOnly,
     KVCache,
     RMSNorm,
@@ -170,16 +172,11 @@ def generate(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sa
 
 
 PUBLISHED_NAMES: dict[str, Source] = {
-    "embedding.weight": "model.embed_tokens.weight",
-    "blocks.*.attention_norm.weight": "model.layers.*.input_layernorm.weight",
-    "blocks.*.attention.qkv.weight": tuple(f"model.layers.*.self_attn.{part}_proj.weight" for part in "qkv"),
-    "blocks.*.attention.out.weight": "model.layers.*.self_attn.o_proj.weight",
+    **LLAMA_NAMES,
     "blocks.*.experts_norm.weight": "model.layers.*.post_attention_layernorm.weight",
     "blocks.*.experts.router.weight": "model.layers.*.mlp.gate.weight",
     "blocks.*.experts.gate_up": "model.layers.*.mlp.experts.gate_up_proj",
     "blocks.*.experts.down": "model.layers.*.mlp.experts.down_proj",
-    "norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
 }
 """A parameter here -> in a MixtralForCausalLM of transformers 5, which holds a layer's experts in one tensor."""
 
@@ -206,16 +203,10 @@ def import_weights(state_dict: Mapping[str, Tensor], config: MixtralConfig) -> d
 
 
 PUBLISHED_FIELDS = {
-    "vocab_size": "vocab_size",
-    "context_length": "max_position_embeddings",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
+    **LLAMA_FIELDS,
     "n_kv_head": "num_key_value_heads",
-    "d_model": "hidden_size",
-    "d_ff": "intermediate_size",
     "n_expert": "num_local_experts",
     "n_active": "num_experts_per_tok",
-    "norm_eps": "rms_norm_eps",
     "router_aux_loss_coef": "router_aux_loss_coef",
 }
 """A field here -> in transformers' MixtralConfig."""

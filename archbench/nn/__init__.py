@@ -14,11 +14,14 @@ from archbench.nn.low_rank import LowRank
 from archbench.nn.norm import RMSNorm
 from archbench.nn.published import published_weights
 from archbench.nn.published_config import published_fields, published_rope_theta
+from archbench.nn.published_llama import LLAMA_FIELDS, LLAMA_NAMES
 from archbench.nn.rg_lru import RGLRU
 from archbench.nn.rotary import Rotary
 from archbench.nn.token_shift import shift_mixer
 
 __all__ = [
+    "LLAMA_FIELDS",
+    "LLAMA_NAMES",
     "RGLRU",
     "CausalConv1d",
     "DecoderOnly",
