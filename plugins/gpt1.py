@@ -7,6 +7,7 @@ Published code: openai/finetune-transformer-lm, train.py. What differs from it: 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -14,13 +15,16 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from archbench import ArchitectureInfo, ModelConfig, causal_attention, decode_with_cache, hookimpl, next_token_step
+from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.errors import ConfigError
-from archbench.nn import DecoderOnly, Dropout, KVCache, Linear, published_fields, published_weights
+from archbench.nn import DecoderOnly, Dropout, FeedForward, KVCache, SelfAttention, published_fields, published_weights
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
     from archbench.data.batches import Batch
+
+
+GELU = partial(F.gelu, approximate="tanh")
 
 
 class GPT1Config(ModelConfig):
@@ -50,30 +54,16 @@ class Block(nn.Module):
     def __init__(self, config: GPT1Config, layer: int) -> None:
         super().__init__()
         C = config.d_model
-        self.layer, self.n_head, self.attn_dropout = layer, config.n_head, config.attn_dropout
-        self.attn_in = Linear(C, 3 * C)  # queries, keys and values in one product
-        self.attn_out = Linear(C, C)
-        self.attn_norm = nn.LayerNorm(C, eps=1e-5)
-        self.ff_in = Linear(C, config.d_ff)
-        self.ff_out = Linear(config.d_ff, C)
-        self.ff_norm = nn.LayerNorm(C, eps=1e-5)
+        self.attention = SelfAttention(C, config.n_head, layer=layer, dropout=config.attn_dropout)
+        self.attention_norm = nn.LayerNorm(C, eps=1e-5)
+        self.feed_forward = FeedForward(C, config.d_ff, GELU)
+        self.feed_forward_norm = nn.LayerNorm(C, eps=1e-5)
         self.resid_dropout = Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        x = self.attn_norm(x + self.resid_dropout(self.attention(x, cache)))
-        y: Tensor = self.ff_norm(x + self.resid_dropout(self.feed_forward(x)))
+        x = self.attention_norm(x + self.resid_dropout(self.attention(x, cache)))
+        y: Tensor = self.feed_forward_norm(x + self.resid_dropout(self.feed_forward(x)))
         return y
-
-    def attention(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = self.attn_in(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, H, S, D), S positions read so far
-        x = causal_attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.attn_out(x.transpose(1, 2).reshape(B, T, C))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        return self.ff_out(F.gelu(self.ff_in(x), approximate="tanh"))
 
 
 class GPT1(DecoderOnly):
@@ -118,7 +108,7 @@ class GPT1(DecoderOnly):
         """
         c = self.config
         C = c.d_model
-        block = 3 * C * C + C * C + C * c.d_ff + c.d_ff * C  # weights: queries, keys, values; attn_out; ff_in; ff_out
+        block = 3 * C * C + C * C + C * c.d_ff + c.d_ff * C  # weights: qkv, out; up, down
         square = 2 * context_length * C  # a position's scores with T keys, and its mixture of T values, in all heads
         head = C * c.vocab_size
         return batch_size * context_length * 2 * (c.n_layer * (block + square) + head)
@@ -163,12 +153,12 @@ def generate(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sa
 MODULES = {
     "embedding": "tokens_embed",
     "position_embedding": "positions_embed",
-    "blocks.*.attn_in": "h.*.attn.c_attn",
-    "blocks.*.attn_out": "h.*.attn.c_proj",
-    "blocks.*.attn_norm": "h.*.ln_1",
-    "blocks.*.ff_in": "h.*.mlp.c_fc",
-    "blocks.*.ff_out": "h.*.mlp.c_proj",
-    "blocks.*.ff_norm": "h.*.ln_2",
+    "blocks.*.attention.qkv": "h.*.attn.c_attn",
+    "blocks.*.attention.out": "h.*.attn.c_proj",
+    "blocks.*.attention_norm": "h.*.ln_1",
+    "blocks.*.feed_forward.up": "h.*.mlp.c_fc",
+    "blocks.*.feed_forward.down": "h.*.mlp.c_proj",
+    "blocks.*.feed_forward_norm": "h.*.ln_2",
 }
 """A module here -> in transformers' OpenAIGPTLMHeadModel, whose checkpoints hold the published weights."""
 
@@ -182,7 +172,7 @@ def import_weights(state_dict: Mapping[str, Tensor], config: GPT1Config) -> dict
     with torch.device("meta"):
         expected = GPT1(config).state_dict()
     names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in MODULES.items() for kind in ("weight", "bias")}
-    projections = {f"blocks.*.{name}.weight" for name in ("attn_in", "attn_out", "ff_in", "ff_out")}
+    projections = {f"{ours}.weight" for ours, theirs in MODULES.items() if ".c_" in theirs}
     return published_weights(
         given, expected, names, model="OpenAIGPTLMHeadModel", transposed=projections, tied_head="lm_head.weight"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -16,13 +17,16 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from archbench import ArchitectureInfo, ModelConfig, causal_attention, decode_with_cache, hookimpl, next_token_step
+from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.errors import ConfigError
-from archbench.nn import DecoderOnly, Dropout, KVCache, Linear, published_fields, published_weights
+from archbench.nn import DecoderOnly, Dropout, FeedForward, KVCache, SelfAttention, published_fields, published_weights
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
     from archbench.data.batches import Batch
+
+
+GELU = partial(F.gelu, approximate="tanh")
 
 
 class GPT2Config(ModelConfig):
@@ -52,30 +56,16 @@ class Block(nn.Module):
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
-        C, bias = config.d_model, config.bias
-        self.layer, self.n_head, self.attn_dropout = layer, config.n_head, config.attn_dropout
-        self.attn_norm = nn.LayerNorm(C, eps=1e-5, bias=bias)
-        self.attn_in = Linear(C, 3 * C, bias=bias)  # queries, keys and values in one product
-        self.attn_out = Linear(C, C, bias=bias)
-        self.ff_norm = nn.LayerNorm(C, eps=1e-5, bias=bias)
-        self.ff_in = Linear(C, config.d_ff, bias=bias)
-        self.ff_out = Linear(config.d_ff, C, bias=bias)
-        self.resid_dropout = Dropout(config.resid_dropout)
+        c = config
+        self.attention_norm = nn.LayerNorm(c.d_model, eps=1e-5, bias=c.bias)
+        self.attention = SelfAttention(c.d_model, c.n_head, layer=layer, dropout=c.attn_dropout, bias=c.bias)
+        self.feed_forward_norm = nn.LayerNorm(c.d_model, eps=1e-5, bias=c.bias)
+        self.feed_forward = FeedForward(c.d_model, c.d_ff, GELU, bias=c.bias)
+        self.resid_dropout = Dropout(c.resid_dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.resid_dropout(self.attention(self.attn_norm(x), cache))
-        return x + self.resid_dropout(self.feed_forward(self.ff_norm(x)))
-
-    def attention(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        B, T, C = x.shape
-        q, k, v = self.attn_in(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)  # (B, H, S, D), S positions read so far
-        x = causal_attention(q, k, v, dropout=self.attn_dropout if self.training else 0.0)  # (B, H, T, D)
-        return self.attn_out(x.transpose(1, 2).reshape(B, T, C))
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        return self.ff_out(F.gelu(self.ff_in(x), approximate="tanh"))
+        x = x + self.resid_dropout(self.attention(self.attention_norm(x), cache))
+        return x + self.resid_dropout(self.feed_forward(self.feed_forward_norm(x)))
 
 
 class GPT2(DecoderOnly):
@@ -94,7 +84,8 @@ class GPT2(DecoderOnly):
 
     def _initialise(self) -> None:
         for name, parameter in self.named_parameters():
-            if name.endswith(("attn_out.weight", "ff_out.weight")):  # what adds to the residual stream, 2L times
+            # What adds to the residual stream does so 2L times.
+            if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=0.02)
@@ -160,12 +151,12 @@ def generate(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sa
 MODULES = {
     "embedding": "wte",
     "position_embedding": "wpe",
-    "blocks.*.attn_norm": "h.*.ln_1",
-    "blocks.*.attn_in": "h.*.attn.c_attn",
-    "blocks.*.attn_out": "h.*.attn.c_proj",
-    "blocks.*.ff_norm": "h.*.ln_2",
-    "blocks.*.ff_in": "h.*.mlp.c_fc",
-    "blocks.*.ff_out": "h.*.mlp.c_proj",
+    "blocks.*.attention_norm": "h.*.ln_1",
+    "blocks.*.attention.qkv": "h.*.attn.c_attn",
+    "blocks.*.attention.out": "h.*.attn.c_proj",
+    "blocks.*.feed_forward_norm": "h.*.ln_2",
+    "blocks.*.feed_forward.up": "h.*.mlp.c_fc",
+    "blocks.*.feed_forward.down": "h.*.mlp.c_proj",
     "norm": "ln_f",
 }
 """A module here -> in transformers' GPT2LMHeadModel."""
@@ -179,7 +170,7 @@ def import_weights(state_dict: Mapping[str, Tensor], config: GPT2Config) -> dict
     with torch.device("meta"):
         expected = GPT2(config).state_dict()
     names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in MODULES.items() for kind in ("weight", "bias")}
-    projections = {f"blocks.*.{name}.weight" for name in ("attn_in", "attn_out", "ff_in", "ff_out")}
+    projections = {f"{ours}.weight" for ours, theirs in MODULES.items() if ".c_" in theirs}
     return published_weights(
         given, expected, names, model="GPT2LMHeadModel", transposed=projections, tied_head="lm_head.weight"
     )

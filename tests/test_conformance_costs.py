@@ -54,7 +54,7 @@ def test_a_model_that_declares_nothing_is_counted() -> None:
         (
             [(RESULT, "return batch_size * context_length *")],
             r"forward_flops\(1, 24\) says 280,320 FLOP, and 560,640 FLOP are counted .*most of them in "
-            r"blocks\.\*\.attn_in \(26%\), blocks\.\*\.ff_in \(18%\), .*: a multiply–add is 2 FLOPs",
+            r"blocks\.\*\.attention\.qkv \(26%\), blocks\.\*\.feed_forward\.up \(18%\), .*: a multiply–add is 2 FLOPs",
         ),
         ([(RESULT, "return 3 * batch_size * context_length * 2 *")], "forward and backward, and forward alone"),
         ([(RESULT, "return 2 *")], "it looks like FLOPs a token"),

@@ -191,7 +191,7 @@ def test_gpt2_scales_what_adds_to_the_residual_stream_and_nothing_else() -> None
         if "norm" in name or name.endswith("bias"):
             assert torch.equal(parameter, torch.full_like(parameter, float(name.endswith("weight")))), name
         else:
-            residual = name.endswith(("attn_out.weight", "ff_out.weight"))
+            residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
             assert parameter.std().item() == pytest.approx(0.02 / 4 if residual else 0.02, rel=0.01), name
 
 

@@ -55,7 +55,7 @@ def test_tensor_of_another_shape_is_named_with_both_shapes(published: dict[str, 
     with pytest.raises(CheckpointError, match=r"tokens_embed\.weight: .*\(100, 8\).*\(99, 8\)"):
         imported(published, vocab_size=99)
     published["transformer.h.0.attn.c_attn.weight"] = torch.zeros(24, 8)  # (out, in), as nn.Linear has it
-    with pytest.raises(CheckpointError, match=r"c_attn\.weight: as \S*attn_in\.weight its shape is"):
+    with pytest.raises(CheckpointError, match=r"c_attn\.weight: as \S*attention\.qkv\.weight its shape is"):
         imported(published)
 
 

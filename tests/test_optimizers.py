@@ -69,7 +69,9 @@ def test_muon_trains_the_layers_matrices_and_adamw_the_rest() -> None:
     assert hidden_matrices(Untied()) == ["layers.0.weight", "layers.1.weight", "shared.weight"]
     of_gpt1 = hidden_matrices(GPT1(model_config()))
     assert sorted(of_gpt1) == sorted(
-        f"blocks.{layer}.{name}.weight" for layer in (0, 1) for name in ("attn_in", "attn_out", "ff_in", "ff_out")
+        f"blocks.{layer}.{name}.weight"
+        for layer in (0, 1)
+        for name in ("attention.qkv", "attention.out", "feed_forward.up", "feed_forward.down")
     )
 
 

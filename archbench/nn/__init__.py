@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from archbench.nn.attention import RotaryAttention
+from archbench.nn.attention import RotaryAttention, SelfAttention
 from archbench.nn.cache import KVCache, StateCache
 from archbench.nn.convolution import CausalConv1d
 from archbench.nn.decoder import DecoderOnly
 from archbench.nn.dropout import Dropout
 from archbench.nn.experts import Routing, SparseExperts, load_balancing_loss
-from archbench.nn.feed_forward import GatedFeedForward
+from archbench.nn.feed_forward import FeedForward, GatedFeedForward
 from archbench.nn.linear import Linear
 from archbench.nn.low_rank import LowRank
 from archbench.nn.norm import RMSNorm
@@ -26,6 +26,7 @@ __all__ = [
     "CausalConv1d",
     "DecoderOnly",
     "Dropout",
+    "FeedForward",
     "GatedFeedForward",
     "KVCache",
     "Linear",
@@ -34,6 +35,7 @@ __all__ = [
     "Rotary",
     "RotaryAttention",
     "Routing",
+    "SelfAttention",
     "SparseExperts",
     "StateCache",
     "load_balancing_loss",

@@ -1,4 +1,4 @@
-"""Attention as the LLaMA family has it."""
+"""Attention, as GPT and as the LLaMA family have it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,34 @@ from archbench.errors import ConfigError
 from archbench.kernels import causal_attention, rotate
 from archbench.nn.cache import KVCache
 from archbench.nn.linear import Linear
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention that knows no positions (Vaswani et al. 2017, section 3.2): x (B, T, C) -> (B, T, C).
+
+    Attributes:
+        qkv: C -> 3C: the rows of all queries, then keys, then values, in one product.
+        out: C -> C.
+        dropout: probability of dropping an attention weight, in training.
+    """
+
+    def __init__(self, channels: int, heads: int, *, layer: int, dropout: float = 0.0, bias: bool = True) -> None:
+        super().__init__()
+        self.heads, self.layer, self.dropout = heads, layer, dropout
+        self.qkv = Linear(channels, 3 * channels, bias=bias)
+        self.out = Linear(channels, channels, bias=bias)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor, cache: KVCache | None = None) -> Tensor: ...
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)  # (B, H, S, D), S positions read so far
+        y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0)  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
 class RotaryAttention(nn.Module):

@@ -1,4 +1,4 @@
-"""Gated feed-forward layers."""
+"""Feed-forward layers, plain and gated."""
 
 from __future__ import annotations
 
@@ -8,6 +8,23 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from archbench.nn.linear import Linear
+
+
+class FeedForward(nn.Module):
+    """x (..., C) -> down(activation(up(x))), F wide (Vaswani et al. 2017, section 3.3)."""
+
+    def __init__(self, channels: int, width: int, activation: Callable[[Tensor], Tensor], *, bias: bool = True) -> None:
+        super().__init__()
+        self.up = Linear(channels, width, bias=bias)
+        self.down = Linear(width, channels, bias=bias)
+        self.activation = activation
+
+    if TYPE_CHECKING:
+
+        def __call__(self, x: Tensor) -> Tensor: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(x)))
 
 
 class GatedFeedForward(nn.Module):
