@@ -250,6 +250,8 @@ _BUDGETS = ("tokens", "steps", "flops", "seconds")
 
 def _hash(config: BaseModel, leave_out: set[str]) -> str:
     values = config.model_dump(mode="json", exclude=leave_out)
+    if values.get("training", {}).get("sampling") == "epochs":  # a later field: runs of before it were no others
+        del values["training"]["sampling"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
