@@ -65,8 +65,11 @@ def _affordable(architecture: Architecture, config: ModelConfig, device: torch.d
     The checks read a context some twenty times, and hold its logits several times. A real model's 8,192 positions are
     minutes a pass on a CPU; what goes wrong there and not in a few hundred is what ``archbench check`` is for.
     """
-    try:  # not on the meta device: drawing initial values there makes torch import its compiler, which takes a second
-        parameters = count_parameters(architecture.build(config))
+    if config.context_length <= SHORTEST:
+        return config
+    try:
+        with torch.device("meta"):
+            parameters = count_parameters(architecture.build(config))
     except ArchbenchError:  # the checks are what says so
         return config
     most = LOGITS // config.vocab_size
