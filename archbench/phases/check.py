@@ -75,7 +75,7 @@ def _affordable(architecture: Architecture, config: ModelConfig, device: torch.d
     most = LOGITS // config.vocab_size
     if device.type == "cpu":
         most = min(most, FLOPS // (2 * parameters))
-    if config.context_length <= max(most, SHORTEST):
+    if config.context_length <= most:
         return config
     try:
         return config.override(context_length=max(SHORTEST, 1 << most.bit_length() - 1))

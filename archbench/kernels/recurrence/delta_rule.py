@@ -19,7 +19,6 @@ would unroll the loop over chunks, and take minutes over long texts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archbench.errors import UsageError
+from archbench.kernels.recurrence.precision import without_autocast
 
 CHUNK = 32
 """C, positions to a chunk, a power of two: masks cost T · C for each head, states T / C · D · M."""
@@ -65,7 +65,7 @@ def gated_delta_rule(
     if state is None:
         state = torch.zeros(B, H, D, M, dtype=exact, device=v.device)
     inputs = [_in_chunks(tensor.to(exact), n, C) for tensor in (q, k, v, g.unsqueeze(-1), beta.unsqueeze(-1))]
-    with _full_precision(v):
+    with without_autocast(v):
         if torch.compiler.is_compiling():
             o, state = torch.ops.archbench.gated_delta_chunks(*inputs, state.to(exact).flatten(0, 1))[:2]
         else:  # not through the operator, whose first call loads torch's compiler
@@ -87,7 +87,7 @@ def gated_delta_step(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, s
         o (B, H, M) in v's dtype.
     """
     q, k, values, beta = (tensor.to(state.dtype) for tensor in (q, k, v, beta))
-    with _full_precision(v):
+    with without_autocast(v):
         state.mul_(g.to(state.dtype).exp()[..., None, None])
         held = k.unsqueeze(-2) @ state  # (B, H, 1, M)
         written = (values.unsqueeze(-2) - held) * beta[..., None, None]
@@ -115,12 +115,6 @@ def reference_gated_delta_rule(
 
 def _exact(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-def _full_precision(tensor: Tensor) -> AbstractContextManager[object]:
-    """Autocast off, where there is such a thing."""
-    kind = tensor.device.type
-    return torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext()
 
 
 def _in_chunks(tensor: Tensor, n: int, C: int) -> Tensor:

@@ -11,12 +11,13 @@ hand a state on (section 6), so the cost is linear in T, and nearly all of it is
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from archbench.kernels.recurrence.precision import without_autocast
 
 CHUNK = 64
 """Q, positions to a chunk: the masks cost T · Q for each head, the states T / Q · N · D."""
@@ -55,8 +56,7 @@ def ssd(
         state = torch.zeros(B, G, N, H // G * D, dtype=exact, device=x.device)
     x, dt = x.reshape(B * n, Q, H, D), dt.to(exact).reshape(B * n, Q, H)
     b, c = b.reshape(B * n, Q, G, N), c.reshape(B * n, Q, G, N)
-    kind = x.device.type
-    with torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext():
+    with without_autocast(x):
         y, state = _Chunks.apply(x, dt, a.to(exact), b, c, state)  # type: ignore[no-untyped-call]
     return y.reshape(B, n * Q, H, D)[:, :T], state
 

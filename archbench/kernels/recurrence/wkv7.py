@@ -22,12 +22,13 @@ exp(0.61 Q) for RWKV-7, whose log decay is above -exp(-1/2); every product that 
 from __future__ import annotations
 
 import operator
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from archbench.kernels.recurrence.precision import without_autocast
 
 CHUNK = 32
 """Q, positions to a chunk. Measured on a CPU: at D = 64, 16 and 64 cost 1.05 and 1.15 times as much; at D = 32, 0.9 and
@@ -72,7 +73,7 @@ def wkv7(
 
     if state is None:
         state = torch.zeros(B, H, N, D, dtype=exact, device=r.device)
-    with _no_autocast(r):
+    with without_autocast(r):
         arguments = [chunks(tensor) for tensor in (r, log_w, k, v, a, b)]
         y, state = _Chunks.apply(*arguments, state.to(exact).reshape(B * H, N, D))  # type: ignore[no-untyped-call]
     y = y.view(n, B, H, Q, D).permute(1, 0, 3, 2, 4).reshape(B, n * Q, H, D)
@@ -90,7 +91,7 @@ def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tens
         y (B, H, D) in the state's dtype.
     """
     r, log_w, k, v, a, b = (tensor.to(state.dtype).unsqueeze(-2) for tensor in (r, log_w, k, v, a, b))  # (B, H, 1, N)
-    with _no_autocast(r):
+    with without_autocast(r):
         written = torch.cat([a @ state, v], dim=-2)  # (B, H, 2, D)
         state.mul_(log_w.exp().mT).add_(torch.cat([b, k], dim=-2).mT @ written)
         return (r @ state).squeeze(-2)
@@ -123,11 +124,6 @@ def _split(positions: int, chunk: int) -> tuple[int, int]:
     positions = operator.index(positions)  # a constant for torch.compile, which would reckon with a symbol for minutes
     n = -(-positions // chunk)
     return n, -(-positions // n)
-
-
-def _no_autocast(like: Tensor) -> AbstractContextManager[object]:
-    kind = like.device.type
-    return torch.autocast(kind, enabled=False) if kind != "meta" else nullcontext()
 
 
 class _Chunks(torch.autograd.Function):
@@ -175,7 +171,7 @@ class _Chunks(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, for_y: Tensor, for_state: Tensor) -> tuple[Tensor, ...]:
-        with _no_autocast(for_y):
+        with without_autocast(for_y):
             return _gradients(ctx.saved_tensors, for_y.contiguous(), for_state)
 
 
