@@ -1,0 +1,1 @@
+"""One page of what was measured: tables and figures from results and comparisons."""
