@@ -33,6 +33,7 @@ from pathlib import Path
 import archbench_plugins.gpt1 as gpt1
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import binomtest
 
 from archbench.measure.machine import cpu_model, versions
 from archbench.processes import end_group
@@ -228,31 +229,10 @@ def trial(repeats: int, load: int, only: str | None) -> None:
                 )
 
 
-def clopper_pearson(successes: int, runs: int, level: float = 0.95) -> tuple[float, float]:
-    """Exact binomial interval, by bisection on the two tails."""
-    tail = (1 - level) / 2
-
-    def at_least(k: int, p: float) -> float:
-        """P(Binomial(runs, p) >= k)."""
-        if k <= 0:
-            return 1.0
-        logs = [
-            math.lgamma(runs + 1) - math.lgamma(i + 1) - math.lgamma(runs - i + 1)
-            + i * math.log(p) + (runs - i) * math.log1p(-p)
-            for i in range(k, runs + 1)
-        ]  # fmt: skip
-        return min(1.0, math.fsum(map(math.exp, logs)))
-
-    def solved(k: int, target: float) -> float:
-        low, high = 1e-12, 1 - 1e-12
-        for _ in range(50):
-            middle = (low + high) / 2
-            low, high = (middle, high) if at_least(k, middle) < target else (low, middle)
-        return (low + high) / 2
-
-    low = 0.0 if successes == 0 else solved(successes, tail)
-    high = 1.0 if successes == runs else solved(successes + 1, 1 - tail)
-    return low, high
+def clopper_pearson(successes: int, runs: int) -> tuple[float, float]:
+    """Exact 95 % interval of a share."""
+    interval = binomtest(successes, runs).proportion_ci(0.95, method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def main() -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from archbench.regression.statistics import Estimate, level, paired, student_quantile, unpaired
+from archbench.regression.statistics import Estimate, level, paired, unpaired
 from archbench.regression.verdicts import LIMIT, timed_row
 
 ROOT = Path(__file__).parent.parent
@@ -20,9 +23,29 @@ ROOT = Path(__file__).parent.parent
     ("freedom", "quantile"),
     [(1, 6.314), (2, 2.920), (3, 2.353), (4, 2.132), (5, 2.015), (8, 1.860), (14, 1.761), (15, 1.753), (30, 1.697)],
 )
-def test_the_quantiles_are_those_of_the_published_table(freedom: int, quantile: float) -> None:
+def test_the_bounds_are_those_of_the_published_table(freedom: int, quantile: float) -> None:
     """Student's t at 95 %, one-sided: NIST/SEMATECH e-Handbook of Statistical Methods, 1.3.6.7.2."""
-    assert student_quantile(0.95, freedom) == pytest.approx(quantile, abs=5e-4)
+    n = freedom + 1
+    head = np.linspace(-1, 1, n)
+    reach = quantile * head.std(ddof=1) / math.sqrt(n)
+    assert math.log(paired([0.0] * n, head.tolist()).high) == pytest.approx(reach, rel=3e-4)
+
+
+def test_the_intervals_are_those_of_scipy() -> None:
+    generator = np.random.default_rng(5)
+    base, head = generator.normal(0, 0.03, 6), generator.normal(0.1, 0.03, 6)
+    two_by_two, apart = paired(base.tolist(), head.tolist()), unpaired(base[:4].tolist(), head.tolist())
+    expected = stats.ttest_rel(head, base).confidence_interval(0.9)  # each bound on its own holds in 95 %
+    assert np.log([two_by_two.low, two_by_two.high]) == pytest.approx(list(expected))
+    expected = stats.ttest_ind(head, base[:4], equal_var=True).confidence_interval(0.9)
+    assert np.log([apart.low, apart.high]) == pytest.approx(list(expected))
+
+
+def test_what_only_measures_does_not_wait_for_scipy() -> None:
+    """Each process of a comparison would, and its memory would be other than that of a revision without it."""
+    code = "import sys, archbench.regression.probe, archbench.regression.statistics; print('scipy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
 
 
 def test_a_level_is_the_logarithm_of_the_ratio_whatever_few_samples_say() -> None:

@@ -76,37 +76,7 @@ def unpaired(base: Sequence[float], head: Sequence[float]) -> Estimate:
 def _estimate(difference: float, spread: float, freedom: int, units: int) -> Estimate:
     if math.isinf(spread):
         return Estimate(math.exp(difference), 0.0, math.inf, units)
-    reach = student_quantile(CONFIDENCE, freedom) * spread
+    from scipy.stats import t  # here, for it takes half a second to import, and a process that only measures needs none
+
+    reach = float(t.ppf(CONFIDENCE, freedom)) * spread
     return Estimate(math.exp(difference), math.exp(difference - reach), math.exp(difference + reach), units)
-
-
-def student_quantile(p: float, freedom: int) -> float:
-    """The value that Student's t is below with probability ``p``, 0.5 <= p < 1, by bisection."""
-    assert 0.5 <= p < 1
-    assert freedom >= 1
-    low, high = 0.0, 1.0
-    while student_probability(high, freedom) < p:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if student_probability(middle, freedom) < p else (low, middle)
-    return high
-
-
-def student_probability(t: float, freedom: int) -> float:
-    """P(Student's t with ``freedom`` degrees of freedom <= t): Abramowitz and Stegun 1964, 26.7.3 and 26.7.4."""
-    angle = math.atan(t / math.sqrt(freedom))
-    cosine = math.cos(angle) ** 2
-    if freedom % 2:  # both series: each term is the one before it times an even, then odd, factor
-        term, total = math.cos(angle), math.cos(angle) if freedom > 1 else 0.0
-        for k in range(3, freedom - 1, 2):
-            term *= cosine * (k - 1) / k
-            total += term
-        within = 2 / math.pi * (angle + math.sin(angle) * total)
-    else:
-        term = total = 1.0
-        for k in range(2, freedom - 1, 2):
-            term *= cosine * (k - 1) / k
-            total += term
-        within = math.sin(angle) * total
-    return 0.5 + within / 2
