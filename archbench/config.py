@@ -171,6 +171,7 @@ class RunConfig(Frozen):
     )
     plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")
     out: str = Field("results", description="folder the results go to")
+    trackers: tuple[str, ...] = Field((), description="experiment trackers that follow the run; see trackers.md")
     data: DataConfig
     training: TrainingConfig
     quality: QualityConfig
@@ -187,7 +188,7 @@ class RunConfig(Frozen):
 
     def config_hash(self) -> str:
         """Twelve hex digits that agree for runs that differ only in seed and in what changes no number."""
-        return _hash(self, {"seed", "out", "profile", "checked", "time_limit"})
+        return _hash(self, {"seed", "out", "trackers", "profile", "checked", "time_limit"})
 
 
 class KernelConfig(Frozen):

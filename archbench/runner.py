@@ -21,6 +21,8 @@ from archbench.profiles import PROFILES
 from archbench.registry import Architecture, load, plugin_paths
 from archbench.results.schema import FAILED
 from archbench.results.store import new_run_id, prepare_folder, read_results, run_failed, write_run
+from archbench.trackers.following import Trackers, followed_by
+from archbench.trackers.tracker import Status
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,7 +50,8 @@ def run(config: RunConfig, *, quiet: bool = False) -> pd.DataFrame:
         ArchbenchError: whatever else was wrong, named; the rows of the finished phases are stored, and one that says
             what ended the run.
     """
-    return _measure(_start(config), quiet=quiet)
+    with followed_by(config.trackers, quiet=quiet) as trackers:
+        return _measure(_start(config), trackers, quiet=quiet)
 
 
 def resume(
@@ -94,7 +97,8 @@ def resume(
         raise UsageError(f"run {folder.run_id}", cause, "Start a new run")
     if time_limit is not None:
         folder = dataclasses.replace(folder, config=folder.config.override(time_limit=time_limit))
-    return _measure(folder, quiet=quiet)
+    with followed_by(folder.config.trackers, quiet=quiet) as trackers:
+        return _measure(folder, trackers, quiet=quiet)
 
 
 def _start(config: RunConfig) -> RunFolder:
@@ -140,9 +144,11 @@ def _start(config: RunConfig) -> RunFolder:
     return folder
 
 
-def _measure(folder: RunFolder, *, quiet: bool) -> pd.DataFrame:
+def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     phase = CHECK
+    status: Status = "failed"
+    trackers.start(folder.run_id, folder.as_dict(), folder.path)
     try:
         for phase in ((CHECK,) if folder.config.checked else ()) + folder.config.phases:
             if not folder.rows_file(phase).exists():
@@ -152,12 +158,19 @@ def _measure(folder: RunFolder, *, quiet: bool) -> pd.DataFrame:
                 require_conformance(folder)
             if any(row["metric"] == "diverged" for row in rows):
                 break  # speed and quality of a model that is no longer one compare with nothing
+        written = _write(folder, rows)
+        status = "finished"
     except StorageError:
         raise  # where rows cannot be written there is nothing to record it in
     except ArchbenchError as error:
         _record_failure(folder, rows, phase, error)
         raise
-    return read_results(_write(folder, rows))
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        trackers.finish(rows, status)
+    return read_results(written)
 
 
 def _write(folder: RunFolder, rows: list[dict[str, Any]]) -> Path:

@@ -87,6 +87,9 @@ def run(
         str | None, typer.Option("--file", help="A run file: fields of the configuration in TOML; options override it")
     ] = None,
     plugin: Annotated[list[str] | None, typer.Option(help="A plugin file or folder to load (repeatable)")] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="An experiment tracker: tensorboard, wandb, mlflow (repeatable)")
+    ] = None,
     out: Annotated[str, typer.Option(help="Folder for the results")] = "results",
     resume: Annotated[
         str | None, typer.Option(help="Continue an interrupted or failed run: its RUN_ID, or last", metavar="RUN_ID")
@@ -123,6 +126,7 @@ def run(
         "threads": threads,
         "checked": False if unchecked else None,
         "plugins": tuple(plugin) if plugin else None,
+        "trackers": tuple(track) if track else None,
         "out": out if out != "results" else written.get("out", out),
         "weights": weights,
         "phases": None if phases is None and "phases" in written else _phases(phases, weights),
@@ -147,6 +151,10 @@ def run(
     runs = [
         _frozen(written, {**_given(**values), "architecture": name, "seed": one}) for name in names for one in seeds
     ]
+    if runs and runs[0].trackers:
+        from archbench.trackers.following import find
+
+        find(runs[0].trackers)  # a wrong name concerns all runs
     if len(runs) == 1:
         _show(_measured(runs[0], quiet=quiet), runs[0].out, json=json_)
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from statistics import median
 
 import torch
@@ -19,6 +20,7 @@ from archbench.measure.steady import count_outliers, has_trend
 from archbench.phases.folder import RunFolder
 from archbench.phases.loading import count_parameters, initial_model, load_architecture, load_dataset
 from archbench.phases.rows import Rows
+from archbench.trackers.feed import Feed
 from archbench.training.loop import train
 from archbench.training.progress import Progress
 from archbench.training.state import TrainState
@@ -57,7 +59,18 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
             dtype=dtype,
         ).loss
 
-    with peak_memory(device) as memory:
+    held_out_tokens = sum(len(document.tokens) for document in data.validation)
+    held_out_bytes = sum(document.n_bytes for document in data.validation)
+
+    def bits_per_byte(loss: float) -> float:
+        return loss * held_out_tokens / math.log(2) / held_out_bytes
+
+    def tell_trackers(step: int, seen: int, values: Mapping[str, float]) -> None:
+        validation = values.get("validation_loss")
+        more = {} if validation is None else {"validation_bits_per_byte": bits_per_byte(validation)}
+        feed.log(step, seen, {**values, **more})
+
+    with Feed(run.path) as feed, peak_memory(device) as memory:
         history = train(
             state,
             sampler,
@@ -68,6 +81,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
             validate=validate if recipe.validate_every is not None else None,
             checkpoints=run.checkpoints,
             progress=Progress("silent" if quiet else "auto", label=f"{config.architecture} {config.preset}"),
+            observe=tell_trackers if config.trackers else None,
         )
 
     firsts = set(history.first_steps)  # one a process: more than one in a run that was resumed
@@ -79,12 +93,9 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
         rows.add("grad_norm", record.grad_norm, **at)
         rows.add("learning_rate", record.lr, **at)
         rows.add("first_step_seconds" if record.step in firsts else "step_seconds", record.seconds, **at)
-    held_out_tokens = sum(len(document.tokens) for document in data.validation)
-    held_out_bytes = sum(document.n_bytes for document in data.validation)
     for step, seen, loss in history.validations:
         rows.add("validation_loss", loss, repeat=step, tokens_seen=seen)
-        bits_per_byte = loss * held_out_tokens / math.log(2) / held_out_bytes
-        rows.add("validation_bits_per_byte", bits_per_byte, repeat=step, tokens_seen=seen)
+        rows.add("validation_bits_per_byte", bits_per_byte(loss), repeat=step, tokens_seen=seen)
 
     seconds = [record.seconds for record in history.steps if record.step not in firsts]
     totals = {"tokens_seen": tokens}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -52,6 +52,10 @@ class Sampler(Protocol):
         ...
 
 
+Observer = Callable[[int, int, Mapping[str, float]], object]
+"""Is told, outside the timed steps, what was read: the step, the tokens trained on so far, and values by name."""
+
+
 @dataclass
 class _Unread:
     """An update whose loss and time have not been read from the device yet."""
@@ -76,6 +80,7 @@ def train(
     validate: Callable[[nn.Module], float] | None = None,
     checkpoints: Path | None = None,
     progress: Progress | None = None,
+    observe: Observer | None = None,
 ) -> TrainingHistory:
     """Train until the budget is spent or the run diverges.
 
@@ -90,6 +95,8 @@ def train(
             uncompiled module, with the random number generators set aside; its time counts nowhere.
         checkpoints: folder of the checkpoints; the newest one in it is continued from. None to write none.
         progress: None for silence.
+        observe: told of each update when its loss is read (``loss``, ``learning_rate``, ``grad_norm``, and but for a
+            process's first step ``step_seconds`` and ``tokens_per_second``), and of each ``validation_loss``.
 
     Raises:
         ConfigError: a budget in FLOPs, and no ``flops_per_token``.
@@ -98,7 +105,8 @@ def train(
         StorageError: a checkpoint cannot be written; the last whole one is intact.
         DeviceError: ``torch.compile`` failed.
     """
-    ledger = _Ledger(state, Budget.from_config(config, flops_per_token), clock, progress or Progress("silent"))
+    budget = Budget.from_config(config, flops_per_token)
+    ledger = _Ledger(state, budget, clock, progress or Progress("silent"), observe)
     run = resume.fingerprint(state, config, sampler.batch(0))
     if checkpoints is not None and (restored := resume.restore(checkpoints, state, run)) is not None:
         ledger.continue_from(restored)
@@ -160,21 +168,26 @@ def _validation_loss(state: TrainState, validate: Callable[[nn.Module], float]) 
 class _Ledger:
     """What has been spent of the budget, and the history, which lags behind where reading the device is dear."""
 
-    def __init__(self, state: TrainState, budget: Budget, clock: Clock, progress: Progress) -> None:
+    def __init__(
+        self, state: TrainState, budget: Budget, clock: Clock, progress: Progress, observe: Observer | None
+    ) -> None:
         self.history = TrainingHistory()
         self.finished = False
         self._state = state
         self._budget = budget
         self._clock = clock
         self._progress = progress
+        self._observe = observe
         self._read_every = 1 if state.device.type == "cpu" else CUDA_READ_EVERY
         self._unread: list[_Unread] = []
         self._seconds = 0.0
+        self._tokens = 0
         self._skipped = 0
 
     def continue_from(self, history: TrainingHistory) -> None:
         self.history = history
         self._seconds = sum(record.seconds for record in history.steps)
+        self._tokens = history.tokens
 
     def open(self) -> None:
         self._progress.start(progress=self._spent_share(), tokens=self._state.tokens)
@@ -209,6 +222,8 @@ class _Ledger:
         state = self._state
         self.history.validations.append((state.step, state.tokens, loss))
         self._progress.validated(step=state.step, loss=loss)
+        if self._observe is not None:
+            self._observe(state.step, state.tokens, {"validation_loss": loss})
 
     def _read(self) -> None:
         """Losses first: that waits for the device, and the times are then there to be read."""
@@ -217,7 +232,11 @@ class _Ledger:
         for update, loss, norm in zip(self._unread, losses, norms, strict=True):
             seconds = self._clock.seconds(update.start, update.end)
             self._seconds += seconds
-            self.history.steps.append(StepRecord(update.step, seconds, loss, update.lr, norm, update.tokens))
+            record = StepRecord(update.step, seconds, loss, update.lr, norm, update.tokens)
+            self.history.steps.append(record)
+            self._tokens += record.tokens
+            if self._observe is not None:
+                self._observe(record.step, self._tokens, self._values(record))
             if self._is_divergence(loss, norm):
                 self.history.diverged_at = update.step
                 self._progress.note(f"diverged at step {update.step:,}: loss {loss}, gradient norm {norm}")
@@ -227,6 +246,14 @@ class _Ledger:
         self._progress.update(
             progress=self._spent_share(), step=last.step + 1, tokens=self._state.tokens, loss=last.loss
         )
+
+    def _values(self, record: StepRecord) -> dict[str, float]:
+        values = {"loss": record.loss, "learning_rate": record.lr}
+        if record.grad_norm is not None:
+            values["grad_norm"] = record.grad_norm
+        if record.step != self.history.first_steps[-1]:
+            values |= {"step_seconds": record.seconds, "tokens_per_second": record.tokens / record.seconds}
+        return values
 
     def _is_divergence(self, loss: float, grad_norm: float | None) -> bool:
         if not math.isfinite(loss):

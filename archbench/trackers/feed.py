@@ -1,0 +1,95 @@
+"""What training tells its trackers: a line of JSON a step, in a file of the run's folder that they read from.
+
+A file, and not a pipe: however slow a tracker is, training never waits for it; and a run that is resumed goes on
+with the same one. It is no result, and nothing but trackers reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, Self
+
+from archbench.errors import ArchbenchWarning
+
+FEED = "training.jsonl"
+
+
+class Feed:
+    """The end that training writes to; a context that closes it. No file is made before there is something to tell.
+
+    A file that cannot be written costs a warning, and the trackers what comes after.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FEED
+        self._file: IO[bytes] | None = None
+        self._given_up = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def log(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
+        """A step's values, as :meth:`archbench.trackers.tracker.Tracker.log` gets them but for the ``train/``."""
+        if self._given_up:
+            return
+        named = {f"train/{name}": value for name, value in values.items()}
+        line = json.dumps({"step": step, "tokens": tokens, "values": named}) + "\n"
+        try:
+            self._file = self._file or self._opened()
+            self._file.write(line.encode())
+        except OSError as error:
+            self._given_up = True
+            message = (
+                f"{self._path}: it cannot be written ({error.strerror}). The trackers see no more of this training"
+            )
+            warnings.warn(f"{message}; its results are not touched.", ArchbenchWarning, stacklevel=2)
+
+    def _opened(self) -> IO[bytes]:
+        whole = self._path.read_bytes().rfind(b"\n") + 1 if self._path.exists() else 0
+        file = self._path.open("ab", buffering=0)
+        file.truncate(whole)  # a process that was killed leaves half a line
+        return file
+
+
+class FeedReader:
+    """The end that a tracker reads from.
+
+    Args:
+        folder: the run's.
+        position: bytes that were read before.
+    """
+
+    def __init__(self, folder: Path, position: int = 0) -> None:
+        self.position = 0
+        self._path = folder / FEED
+        self._last_step: dict[str, int] = {}
+        for line in self._lines(0, position):
+            self._last_step |= dict.fromkeys(line["values"], line["step"])
+
+    def read(self) -> Iterator[tuple[int, int, dict[str, float]]]:
+        """Step, tokens and values that are new: steps that a resumed run makes again from a checkpoint are not."""
+        for line in self._lines(self.position, None):
+            step = line["step"]
+            new = {name: value for name, value in line["values"].items() if step > self._last_step.get(name, -1)}
+            self._last_step |= dict.fromkeys(new, step)
+            if new:
+                yield step, line["tokens"], new
+
+    def _lines(self, start: int, end: int | None) -> Iterator[dict[str, Any]]:
+        """Whole lines from ``start`` to ``end``; each moves the position behind it."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(start)
+            content = file.read(None if end is None else end - start)
+        self.position = start
+        for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
+            self.position += len(line)
+            yield json.loads(line)
