@@ -13,6 +13,7 @@ import typer
 
 from archbench import __version__
 from archbench.cli.check import check
+from archbench.cli.compare import compare, tune
 from archbench.cli.doctor import doctor
 from archbench.cli.generate import generate
 from archbench.cli.kernels import kernels
@@ -65,6 +66,8 @@ def _options(
 
 
 app.command("run", rich_help_panel="Measure")(run)
+app.command("compare", rich_help_panel="Measure")(compare)
+app.command("tune", rich_help_panel="Measure")(tune)
 app.command("kernels", rich_help_panel="Measure")(kernels)
 app.command("results", rich_help_panel="Measure")(results)
 app.command("generate", rich_help_panel="Measure")(generate)

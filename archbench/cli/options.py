@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from typing import Annotated, Any
 
 import typer
 
-from archbench.errors import UsageError
+from archbench.errors import ConfigError, UsageError
 
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="FILE_OR_DIR", help="Load a plugin by its path (repeatable).")
@@ -29,3 +30,22 @@ def assignments(texts: list[str] | None, option: str) -> dict[str, str]:
             )
         pairs[name.strip()] = value.strip()
     return pairs
+
+
+def assign(values: dict[str, Any], path: str, value: str) -> None:
+    """Set ``training.schedule`` and the like; JSON values (null, [1, 2]) are understood, everything else is text.
+
+    Raises:
+        ConfigError: a section that has no fields.
+    """
+    *sections, name = path.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"--config {path}", f"{section} has no fields", "The sections are data, training, quality and speed"
+            )
+    try:
+        values[name] = json.loads(value)
+    except json.JSONDecodeError:
+        values[name] = value

@@ -22,8 +22,15 @@ from torch.nn import functional as F
 from archbench.data.dataset import EncodedDocument
 from archbench.errors import DataError, HookResultError, UsageError
 
+BLOCK = 512
+"""Tokens of a block, the pieces of a document whose scores are kept: what is resampled where documents are few."""
+
 _LOGITS_AT_ONCE = 1 << 24
 """Logits turned into float32 log-probabilities at a time: 64 MiB."""
+
+_Integers = npt.NDArray[np.int64]
+_Row = tuple[int, int, _Integers, _Integers, int]
+"""Of a window: the document it is of, its end there, inputs (T,), targets (T,), and how many are scored."""
 
 
 class Window(NamedTuple):
@@ -36,12 +43,13 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """One document's: predicted tokens, raw bytes, and total surprise in nats."""
+    """One document's: predicted tokens, raw bytes, total surprise in nats, and that of each :data:`BLOCK` tokens."""
 
     name: str
     tokens: int
     bytes: int
     nats: float
+    block_nats: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -117,25 +125,55 @@ def score(
         HookResultError: logits of the wrong shape, or for too small a vocabulary.
     """
     device = torch.device(device)
-    nats = np.zeros(len(documents), dtype=np.float64)
+    blocks = np.array([-(-len(document.tokens) // BLOCK) for document in documents])
+    first_block = np.cumsum(blocks) - blocks
+    nats = np.zeros(blocks.sum(), dtype=np.float64)
     largest = max((int(document.tokens.max()) for document in documents if len(document.tokens)), default=None)
     if largest is None:
         raise DataError("validation text", "it holds no token to score", "Give a longer text")
     autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
     # no_grad, not inference_mode: a table a model builds at first use would be lost to the training that goes on.
     with _evaluation(model), torch.no_grad(), autocast:
-        for owners, inputs, targets, scored in _batches(documents, separator, context_length, stride, batch_size):
+        for owners, ends, inputs, targets, scored in _batches(documents, separator, context_length, stride, batch_size):
             logits = model(torch.from_numpy(inputs).to(device))  # (B, T, V)
             _check_logits(logits, inputs.shape, max(largest, separator), model)
             newest = int(scored.max())  # the columns before it are context in every row
             surprise = _surprise(logits[:, -newest:], torch.from_numpy(targets[:, -newest:]).to(device))
             counted = np.arange(newest) >= newest - scored[:, None]
-            np.add.at(nats, owners, (surprise * counted).sum(axis=1))
+            token = ends[:, None] - newest + np.arange(newest)  # its number in the document
+            np.add.at(nats, (first_block[owners][:, None] + token // BLOCK)[counted], surprise[counted])
     scores = tuple(
-        DocumentScore(document.name, len(document.tokens), document.n_bytes, float(total))
-        for document, total in zip(documents, nats, strict=True)
+        DocumentScore(document.name, len(document.tokens), document.n_bytes, math.fsum(own), tuple(own.tolist()))
+        for document, own in zip(documents, np.split(nats, first_block[1:]), strict=True)
     )
     return _total(scores)
+
+
+def position_losses(
+    model: nn.Module,
+    windows: _Integers,
+    *,
+    batch_size: int = 8,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> npt.NDArray[np.float64]:
+    """Mean surprise at each position, nats/token, shape (T,), over ``windows``, shape (n, T + 1), int64.
+
+    Position t predicts ``windows[:, t + 1]`` after having read t + 1 tokens. In evaluation mode, as :func:`score`.
+
+    Raises:
+        HookResultError: logits of the wrong shape, or for too small a vocabulary.
+    """
+    device = torch.device(device)
+    nats = np.zeros(windows.shape[1] - 1, dtype=np.float64)
+    autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    with _evaluation(model), torch.no_grad(), autocast:
+        for first in range(0, len(windows), batch_size):
+            batch = windows[first : first + batch_size]  # (B, T + 1)
+            logits = model(torch.from_numpy(batch[:, :-1]).to(device))  # (B, T, V)
+            _check_logits(logits, batch[:, :-1].shape, int(batch.max()), model)
+            nats += _surprise(logits, torch.from_numpy(batch[:, 1:]).to(device)).sum(axis=0)
+    return nats / len(windows)
 
 
 def _total(scores: tuple[DocumentScore, ...]) -> QualityScore:
@@ -150,13 +188,13 @@ def _total(scores: tuple[DocumentScore, ...]) -> QualityScore:
 
 def _batches(
     documents: Sequence[EncodedDocument], separator: int, context_length: int, stride: int | None, batch_size: int
-) -> Iterator[tuple[list[int], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Windows of equal length together: owners [B], inputs (B, T), targets (B, T), scored (B,)."""
-    waiting: dict[int, list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], int]]] = {}
+) -> Iterator[tuple[_Integers, _Integers, _Integers, _Integers, _Integers]]:
+    """Windows of equal length together: owners (B,), ends (B,), inputs (B, T), targets (B, T), scored (B,)."""
+    waiting: dict[int, list[_Row]] = {}
     for owner, document in enumerate(documents):
         sequence = np.concatenate([[separator], document.tokens]).astype(np.int64)
         for begin, end, scored in rolling_windows(len(document.tokens), context_length, stride):
-            row = (owner, sequence[begin:end], sequence[begin + 1 : end + 1], scored)
+            row = (owner, end, sequence[begin:end], sequence[begin + 1 : end + 1], scored)
             rows = waiting.setdefault(end - begin, [])
             rows.append(row)
             if len(rows) == batch_size:
@@ -165,11 +203,9 @@ def _batches(
         yield _stack(rows)
 
 
-def _stack(
-    rows: list[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64], int]],
-) -> tuple[list[int], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    owners, inputs, targets, scored = zip(*rows, strict=True)
-    return list(owners), np.stack(inputs), np.stack(targets), np.array(scored)
+def _stack(rows: list[_Row]) -> tuple[_Integers, _Integers, _Integers, _Integers, _Integers]:
+    owners, ends, inputs, targets, scored = zip(*rows, strict=True)
+    return np.array(owners), np.array(ends), np.stack(inputs), np.stack(targets), np.array(scored)
 
 
 def _surprise(logits: Tensor, targets: Tensor) -> npt.NDArray[np.float64]:

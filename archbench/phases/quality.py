@@ -17,7 +17,7 @@ from archbench.phases.rows import Rows
 
 
 def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
-    """Score the whole validation split, each token once, and keep every document's nats and bytes."""
+    """Score the whole validation split, each token once, and keep every document's nats and bytes, and every block's nats."""
     config = run.config
     architecture, model_config = load_architecture(run)
     data = load_dataset(run)
@@ -47,7 +47,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
         rows.add(f"floor_{name}", bits_per_byte)
     rows.add_memory(memory)
 
-    table = pa.table(
+    documents = pa.table(
         {
             "document": [document.name for document in result.documents],
             "tokens": [document.tokens for document in result.documents],
@@ -55,9 +55,12 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
             "nats": [document.nats for document in result.documents],
         }
     )
-    try:
-        pq.write_table(table, run.path / "documents.parquet")
-    except OSError as error:
-        raise StorageError(
-            f"{run.path / 'documents.parquet'}", f"it cannot be written ({error})", "Make room, then resume"
-        ) from error
+    owners = [number for number, document in enumerate(result.documents) for _ in document.block_nats]
+    nats = [nats for document in result.documents for nats in document.block_nats]
+    blocks = pa.table({"document": pa.array(owners, pa.int64()), "nats": pa.array(nats, pa.float64())})
+    for name, table in (("documents", documents), ("blocks", blocks)):
+        file = run.path / f"{name}.parquet"
+        try:
+            pq.write_table(table, file)
+        except OSError as error:
+            raise StorageError(str(file), f"it cannot be written ({error})", "Make room, then resume") from error

@@ -20,6 +20,7 @@ from archbench.errors import ArchbenchError, PhaseError
 from archbench.kernels import attention_backend
 from archbench.phases.check import run_check
 from archbench.phases.folder import RunFolder, open_run, write_text
+from archbench.phases.positions import run_positions
 from archbench.phases.process import measuring
 from archbench.phases.quality import run_quality
 from archbench.phases.rows import Rows
@@ -37,6 +38,7 @@ PHASES: dict[str, Phase] = {
     "check": run_check,
     "train": run_train,
     "quality": run_quality,
+    "positions": run_positions,
     "prefill": run_prefill,
     "decode": run_decode,
 }

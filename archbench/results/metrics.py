@@ -66,6 +66,11 @@ _QUALITY = _metrics(
     ("floor_xz", "bit/byte", "xz, preset 9 extreme, on the same bytes alone"),
     *_MEMORY,
 )
+_POSITIONS = _metrics(
+    "positions",
+    ("loss", "nats/token", "mean loss at an eighth of a trained context; repeat = its first position in the window"),
+    ("readable", "1", "1: the trained weights fit a model of that context_length; 0: they do not; null: no such text"),
+)
 _TRAIN = _metrics(
     "train",
     ("loss", "nats/token", "mean loss of one optimizer update's batch; repeat = step"),
@@ -146,7 +151,7 @@ _ENVIRONMENT = _metrics(
     ("contaminated", "1", "1: something else disturbed the phase; 0: nothing that could be seen"),
 )
 
-METRICS: tuple[Metric, ...] = (*_CHECK, *_QUALITY, *_TRAIN, *_PREFILL, *_DECODE, *_KERNEL, *_ENVIRONMENT)
+METRICS: tuple[Metric, ...] = (*_CHECK, *_QUALITY, *_POSITIONS, *_TRAIN, *_PREFILL, *_DECODE, *_KERNEL, *_ENVIRONMENT)
 """Every metric of archbench's own phases."""
 
 UNITS: dict[tuple[str, str], str] = {(metric.phase, metric.metric): metric.unit for metric in METRICS}

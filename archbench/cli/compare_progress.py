@@ -1,0 +1,111 @@
+"""How ``archbench compare`` shows its progress: a bar on a terminal, a line for each cell elsewhere, or nothing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import typer
+
+from archbench.cli.output import say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from archbench.compare.cells import Cell, Record
+
+STAGES = {
+    "pilot": "pilot",
+    "tune": "learning rate",
+    "seed": "fresh seed",
+    "speed": "speed in turns",
+    "cost": "context length",
+}
+
+
+class CompareProgress:
+    """Progress on standard error, while this is entered: an :class:`archbench.compare.comparison.Follower`.
+
+    Args:
+        folder: of the comparison, to say how to go on with it.
+        quiet: show none; why an architecture takes no part is said all the same.
+    """
+
+    def __init__(self, folder: Path, *, quiet: bool) -> None:
+        self._folder, self._quiet = folder, quiet
+        self._bar: Progress | None = None
+        self._cells = self._known = self._measured = 0
+        self._left = self._began = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            typer.echo(f"The same command goes on with it: what is finished is kept in {self._folder}", err=True)
+
+    def began(self, seconds: float, left: float, cells: int, known: int) -> None:
+        self._cells, self._known, self._left, self._began = cells, known, left, time.monotonic()
+        if self._quiet:
+            return
+        again = f", {known} of them known, about {duration(left)} left" if known else ""
+        typer.echo(f"About {duration(seconds)} in all: {cells} runs{again}; in {self._folder}", err=True)
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            self._bar = Progress(
+                BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.description}"),
+                console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False,
+            )  # fmt: skip
+            self._bar.start()
+            self._task = self._bar.add_task("", total=cells, completed=known)
+
+    def finished(self, cell: Cell, record: Record) -> None:
+        self._measured += 1
+        if record.outcome == "failed":
+            self.note(f"{describe(cell)} failed: {record.cause}")
+        if self._quiet:
+            return
+        done = self._known + self._measured
+        self._cells = max(self._cells, done)  # a search that goes on past its edge adds some
+        text = f"{describe(cell)}: {record.outcome}, {record.seconds:.0f} s; {self._to_go()}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=self._cells, description=text)
+        else:
+            typer.echo(f"[{done}/{self._cells}] {text}", err=True)
+
+    def note(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False)
+        else:
+            say("Note", text)
+
+    def _to_go(self) -> str:
+        """What is left, as predicted, corrected by how well that has fitted so far."""
+        share = self._measured / max(1, self._cells - self._known)
+        elapsed = time.monotonic() - self._began
+        left = (1 - share) * (self._left + elapsed / share) / 2 if share > 0.1 else self._left - elapsed
+        return f"about {duration(max(0.0, left))} left"
+
+
+def describe(cell: Cell) -> str:
+    """A cell in a few words."""
+    detail = {
+        "tune": f" × {cell.factor:g}, seed {cell.config.seed}" if cell.factor is not None else "",
+        "seed": f" {cell.config.seed}",
+        "speed": f", sweep {(cell.block or 0) + 1}",
+        "cost": f" {cell.context_length:,}",
+    }.get(cell.stage, "")
+    return f"{cell.architecture}, {STAGES[cell.stage]}{detail}"
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

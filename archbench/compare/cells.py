@@ -1,0 +1,190 @@
+"""The cells of a comparison: each is one run, kept in a folder named after all it depends on, and never run twice."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from archbench import runner
+from archbench.config import RunConfig
+from archbench.errors import ArchbenchError, StorageError
+from archbench.measure.machine import versions
+from archbench.phases.folder import CONFIG, write_text
+from archbench.registry import Architecture
+from archbench.results.reading import read_results, run_failed
+
+Stage = Literal["pilot", "tune", "seed", "speed", "cost"]
+OutcomeName = Literal["ok", "diverged", "failed"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+        stage: what it is for: pilot (to predict the time), tune (a learning rate), seed (a fresh seed at the learning
+            rate chosen), speed (one turn), cost (one context length).
+        config: the whole run.
+        key: 16 hex digits, equal for cells that measure the same with the same code.
+        factor: tune: learning rate / the recipe's.
+        block: speed: number of the sweep.
+        context_length: T of the model.
+        repeated: the baseline, measured a second time in the same sweep: the noise floor.
+    """
+
+    stage: Stage
+    config: RunConfig
+    key: str
+    context_length: int
+    factor: float | None = None
+    block: int | None = None
+    repeated: bool = False
+
+    @property
+    def architecture(self) -> str:
+        return self.config.architecture
+
+
+@dataclass(frozen=True)
+class Record:
+    """What became of a cell.
+
+    Attributes:
+        key: the cell's.
+        run_id: of its run; None where it ended before there was one.
+        outcome: ok, diverged (the loss stopped being finite) or failed (an error ended it).
+        cause: of a failure, in a sentence.
+        error: the failure's type, as in ``PhaseError``.
+        seconds: that it took, from start to end.
+    """
+
+    key: str
+    run_id: str | None
+    outcome: OutcomeName
+    cause: str | None = None
+    error: str | None = None
+    seconds: float = 0.0
+
+
+def cell_key(config: RunConfig, source: str, **place: Any) -> str:
+    """The key of a cell: its configuration, its place in the plan, and the code that it runs."""
+    now = versions()
+    identity = {
+        "config": config.config_hash(),
+        "seed": config.seed,
+        "source": source,
+        "archbench": now["archbench_version"],
+        "torch": now["torch_version"],
+        **place,
+    }
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def source_digest(architecture: Architecture) -> str:
+    """Of the plugin's file, so that an edited plugin is measured anew."""
+    file = inspect.getsourcefile(architecture.info.config)
+    text = Path(file).read_bytes() if file is not None else b""
+    return architecture.version + hashlib.sha256(text).hexdigest()[:16]
+
+
+def known_record(folder: Path, key: str) -> Record | None:
+    """The record of a cell that is finished; None where it is still to be measured.
+
+    Raises:
+        StorageError: the record cannot be read.
+    """
+    file = _record_file(folder, key)
+    try:
+        return Record(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(
+            str(file), f"it cannot be read ({error})", "Delete it, to measure that cell again"
+        ) from error
+
+
+def forget(folder: Path, record: Record) -> None:
+    """Delete the record and the run of a cell, so that it is measured again."""
+    _record_file(folder, record.key).unlink(missing_ok=True)
+    shutil.rmtree(_runs(folder, record.key), ignore_errors=True)
+
+
+def measure(cell: Cell, folder: Path) -> Record:
+    """Run the cell, or go on with its run where an earlier process was killed; its record is kept in ``folder``.
+
+    An error that ends the run is the cell's outcome; only where nothing can be stored it is raised.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    out = _runs(folder, cell.key)
+    start = time.monotonic()
+    try:
+        frame = _frame(cell, out)
+    except StorageError:
+        raise
+    except ArchbenchError as error:
+        cause = f"{error.culprit}: {error.cause}"
+        record = Record(cell.key, _run_id(out), "failed", cause, type(error).__name__)
+    else:
+        diverged = bool((frame.metric == "diverged").any())
+        record = Record(cell.key, str(frame.run_id.iloc[0]), "diverged" if diverged else "ok")
+    record = replace(record, seconds=time.monotonic() - start)
+    for checkpoints in out.glob("*/checkpoints"):  # of many runs: gigabytes that nobody will read
+        shutil.rmtree(checkpoints)
+    file = _record_file(folder, cell.key)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(asdict(record)) + "\n")
+    except OSError as error:
+        step = "Make room, and run the same command again"
+        raise StorageError(str(file), f"it cannot be written ({error.strerror})", step) from error
+    return record
+
+
+def rows_of(folder: Path, record: Record) -> pd.DataFrame:
+    """The tidy rows of a cell's run; empty where it ended before there was one.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    files = sorted(_runs(folder, record.key).glob("*.parquet"))
+    return read_results(files)
+
+
+def run_folder(folder: Path, record: Record) -> Path:
+    """Where the cell's run keeps its scores by document and block."""
+    assert record.run_id is not None
+    return _runs(folder, record.key) / record.run_id
+
+
+def _frame(cell: Cell, out: Path) -> pd.DataFrame:
+    """The rows of the cell's run: run now, or to its end, or read where only the record is missing."""
+    finished = sorted(out.glob("*.parquet"))
+    if finished and not run_failed(finished[-1]):
+        return read_results(finished[-1])
+    if (run_id := _run_id(out)) is not None:
+        return runner.resume(cell.architecture, run_id, out, time_limit=cell.config.time_limit, quiet=True)
+    return runner.run(cell.config.override(out=str(out)), quiet=True)
+
+
+def _run_id(out: Path) -> str | None:
+    started = sorted(path.parent.name for path in out.glob(f"*/{CONFIG}"))
+    return started[-1] if started else None
+
+
+def _runs(folder: Path, key: str) -> Path:
+    return folder / "runs" / key
+
+
+def _record_file(folder: Path, key: str) -> Path:
+    return folder / "cells" / f"{key}.json"

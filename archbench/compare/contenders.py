@@ -1,0 +1,81 @@
+"""Who takes part, and at which size: each architecture loaded, matched to the baseline, or left out with a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from archbench.compare.cells import source_digest
+from archbench.compare.matching import Quantity, match
+from archbench.compare.plan import TOLERANCE, ComparePlan
+from archbench.compare.stages import Contender
+from archbench.config import ModelConfig
+from archbench.data.dataset import prepare
+from archbench.errors import ArchbenchError, UsageError
+from archbench.measure.sizes import Size, size_of
+from archbench.registry import Architecture, load
+
+QUANTITIES: dict[str, Quantity | None] = {
+    "flops": "non_embedding_active_parameters",
+    "params": "non_embedding_active_parameters",
+    "state": "state_bytes",
+    "tokens": None,
+    "time": None,
+}
+"""What each way of matching makes equal by a search of sizes."""
+
+
+def contenders(plan: ComparePlan) -> list[Contender]:
+    """Every architecture of the plan, in its order; the baseline at its preset's own size.
+
+    Raises:
+        ArchbenchError: the baseline cannot be loaded or built; the others are left out with the reason.
+    """
+    baseline = load(plan.baseline, plan.run.plugins)
+    fixed = _fixed(plan, baseline)
+    reference = _built(baseline, baseline.config(plan.run.preset, **fixed))
+    quantity = QUANTITIES[plan.match]
+    if quantity == "state_bytes" and reference.state_bytes is None:
+        cause = "it decodes without a cache, so there is no state to match"
+        raise UsageError(f"baseline {plan.baseline}", cause, "Take another --baseline, or match something else")
+    return [_contender(plan, name, fixed, reference, quantity) for name in plan.architectures]
+
+
+def _contender(
+    plan: ComparePlan, name: str, fixed: Mapping[str, Any], reference: Size, quantity: Quantity | None
+) -> Contender:
+    length = int(fixed["context_length"])
+    source = ""
+    try:
+        architecture = load(name, plan.run.plugins)
+        source = source_digest(architecture)
+        if quantity is None or name == plan.baseline:
+            size = _built(architecture, architecture.config(plan.run.preset, **fixed))
+            deviation = None if quantity is None else 0.0
+            return Contender(name, fixed, length, size, deviation, True, None, source)
+        target = getattr(reference, quantity)
+        found = match(architecture, plan.run.preset, fixed, target, quantity, tolerance=TOLERANCE)
+    except ArchbenchError as error:
+        if name == plan.baseline:
+            raise
+        return Contender(name, fixed, length, None, None, False, f"{error.culprit}: {error.cause}", source)
+    overrides = {**found.overrides, **fixed}
+    return Contender(name, overrides, length, found.size, found.deviation, found.matched, found.reason, source)
+
+
+def _fixed(plan: ComparePlan, baseline: Architecture) -> dict[str, Any]:
+    """Fields that are the same for all: what the user set, the baseline's context, and the tokenizer's vocabulary."""
+    fixed: dict[str, Any] = dict(plan.run.overrides)
+    config = baseline.config(plan.run.preset, **fixed)
+    fixed["context_length"] = config.context_length
+    if plan.run.vocabulary == "tokenizer":
+        fixed.setdefault("vocab_size", prepare(plan.run.data).tokenizer.vocab_size)
+    return fixed
+
+
+def _built(architecture: Architecture, config: ModelConfig) -> Size:
+    import torch
+
+    with torch.device("meta"):
+        model = architecture.build(config)
+    return size_of(model, config.context_length)

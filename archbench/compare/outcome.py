@@ -1,0 +1,258 @@
+"""From cells to the outcome: ``runs.parquet`` with all rows, ``comparison.json`` with what they say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from archbench.compare.cells import Cell, Record, rows_of, run_folder
+from archbench.compare.costs import cost_curves, cost_rows, exact_rows, positions
+from archbench.compare.learning_rates import Curve
+from archbench.compare.plan import ComparePlan
+from archbench.compare.stages import Contender
+from archbench.compare.verdicts import QualityRow, Scores, judge
+from archbench.errors import StorageError
+from archbench.measure.machine import versions
+from archbench.phases.folder import write_text
+from archbench.results.schema import arrow_schema
+
+FORMAT = 1
+"""Of ``comparison.json``; raised when a field changes its meaning."""
+
+COMPARISON, TUNING, ROWS = "comparison.json", "tuning.json", "runs.parquet"
+
+FEWEST_DOCUMENTS = 30
+"""With fewer documents their blocks of 512 tokens are resampled instead (a block bootstrap: Künsch 1989)."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All that a comparison has measured.
+
+    Attributes:
+        cells: each with its record, in the order in which they were run.
+        curves: the search for its learning rate, by architecture.
+        budget: of one run; one of flops, tokens, seconds -> its amount.
+    """
+
+    plan: ComparePlan
+    folder: Path
+    command: str
+    contenders: list[Contender]
+    budget: dict[str, float]
+    curves: Mapping[str, Curve]
+    cells: list[tuple[Cell, Record]]
+    predicted_seconds: float
+    measured_seconds: float
+
+
+def write_comparison(measured: Measured) -> dict[str, Any]:
+    """Judge, and write both files; what ``comparison.json`` holds.
+
+    Raises:
+        StorageError: a cell's rows cannot be read, or the files not written.
+    """
+    plan, frames = measured.plan, _frames(measured)
+    names = [one.architecture for one in measured.contenders if one.matched]
+    cells = {stage: [cell for cell, _ in measured.cells if cell.stage == stage] for stage in ("seed", "speed", "cost")}
+    causes = {record.key: record.cause or record.outcome for _, record in measured.cells if record.outcome != "ok"}
+    scores, units = _scores(measured, names)
+    first, *others = sorted(scores, key=lambda one: one.architecture != plan.baseline)
+    quality = sorted(judge(first, others, margin=plan.margin), key=lambda row: names.index(row.architecture))
+    costs = cost_rows(cells["speed"], frames, plan.baseline, names)
+    state = {one.architecture: one.size.state_bytes for one in measured.contenders if one.matched and one.size}
+    costs += exact_rows("state", "decoding state at the trained context", "B", state, plan.baseline)
+    outcome = {
+        **_common(measured, frames),
+        "quality": [asdict(row) for row in quality],
+        "units": units,
+        "spent": [_spent(name, cells["seed"], frames) for name in names],
+        "costs": [asdict(row) for row in costs],
+        "curves": cost_curves(cells["cost"], frames, causes),
+        "positions": positions(cells["seed"], frames),
+        "conclusion": conclusion(plan, quality),
+    }
+    _write(measured, frames, COMPARISON, outcome)
+    return outcome
+
+
+def write_tuning(measured: Measured) -> dict[str, Any]:
+    """Write the learning-rate curves; what ``tuning.json`` holds.
+
+    Raises:
+        StorageError: as :func:`write_comparison`.
+    """
+    frames = _frames(measured)
+    outcome = _common(measured, frames)
+    _write(measured, frames, TUNING, outcome)
+    return outcome
+
+
+def conclusion(plan: ComparePlan, quality: list[QualityRow]) -> str:
+    """The verdict in a sentence for each architecture."""
+    sentences = []
+    for row in quality:
+        if row.verdict == "baseline":
+            continue
+        if row.difference is None or row.combined_low is None or row.combined_high is None:
+            sentences.append(f"{row.architecture}: {row.verdict} ({row.reason}).")
+            continue
+        more = "fewer" if row.difference < 0 else "more"
+        change = f"{abs(row.difference):.2%} {more} bits per byte than {plan.baseline}"
+        interval = f"95 % interval {row.combined_low:+.2%} to {row.combined_high:+.2%}"
+        why = f"; {row.reason}" if row.reason else ""
+        seeds = f"; {row.seeds_needed} seeds each should decide it" if row.seeds_needed else ""
+        sentences.append(f"{row.architecture}: {row.verdict}, {change} ({interval}{why}{seeds}).")
+    return " ".join(sentences)
+
+
+def _common(measured: Measured, frames: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    plan = measured.plan
+    baseline = next(one for one in measured.contenders if one.architecture == plan.baseline)
+    row = next(iter(frames.values())).iloc[0]
+    return {
+        "format": FORMAT,
+        "archbench_version": versions()["archbench_version"],
+        "git_revision": versions()["git_revision"],
+        "command": measured.command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": {
+            name: None if pd.isna(row[name]) else getattr(row[name], "item", lambda: row[name])()  # noqa: B023
+            for name in ("device", "device_name", "torch_version", "python_version", "malloc")
+        },
+        "plan": plan.summary(baseline.context_length, measured.budget),
+        "seconds": {"predicted": measured.predicted_seconds, "measured": measured.measured_seconds},
+        "models": [_model(one) for one in measured.contenders],
+        "cells": [_cell(cell, record) for cell, record in measured.cells],
+        "tuning": [curve.as_plain() for curve in measured.curves.values()],
+    }
+
+
+def _model(one: Contender) -> dict[str, Any]:
+    size = asdict(one.size) if one.size is not None else {}
+    return {
+        "architecture": one.architecture,
+        "matched": one.matched,
+        "reason": one.reason,
+        "overrides": dict(one.overrides),
+        **{
+            name: size.get(name)
+            for name in (
+                "parameters", "active_parameters", "non_embedding_active_parameters", "training_flops_per_token",
+                "forward_flops_per_token", "state_bytes",
+            )
+        },
+        "deviation": one.deviation,
+    }  # fmt: skip
+
+
+def _cell(cell: Cell, record: Record) -> dict[str, Any]:
+    trained = "train" in cell.config.phases
+    return {
+        "key": cell.key,
+        "stage": cell.stage,
+        "architecture": cell.architecture,
+        "seed": cell.config.seed,
+        "learning_rate": cell.config.training.learning_rate if trained else None,
+        "factor": cell.factor,
+        "block": cell.block,
+        "repeated": cell.repeated,
+        "context_length": cell.context_length,
+        "run_id": record.run_id,
+        "outcome": record.outcome,
+        "cause": record.cause,
+        "seconds": record.seconds,
+    }
+
+
+def _frames(measured: Measured) -> dict[str, pd.DataFrame]:
+    """The rows of every cell that ended well, by its key."""
+    return {cell.key: rows_of(measured.folder, record) for cell, record in measured.cells if record.outcome == "ok"}
+
+
+def _scores(measured: Measured, names: list[str]) -> tuple[list[Scores], dict[str, Any]]:
+    """Bits per byte and nats of every unit, of every seed; and what the units are."""
+    finished: dict[str, list[Record]] = {name: [] for name in names}
+    diverged, lost = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
+    for cell, record in measured.cells:
+        if cell.stage != "seed" or cell.architecture not in finished:
+            continue
+        if record.outcome == "ok":
+            finished[cell.architecture].append(record)
+        elif record.outcome == "diverged":
+            diverged[cell.architecture] += 1
+        else:
+            lost[cell.architecture] += 1
+    documents = {
+        name: [_table(measured, record, "documents") for record in records] for name, records in finished.items()
+    }
+    some = next((tables[0] for tables in documents.values() if tables), None)
+    filled = int((some["bytes"] > 0).sum()) if some is not None else 0
+    empty = len(some) - filled if some is not None else 0
+    by_document = filled >= FEWEST_DOCUMENTS
+    scores = []
+    for name in names:
+        tables = documents[name]
+        if by_document:
+            units = [table["nats"][table["bytes"] > 0].to_numpy() for table in tables]
+            size = some["bytes"][some["bytes"] > 0].to_numpy() if some is not None else np.zeros(0)
+        else:
+            units = [_table(measured, record, "blocks")["nats"].to_numpy() for record in finished[name]]
+            size = np.ones(len(units[0])) if units else np.zeros(0)
+        bits = [_bits(table) for table in tables]
+        nats: npt.NDArray[np.float64] = np.stack(units) if units else np.zeros((0, len(size)))
+        flagged = measured.curves[name].flagged
+        scores.append(Scores(name, bits, nats, size, diverged[name], lost[name], flagged))
+    count = max((one.unit_nats.shape[1] for one in scores if len(one.bits_per_byte)), default=0)
+    return scores, {"kind": "documents" if by_document else "blocks", "count": count, "empty": empty}
+
+
+def _bits(documents: pd.DataFrame) -> float:
+    return float(documents["nats"].sum() / np.log(2) / documents["bytes"].sum())
+
+
+def _table(measured: Measured, record: Record, name: str) -> pd.DataFrame:
+    file = run_folder(measured.folder, record) / f"{name}.parquet"
+    try:
+        return pd.read_parquet(file)
+    except (OSError, pa.ArrowException) as error:
+        step = f"Delete {measured.folder / 'cells' / record.key}.json, to measure that cell again"
+        raise StorageError(str(file), f"it cannot be read ({error})", step) from error
+
+
+def _spent(name: str, cells: list[Cell], frames: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    """Medians over seeds of what training took."""
+    tokens, flops, seconds = [], [], []
+    for cell in cells:
+        if cell.architecture == name and cell.key in frames:
+            frame = frames[cell.key]
+            rows = frame[frame.phase == "train"].set_index("metric")
+            tokens.append(float(rows.loc["training_seconds", "tokens_seen"]))
+            flops.append(tokens[-1] * float(rows.loc["flops_per_token", "value"]))
+            seconds.append(float(rows.loc["training_seconds", "value"]))
+    values = {"training_tokens": tokens, "training_flops": flops, "training_seconds": seconds}
+    return {"architecture": name, **{key: float(np.median(each)) if each else None for key, each in values.items()}}
+
+
+def _write(measured: Measured, frames: Mapping[str, pd.DataFrame], name: str, outcome: dict[str, Any]) -> None:
+    """The rows first: an outcome always has its rows beside it."""
+    folder = measured.folder
+    try:
+        tables = [pa.Table.from_pandas(frame, schema=arrow_schema(), preserve_index=False) for frame in frames.values()]
+        temporary = folder / f".{ROWS}.tmp"
+        pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
+        temporary.replace(folder / ROWS)
+        write_text(folder / name, json.dumps(outcome, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        step = "Make room, and run the same command again: what was measured is kept"
+        raise StorageError(str(folder), f"the outcome cannot be written ({error.strerror})", step) from error

@@ -1,0 +1,107 @@
+"""The plan of a comparison: who, matched on what, by which budget, with how many trials and seeds. Frozen, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+
+from archbench.config import Frozen, RunConfig
+from archbench.errors import ConfigError, did_you_mean
+
+MatchName = Literal["flops", "params", "tokens", "time", "state"]
+
+MATCHES: dict[MatchName, str] = {
+    "flops": "equal non-embedding active parameters (within 2 %) and equal training FLOPs",
+    "params": "equal non-embedding active parameters (within 2 %) and equal training tokens",
+    "tokens": "the presets as they are, and equal training tokens",
+    "time": "the presets as they are, and equal seconds of training on this machine",
+    "state": "equal bytes of decoding state at the trained context (within 2 %) and equal training tokens",
+}
+"""What each way of matching holds equal."""
+
+TOLERANCE = 0.02
+"""Largest relative deviation of a matched quantity from the baseline's."""
+
+TUNING_SEED = 1_000
+"""The first seed of the tuning runs; those that confirm begin at 0, so that they are fresh."""
+
+
+class ComparePlan(Frozen):
+    """Everything a comparison depends on; the same plan continues the same folder."""
+
+    architectures: tuple[str, ...] = Field(min_length=1, description="names, the baseline among them")
+    baseline: str = Field(description="what the others are compared with")
+    match: MatchName = Field("flops", description="what is held equal")
+    seeds: int = Field(5, ge=2, le=500, description="fresh seeds that confirm; 2 give no verdict")
+    tuning_seeds: int = Field(2, ge=1, le=100, description="seeds of each learning rate that is tried")
+    tuning_share: float = Field(0.25, gt=0, le=1, description="budget of a trial, as a share of the whole")
+    factors: tuple[PositiveFloat, ...] = Field(
+        (0.25, 0.5, 1.0, 2.0, 4.0), description="learning rates tried, as multiples of the recipe's; one: no tuning"
+    )
+    margin: float = Field(0.0025, gt=0, lt=1, description="least difference that matters, relative to the baseline")
+    sweeps: int = Field(4, ge=0, le=100, description="times that speed and memory are measured in turns; 0: not")
+    cost_multiples: tuple[PositiveInt, ...] = Field(
+        (1, 4, 16), description="context lengths of the cost curves, as multiples of the trained one; none: no curves"
+    )
+    jobs: int = Field(1, ge=1, le=1024, description="training runs at a time; their times are not compared")
+    run: RunConfig = Field(description="what all share: data, recipe, budget, device; its architecture is the baseline")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name in self.architectures:
+            if self.architectures.count(name) > 1:
+                raise ConfigError(f"architecture {name!r}", "it is named twice", "Name each architecture once")
+        if self.baseline not in self.architectures:
+            step = did_you_mean(self.baseline, self.architectures)
+            raise ConfigError(f"baseline {self.baseline!r}", "it is not among those compared", step)
+        if 1.0 not in self.factors:
+            raise ConfigError("factors", "the recipe's own learning rate is not among them", "Let 1 be one of them")
+        self._check_budget()
+        return self
+
+    def _check_budget(self) -> None:
+        training = self.run.training
+        if training.seconds is not None and self.match != "time":
+            cause = f"a budget in seconds is not equal {'FLOPs' if self.match == 'flops' else 'tokens'}"
+            raise ConfigError("training.seconds", cause, "Use --match time, or give the budget in tokens")
+        if training.flops is not None and self.match not in ("flops", "time"):
+            cause = f"--match {self.match} trains all on equal tokens"
+            raise ConfigError("training.flops", cause, "Give the budget in tokens, or use --match flops")
+        if self.match == "time" and self.jobs > 1:
+            raise ConfigError("jobs", "runs beside each other take each other's time", "Leave --jobs out, or give 1")
+
+    @property
+    def tunes(self) -> bool:
+        """Whether learning rates are searched for at all."""
+        return len(self.factors) > 1
+
+    def digest(self) -> str:
+        """Eight hex digits that agree for plans that measure the same."""
+        values = self.model_dump(mode="json")
+        for name in ("out", "time_limit"):
+            del values["run"][name]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+    def summary(self, context_length: int, budget: dict[str, Any]) -> dict[str, Any]:
+        """What a reader of the outcome has to know of the plan, as plain values."""
+        unit, amount = next(iter(budget.items()))
+        return {
+            **self.model_dump(
+                mode="json",
+                include={
+                    "architectures", "baseline", "match", "seeds", "tuning_seeds", "tuning_share", "factors", "margin",
+                    "sweeps", "jobs",
+                },
+            ),
+            "profile": self.run.profile,
+            "preset": self.run.preset,
+            "corpus": self.run.data.corpus,
+            "tokenizer": self.run.data.tokenizer,
+            "context_length": context_length,
+            "confidence": 0.95,
+            "budget": {"unit": unit, "amount": amount},
+            "matched_on": MATCHES[self.match],
+        }  # fmt: skip

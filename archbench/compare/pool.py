@@ -1,0 +1,54 @@
+"""Cells in processes beside each other: as many at a time as the plan says, each once, whatever becomes of it."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from archbench.compare.cells import Cell, Record, known_record, measure
+from archbench.errors import PhaseError
+from archbench.processes import end_with_parent
+
+Finished = Callable[[Cell, Record], None]
+
+
+def run_cells(cells: Sequence[Cell], folder: Path, jobs: int, finished: Finished) -> dict[str, Record]:
+    """The record of each cell by its key; those that are known are not run again.
+
+    Args:
+        folder: the comparison's.
+        jobs: cells at a time.
+        finished: told of each cell that was measured now, as soon as it is.
+
+    Raises:
+        StorageError: the folder cannot be written; what was measured before is kept.
+        PhaseError: a process that ran cells was killed.
+        KeyboardInterrupt: as ever; the cells that were running are gone on with next time.
+    """
+    records = {cell.key: record for cell in cells if (record := known_record(folder, cell.key)) is not None}
+    waiting = [cell for cell in cells if cell.key not in records]
+    if not waiting:
+        return records
+    # Spawned: a fork of a process that has threads (torch's) may hang.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(jobs, len(waiting)), mp_context=context, initializer=end_with_parent)
+    try:
+        running: dict[Future[Record], Cell] = {pool.submit(measure, cell, folder): cell for cell in waiting}
+        for future in as_completed(running):
+            cell = running[future]
+            records[cell.key] = future.result()
+            finished(cell, records[cell.key])
+    except BrokenProcessPool as error:
+        cause = "a process that was measuring was killed, most often for want of memory"
+        step = "Free some memory or use fewer --jobs, then run the same command again: what is finished is kept"
+        raise PhaseError(f"comparison {folder}", cause, step) from error
+    except BaseException:
+        for process in multiprocessing.active_children():  # what they run ends with them
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return records

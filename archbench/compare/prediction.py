@@ -1,0 +1,80 @@
+"""How long a comparison will take, from a pilot of each architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from archbench.compare.cells import Cell, Record
+from archbench.compare.stages import COST_NEW_TOKENS, SPEED_STEPS
+
+PROCESS_SECONDS = 3.0
+"""Of a phase in a process of its own that does nothing: Python and torch are loaded, the text is read."""
+
+FORWARD_SHARE = 1 / 3
+"""Of an update, that a forward pass alone takes: half of the backward pass (Kaplan et al. 2020, section 2.1)."""
+
+TOKENS_DECODED_PER_FORWARD = 16
+"""Tokens decoded one by one in the time of one forward pass over a whole batch; a guess that a few seconds hang on."""
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a pilot run took.
+
+    Attributes:
+        overhead: seconds of all but its updates: checks, processes, scoring.
+        update: seconds of one update.
+        tokens: of one update.
+        scored: tokens of the validation text.
+    """
+
+    overhead: float
+    update: float
+    tokens: int
+    scored: int
+
+    @property
+    def scoring(self) -> float:
+        """Seconds of scoring the validation text once."""
+        return self.update * FORWARD_SHARE * self.scored / self.tokens
+
+
+def pilot_of(record: Record, frame: pd.DataFrame, tokens: int) -> Pilot:
+    """Read a pilot's rows."""
+    steps = frame[(frame.phase == "train") & (frame.metric == "step_seconds")].value
+    total = float(frame[(frame.phase == "train") & (frame.metric == "training_seconds")].value.iloc[0])
+    scored = frame[(frame.phase == "quality") & (frame.metric == "tokens_scored")].value
+    return Pilot(record.seconds - total, float(steps.median()), tokens, int(scored.iloc[0]))
+
+
+def cell_seconds(cell: Cell, pilot: Pilot, updates: float) -> float:
+    """Seconds of a cell that trains for so many updates (of stages ``tune`` and ``seed``), or of its own kind."""
+    if cell.stage in ("tune", "seed"):
+        every = cell.config.training.validate_every
+        validations = 0.0 if every is None else updates / every
+        more = PROCESS_SECONDS + 3 * pilot.scoring if cell.stage == "seed" else 0.0
+        return pilot.overhead + updates * pilot.update + validations * pilot.scoring + more
+    if cell.stage == "speed":
+        return pilot.overhead + PROCESS_SECONDS + SPEED_STEPS * pilot.update
+    if cell.stage == "cost":
+        reads = 8 * pilot.update * FORWARD_SHARE * cell.context_length / pilot.tokens
+        decoded = 5 * COST_NEW_TOKENS / TOKENS_DECODED_PER_FORWARD * pilot.update * FORWARD_SHARE
+        return pilot.overhead + reads + decoded
+    return pilot.overhead
+
+
+def total_seconds(stages: Sequence[tuple[Sequence[Cell], int]], seconds: Mapping[str, float]) -> float:
+    """Of stages one after the other, each of cells ``jobs`` at a time; ``seconds`` of each cell by its key."""
+    return sum(_together([seconds[cell.key] for cell in cells], jobs) for cells, jobs in stages if cells)
+
+
+def _together(seconds: Sequence[float], jobs: int) -> float:
+    """Each process takes the next cell as soon as it is free."""
+    free = [0.0] * jobs
+    for one in seconds:
+        first = free.index(min(free))
+        free[first] += one
+    return max(free)
