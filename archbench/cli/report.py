@@ -1,0 +1,53 @@
+"""``archbench report``: what was measured, on one page that needs no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    runs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RUNS]...",
+            help="Comparison folders, results folders (with the comparisons in them) or .parquet files.",
+            show_default="results",
+        ),
+    ] = None,
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")] = "report.html",
+    png: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Also write each figure as a PNG of 300 dpi into this folder.")
+    ] = None,
+    md: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Also write a Markdown summary, which shows the PNGs of --png.")
+    ] = None,
+) -> None:
+    """Show comparisons and runs on one self-contained HTML page: the verdict first, then tables and interactive plots.
+
+    The page opens from the disk and needs no network; every figure's data and provenance are one click away. Runs
+    without a comparison are shown too, without a verdict. Needs pip install 'archbench[report]'.
+    """
+    from archbench.report.contents import read
+    from archbench.report.files import require, title_of, write_images, write_markdown, write_page
+
+    require("archbench report", "plotly", "jinja2")
+    if png is not None:
+        require(f"--png {png}", "matplotlib")
+    contents = read(runs or ["results"])
+    page = write_page(contents, output, title=title_of(contents))
+    images = [] if png is None else write_images(contents, png)
+    size = page.stat().st_size / 1e6
+    for part in contents:
+        typer.echo(part.title if part.verdict is None else part.verdict.headline)
+    typer.echo(f"{page} ({size:.1f} MB, {_counted(sum(len(part.figures) for part in contents), 'figure')})")
+    if png is not None:
+        typer.echo(f"{Path(png)}: {_counted(sum(len(part) for part in images), 'PNG file')}")
+    if md is not None:
+        typer.echo(str(write_markdown(contents, md, images)))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

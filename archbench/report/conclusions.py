@@ -1,0 +1,177 @@
+"""What a comparison says and what it does not, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from archbench.report.numbers import compact, percent, percent_interval, quantity
+from archbench.report.outcome import Outcome, Quality
+
+TOKENS_A_PARAMETER = 20
+"""About how many training tokens a parameter Hoffmann et al. 2022 ("Training Compute-Optimal Large Language Models",
+table 3) found best for a fixed number of FLOPs."""
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """Plain sentences.
+
+    Attributes:
+        headline: the verdicts in a line.
+        details: how large each decided difference is, and how sure.
+        matched: what was held equal, and how.
+        limits: what this does not show, one sentence each.
+    """
+
+    headline: str
+    details: str
+    matched: tuple[str, ...]
+    limits: tuple[str, ...]
+
+
+def conclusions(outcome: Outcome) -> Conclusions:
+    return Conclusions(_headline(outcome), _details(outcome), _matched(outcome), _limits(outcome))
+
+
+def _headline(outcome: Outcome) -> str:
+    base = outcome.plan.baseline
+    by_verdict = {
+        verdict: [row.architecture for row in outcome.quality if row.verdict == verdict]
+        for verdict in ("better", "worse", "equivalent", "below margin", "inconclusive", "no verdict")
+    }
+    parts = []
+    for verdict, phrase in (
+        ("better", f"better than {base}"),
+        ("worse", f"worse than {base}"),
+        ("equivalent", f"equivalent to {base}"),
+        ("below margin", f"different from {base} by less than matters"),
+    ):
+        if names := by_verdict[verdict]:
+            parts.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {phrase}")
+    undecided = by_verdict["inconclusive"] + by_verdict["no verdict"]
+    if undecided and not parts:
+        return f"Nothing is decided: the data do not tell {_listed(undecided)} from {base}."
+    if not parts:
+        return f"Only {base} took part: there is nothing to compare it with."
+    text = "; ".join(parts)
+    return text + (f"; {_listed(undecided)} {'is' if len(undecided) == 1 else 'are'} undecided." if undecided else ".")
+
+
+def _details(outcome: Outcome) -> str:
+    base = next(
+        row for row in outcome.quality if row.verdict == "baseline" or row.architecture == outcome.plan.baseline
+    )
+    level = f"{outcome.plan.confidence:.0%}"
+    sentences = [
+        f"{base.architecture} needs {quantity(base.bits_per_byte, 'bit/byte')} bits for a byte of unseen text."
+    ]
+    decided = [row for row in outcome.quality if row.verdict in ("better", "worse", "below margin")]
+    for number, row in enumerate(decided):
+        sentences.append(_difference(row, f"{level} interval " if number == 0 else ""))
+    if equal := [row.architecture for row in outcome.quality if row.verdict == "equivalent"]:
+        verb = "differs" if len(equal) == 1 else "differ"
+        sentences.append(
+            f"{_listed(equal)} {verb} by less than the margin of ± {100 * outcome.plan.margin:g} % set beforehand."
+        )
+    undecided = [row.architecture for row in outcome.quality if row.verdict in ("inconclusive", "no verdict")]
+    if undecided:
+        sentences.append(
+            f"Why {_listed(undecided)} {'is' if len(undecided) == 1 else 'are'} undecided stands below the table."
+        )
+    return " ".join(sentences)
+
+
+def _difference(row: Quality, level: str) -> str:
+    if row.difference is None:
+        return f"{row.architecture} is {row.verdict}."
+    word = "fewer" if row.difference < 0 else "more"
+    size = percent(abs(row.difference), signed=False)
+    bounds = percent_interval(row.combined_low, row.combined_high) + " %"
+    p = "" if row.p_holm is None else f", p {'< 0.001' if row.p_holm < 0.001 else f'= {row.p_holm:.3f}'} after Holm"
+    return f"{row.architecture} needs {size} {word} ({level}{bounds}{p})."
+
+
+def _matched(outcome: Outcome) -> tuple[str, ...]:
+    plan = outcome.plan
+    unit = {"flops": "FLOP", "tokens": "token", "seconds": "s"}[plan.budget.unit]
+    budget = quantity(plan.budget.amount, unit) + (" tokens" if unit == "token" else "")
+    deviations = [abs(model.deviation) for model in outcome.models if model.matched and model.deviation is not None]
+    held = plan.matched_on or f"what --match {plan.match} holds equal"
+    sentences = [f"{held[:1].upper()}{held[1:]}."]
+    if deviations:
+        sentences.append(f"The largest deviation in size is {percent(max(deviations), signed=False)}.")
+    sentences.append(
+        f"Budget of each model: {budget}. Tokenizer ({plan.tokenizer}), corpus ({plan.corpus}), order of the data and "
+        f"context ({plan.context_length:,} positions) are the same."
+    )
+    if len(plan.factors) == 1:
+        sentences.append(f"Learning rates were not tuned: each recipe's own; {plan.seeds} seeds each.")
+    else:
+        sentences.append(
+            f"Each architecture's learning rate was tuned with the same trials ({plan.tuning_seeds} seeds each, at "
+            f"{plan.tuning_share:.0%} of the budget); {plan.seeds} fresh seeds then confirmed."
+        )
+    sentences.append(
+        f"A difference counts from {100 * plan.margin:g} % on, a margin set beforehand. P-values are Holm's, over "
+        "architectures; everything but this verdict is exploratory."
+    )
+    return tuple(sentences)
+
+
+def _limits(outcome: Outcome) -> tuple[str, ...]:
+    plan = outcome.plan
+    taking_part = [model for model in outcome.models if model.matched]
+    sentences = []
+    if any(model.parameters for model in taking_part):
+        sizes = [model.parameters for model in taking_part if model.parameters is not None]
+        low, high = compact(min(sizes)), compact(max(sizes))
+        size = low if low == high else f"{low} to {high}"
+        sentences.append(
+            f"Other sizes: these models have {size} parameters. What is better here can be worse when large."
+        )
+    tokens = [row.training_tokens for row in outcome.spent if row.training_tokens]
+    ratios = [
+        row.training_tokens / model.parameters
+        for row in outcome.spent
+        for model in taking_part
+        if row.architecture == model.architecture and row.training_tokens and model.parameters
+    ]
+    if tokens and ratios:
+        few = min(ratios) < TOKENS_A_PARAMETER
+        told = (
+            f", where about {TOKENS_A_PARAMETER} are compute-optimal for transformers (Hoffmann et al. 2022): "
+            "early learning is compared, not what training to the end would give"
+            if few
+            else ""
+        )
+        sentences.append(
+            f"Longer training: {_range(tokens, 'token')} tokens were seen, {_plain_range(ratios)} for each "
+            f"parameter{told}."
+        )
+    sentences += [
+        f"Other text: one corpus ({plan.corpus}) and one tokenizer ({plan.tokenizer}).",
+        f"Longer texts: trained on {plan.context_length:,} positions at a time.",
+        "Other recipes: of the hyperparameters only the learning rate was tuned."
+        if len(plan.factors) != 1
+        else "Other recipes: no hyperparameter was tuned, not even the learning rate.",
+        f"Other machines: speed and memory are those of {outcome.machine.get('device_name', 'this machine')}.",
+        f"Differences between the others: each was compared with {plan.baseline} only.",
+    ]
+    if missing := [model.architecture for model in outcome.models if not model.matched]:
+        sentences.append(f"Anything about {_listed(missing)}, which could not be matched in size.")
+    return tuple(sentences)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _range(values: Sequence[float], unit: str) -> str:
+    low, high = quantity(min(values), unit), quantity(max(values), unit)
+    return low if low == high else f"{low} to {high}"
+
+
+def _plain_range(values: Sequence[float]) -> str:
+    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+    return low if low == high else f"{low} to {high}"

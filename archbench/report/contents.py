@@ -1,0 +1,167 @@
+"""What a report shows, part by part: a comparison, or runs without one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from archbench.errors import ArchbenchWarning, StorageError
+from archbench.report.conclusions import Conclusions, conclusions
+from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
+from archbench.report.evidence import Evidence, of_comparison, of_runs
+from archbench.report.figures import Figure
+from archbench.report.learning_curves import loss_figure, tuning_figure, validation_figure
+from archbench.report.outcome import OUTCOME_FILE, Outcome, is_comparison
+from archbench.report.quality_figures import difference_figure, position_figure, probe_figure
+from archbench.report.styles import Style
+from archbench.report.tables import Table, cost_table, lost_table, run_table, size_table, verdict_table
+
+NO_VERDICT = (
+    "These are runs without a comparison, so there is no verdict: sizes, budgets and learning rates may differ, and "
+    "differences may be chance. archbench compare matches and tunes, and says how sure it is."
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """One part of a report.
+
+    Attributes:
+        title, subtitle: what it is about.
+        verdict: what follows; None for runs without a comparison.
+        tables: in the order shown; the first stands with the verdict.
+        lead: the figure that stands with the verdict.
+        figures: all figures that could be drawn, ``lead`` included.
+        missing: names of figures whose data were not measured.
+        facts: (what, value) pairs: how it was made.
+        styles: colour and marker by architecture.
+    """
+
+    title: str
+    subtitle: str
+    verdict: Conclusions | None
+    tables: tuple[Table, ...]
+    lead: Figure | None
+    figures: tuple[Figure, ...]
+    missing: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    styles: dict[str, Style]
+
+
+def read(paths: Sequence[str]) -> list[Contents]:
+    """What is at ``paths``: comparison folders, results folders (with the comparisons in them) and Parquet files.
+
+    Raises:
+        StorageError: nothing is there, a file is damaged, or it is from a newer archbench.
+    """
+    from archbench.results.reading import read_results
+
+    comparisons: list[Path] = []
+    plain: list[str] = []
+    for text in paths:
+        path = Path(text)
+        if path.is_dir() and is_comparison(path):
+            comparisons.append(path)
+            continue
+        plain.append(text)
+        if path.is_dir():
+            comparisons += _finished_in(path)
+    parts = [of_evidence(of_comparison(folder)) for folder in dict.fromkeys(comparisons)]
+    parts.sort(key=lambda part: dict(part.facts)["finished"], reverse=True)
+    if plain:
+        rows = read_results(plain)
+        if len(rows):
+            parts.append(of_evidence(of_runs(rows, tuple(plain))))
+    if not parts:
+        cause = "there are no results in it" if len(paths) == 1 else "there are no results in them"
+        raise StorageError(
+            ", ".join(paths), cause, "Run archbench compare or archbench run first, or name where results are"
+        )
+    return parts
+
+
+def _finished_in(folder: Path) -> list[Path]:
+    found = []
+    for inside in sorted(folder.iterdir()):
+        if (inside / OUTCOME_FILE).is_file():
+            found.append(inside)
+        elif inside.is_dir() and is_comparison(inside):
+            warnings.warn(f"{inside}: the comparison is not finished. It is left out.", ArchbenchWarning, stacklevel=3)
+    return found
+
+
+_BUILDERS = (
+    ("differences between architectures", difference_figure),
+    ("quality against cost", pareto_figure),
+    ("training loss", loss_figure),
+    ("validation during training", validation_figure),
+    ("cost against context length", context_figure),
+    ("loss by position", position_figure),
+    ("learning rates", tuning_figure),
+    ("probes", probe_figure),
+    ("kernels", kernel_figure),
+)
+
+
+def of_evidence(evidence: Evidence) -> Contents:
+    """Every table and figure that ``evidence`` has the data for."""
+    figures, missing = [], []
+    for name, build in _BUILDERS:
+        figure = build(evidence)
+        if figure is not None:
+            figures.append(replace(figure, provenance=(*figure.provenance, *evidence.provenance)))
+        elif not (build is difference_figure and evidence.outcome is None):
+            missing.append(name)
+    lead = next((figure for figure in figures if figure.key == "difference"), None)
+    outcome = evidence.outcome
+    title, subtitle = _runs_title(evidence) if outcome is None else _comparison_title(outcome)
+    tables = (
+        (run_table(evidence),)
+        if outcome is None
+        else (verdict_table(outcome), size_table(outcome), cost_table(outcome), lost_table(outcome))
+    )
+    return Contents(
+        title=title,
+        subtitle=subtitle,
+        verdict=None if outcome is None else conclusions(outcome),
+        tables=tuple(table for table in tables if table is not None),
+        lead=lead,
+        figures=tuple(figures),
+        missing=tuple(missing),
+        facts=evidence.provenance if outcome is None else (*evidence.provenance, *_plan(outcome)),
+        styles=evidence.styles,
+    )
+
+
+def _comparison_title(outcome: Outcome) -> tuple[str, str]:
+    base, *others = outcome.names
+    title = f"{', '.join(others)} against {base}" if others else base
+    plan = outcome.plan
+    device = outcome.machine.get("device_name", "")
+    return title, (
+        f"{plan.preset} size · {plan.corpus} as {plan.tokenizer} · context {plan.context_length:,} · "
+        f"{plan.seeds} seeds · {device} · {outcome.finished:%Y-%m-%d}"
+    )
+
+
+def _runs_title(evidence: Evidence) -> tuple[str, str]:
+    runs = evidence.rows.run_id.nunique()
+    device = ", ".join(evidence.rows.device_name.drop_duplicates().astype(str))
+    return (
+        "Runs without a comparison" if evidence.names else "Kernels",
+        f"{runs} run{'s' if runs > 1 else ''} · {device} · newest {evidence.rows.time_utc.max():%Y-%m-%d}",
+    )
+
+
+def _plan(outcome: Outcome) -> tuple[tuple[str, str], ...]:
+    plan = outcome.plan
+    done = sum(cell.outcome == "ok" for cell in outcome.cells)
+    return (
+        ("profile", f"{plan.profile}, preset {plan.preset}"),
+        ("seeds", f"{plan.seeds}, and {plan.tuning_seeds} for tuning"),
+        ("text scored", f"{outcome.units.count:,} {outcome.units.kind}, {outcome.units.empty:,} empty ones left out"),
+        ("cells", f"{done:,} of {len(outcome.cells):,} finished"),
+        ("time", f"{outcome.seconds.measured / 60:,.0f} min, predicted {outcome.seconds.predicted / 60:,.0f} min"),
+    )

@@ -1,0 +1,254 @@
+"""Figures of costs: against quality (the Pareto front), against context length, and the speed of kernels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from archbench.report.evidence import Evidence, Score
+from archbench.report.figures import Axis, Figure, Panel, Scale, Series, Side, thinned, ticks_of
+from archbench.report.styles import Style
+
+_COSTS = ("decode", "training_memory", "state")
+_QUALITY = Axis("bits per byte", "bit/byte")
+
+
+def pareto_figure(evidence: Evidence) -> Figure | None:
+    """Bits per byte against decoding time, memory and the cost of training; None with fewer than two architectures."""
+    scores = {score.name: score for score in evidence.scores}
+    panels = []
+    for metric in _COSTS:
+        rows = [row for row in evidence.costs if row.metric == metric and row.value and row.architecture in scores]
+        if len(rows) > 1:
+            points = [(scores[row.architecture], float(row.value or 0)) for row in rows]
+            panels.append(_pareto(evidence, rows[0].label, rows[0].unit, points))
+    by_time = evidence.outcome is not None and evidence.outcome.plan.match == "time"
+    field, title, unit = (
+        ("training_flops", "training FLOPs", "FLOP") if by_time else ("training_seconds", "training time", "s")
+    )
+    spent = [(scores[row.architecture], getattr(row, field)) for row in evidence.spent if row.architecture in scores]
+    if len(points := [(score, value) for score, value in spent if value]) > 1:
+        panels.append(_pareto(evidence, title, unit, points))
+    if not panels:
+        return None
+    drawn = {series.name for panel in panels for series in panel.series}
+    return Figure(
+        "pareto", "Quality against cost",
+        "Lower left is better. The stepped line is the Pareto front: nothing measured is both better and cheaper than "
+        f"what lies on it; hollow marks are dominated. Bars: {evidence.score_interval}. The front is drawn through the "
+        "measured values and takes no account of the bars.",
+        tuple(panels), legend=_legend(evidence, drawn),
+        provenance=(("quality", "bits per byte of the validation text"), ("costs", "medians; see the tables above")),
+    )  # fmt: skip
+
+
+def _pareto(evidence: Evidence, title: str, unit: str, points: Sequence[tuple[Score, float]]) -> Panel:
+    front = [
+        (score, cost)
+        for score, cost in points
+        if not any(
+            other.value <= score.value and their <= cost and (other.value, their) != (score.value, cost)
+            for other, their in points
+        )
+    ]
+    best = {score.name for score, _ in front}
+    costs = [cost for _, cost in points]
+    scale: Scale = "log" if max(costs) > 8 * min(costs) else "linear"
+    steps = sorted({(cost, score.value) for score, cost in front})
+    series = [
+        Series(
+            "Pareto front", None, tuple(x for x, _ in steps), tuple(y for _, y in steps), drawn="steps", role="front"
+        )
+    ]
+    sides = _sides(points, best, scale)
+    for (score, cost), side in zip(points, sides, strict=True):
+        spread = score.low is not None and score.high is not None
+        role = "on the front" if score.name in best else "dominated"
+        series.append(
+            Series(
+                score.name, evidence.styles[score.name], (cost,), (score.value,), drawn="points",
+                low=(score.low,) if spread else (), high=(score.high,) if spread else (),
+                hollow=score.name not in best, label=score.name, side=side, role=role,
+            )
+        )  # fmt: skip
+    limits = _padded(min(costs), max(costs), scale)
+    return Panel(title, Axis(title, unit, scale, ticks_of(costs, unit, scale), limits=limits), _QUALITY, tuple(series))
+
+
+def _padded(low: float, high: float, scale: Scale) -> tuple[float, float]:
+    """Room for names at either side."""
+    if scale == "log":
+        reach = (high / low) ** 0.17
+        return low / reach, high * reach
+    reach = 0.17 * (high - low) or 0.1 * high
+    return low - reach, high + reach
+
+
+def _sides(points: Sequence[tuple[Score, float]], front: set[str], scale: Scale) -> list[Side]:
+    """Where each point's name stands, so that names keep off one another and off other points as far as they can.
+
+    Below and left of a point of the front there is nothing, by its definition; the front's line runs elsewhere.
+    """
+    across = [math.log(cost) if scale == "log" else cost for _, cost in points]
+    up = [score.value for score, _ in points]
+    placed = list(zip(_unit(across), _unit(up), strict=True))
+    taken = list(placed)
+    chosen: list[Side] = []
+    for (x, y), (score, _) in zip(placed, points, strict=True):
+        allowed = ("bottom left", "middle left") if score.name in front else tuple(_OFFSETS)
+
+        def room(side: Side, x: float = x, y: float = y) -> float:
+            at = (x + _OFFSETS[side][0], y + _OFFSETS[side][1])
+            return min(
+                (4.0, *(((at[0] - a) / 0.22) ** 2 + ((at[1] - b) / 0.1) ** 2 for a, b in taken if (a, b) != (x, y)))
+            )
+
+        side = max(allowed, key=room)
+        taken.append((x + _OFFSETS[side][0], y + _OFFSETS[side][1]))
+        chosen.append(side)
+    return chosen
+
+
+_OFFSETS: dict[Side, tuple[float, float]] = {
+    "middle right": (0.1, 0.0),
+    "middle left": (-0.1, 0.0),
+    "top right": (0.09, 0.07),
+    "top left": (-0.09, 0.07),
+    "bottom left": (-0.09, -0.07),
+    "bottom right": (0.09, -0.07),
+}
+"""How far a name's middle is from its point, in shares of the plot; the side most liked first."""
+
+
+def _unit(values: Sequence[float]) -> list[float]:
+    span = max(values) - min(values) or 1.0
+    return [(value - min(values)) / span for value in values]
+
+
+def context_figure(evidence: Evidence) -> Figure | None:
+    """Decoding, prefill, state and memory against context length; None with fewer than two lengths."""
+    quantities = (
+        ("seconds_per_token", "decoding, a token", "s"),
+        ("prefill_seconds", "prefill", "s"),
+        ("state_bytes", "decoding state", "B"),
+        ("peak_memory_bytes", "peak memory", "B"),
+    )
+    lengths = sorted({row.context_length for row in evidence.curves})
+    if len(lengths) < 2:
+        return None
+    across = Axis("context length", "token", "log", ticks=thinned(lengths))
+    panels = []
+    for field, title, unit in quantities:
+        series = []
+        for name in evidence.names:
+            own = sorted(
+                (row for row in evidence.curves if row.architecture == name), key=lambda row: row.context_length
+            )
+            points = [
+                (row.context_length, value) for row in own if (value := getattr(row, field)) is not None and value > 0
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                series.append(Series(name, evidence.styles[name], x, y, drawn="line+points"))
+        if series:
+            values = [value for one in series for value in one.y if value is not None]
+            scale: Scale = "log" if max(values) > 3 * min(values) else "linear"
+            panels.append(Panel(title, across, Axis(title, unit, scale, ticks_of(values, unit, scale)), tuple(series)))
+    if not panels:
+        return None
+    causes = [
+        f"{row.architecture} at {row.context_length:,}: {row.cause.rstrip('.')}."
+        for row in evidence.curves
+        if row.cause
+    ]
+    drawn = {series.name for panel in panels for series in panel.series}
+    return Figure(
+        "context", "Cost against context length",
+        "One sequence at a time. Scales are logarithmic, but for quantities that hardly change.", tuple(panels),
+        remarks=tuple(causes), legend=_legend(evidence, drawn),
+        provenance=(("measured", "one sequence; medians over repeats"),),
+    )  # fmt: skip
+
+
+_KERNELS = {
+    "sdpa": Style(1, 1), "triton": Style(2, 0), "flex": Style(3, 2), "reference": Style(0, 3),
+}  # fmt: skip
+_DIRECTIONS = {
+    "forward_flops_per_second": "forward",
+    "backward_flops_per_second": "backward",
+    "flops_per_second": "both",
+}
+
+
+def kernel_figure(evidence: Evidence) -> Figure | None:
+    """FLOP/s of kernels against length, a panel for each shape and direction; None where none was measured."""
+    rows = evidence.rows
+    rows = rows[(rows.phase == "kernel") & rows.metric.isin(list(_DIRECTIONS)) & rows.value.notna()]
+    rows = rows[rows.context_length.notna()]
+    if rows.empty:
+        return None
+    has_parts = set(rows[rows.metric != "flops_per_second"].operation)
+    rows = rows[(rows.metric != "flops_per_second") | ~rows.operation.isin(has_parts)]
+    rows = rows.assign(backend=rows.attention.fillna("kernel").str.removesuffix("-autotuned"))
+    styles = dict(_KERNELS)
+    for name in sorted(set(rows.backend) - set(styles)):
+        styles[name] = Style(4 + len(styles) % 4, 4 + len(styles) % 5)
+    lengths = sorted({int(length) for length in rows.context_length})
+    shape = [
+        "operation",
+        "device_name",
+        "dtype",
+        "head_width",
+        "query_heads",
+        "kv_heads",
+        "window",
+        "model_width",
+        "metric",
+    ]
+    panels = []
+    for case, own in rows.groupby(shape, sort=False, dropna=False):
+        series = []
+        for backend, line in own.groupby("backend"):
+            values = line.groupby("context_length").value.median()
+            series.append(
+                Series(
+                    str(backend),
+                    styles[str(backend)],
+                    tuple(int(x) for x in values.index),
+                    tuple(map(float, values)),
+                    drawn="line+points",
+                )
+            )
+        title = _case(dict(zip(shape, case, strict=True)))
+        across = Axis("length T, positions", "token", "log", ticks=thinned(lengths))
+        panels.append(Panel(title, across, Axis("speed", "FLOP/s", zero=True), tuple(series)))
+    shown = [(name, style) for name, style in styles.items() if name in set(rows.backend)]
+    devices = ", ".join(sorted(set(rows.device_name)))
+    return Figure(
+        "kernels", "Speed of kernels",
+        "Median FLOP/s; of attention only visible pairs count, so causal attention counts as half, and backward as "
+        "2.5 × forward.",
+        tuple(panels), legend=tuple(shown),
+        provenance=(("rows", "phase kernel"), ("device", devices), ("runs", ", ".join(rows.run_id.drop_duplicates()))),
+    )  # fmt: skip
+
+
+def _case(case: dict[str, Any]) -> str:
+    import pandas as pd
+
+    parts = [f"{str(case['operation']).replace('_', ' ')}, {_DIRECTIONS[case['metric']]}"]
+    for column, letter in (
+        ("head_width", "D"),
+        ("query_heads", "H"),
+        ("kv_heads", "G"),
+        ("window", "W"),
+        ("model_width", "C"),
+    ):
+        if pd.notna(case[column]):
+            parts.append(f"{letter} {int(case[column])}")
+    return ", ".join([*parts, str(case["dtype"])])
+
+
+def _legend(evidence: Evidence, drawn: set[str]) -> tuple[tuple[str, Style], ...]:
+    return tuple((name, evidence.styles[name]) for name in evidence.names if name in drawn)

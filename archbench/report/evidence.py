@@ -1,0 +1,223 @@
+"""What figures and tables are made from, the same whether it comes from a comparison or from runs alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from archbench.errors import StorageError
+from archbench.report.outcome import ROWS_FILE, Cost, Curve, Outcome, Position, Spent, Tuning, read_outcome
+from archbench.report.styles import Style, styles_of
+from archbench.results.schema import FAILED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Score:
+    """Bits per byte of one architecture, and an interval of it."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured.
+
+    Attributes:
+        names: architectures, or sets of runs that differ only in their seed; their order is that of tables and legends.
+        rows: all tidy rows, with the column ``name`` (one of ``names``, or null) added.
+        learners: run ids whose training is shown: the confirming seeds of a comparison, or all runs.
+        scores, spent, costs, curves, positions, tuning: as in comparison.json, by name.
+        score_interval: what the interval of a score is.
+        provenance: (what, value) pairs that hold for all of it.
+        outcome: the comparison, if there is one.
+    """
+
+    names: tuple[str, ...]
+    rows: pd.DataFrame
+    learners: tuple[str, ...]
+    scores: tuple[Score, ...]
+    spent: tuple[Spent, ...]
+    costs: tuple[Cost, ...]
+    curves: tuple[Curve, ...]
+    positions: tuple[Position, ...]
+    tuning: tuple[Tuning, ...]
+    score_interval: str
+    provenance: tuple[tuple[str, str], ...]
+    outcome: Outcome | None = None
+
+    @cached_property
+    def styles(self) -> dict[str, Style]:
+        return styles_of(self.names, None if self.outcome is None else self.outcome.plan.baseline)
+
+
+def of_comparison(folder: Path) -> Evidence:
+    """A finished comparison.
+
+    Raises:
+        StorageError: see :func:`archbench.report.outcome.read_outcome`; or its rows are missing or damaged.
+    """
+    from archbench.results.reading import read_results
+
+    outcome = read_outcome(folder)
+    file = folder / ROWS_FILE
+    if not file.is_file():
+        cause = f"the rows of the comparison, {ROWS_FILE}, are not there"
+        raise StorageError(str(folder), cause, "Repeat the archbench compare command: it writes them anew")
+    rows = read_results(file)
+    rows = rows.assign(name=rows.architecture.where(rows.architecture != "none"))
+    machine = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in outcome.machine.items())
+    versions = f"archbench {outcome.archbench_version}"
+    if outcome.git_revision:
+        versions += f", git {outcome.git_revision}"
+    names = outcome.names
+    return Evidence(
+        names=names,
+        rows=rows,
+        learners=tuple(cell.run_id for cell in outcome.cells if cell.stage == "seed" and cell.run_id is not None),
+        scores=tuple(
+            Score(row.architecture, row.bits_per_byte, row.low, row.high)
+            for row in outcome.quality
+            if row.bits_per_byte is not None and row.architecture in names
+        ),
+        spent=tuple(row for row in outcome.spent if row.architecture in names),
+        costs=tuple(row for row in outcome.costs if row.architecture in names),
+        curves=tuple(row for row in outcome.curves if row.architecture in names),
+        positions=tuple(row for row in outcome.positions if row.architecture in names),
+        tuning=tuple(row for row in outcome.tuning if row.architecture in names),
+        score_interval=f"{outcome.plan.confidence:.0%} interval of the mean over seeds",
+        provenance=(
+            ("command", outcome.command),
+            ("folder", str(folder)),
+            ("finished", f"{outcome.finished:%Y-%m-%d %H:%M %Z}".strip()),
+            ("versions", versions),
+            ("machine", machine),
+        ),
+        outcome=outcome,
+    )
+
+
+def of_runs(rows: pd.DataFrame, places: tuple[str, ...]) -> Evidence:
+    """Runs without a comparison; those that differ only in their seed are taken together.
+
+    Args:
+        rows: at least one tidy row.
+        places: the folders and files they come from.
+    """
+    rows = rows.assign(name=_names(rows))
+    names = tuple(dict.fromkeys(rows.name.dropna().sort_values()))
+    measured = rows[(rows.metric != FAILED) & rows.value.notna() & rows.name.notna()]
+    first = rows.iloc[0]
+    versions = f"archbench {first.archbench_version}, torch {first.torch_version}, Python {first.python_version}"
+    devices = ", ".join(rows.device_name.drop_duplicates().astype(str))
+    evidence = Evidence(
+        names=names,
+        rows=rows,
+        learners=tuple(measured[measured.phase == "train"].run_id.drop_duplicates()),
+        scores=(), spent=(), costs=(), curves=(), positions=(), tuning=(),
+        score_interval="lowest to highest run",
+        provenance=(("read from", ", ".join(places)), ("versions", versions), ("machine", devices)),
+    )  # fmt: skip
+    return replace(
+        evidence, scores=_scores(measured), spent=_spent(measured), costs=_costs(measured), curves=_curves(measured)
+    )
+
+
+def _names(rows: pd.DataFrame) -> pd.Series[str]:
+    """Architecture, with the preset and the configuration's hash where it takes them to tell runs apart."""
+    modelled = rows.architecture != "none"
+    names = rows.architecture.astype(str)
+    for column in ("preset", "config_hash"):
+        several = rows.groupby(names)[column].transform("nunique") > 1
+        names = names.where(~several, names + " " + rows[column].astype(str))
+    return names.where(modelled)
+
+
+def _scores(rows: pd.DataFrame) -> tuple[Score, ...]:
+    found = rows[(rows.phase == "quality") & (rows.metric == "bits_per_byte")]
+    return tuple(
+        Score(
+            str(name),
+            float(values.mean()),
+            float(values.min()) if len(values) > 1 else None,
+            float(values.max()) if len(values) > 1 else None,
+        )
+        for name, values in found.groupby("name").value
+    )
+
+
+def _spent(rows: pd.DataFrame) -> tuple[Spent, ...]:
+    train = rows[rows.phase == "train"]
+    found = []
+    for name, own in train.groupby("name"):
+        median = own.groupby("metric").value.median()
+        tokens = own[own.metric == "training_seconds"].tokens_seen.median()
+        flops = median.get("flops_per_token")
+        seen = None if tokens != tokens else float(tokens)
+        found.append(
+            Spent(
+                architecture=str(name),
+                training_tokens=seen,
+                training_flops=None if flops is None or seen is None else float(flops) * seen,
+                training_seconds=_number(median.get("training_seconds")),
+            )
+        )
+    return tuple(found)
+
+
+_SHOWN_COSTS = (
+    ("train", "step_seconds", "train", "training step", "s"),
+    ("decode", "seconds_per_token", "decode", "decoding, a token", "s"),
+    ("train", "peak_memory_bytes", "training_memory", "peak memory in training", "B"),
+    ("decode", "cache_bytes", "state", "decoding state", "B"),
+)
+
+
+def _costs(rows: pd.DataFrame) -> tuple[Cost, ...]:
+    """Medians of one sequence at the longest prompt that all of them have."""
+    found = []
+    for phase, metric, key, label, unit in _SHOWN_COSTS:
+        own = rows[(rows.phase == phase) & (rows.metric == metric)]
+        if phase == "decode":
+            own = own[own.batch_size == 1]
+            having = own.groupby("prompt_length")["name"].nunique()
+            common = [int(length) for length in having[having == own["name"].nunique()].index]
+            if not common:
+                continue
+            own = own[own.prompt_length == max(common)]
+            label += f" after {max(common)}" if unit == "s" else f" at a prompt of {max(common)}"
+        found += [
+            Cost(metric=key, label=label, unit=unit, architecture=str(name), value=float(value), verdict="not measured")
+            for name, value in own.groupby("name").value.median().items()
+        ]
+    return tuple(found)
+
+
+def _curves(rows: pd.DataFrame) -> tuple[Curve, ...]:
+    """Costs against the length of the prompt, of one sequence."""
+    own = rows[rows.phase.isin(["prefill", "decode"]) & (rows.batch_size == 1) & rows.prompt_length.notna()]
+    median = own.groupby(["name", "prompt_length", "metric"]).value.median()
+    cases = dict.fromkeys((name, length) for name, length, _ in median.index)
+    return tuple(
+        Curve(
+            architecture=str(name),
+            context_length=int(length),
+            prefill_seconds=_number(median.get((name, length, "seconds_to_first_token"))),
+            seconds_per_token=_number(median.get((name, length, "seconds_per_token"))),
+            state_bytes=_number(median.get((name, length, "cache_bytes"))),
+            peak_memory_bytes=None,
+            cause=None,
+        )
+        for name, length in cases
+    )
+
+
+def _number(value: object) -> float | None:
+    return None if value is None else float(value)  # type: ignore[arg-type]

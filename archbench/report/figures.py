@@ -1,0 +1,210 @@
+"""Figures as data: what is drawn, in base units, without saying by which library.
+
+:mod:`archbench.report.interactive` draws them for the page and :mod:`archbench.report.images` for paper.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from archbench.report.numbers import quantity
+from archbench.report.styles import Style
+
+Scale = Literal["linear", "log"]
+Side = Literal["top center", "top left", "top right", "middle right", "middle left", "bottom left", "bottom right"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One axis.
+
+    Attributes:
+        title: what it measures.
+        unit: base unit of the values: s, B, token, FLOP, FLOP/s, bit/byte, nats/token, 1, or relative (a share,
+            shown as percent).
+        scale: linear or log.
+        ticks: where it is labelled; empty: where the drawing library likes.
+        labels: texts of ``ticks``; then the axis names things and measures nothing.
+        limits: lowest and highest value shown at first.
+        zero: begins at zero.
+    """
+
+    title: str
+    unit: str = "1"
+    scale: Scale = "linear"
+    ticks: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+    limits: tuple[float, float] | None = None
+    zero: bool = False
+
+
+@dataclass(frozen=True)
+class Series:
+    """Some points of one thing.
+
+    Attributes:
+        name: what the legend says: an architecture, or a kernel.
+        style: colour and marker; None: drawn in the colour of text.
+        x, y: coordinates, base units; a None in ``y`` interrupts the line.
+        low, high: interval of each y (of each x where ``sideways``); empty: none.
+        notes: a word for each point, shown beside it when it is pointed at.
+        drawn: line; line with points; points; steps, which hold a value until the next; or thin, a lone run.
+        band: the interval is a band and not a bar.
+        sideways: the interval is of x.
+        hollow: the points are not filled.
+        heavy: the interval's bar is thick.
+        label: a text beside each point, and at which side of it.
+        side: where that text stands.
+        role: what sets this series apart from others of the same name; a column of the data.
+    """
+
+    name: str
+    style: Style | None
+    x: tuple[float, ...]
+    y: tuple[float | None, ...]
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    notes: tuple[str, ...] = ()
+    drawn: Literal["line", "points", "line+points", "steps", "thin"] = "line"
+    band: bool = False
+    sideways: bool = False
+    hollow: bool = False
+    heavy: bool = False
+    label: str = ""
+    side: Side = "top center"
+    role: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A line at x = ``low``, or a shaded stretch to ``high``; ``text`` says what it is."""
+
+    low: float
+    high: float | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    """Values by row and column; None: not measured."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes, with series or a heat map in it."""
+
+    title: str
+    x: Axis
+    y: Axis
+    series: tuple[Series, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    heat: HeatMap | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """What one figure shows.
+
+    Attributes:
+        key: short name, for files and anchors.
+        title: what it is.
+        caption: how to read it: what lines, bands and marks are.
+        panels: side by side (``grid``), or one at a time with a switch (``switch``).
+        remarks: what is missing in it, and why.
+        provenance: (what, value) pairs: command, files, runs, versions, machine.
+        legend: names and styles to be explained; empty where the axis names everything.
+    """
+
+    key: str
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+    arrangement: Literal["grid", "switch"] = "grid"
+    remarks: tuple[str, ...] = ()
+    provenance: tuple[tuple[str, str], ...] = ()
+    legend: tuple[tuple[str, Style], ...] = ()
+
+
+def data_of(figure: Figure) -> tuple[list[str], list[list[Any]]]:
+    """Every value drawn in ``figure``, base units: column names and rows."""
+    if all(panel.heat is not None for panel in figure.panels):
+        rows = [
+            [row, column, value]
+            for panel in figure.panels
+            if panel.heat is not None
+            for row, values in zip(panel.heat.rows, panel.heat.values, strict=True)
+            for column, value in zip(panel.heat.columns, values, strict=True)
+        ]
+        return ["architecture", "task", "value"], rows
+    columns = ["panel", "series", "part", "x", "x_quantity", "x_unit", "y", "y_quantity", "y_unit", "low", "high"]
+    rows = [
+        _row(panel, series, index)
+        for panel in figure.panels
+        for series in panel.series
+        for index in range(len(series.x))
+    ]
+    if not any(row[2] for row in rows):
+        rows = [[*row[:2], *row[3:]] for row in rows]
+        columns.remove("part")
+    return columns, rows
+
+
+def _row(panel: Panel, series: Series, index: int) -> list[Any]:
+    x: Any = series.x[index]
+    y: Any = series.y[index]
+    if panel.y.labels:
+        y = panel.y.labels[min(range(len(panel.y.ticks)), key=lambda tick: abs(panel.y.ticks[tick] - y))]
+    low = series.low[index] if series.low else None
+    high = series.high[index] if series.high else None
+    names = (panel.x.title, panel.x.unit), (panel.y.title, "" if panel.y.labels else panel.y.unit)
+    return [panel.title, series.name, series.role, x, *names[0], y, *names[1], low, high]
+
+
+def thinned(values: Sequence[float], most: int = 7) -> tuple[float, ...]:
+    """At most about ``most`` of the sorted distinct ``values``, evenly chosen from the end, for labels on an axis."""
+    distinct = sorted(set(values))
+    step = -(-len(distinct) // most)
+    return tuple(distinct[::-1][::step][::-1])
+
+
+def ticks_of(values: Sequence[float], unit: str, scale: Scale) -> tuple[float, ...]:
+    """Where an axis over ``values`` is labelled, as far as drawing libraries do not know: bytes, in powers of two, and
+    logarithmic scales, with at most about six labels. Empty: leave it to the library."""
+    low, high = min(values), max(values)
+    if unit == "B":
+        return _powers_of_two(low, high) if scale == "log" else _byte_steps(low, high)
+    if scale == "linear":
+        return ()
+    decades = math.log10(high / low)
+    leading = (1,) if decades > 3 else (1, 2, 5) if decades > 1 else (1, 2, 3, 4, 5, 6, 8)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    inside = [
+        float(f"{one}e{power}") for power in powers for one in leading if low / 1.1 <= one * 10.0**power <= high * 1.1
+    ]
+    return thinned(inside)
+
+
+def _powers_of_two(low: float, high: float) -> tuple[float, ...]:
+    return thinned([2.0**power for power in range(math.floor(math.log2(low)), math.ceil(math.log2(high)) + 1)])
+
+
+def _byte_steps(low: float, high: float) -> tuple[float, ...]:
+    step = 2.0 ** math.ceil(math.log2(max(high - low, 1.0) / 5))
+    return tuple(step * index for index in range(math.floor(low / step), math.ceil(high / step) + 1))
+
+
+def tick_text(axis: Axis, index: int) -> str:
+    """The text at the axis's tick number ``index``."""
+    if axis.labels:
+        return axis.labels[index]
+    value = axis.ticks[index]
+    if axis.unit in ("s", "B"):
+        return quantity(value, axis.unit)
+    return f"{value:,.0f}" if value >= 1 else f"{value:.3g}"

@@ -1,0 +1,91 @@
+"""Writing a report: the page, the images and the Markdown summary, each whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+from archbench.errors import StorageError, UsageError
+from archbench.report.contents import Contents
+
+
+def require(option: str, *packages: str) -> None:
+    """That what draws is installed: asked before the work, not after.
+
+    Raises:
+        UsageError: it is not.
+    """
+    for package in packages:
+        if find_spec(package) is None:
+            raise UsageError(option, f"{package} is not installed", "Install it with: pip install 'archbench[report]'")
+
+
+def write_page(contents: Sequence[Contents], path: str | Path, *, title: str) -> Path:
+    """The page; its path.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    from archbench.report.page import page
+
+    return _written(Path(path), page(contents, title=title).encode())
+
+
+def write_images(contents: Sequence[Contents], folder: str | Path) -> list[dict[str, Path]]:
+    """One PNG file a figure; for each part, the files by the figure's key.
+
+    A file is named after its figure, after a number where there are several parts.
+
+    Raises:
+        StorageError: one cannot be written.
+    """
+    from archbench.report.images import png
+
+    parts = []
+    for number, part in enumerate(contents):
+        prefix = f"{number}-" if len(contents) > 1 else ""
+        parts.append(
+            {figure.key: _written(Path(folder) / f"{prefix}{figure.key}.png", png(figure)) for figure in part.figures}
+        )
+    return parts
+
+
+def write_markdown(contents: Sequence[Contents], path: str | Path, images: Sequence[dict[str, Path]]) -> Path:
+    """The Markdown summary; its path. Images are named from where it stands.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    from archbench.report.markdown import markdown
+
+    start = Path(path).resolve().parent
+    named = [
+        {key: quote(Path(os.path.relpath(file.resolve(), start)).as_posix()) for key, file in part.items()}
+        for part in images
+    ] or [{} for _ in contents]
+    return _written(Path(path), markdown(contents, named).encode())
+
+
+def _written(path: Path, content: bytes) -> Path:
+    """``content`` in ``path``, written beside it first, so that a full disk leaves no half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    except OSError as error:
+        raise StorageError(
+            str(path), f"it cannot be written ({error.strerror or error})", "Choose another place"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def title_of(contents: Sequence[Contents]) -> str:
+    """What the browser's tab says."""
+    return " · ".join(part.title for part in contents) + " – archbench"

@@ -1,0 +1,103 @@
+"""Numbers as a page shows them: a fitting prefix, about three digits, a real minus sign."""
+
+from __future__ import annotations
+
+import math
+
+ABSENT = "–"
+"""Shown where a number is not known, or makes no sense."""
+
+_SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
+_BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
+_DECIMAL = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
+
+
+def quantity(value: float | None, unit: str) -> str:
+    """``value``, in the base unit ``unit``, with a prefix: ``quantity(0.0041, "s")`` is "4.1 ms"."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    base, slash, per = unit.partition("/")
+    if base == "s":
+        if abs(value) >= 120:
+            return duration(value) + slash + per
+        return _scaled(value, _SECONDS) + slash + per
+    if base == "B":
+        return _scaled(value, _BINARY) + slash + per
+    if unit == "relative":
+        return percent(value)
+    if unit == "bit/byte":
+        return f"{value:.4f}"
+    if base in ("FLOP", "token"):
+        prefix, scale = next(((p, s) for p, s in _DECIMAL if abs(value) >= s), ("", 1.0))
+        name = "" if base == "token" else base
+        return f"{digits(value / scale)} {prefix}{name}".rstrip() + (slash + per if name else "")
+    return digits(value) if unit == "1" else f"{digits(value)} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Long times: ``duration(4000)`` is "1 h 7 min"."""
+    minutes = round(seconds / 60)
+    if minutes < 120:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if minutes and hours < 24 else f"{hours} h"
+
+
+def percent(value: float | None, *, signed: bool = True) -> str:
+    """A share as percent with two decimals; a sign, because it says which way."""
+    if value is None or not math.isfinite(value):
+        return ABSENT
+    text = f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
+    return _minus(text) + " %"
+
+
+def percent_interval(low: float | None, high: float | None) -> str:
+    """``[−0.21, +0.14]``, in percent."""
+    if low is None or high is None:
+        return ABSENT
+    return f"[{_minus(f'{100 * low:+.2f}')}, {_minus(f'{100 * high:+.2f}')}]"
+
+
+def interval(low: float | None, high: float | None, places: int) -> str:
+    """``[2.431, 2.446]``."""
+    if low is None or high is None:
+        return ABSENT
+    return f"[{_minus(f'{low:.{places}f}')}, {_minus(f'{high:.{places}f}')}]"
+
+
+def probability(p: float | None) -> str:
+    """A p-value: three decimals, and below a thousandth only that."""
+    if p is None:
+        return ABSENT
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def count(value: float | None) -> str:
+    """Whole numbers with separators: 1,110,912."""
+    return ABSENT if value is None else f"{value:,.0f}"
+
+
+def compact(value: float | None) -> str:
+    """Large counts: 1.11 M."""
+    if value is None:
+        return ABSENT
+    prefix, scale = next(((p, s) for p, s in _DECIMAL if abs(value) >= s), ("", 1.0))
+    return f"{digits(value / scale)} {prefix}".rstrip()
+
+
+def digits(value: float) -> str:
+    """About three significant digits, never in scientific notation for ordinary sizes."""
+    if value == int(value) and abs(value) < 1e6:
+        return _minus(f"{int(value):,}")
+    if abs(value) >= 999.5:
+        return _minus(f"{value:,.0f}")
+    return _minus(f"{value:#.3g}".rstrip("."))
+
+
+def _scaled(value: float, scales: tuple[tuple[str, float], ...]) -> str:
+    name, scale = next(((name, scale) for name, scale in scales if abs(value) >= scale), scales[-1])
+    return f"{digits(value / scale)} {name}"
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")

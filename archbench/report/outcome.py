@@ -1,0 +1,237 @@
+"""``comparison.json``, what ``archbench compare`` leaves: read, and checked field by field.
+
+Quantities are in base units (seconds, bytes, tokens, FLOP, bit/byte); ratios and differences are relative to the
+baseline. A null is a quantity that is not known.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from archbench.errors import StorageError
+
+FORMAT = 1
+"""The newest format of comparison.json that is understood."""
+
+OUTCOME_FILE = "comparison.json"
+PLAN_FILE = "plan.json"
+ROWS_FILE = "runs.parquet"
+
+Verdict = Literal["baseline", "better", "worse", "equivalent", "below margin", "inconclusive", "no verdict"]
+CostVerdict = Literal["baseline", "less", "more", "below noise floor", "inconclusive", "exact", "not measured"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Budget(_Part):
+    unit: Literal["flops", "tokens", "seconds"]
+    amount: float
+
+
+class Plan(_Part):
+    architectures: list[str]
+    baseline: str
+    match: str
+    matched_on: str | None = None
+    profile: str
+    preset: str
+    seeds: int
+    tuning_seeds: int
+    tuning_share: float
+    factors: list[float] = []
+    margin: float
+    confidence: float
+    corpus: str
+    tokenizer: str
+    context_length: int
+    budget: Budget
+
+
+class Seconds(_Part):
+    predicted: float
+    measured: float
+
+
+class Model(_Part):
+    architecture: str
+    matched: bool
+    reason: str | None
+    overrides: dict[str, Any]
+    parameters: int | None
+    active_parameters: int | None
+    non_embedding_active_parameters: int | None
+    training_flops_per_token: float | None
+    state_bytes: int | None
+    deviation: float | None
+
+
+class Cell(_Part):
+    key: str
+    stage: str
+    architecture: str
+    seed: int
+    learning_rate: float | None
+    factor: float | None
+    block: int | None = None
+    context_length: int
+    run_id: str | None
+    outcome: Literal["ok", "diverged", "failed"]
+    cause: str | None
+    seconds: float
+
+
+class TuningPoint(_Part):
+    learning_rate: float
+    factor: float
+    bits_per_byte: list[float | None]
+    mean: float | None
+
+
+class Tuning(_Part):
+    architecture: str
+    learning_rate: float | None
+    flagged: bool
+    note: str | None
+    points: list[TuningPoint]
+
+
+class Quality(_Part):
+    architecture: str
+    seeds: int
+    diverged: int
+    lost: int
+    bits_per_byte: float | None
+    sd: float | None
+    low: float | None
+    high: float | None
+    difference: float | None
+    seed_low: float | None
+    seed_high: float | None
+    document_low: float | None
+    document_high: float | None
+    combined_low: float | None
+    combined_high: float | None
+    p: float | None
+    p_holm: float | None
+    verdict: Verdict
+    reason: str | None
+    seeds_needed: int | None
+
+
+class Units(_Part):
+    kind: Literal["documents", "blocks"]
+    count: int
+    empty: int
+
+
+class Spent(_Part):
+    architecture: str
+    training_tokens: float | None
+    training_flops: float | None
+    training_seconds: float | None
+
+
+class Cost(_Part):
+    metric: str
+    label: str
+    unit: str
+    architecture: str
+    value: float | None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    floor_low: float | None = None
+    floor_high: float | None = None
+    verdict: CostVerdict
+
+
+class Curve(_Part):
+    architecture: str
+    context_length: int
+    prefill_seconds: float | None
+    seconds_per_token: float | None
+    state_bytes: float | None
+    peak_memory_bytes: float | None
+    cause: str | None
+
+
+class Position(_Part):
+    architecture: str
+    context_length: int
+    multiple: int
+    position: int
+    loss: float | None
+    cause: str | None
+
+
+class Outcome(_Part):
+    """A finished comparison."""
+
+    format: int
+    archbench_version: str
+    git_revision: str | None
+    command: str
+    finished: datetime
+    machine: dict[str, Any]
+    plan: Plan
+    seconds: Seconds
+    models: list[Model]
+    cells: list[Cell]
+    tuning: list[Tuning]
+    quality: list[Quality]
+    units: Units
+    spent: list[Spent]
+    costs: list[Cost]
+    curves: list[Curve]
+    positions: list[Position]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Architectures that took part, the baseline first."""
+        matched = {model.architecture for model in self.models if model.matched}
+        others = [name for name in self.plan.architectures if name in matched and name != self.plan.baseline]
+        return (self.plan.baseline, *others)
+
+
+def is_comparison(folder: Path) -> bool:
+    """Whether the folder holds a comparison, finished or not."""
+    return (folder / OUTCOME_FILE).is_file() or (folder / PLAN_FILE).is_file()
+
+
+def read_outcome(folder: Path) -> Outcome:
+    """The outcome in a comparison's folder.
+
+    Raises:
+        StorageError: the comparison is unfinished, its file is damaged, or a newer archbench wrote it.
+    """
+    file = folder / OUTCOME_FILE
+    if not file.is_file():
+        cause = f"no comparison was finished there: it has a {PLAN_FILE} and no {OUTCOME_FILE}"
+        step = f"Finish it with the archbench compare command that began it, or show its runs alone: {folder / 'runs'}"
+        raise StorageError(str(folder), cause, step)
+    again = "Repeat the archbench compare command: it writes the file anew from its finished runs"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(str(file), f"it is damaged ({' '.join(str(error).split())})", again) from error
+    if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+        raise StorageError(str(file), "it does not say which format it has", again)
+    if content["format"] > FORMAT:
+        cause = f"its format is {content['format']}, and this archbench reads formats up to {FORMAT}"
+        raise StorageError(str(file), cause, "Install the newest archbench")
+    try:
+        outcome = Outcome.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise StorageError(str(file), f"the field {place} is wrong ({first['msg']})", again) from error
+    if not any(row.architecture == outcome.plan.baseline for row in outcome.quality):
+        raise StorageError(str(file), f"the baseline {outcome.plan.baseline!r} has no quality in it", again)
+    return outcome

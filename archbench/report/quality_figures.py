@@ -1,0 +1,117 @@
+"""Figures of quality: differences to the baseline, loss by position, and scores of probes."""
+
+from __future__ import annotations
+
+from archbench.report.evidence import Evidence
+from archbench.report.figures import Axis, Figure, HeatMap, Panel, Rule, Series
+from archbench.report.numbers import percent
+
+_PARTS: tuple[tuple[str, str, float], ...] = (
+    ("seed", "seeds alone", 0.24),
+    ("combined", "seeds and documents", 0.0),
+    ("document", "documents alone", -0.24),
+)
+
+
+def difference_figure(evidence: Evidence) -> Figure | None:
+    """Each architecture's difference to the baseline with its intervals and the margin; None without a difference."""
+    outcome = evidence.outcome
+    if outcome is None:
+        return None
+    rows = [row for row in outcome.quality if row.difference is not None and row.architecture in evidence.names]
+    if not rows:
+        return None
+    series = []
+    for line, row in enumerate(reversed(rows)):
+        for part, role, offset in _PARTS:
+            low, high = getattr(row, f"{part}_low"), getattr(row, f"{part}_high")
+            if low is None or high is None:
+                continue
+            series.append(
+                Series(
+                    row.architecture, evidence.styles[row.architecture], (row.difference or 0.0,), (line + offset,),
+                    low=(low,), high=(high,), sideways=True, drawn="points", heavy=part == "combined", role=role,
+                    notes=(f"{role}: {percent(low)} to {percent(high)}",),
+                )
+            )  # fmt: skip
+    margin = outcome.plan.margin
+    ticks = tuple(float(line) for line in range(len(rows)))
+    y = Axis(
+        "", "1", ticks=ticks, labels=tuple(row.architecture for row in reversed(rows)), limits=(-0.6, len(rows) - 0.4)
+    )
+    panel = Panel(
+        f"difference to {outcome.plan.baseline}",
+        Axis(f"bits per byte, difference to {outcome.plan.baseline} (left is better)", "relative"), y, tuple(series),
+        rules=(Rule(-margin, margin, f"margin ± {100 * margin:g} %"), Rule(0.0)),
+    )  # fmt: skip
+    level = f"{outcome.plan.confidence:.0%}"
+    return Figure(
+        "difference", "Difference in quality",
+        f"Thick: {level} interval of seeds and {outcome.units.kind} combined, which decides. Thin, above: "
+        f"seeds alone; below: {outcome.units.kind} alone. Within the shaded margin a difference does not matter.",
+        (panel,),
+        remarks=tuple(
+            f"{row.architecture} is not drawn: no difference was worked out (see below the table)."
+            for row in outcome.quality
+            if row.difference is None and row.verdict != "baseline" and row.architecture in evidence.names
+        ),
+        provenance=(("quality", f"{outcome.units.count:,} {outcome.units.kind}, the same for all; comparison.json"),),
+    )  # fmt: skip
+
+
+def position_figure(evidence: Evidence) -> Figure | None:
+    """Loss by position, in the window trained on and in longer ones; None where it was not measured."""
+    measured = [row for row in evidence.positions if row.loss is not None]
+    if not measured:
+        return None
+    trained = min(row.context_length // max(row.multiple, 1) for row in evidence.positions)
+    panels = []
+    for multiple in sorted({row.multiple for row in measured}):
+        series = []
+        for name in evidence.names:
+            own = sorted(
+                (row.position, row.loss) for row in measured if row.architecture == name and row.multiple == multiple
+            )
+            if own:
+                x, y = zip(*own, strict=True)
+                series.append(Series(name, evidence.styles[name], x, y, drawn="line+points"))
+        window = max(row.context_length for row in measured if row.multiple == multiple)
+        title = f"{window:,} positions" + (f", {multiple} × as trained" if multiple > 1 else ", as trained")
+        rules = (Rule(float(trained), text="trained to here"),) if multiple > 1 else ()
+        across = Axis("position in the window", "token", zero=True)
+        panels.append(Panel(title, across, Axis("loss", "nats/token"), tuple(series), rules))
+    causes = {
+        row.architecture: f"{row.architecture}: {row.cause.rstrip('.')}."
+        for row in sorted(evidence.positions, key=lambda row: -row.context_length)
+        if row.cause
+    }
+    drawn = {series.name for panel in panels for series in panel.series}
+    return Figure(
+        "position", "Loss by position, and beyond the training length",
+        "Mean over seeds of the loss in stretches of positions, each drawn at its first. A model that uses more text "
+        "falls to the right; one that does not extrapolate rises beyond the dashed line.",
+        tuple(panels), remarks=tuple(causes.values()),
+        legend=tuple((name, evidence.styles[name]) for name in evidence.names if name in drawn),
+        provenance=(("measured", "the confirming seeds' models on the validation text; comparison.json"),),
+    )  # fmt: skip
+
+
+def probe_figure(evidence: Evidence) -> Figure | None:
+    """Accuracy of each architecture in each task of the phase probe, mean over seeds; None without such rows."""
+    rows = evidence.rows
+    rows = rows[(rows.phase == "probe") & rows.value.notna() & rows["name"].isin(evidence.names)]
+    if rows.empty:
+        return None
+    means = rows.groupby(["name", "metric"]).value.mean()
+    tasks = tuple(str(task) for task in rows.metric.drop_duplicates())
+    names = tuple(name for name in evidence.names if name in set(rows["name"]))
+    values = tuple(
+        tuple(float(means[name, task]) if (name, task) in means.index else None for task in tasks) for name in names
+    )
+    heat = HeatMap(names, tasks, values)
+    return Figure(
+        "probes", "Scores of probes",
+        "Accuracy from 0 to 1, mean over seeds. Exploratory: no correction for many tasks.",
+        (Panel("accuracy", Axis("task"), Axis("architecture"), heat=heat),),
+        provenance=(("rows", "phase probe"), ("runs", ", ".join(rows.run_id.drop_duplicates()))),
+    )  # fmt: skip

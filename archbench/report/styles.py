@@ -1,0 +1,87 @@
+"""Colours and markers, one of each for every architecture, the same in all figures.
+
+The colours are Okabe and Ito's (Okabe & Ito 2008, "Color Universal Design"), which colour-blind readers can tell apart,
+without their yellow, too pale for lines on white, and with lighter ones for a dark ground. The baseline is grey.
+Markers differ too, for print without colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+LIGHT = ("#555B63", "#0072B2", "#D55E00", "#009E73", "#AA3F86", "#C98A00", "#3FA7D6", "#7A1F3D")
+DARK = ("#B4BBC4", "#4EA8E8", "#FF8B4A", "#2CC79A", "#E08AC4", "#F2C14E", "#8AD4FA", "#D9718F")
+"""By number; :data:`LIGHT` on white, :data:`DARK` on nearly black. The first is the baseline's."""
+
+HEAT = ((0.0, "#f1f5fa"), (0.5, "#7fb3d9"), (1.0, "#0b3c6f"))
+"""Of a heat map, from 0 to 1: one hue, so that lightness alone tells values apart."""
+
+
+@dataclass(frozen=True)
+class Marker:
+    """One shape, by plotly's name, by matplotlib's, and as an SVG path in a box from -5 to 5."""
+
+    plotly: str
+    matplotlib: str
+    path: str
+
+
+MARKERS = (
+    Marker("circle", "o", "M4,0A4,4 0 1,1 -4,0A4,4 0 1,1 4,0Z"),
+    Marker("square", "s", "M-3.6,-3.6H3.6V3.6H-3.6Z"),
+    Marker("triangle-up", "^", "M0,-4.6L4.4,3.4H-4.4Z"),
+    Marker("diamond", "D", "M0,-4.8L4.8,0L0,4.8L-4.8,0Z"),
+    Marker("triangle-down", "v", "M0,4.6L4.4,-3.4H-4.4Z"),
+    Marker("cross", "P", "M-1.6,-4.6H1.6V-1.6H4.6V1.6H1.6V4.6H-1.6V1.6H-4.6V-1.6H-1.6Z"),
+    Marker("pentagon", "p", "M0,-4.6L4.4,-1.4L2.7,3.7H-2.7L-4.4,-1.4Z"),
+    Marker("star", "*", "M0,-5L1.3,-1.7L4.8,-1.5L2.1,0.7L3,4.1L0,2.2L-3,4.1L-2.1,0.7L-4.8,-1.5L-1.3,-1.7Z"),
+    Marker("hexagon", "h", "M0,-4.6L4,-2.3V2.3L0,4.6L-4,2.3V-2.3Z"),
+)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one architecture looks: indices into :data:`LIGHT`/:data:`DARK` and :data:`MARKERS`."""
+
+    colour: int
+    marker: int
+
+    @property
+    def variable(self) -> str:
+        """The CSS variable that holds the colour; the page sets it for light and dark."""
+        return f"var(--series-{self.colour})"
+
+    @property
+    def light(self) -> str:
+        return LIGHT[self.colour]
+
+    @property
+    def shape(self) -> Marker:
+        return MARKERS[self.marker]
+
+
+def styles_of(names: Sequence[str], baseline: str | None = None) -> dict[str, Style]:
+    """A style for each name; more names than colours share colours, and no two share colour and marker (up to 62)."""
+    styles = {} if baseline is None else {baseline: Style(0, 0)}
+    others = [name for name in names if name != baseline]
+    colours = len(LIGHT) - 1
+    for number, name in enumerate(others):
+        styles[name] = Style(1 + number % colours, (1 + number) % len(MARKERS))
+    return styles
+
+
+def ink_on(value: float) -> str:
+    """Black or white, whichever is easier to read on :data:`HEAT` at ``value``: by contrast as WCAG 2.2 defines it."""
+    place = min(max(value, 0.0), 1.0)
+    (start, first), (end, last) = next((low, high) for low, high in pairwise(HEAT) if place <= high[0])
+    share = (place - start) / (end - start)
+    mixed = [a + share * (b - a) for a, b in zip(_channels(first), _channels(last), strict=True)]
+    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in mixed]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#000000"
+
+
+def _channels(colour: str) -> tuple[float, ...]:
+    return tuple(int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
