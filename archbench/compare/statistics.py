@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special
 
 Values = Sequence[float] | npt.NDArray[np.float64]
 
@@ -52,7 +52,7 @@ class Estimate:
             return self.value, self.value
         if math.isinf(self.standard_error):
             return -math.inf, math.inf
-        reach = float(stats.t.ppf((1 + confidence) / 2, self.freedom)) * self.standard_error
+        reach = float(special.stdtrit(self.freedom, (1 + confidence) / 2)) * self.standard_error
         return self.value - reach, self.value + reach
 
     @property
@@ -62,7 +62,7 @@ class Estimate:
             return 1.0 if not self.value else 0.0
         if math.isinf(self.standard_error):
             return 1.0
-        return float(2 * stats.t.sf(abs(self.value) / self.standard_error, self.freedom))
+        return float(2 * special.stdtr(self.freedom, -abs(self.value) / self.standard_error))
 
 
 @dataclass(frozen=True)
@@ -201,13 +201,14 @@ def seeds_needed(
     freedom = variance**2 / ((a**2 + b**2) / (n - 1) + text**2 / documents.freedom)
     error = np.sqrt(variance)
     alpha = 1 - confidence
-    beyond = stats.t.isf(alpha / 2 / tests, freedom) * error  # significant from here on
-    within = stats.t.isf(alpha, freedom) * error  # of the interval for equivalence
+    beyond = special.stdtrit(freedom, 1 - alpha / 2 / tests) * error  # significant from here on
+    within = special.stdtrit(freedom, 1 - alpha) * error  # of the interval for equivalence
     low = np.maximum(math.log1p(-margin) + within, -beyond)
     high = np.minimum(math.log1p(margin) - within, beyond)
-    new_mean = stats.norm(difference, np.maximum(np.sqrt(a + b), np.finfo(np.float64).tiny))
-    equivalent = np.maximum(0.0, new_mean.cdf(high) - new_mean.cdf(low))
-    enough = np.flatnonzero(new_mean.cdf(-beyond) + new_mean.sf(beyond) + equivalent >= power)
+    scale = np.maximum(np.sqrt(a + b), np.finfo(np.float64).tiny)
+    upper, top, bottom, lower = (special.ndtr((x - difference) / scale) for x in (beyond, high, low, -beyond))
+    decided = 1 - upper + np.maximum(0.0, top - bottom) + lower
+    enough = np.flatnonzero(decided >= power)
     return int(n[enough[0]]) if len(enough) else None
 
 
