@@ -156,6 +156,9 @@ def _diverged_apart(scores: Scores) -> Scores:
     return replace(scores, bits_per_byte=bits[finite].tolist(), unit_nats=nats[finite], diverged=diverged)
 
 
+_LARGEST = 700.0
+"""Logarithm of a ratio that a float holds."""
+
 _UNKNOWN = Estimate(math.nan, math.inf, 1.0)
 
 
@@ -235,10 +238,10 @@ def _measured(pair: _Pair, confidence: float) -> QualityRow:
 
 
 def _bounds(estimate: Estimate, confidence: float) -> tuple[float, float] | tuple[None, None]:
-    """Of the relative difference; None where they are infinite."""
-    if math.isinf(estimate.standard_error):
-        return None, None
+    """Of the relative difference; None where they are infinite, or more than a float holds, which says as little."""
     low, high = estimate.interval(confidence)
+    if high > _LARGEST:
+        return None, None
     return math.expm1(low), math.expm1(high)
 
 
@@ -252,7 +255,7 @@ def _decided(row: QualityRow, pair: _Pair, tests: int, margin: float, confidence
     assert row.difference is not None
     assert row.p_holm is not None
     significant = row.p_holm < 1 - confidence
-    low, high = (math.expm1(bound) for bound in pair.both.interval(2 * confidence - 1))
+    low, high = _bounds(pair.both, 2 * confidence - 1)
     flagged = [side for side in (pair.other, pair.baseline) if side.flagged]
     if flagged:
         winner = pair.other if row.difference < 0 else pair.baseline
@@ -266,11 +269,12 @@ def _decided(row: QualityRow, pair: _Pair, tests: int, margin: float, confidence
         return replace(row, verdict="better" if row.difference < 0 else "worse")
     if significant:
         return replace(row, verdict="below margin")
-    if -margin < low and high < margin:
+    if low is not None and high is not None and -margin < low and high < margin:
         return replace(row, verdict="equivalent")
     needed = _seeds_needed(pair, tests, margin, confidence)
     cause = f"not significant, and the {100 * (2 * confidence - 1):.0f} % interval of the difference, "
-    cause += f"{100 * low:+.2f} to {100 * high:+.2f} %, reaches beyond ±{100 * margin:g} %"
+    width = "unbounded" if low is None or high is None else f"{100 * low:+.2f} to {100 * high:+.2f} %"
+    cause += f"{width}, reaches beyond ±{100 * margin:g} %"
     hopeless = None if needed else f"not even {MOST_SEEDS:,} seeds each would decide it on this text"
     return replace(row, verdict="inconclusive", reason=_joined([cause, hopeless, row.reason]), seeds_needed=needed)
 
@@ -308,4 +312,5 @@ def _seeds(n: int) -> str:
 
 
 def _joined(clauses: Sequence[str | None]) -> str | None:
-    return "; ".join(clause for clause in clauses if clause) or None
+    """Each once: what hinders both sides is one clause."""
+    return "; ".join(clause for clause in dict.fromkeys(clauses) if clause) or None
