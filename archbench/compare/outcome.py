@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -180,53 +181,64 @@ def _frames(measured: Measured) -> dict[str, pd.DataFrame]:
     return {cell.key: rows_of(measured.folder, record) for cell, record in measured.cells if record.outcome == "ok"}
 
 
-def _scores(measured: Measured, names: list[str]) -> tuple[list[Scores], dict[str, Any]]:
-    """Bits per byte and nats of every unit, of every seed; and what the units are."""
-    finished: dict[str, list[Record]] = {name: [] for name in names}
-    diverged, lost = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    for cell, record in measured.cells:
-        if cell.stage != "seed" or cell.architecture not in finished:
-            continue
-        if record.outcome == "ok":
-            finished[cell.architecture].append(record)
-        elif record.outcome == "diverged":
-            diverged[cell.architecture] += 1
-        else:
-            lost[cell.architecture] += 1
-    documents = {
-        name: [_table(measured, record, "documents") for record in records] for name, records in finished.items()
-    }
+def unit_scores(folder: Path, finished: Mapping[str, list[Record]]) -> tuple[dict[str, Scores], dict[str, Any]]:
+    """Bits per byte and nats of every unit, of each finished seed; and what the units are.
+
+    Units are the documents of the validation text, empty ones left out; where there are fewer than
+    :data:`FEWEST_DOCUMENTS`, their blocks.
+
+    Raises:
+        StorageError: a run's scores cannot be read.
+    """
+    documents = {name: [_table(folder, one, "documents") for one in records] for name, records in finished.items()}
     some = next((tables[0] for tables in documents.values() if tables), None)
-    filled = int((some["bytes"] > 0).sum()) if some is not None else 0
-    empty = len(some) - filled if some is not None else 0
-    by_document = filled >= FEWEST_DOCUMENTS
-    scores = []
-    for name in names:
-        tables = documents[name]
+    filled = np.zeros(0, dtype=bool) if some is None else (some["bytes"] > 0).to_numpy()
+    by_document = int(filled.sum()) >= FEWEST_DOCUMENTS
+    scores, count = {}, 0
+    for name, records in finished.items():
         if by_document:
-            units = [table["nats"][table["bytes"] > 0].to_numpy() for table in tables]
-            size = some["bytes"][some["bytes"] > 0].to_numpy() if some is not None else np.zeros(0)
+            units = [table["nats"].to_numpy()[filled] for table in documents[name]]
         else:
-            units = [_table(measured, record, "blocks")["nats"].to_numpy() for record in finished[name]]
-            size = np.ones(len(units[0])) if units else np.zeros(0)
-        bits = [_bits(table) for table in tables]
-        nats: npt.NDArray[np.float64] = np.stack(units) if units else np.zeros((0, len(size)))
-        flagged = measured.curves[name].flagged
-        scores.append(Scores(name, bits, nats, size, diverged[name], lost[name], flagged))
-    count = max((one.unit_nats.shape[1] for one in scores if len(one.bits_per_byte)), default=0)
-    return scores, {"kind": "documents" if by_document else "blocks", "count": count, "empty": empty}
+            units = [_table(folder, one, "blocks")["nats"].to_numpy() for one in records]
+        count = max(count, *(len(one) for one in units), 0)
+        nats: npt.NDArray[np.float64] = np.stack(units) if units else np.zeros((0, count))
+        bits = [_bits(table) for table in documents[name]]
+        scores[name] = Scores(name, bits, nats, np.ones(nats.shape[1]))
+    kind = "documents" if by_document else "blocks"
+    return scores, {"kind": kind, "count": count, "empty": int((~filled).sum())}
+
+
+def _scores(measured: Measured, names: list[str]) -> tuple[list[Scores], dict[str, Any]]:
+    """Those of the comparison, with what became of the seeds that did not finish."""
+    records: dict[str, list[Record]] = {name: [] for name in names}
+    for cell, record in measured.cells:
+        if cell.stage == "seed" and cell.architecture in records:
+            records[cell.architecture].append(record)
+    ended = {name: Counter(record.outcome for record in own) for name, own in records.items()}
+    finished = {name: [record for record in own if record.outcome == "ok"] for name, own in records.items()}
+    scores, units = unit_scores(measured.folder, finished)
+    counted = [
+        replace(
+            scores[name],
+            diverged=ended[name]["diverged"],
+            lost=ended[name]["failed"],
+            flagged=measured.curves[name].flagged,
+        )
+        for name in names
+    ]
+    return counted, units
 
 
 def _bits(documents: pd.DataFrame) -> float:
     return float(documents["nats"].sum() / np.log(2) / documents["bytes"].sum())
 
 
-def _table(measured: Measured, record: Record, name: str) -> pd.DataFrame:
-    file = run_folder(measured.folder, record) / f"{name}.parquet"
+def _table(folder: Path, record: Record, name: str) -> pd.DataFrame:
+    file = run_folder(folder, record) / f"{name}.parquet"
     try:
         return pd.read_parquet(file)
     except (OSError, pa.ArrowException) as error:
-        step = f"Delete {measured.folder / 'cells' / record.key}.json, to measure that cell again"
+        step = f"Delete {folder / 'cells' / record.key}.json, to measure that cell again"
         raise StorageError(str(file), f"it cannot be read ({error})", step) from error
 
 

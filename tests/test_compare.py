@@ -1,0 +1,224 @@
+"""``archbench compare`` from the command line: what it leaves, what goes wrong, and what survives ``kill -9``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import pytest
+
+import archbench
+from archbench.compare.cells import Cell, Record, cell_key, known_record, measure
+from archbench.compare.outcome import unit_scores
+from archbench.config import RunConfig
+from archbench.errors import StorageError
+from installations import RunCLI
+
+SMALL = (
+    "--config",
+    "checked=false",
+    "--config",
+    "speed.repeats=1",
+    "--config",
+    "speed.new_tokens=4",
+    "--tokens",
+    "8192",
+)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    file = tmp_path / "text.txt"
+    words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", "and", "runs", "away", "from"]
+    file.write_text(" ".join(words[(7 * i + i * i) % len(words)] for i in range(9_000)))
+    return file
+
+
+@pytest.fixture
+def hostile(tmp_path: Path, minimal_plugin: str) -> Path:
+    """Plugins whose seed 1 ends badly: ``plain`` not at all, ``lossy`` is killed, ``nan`` diverges."""
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    build = "    return Bigram(config)"
+    assert build in minimal_plugin
+    endings = {
+        "plain": "",
+        "lossy": "    if torch.initial_seed() == 1:\n        import os\n        os.kill(os.getpid(), 9)\n",
+        "nan": "    if torch.initial_seed() == 1:\n        return nn.Module.apply(Bigram(config), broken)\n",
+    }
+    broken = "\n\ndef broken(module):\n    nn.init.constant_(module.weight, torch.nan)\n"
+    for name, ending in endings.items():
+        source = minimal_plugin.replace('"bigram"', f'"{name}"').replace(build, ending + build)
+        (folder / f"{name}.py").write_text("import torch\n" + source + broken)
+    return folder
+
+
+def outcome_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_lost_and_diverged_seeds_and_absent_architectures_each_have_a_stated_outcome(
+    cli: RunCLI, corpus: Path, hostile: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = (
+        "compare", "plain", "lossy", "nan", "nobody", "--plugin", hostile, "--match", "tokens", "--profile", "smoke",
+        "--corpus", corpus, "--seeds", "4", "--no-tuning", "--sweeps", "0", "--contexts", "none", "--out", out, *SMALL,
+    )  # fmt: skip
+    done = cli(*command)
+    assert done.returncode == 0, done.stderr
+    outcome = outcome_of(out)
+    rows = {row["architecture"]: row for row in outcome["quality"]}
+    assert set(rows) == {"plain", "lossy", "nan"}
+    assert (rows["lossy"]["seeds"], rows["lossy"]["lost"], rows["lossy"]["diverged"]) == (3, 1, 0)
+    assert "lost" in rows["lossy"]["reason"]
+    assert rows["lossy"]["verdict"] in ("equivalent", "inconclusive")
+    assert (rows["nan"]["seeds"], rows["nan"]["diverged"], rows["nan"]["verdict"]) == (3, 1, "no verdict")
+    assert "diverged" in rows["nan"]["reason"]
+    cells = [cell for cell in outcome["cells"] if cell["stage"] == "seed"]
+    assert [cell["outcome"] for cell in cells if cell["architecture"] == "nan" and cell["seed"] == 1] == ["diverged"]
+    (lost,) = [cell for cell in cells if cell["outcome"] == "failed"]
+    assert "was killed" in lost["cause"]
+    (nobody,) = [model for model in outcome["models"] if model["architecture"] == "nobody"]
+    assert not nobody["matched"]
+    assert "nobody took no part" in done.stdout
+    assert "lossy, fresh seed 1 failed" in done.stderr
+    frame = archbench.read_results(out / "runs.parquet")
+    assert frame.run_id.nunique() == sum(cell["outcome"] == "ok" for cell in outcome["cells"])
+
+    before = {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}
+    again = cli(*command)  # everything is known: nothing is run, and the outcome is the same
+    assert again.returncode == 0, again.stderr
+    assert {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()} == before
+    assert outcome_of(out)["quality"] == outcome["quality"]
+
+
+@pytest.mark.slow
+def test_a_killed_comparison_leaves_no_process_and_goes_on_where_it_was(
+    cli: RunCLI, corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    arguments = [
+        "compare", "gpt1", "llama", "--profile", "smoke", "--corpus", corpus, "--seeds", "3", "--sweeps", "2",
+        "--contexts", "1,2", "--jobs", "2", "--out", out, *SMALL, "--set", "n_layer=1",
+    ]  # fmt: skip
+    script = Path(sys.executable).with_name("archbench")
+    with subprocess.Popen([str(script), *map(str, arguments)], stderr=subprocess.DEVNULL, cwd=tmp_path) as process:
+        deadline = time.monotonic() + 600
+        while len(list((out / "cells").glob("*.json"))) < 5 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        started = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    assert started
+    deadline = time.monotonic() + 10
+    while any(psutil.pid_exists(pid) for pid in started) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie" for pid in started)
+    known = {file.name: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}
+    assert len(known) >= 5
+    assert not (out / "comparison.json").exists()
+
+    done = cli(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert {name: (out / "cells" / name).stat().st_mtime_ns for name in known} == known
+    outcome = outcome_of(out)
+    baseline, llama = outcome["quality"]
+    assert baseline["verdict"] == "baseline"
+    assert llama["seeds"] == 3
+    assert llama["combined_low"] < llama["difference"] < llama["combined_high"]
+    assert {tuning["architecture"] for tuning in outcome["tuning"]} == {"gpt1", "llama"}
+    assert all(len(tuning["points"]) >= 5 for tuning in outcome["tuning"])
+    costs = {(row["metric"], row["architecture"]): row for row in outcome["costs"]}
+    assert costs["train", "llama"]["ratio"] > 0
+    assert costs["state", "llama"]["verdict"] == "exact"
+    assert costs["train", "gpt1"]["floor_low"] <= costs["train", "gpt1"]["floor_high"]
+    assert [point["context_length"] for point in outcome["curves"]] == [128, 256, 128, 256]
+    readable = {(row["architecture"], row["multiple"]) for row in outcome["positions"] if row["loss"] is not None}
+    assert ("llama", 4) in readable
+    assert ("gpt1", 2) not in readable  # a table of positions has no more rows
+    assert any(row["architecture"] == "gpt1" and row["cause"] for row in outcome["positions"])
+
+
+def test_a_run_that_fails_is_a_record_and_not_the_end(tmp_path: Path, hostile: Path, corpus: Path) -> None:
+    config = RunConfig(
+        architecture="lossy", profile="smoke", seed=1, checked=False, phases=["train"], plugins=[str(hostile)],
+        data={"corpus": str(corpus)},
+    )  # fmt: skip
+    cell = Cell("seed", config, cell_key(config, "source"), 64)
+    record = measure(cell, tmp_path)
+    assert record.outcome == "failed"
+    assert "was killed" in (record.cause or "")
+    assert known_record(tmp_path, cell.key) == record
+
+
+def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / "0123.json").write_text('{"key": "0123"')
+    with pytest.raises(StorageError, match=r"0123\.json: it cannot be read"):
+        known_record(tmp_path, "0123")
+
+
+def test_a_changed_plugin_or_seed_or_setting_is_another_cell() -> None:
+    one = RunConfig(architecture="gpt1")
+    keys = {
+        cell_key(one, "a"), cell_key(one, "b"), cell_key(one.override(seed=1), "a"),
+        cell_key(one.override(dtype="bfloat16"), "a"), cell_key(one, "a", block=1),
+    }  # fmt: skip
+    assert len(keys) == 5
+    assert cell_key(one, "a") == cell_key(one.override(out="elsewhere"), "a")
+
+
+def test_documents_are_the_units_where_there_are_enough_and_empty_ones_are_left_out_and_counted(tmp_path: Path) -> None:
+    documents = pd.DataFrame({"bytes": [10] * 40 + [0] * 3, "nats": [1.0] * 40 + [0.0] * 3})
+    blocks = pd.DataFrame({"document": [0, 0, 1], "nats": [1.0, 2.0, 3.0]})
+    folder = tmp_path / "runs" / "k" / "run"
+    folder.mkdir(parents=True)
+    documents.to_parquet(folder / "documents.parquet")
+    blocks.to_parquet(folder / "blocks.parquet")
+    scores, units = unit_scores(tmp_path, {"one": [Record("k", "run", "ok")]})
+    assert units == {"kind": "documents", "count": 40, "empty": 3}
+    assert scores["one"].unit_nats.shape == (1, 40)
+    documents.head(2).to_parquet(folder / "documents.parquet")
+    scores, units = unit_scores(tmp_path, {"one": [Record("k", "run", "ok")]})
+    assert units == {"kind": "blocks", "count": 3, "empty": 0}
+    assert scores["one"].unit_nats.tolist() == [[1.0, 2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("compare", "gpt1"), "a comparison is of two architectures or more"),
+        (("compare", "gpt1", "llama", "--match", "size"), "match"),
+        (("compare", "gpt1", "llama", "--baseline", "gpt2"), "baseline 'gpt2': it is not among those compared"),
+        (("compare", "gpt1", "llama", "--contexts", "1,x"), "it is no list of whole numbers"),
+        (("compare", "gpt1", "llama", "--config", "seed=3"), "a comparison sets it itself"),
+        (("compare", "gpt1", "llama", "--match", "time", "--jobs", "2"), "take each other's time"),
+        (("tune", "gpt11"), "no installed package"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(cli: RunCLI, tmp_path: Path, arguments: Any, said: str) -> None:
+    done = cli(*arguments, "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "out").glob("runs"))
+
+
+def test_a_folder_of_another_plan_is_not_written_over(cli: RunCLI, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "plan.json").write_text('{"digest": "00000000"}')
+    done = cli("compare", "gpt1", "llama", "--out", tmp_path / "out")
+    assert done.returncode == 2
+    assert "it holds a comparison of another plan" in done.stderr
+    assert json.loads((tmp_path / "out" / "plan.json").read_text()) == {"digest": "00000000"}

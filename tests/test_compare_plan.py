@@ -1,0 +1,163 @@
+"""What a comparison refuses before anything runs, and which plans are the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from archbench.compare.contenders import contenders
+from archbench.compare.plan import ComparePlan
+from archbench.compare.stages import budget_of, cost_cells, seed_cells, speed_cells, tuning_cells, updates_of
+from archbench.config import RunConfig
+from archbench.errors import ConfigError, UsageError
+
+
+def plan(*names: str, profile: str = "quick", training: dict[str, Any] | None = None, **fields: Any) -> ComparePlan:
+    names = names or ("gpt1", "llama")
+    run = RunConfig(architecture=names[0], profile=profile, training=training or {}, data={"tokenizer": "byte"})
+    return ComparePlan(architectures=names, baseline=fields.pop("baseline", names[0]), run=run, **fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "culprit", "cause"),
+    [
+        ({"baseline": "lama"}, "baseline 'lama'", "not among those compared"),
+        ({"match": "time", "jobs": 2}, "jobs", "take each other's time"),
+        ({"training": {"seconds": 5}}, "training.seconds", "not equal FLOPs"),
+        ({"training": {"flops": 1e9}, "match": "params"}, "training.flops", "equal tokens"),
+        ({"factors": (0.5, 2.0)}, "factors", "the recipe's own learning rate"),
+    ],
+)
+def test_a_plan_that_cannot_be_fair_is_refused_by_name(fields: dict[str, Any], culprit: str, cause: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan(**fields)
+    assert caught.value.culprit == culprit
+    assert cause in caught.value.cause
+
+
+def test_an_architecture_is_named_once() -> None:
+    with pytest.raises(ConfigError, match="'gpt1': it is named twice"):
+        plan("gpt1", "gpt1")
+
+
+def test_only_what_is_measured_makes_another_plan() -> None:
+    one = plan()
+    assert one.digest() == plan().digest()
+    assert one.digest() == one.override(run=one.run.override(out="elsewhere", time_limit=1.0)).digest()
+    assert one.digest() != plan(margin=0.01).digest()
+    assert one.digest() != plan(training={"tokens": 5}).digest()
+
+
+def test_equal_flops_give_the_dearer_architecture_fewer_tokens_and_all_the_same_context() -> None:
+    one = plan("gpt1", "llama", "rwkv7")
+    found = contenders(one)
+    baseline = found[0]
+    budget = budget_of(one, baseline, seconds_per_update=0.1)
+    assert baseline.size is not None
+    assert budget == {"flops": 1_000_000 * baseline.size.training_flops_per_token}
+    for contender in found:
+        assert contender.size is not None
+        assert (
+            abs(contender.size.non_embedding_active_parameters / baseline.size.non_embedding_active_parameters - 1)
+            < 0.02
+        )
+        assert contender.context_length == 128
+        updates = updates_of(one, contender, budget)
+        assert updates is not None
+        spent = updates * 8 * 128 * contender.size.training_flops_per_token
+        assert spent == pytest.approx(budget["flops"])
+
+
+def test_equal_time_is_what_the_baseline_takes_for_its_tokens() -> None:
+    one = plan(match="time", training={"steps": 100})
+    assert budget_of(one, contenders(one)[0], seconds_per_update=0.25) == {"seconds": 25.0}
+    assert budget_of(plan(match="tokens", training={"steps": 100}), contenders(one)[0], 1.0) == {"tokens": 102_400}
+
+
+def test_fresh_seeds_share_no_seed_with_the_search() -> None:
+    one = plan(seeds=5)
+    contender = contenders(one)[0]
+    budget = {"tokens": 10_000.0}
+    search = tuning_cells(one, contender, budget, one.factors)
+    fresh = seed_cells(one, contender, budget, 1e-3)
+    assert len(search) == 10
+    assert len(fresh) == 5
+    assert not {cell.config.seed for cell in search} & {cell.config.seed for cell in fresh}
+    assert {cell.config.training.tokens for cell in search} == {2_500}
+    assert {cell.config.training.tokens for cell in fresh} == {10_000}
+    assert len({cell.key for cell in search + fresh}) == 15
+
+
+def test_speed_is_measured_there_and_back_with_the_baseline_at_both_ends() -> None:
+    one = plan("llama", "gpt1", baseline="gpt1", sweeps=2)
+    order = [(cell.architecture, cell.repeated) for cell in speed_cells(one, contenders(one))]
+    there = [("gpt1", False), ("llama", False), ("gpt1", True)]
+    assert order == there + there[::-1]
+
+
+def test_cost_curves_are_of_models_of_that_context() -> None:
+    one = plan(cost_multiples=(1, 4))
+    cells = cost_cells(one, contenders(one)[1])
+    assert [cell.context_length for cell in cells] == [128, 512]
+    assert [cell.config.overrides["context_length"] for cell in cells] == [128, 512]
+    assert [cell.config.speed.prompt_lengths for cell in cells] == [(96,), (480,)]
+
+
+FIXED_SIZE = """
+from torch import nn
+from archbench import ArchitectureInfo, ModelConfig, decode_without_cache, hookimpl, next_token_step
+
+
+class Fixed(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embedding, self.middle = nn.Embedding(config.vocab_size, 10), nn.Linear(10, 10)
+        self.head = nn.Linear(10, config.vocab_size)
+
+    def forward(self, tokens):
+        return self.head(self.middle(self.embedding(tokens)))
+
+
+@hookimpl
+def describe():
+    presets = {"nano": ModelConfig(vocab_size=257, context_length=64)}
+    return ArchitectureInfo("fixed", "One size only", "nowhere", ModelConfig, presets)
+
+
+@hookimpl
+def build(config):
+    return Fixed(config)
+
+
+@hookimpl
+def train_step(state, batch):
+    return next_token_step(state, batch)
+
+
+@hookimpl
+def generate(model, prompt, max_new_tokens, sampling):
+    return decode_without_cache(model, prompt, max_new_tokens, sampling)
+"""
+
+
+def test_one_that_cannot_be_matched_or_loaded_takes_no_part_and_the_reason_is_told(tmp_path: Any) -> None:
+    file = tmp_path / "fixed.py"
+    file.write_text(FIXED_SIZE)
+    one = plan("gpt1", "fixed", "nobody")
+    one = one.override(run=one.run.override(plugins=(str(file),)))
+    gpt1, fixed, nobody = contenders(one)
+    assert gpt1.matched
+    assert not fixed.matched
+    assert fixed.reason
+    assert not nobody.matched
+    assert "'nobody': no installed package" in (nobody.reason or "")
+
+
+def test_a_baseline_without_a_decoding_state_cannot_be_matched_on_it(tmp_path: Any) -> None:
+    file = tmp_path / "fixed.py"
+    file.write_text(FIXED_SIZE)
+    one = plan("fixed", "gpt1", match="state")
+    with pytest.raises(UsageError, match="decodes without a cache"):
+        contenders(one.override(run=one.run.override(plugins=(str(file),))))
