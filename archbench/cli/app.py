@@ -21,6 +21,7 @@ from archbench.cli.listing import list_architectures
 from archbench.cli.new import new
 from archbench.cli.output import say
 from archbench.cli.regress import regress
+from archbench.cli.report import report
 from archbench.cli.results import results
 from archbench.cli.run import run
 from archbench.cli.show import show
@@ -70,6 +71,7 @@ app.command("compare", rich_help_panel="Measure")(compare)
 app.command("tune", rich_help_panel="Measure")(tune)
 app.command("kernels", rich_help_panel="Measure")(kernels)
 app.command("results", rich_help_panel="Measure")(results)
+app.command("report", rich_help_panel="Measure")(report)
 app.command("generate", rich_help_panel="Measure")(generate)
 app.command("list", rich_help_panel="Look")(list_architectures)
 app.command("show", rich_help_panel="Look")(show)

@@ -12,7 +12,7 @@ def report(
     runs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[RUNS]...",
+            metavar="RUNS",
             help="Comparison folders, results folders (with the comparisons in them) or .parquet files.",
             show_default="results",
         ),
@@ -28,7 +28,7 @@ def report(
     """Show comparisons and runs on one self-contained HTML page: the verdict first, then tables and interactive plots.
 
     The page opens from the disk and needs no network; every figure's data and provenance are one click away. Runs
-    without a comparison are shown too, without a verdict. Needs pip install 'archbench[report]'.
+    without a comparison are shown too, without a verdict. Needs the extra "report" to be installed.
     """
     from archbench.report.contents import read
     from archbench.report.files import require, title_of, write_images, write_markdown, write_page

@@ -8,6 +8,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from archbench.report.figures import Axis, HeatMap, Panel, Rule, Series, tick_text
@@ -70,7 +71,7 @@ def _traces(series: Series, panel: Panel, go: Any) -> list[Any]:
     mode = "+".join(
         [*(["lines"] if lines else []), *(["markers"] if points else []), *(["text"] if series.label else [])]
     )
-    trace = go.Scatter(x=series.x, y=series.y, mode=mode, hoverinfo="text", hovertext=_hovers(series, panel), **own)
+    trace = go.Scatter(x=series.x, y=series.y, mode=mode, **_hover(series, panel), **own)
     if lines:
         dash = {"steps": "dot", "thin": "dash"}.get(series.drawn, "solid")
         shape = "hv" if series.drawn == "steps" else "linear"
@@ -110,22 +111,26 @@ def _bars(series: Series, colour: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _hovers(series: Series, panel: Panel) -> list[str]:
-    texts = []
-    for index, (x, y) in enumerate(zip(series.x, series.y, strict=True)):
-        lines = [
-            f"<b>{html.escape(series.name, quote=False)}</b>"
-            + (f" · {html.escape(series.role)}" if series.role else "")
-        ]
-        lines.append(f"{panel.x.title}: {_value(x, panel.x)}")
-        if not panel.y.labels:
-            lines.append(f"{panel.y.title}: {_value(y, panel.y)}")
-        if series.low and not series.sideways:
-            lines.append(f"{_value(series.low[index], panel.y)} to {_value(series.high[index], panel.y)}")
-        if series.notes and series.notes[index] != series.role:
-            lines.append(html.escape(series.notes[index], quote=False))
-        texts.append("<br>".join(lines))
-    return texts
+def _hover(series: Series, panel: Panel) -> dict[str, Any]:
+    """What is said of a point that is pointed at: a template, and for each point what it leaves open."""
+    role = f" · {html.escape(series.role)}" if series.role else ""
+    lines = [f"<b>{html.escape(series.name, quote=False)}</b>{role}"]
+    points: list[list[str]] = [[] for _ in series.x]
+
+    def line(title: str, texts: Sequence[str]) -> None:
+        lines.append(f"{html.escape(title, quote=False)}%{{customdata[{len(points[0])}]}}")
+        for point, text in zip(points, texts, strict=True):
+            point.append(html.escape(text, quote=False))
+
+    line(f"{panel.x.title}: ", [_value(x, panel.x) for x in series.x])
+    if not panel.y.labels:
+        line(f"{panel.y.title}: ", [_value(y, panel.y) for y in series.y])
+    if series.low and not series.sideways:
+        ends = zip(series.low, series.high, strict=True)
+        line("", [f"{_value(low, panel.y)} to {_value(high, panel.y)}" for low, high in ends])
+    if series.notes:
+        line("", series.notes)
+    return {"hovertemplate": "<br>".join(lines) + "<extra></extra>", "customdata": points}
 
 
 def _value(value: float | None, axis: Axis) -> str:

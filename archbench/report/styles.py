@@ -1,8 +1,8 @@
 """Colours and markers, one of each for every architecture, the same in all figures.
 
-The colours are Okabe and Ito's (Okabe & Ito 2008, "Color Universal Design"), which colour-blind readers can tell apart,
-without their yellow, too pale for lines on white, and with lighter ones for a dark ground. The baseline is grey.
-Markers differ too, for print without colours.
+The colours are near Okabe and Ito's (2008, "Color Universal Design"), without their yellow, too pale for lines on
+white, and moved as little as keeps any two 15 apart in CIELAB, also for readers without red or without green cones;
+there are lighter ones for a dark ground. The baseline is grey. Markers differ too, for print without colours.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-LIGHT = ("#555B63", "#0072B2", "#D55E00", "#009E73", "#AA3F86", "#C98A00", "#3FA7D6", "#7A1F3D")
-DARK = ("#B4BBC4", "#4EA8E8", "#FF8B4A", "#2CC79A", "#E08AC4", "#F2C14E", "#8AD4FA", "#D9718F")
+LIGHT = ("#505356", "#0072B2", "#C24E00", "#009E73", "#A93E85", "#C98A00", "#3FA7D6", "#741834")
+DARK = ("#C5C6CA", "#4DA8E9", "#F78648", "#4DD69F", "#DE89C3", "#F7C450", "#8AD4FA", "#D36D8B")
 """By number; :data:`LIGHT` on white, :data:`DARK` on nearly black. The first is the baseline's."""
 
 HEAT = ((0.0, "#f1f5fa"), (0.5, "#7fb3d9"), (1.0, "#0b3c6f"))

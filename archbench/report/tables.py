@@ -18,7 +18,7 @@ from archbench.report.numbers import (
 )
 from archbench.report.outcome import Cost, Model, Outcome, Quality
 
-Kind = Literal["name", "text", "number", "verdict", "code"]
+Kind = Literal["name", "text", "number", "verdict", "code", "list"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def size_table(outcome: Outcome) -> Table:
         Column("FLOPs", unit="FLOP", hint="of training"),
         Column("seconds", unit="s", hint="of training"),
         Column("state", unit="B", hint=f"bytes of decoding state at {outcome.plan.context_length} positions"),
-        Column("changed", "code", hint="fields that differ from the preset"),
+        Column("changed", "list", hint="fields that differ from the preset"),
     )
     scores = {row.architecture: row.bits_per_byte for row in outcome.quality}
     spent = {row.architecture: row for row in outcome.spent}
@@ -216,8 +216,8 @@ def lost_table(outcome: Outcome) -> Table | None:
 
 _RUN_METRICS = (
     ("quality", "bits_per_byte", "bits per byte", "bit/byte"),
-    ("train", "tokens_per_second", "training", "token/s"),
-    ("train", "training_seconds", "trained for", "s"),
+    ("train", "tokens_per_second", "tokens a second", "token/s"),
+    ("train", "training_seconds", "training time", "s"),
     ("train", "peak_memory_bytes", "training memory", "B"),
     ("decode", "seconds_per_token", "decoding, a token", "s"),
 )

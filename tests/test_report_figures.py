@@ -1,0 +1,267 @@
+"""The report's figures: what is drawn is what was measured, in colours that can be told apart."""
+
+from __future__ import annotations
+
+import io
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from archbench.report.contents import Contents, read
+from archbench.report.cost_figures import pareto_figure
+from archbench.report.evidence import Evidence, Score, of_comparison
+from archbench.report.figures import Figure, Series, data_of, ticks_of
+from archbench.report.markdown import escaped, markdown
+from archbench.report.numbers import percent, quantity
+from archbench.report.outcome import Cost
+from archbench.report.styles import DARK, HEAT, LIGHT, ink_on, styles_of
+from comparison_files import ARCHITECTURES, SEEDS, STEPS, T, frame_of, write_comparison
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_comparison(tmp_path_factory.mktemp("comparison"))
+
+
+@pytest.fixture(scope="module")
+def contents(folder: Path) -> Contents:
+    (part,) = read([str(folder)])
+    return part
+
+
+def figure(contents: Contents, key: str) -> Figure:
+    return next(figure for figure in contents.figures if figure.key == key)
+
+
+def series_of(figure: Figure, panel: int, name: str, role: str) -> Series:
+    return next(one for one in figure.panels[panel].series if one.name == name and one.role.startswith(role))
+
+
+def test_loss_is_the_mean_over_seeds_within_their_range(contents: Contents, folder: Path) -> None:
+    drawn = series_of(figure(contents, "loss"), 0, "llama", "mean")
+    rows = frame_of(folder)
+    rows = rows[(rows.architecture == "llama") & (rows.phase == "train") & (rows.metric == "loss")]
+    by_seed = rows.pivot(index="seed", columns="repeat", values="value").to_numpy()
+    assert by_seed.shape == (SEEDS, STEPS)
+    # 240 steps in 160 points: neighbours are averaged, one step and two in turn.
+    assert drawn.y[0] == pytest.approx(by_seed[:, 0].mean(), rel=1e-5)
+    assert drawn.y[1] == pytest.approx(by_seed[:, 1:3].mean(), rel=1e-5)
+    assert drawn.low[1] == pytest.approx(by_seed[:, 1:3].mean(axis=1).min(), rel=1e-5)
+    assert drawn.high[1] == pytest.approx(by_seed[:, 1:3].mean(axis=1).max(), rel=1e-5)
+
+
+def test_loss_is_drawn_against_tokens_flops_and_seconds_of_the_run(contents: Contents, folder: Path) -> None:
+    loss = figure(contents, "loss")
+    assert [panel.title for panel in loss.panels] == ["tokens", "FLOPs", "seconds"]
+    tokens, flops, seconds = (series_of(loss, panel, "rwkv7", "mean").x[-1] for panel in range(3))
+    rows = frame_of(folder)
+    rows = rows[(rows.architecture == "rwkv7") & (rows.phase == "train")]
+    per_token = rows[rows.metric == "flops_per_token"].value.iloc[0]
+    spent = rows[rows.metric.isin(["step_seconds", "first_step_seconds"])].groupby("seed").value.sum().mean()
+    assert flops / tokens == pytest.approx(per_token, rel=1e-5)
+    assert seconds == pytest.approx(spent, rel=0.01)
+
+
+def test_a_diverged_seed_is_drawn_by_itself_and_left_out_of_the_mean(contents: Contents) -> None:
+    loss = figure(contents, "loss")
+    assert series_of(loss, 0, "mamba2", "mean").role == f"mean of {SEEDS - 1} seeds"
+    alone = series_of(loss, 0, "mamba2", f"seed {SEEDS - 1}, diverged")
+    assert alone.x[-1] < series_of(loss, 0, "mamba2", "mean").x[-1] / 2
+
+
+def test_differences_are_drawn_with_all_three_intervals(contents: Contents) -> None:
+    rows = {(row[1], row[2]): row for row in data_of(figure(contents, "difference"))[1]}
+    columns = data_of(figure(contents, "difference"))[0]
+    combined = rows["llama", "seeds and documents"]
+    difference = 2.431 / 2.512 - 1
+    assert combined[columns.index("x")] == pytest.approx(difference)
+    assert combined[columns.index("low")] == pytest.approx(difference - 0.0014)
+    assert rows["llama", "seeds alone"][columns.index("high")] == pytest.approx(difference + 0.0011)
+    assert combined[columns.index("y")] == "llama"
+
+
+def test_the_data_behind_a_figure_has_every_point_drawn(contents: Contents) -> None:
+    for one in contents.figures:
+        columns, rows = data_of(one)
+        assert all(len(row) == len(columns) for row in rows)
+        if one.key != "probes":
+            assert len(rows) == sum(len(series.x) for panel in one.panels for series in panel.series)
+    assert len(data_of(figure(contents, "probes"))[1]) == len(ARCHITECTURES) * 4
+
+
+def test_the_front_is_what_nothing_else_beats(folder: Path) -> None:
+    evidence = of_comparison(folder)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        points = random.integers(1, 6, size=(5, 2))  # whole numbers, so that some tie
+        drawn = pareto_figure(with_points(evidence, points))
+        assert drawn is not None
+        front = {series.name for series in drawn.panels[0].series if series.role == "on the front"}
+        beaten = {
+            name
+            for name, mine in zip(evidence.names, points, strict=True)
+            if any((other <= mine).all() and (other < mine).any() for other in points)
+        }
+        assert front == set(evidence.names) - beaten
+
+
+def with_points(evidence: Evidence, points: np.ndarray) -> Evidence:
+    from dataclasses import replace
+
+    named = list(zip(evidence.names, points, strict=True))
+    scores = tuple(Score(name, float(quality), None, None) for name, (_, quality) in named)
+    costs = tuple(
+        Cost(metric="decode", label="decoding", unit="s", architecture=name, value=float(cost), verdict="exact")
+        for name, (cost, _) in named
+    )
+    return replace(evidence, scores=scores, costs=costs, spent=())
+
+
+def test_loss_by_position_shows_where_training_ended_and_who_cannot_read_on(contents: Contents) -> None:
+    position = figure(contents, "position")
+    assert [rule.low for panel in position.panels for rule in panel.rules] == [T, T]
+    assert {series.name for series in position.panels[2].series} == {
+        one.name for one in ARCHITECTURES if one.reads == 4
+    }
+    assert position.remarks == ("gpt1: it cannot read 256 positions: its learned positions end at 128.",)
+
+
+def test_the_rate_chosen_is_marked_and_an_edge_flagged(contents: Contents) -> None:
+    tuning = figure(contents, "learning-rate")
+    assert series_of(tuning, 0, "llama", "chosen").x == (pytest.approx(0.002 * 1.45),)
+    assert series_of(tuning, 0, "hybrid", "chosen").label == "flagged"
+
+
+def test_an_architecture_looks_the_same_in_every_figure(contents: Contents) -> None:
+    for one in contents.figures:
+        if one.key != "kernels":
+            for panel in one.panels:
+                for series in panel.series:
+                    assert series.style in (None, contents.styles.get(series.name))
+
+
+def test_ten_architectures_and_a_baseline_all_look_different() -> None:
+    names = [str(number) for number in range(11)]
+    assert len(set(styles_of(names, "0").values())) == 11
+
+
+# Machado, Oliveira & Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision Deficiency",
+# table 1, severity 1: linear RGB as people without red (protanopia) or green (deuteranopia) cones see it.
+PROTANOPIA = np.array(
+    [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+)
+DEUTERANOPIA = np.array(
+    [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+)
+TO_XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def linear(colour: str) -> np.ndarray:
+    values = np.array([int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)])
+    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray) -> np.ndarray:
+    x, y, z = np.cbrt(TO_XYZ @ np.clip(rgb, 0, 1) / np.array([0.9505, 1.0, 1.089]))
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("palette", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("seen", [np.eye(3), PROTANOPIA, DEUTERANOPIA], ids=["all", "no red", "no green"])
+def test_colours_can_be_told_apart_without_red_or_green_cones(palette: tuple[str, ...], seen: np.ndarray) -> None:
+    for one, other in combinations(palette, 2):
+        distance = np.linalg.norm(lab(seen @ linear(one)) - lab(seen @ linear(other)))
+        assert distance > 14.9, f"{one} and {other} are {distance:.1f} apart in CIELAB, where 2.3 is just noticeable"
+
+
+@pytest.mark.parametrize(("palette", "paper"), [(LIGHT, "#ffffff"), (DARK, "#15181c")], ids=["light", "dark"])
+def test_lines_stand_out_from_the_paper(palette: tuple[str, ...], paper: str) -> None:
+    ground = TO_XYZ[1] @ linear(paper) + 0.05
+    for colour in palette:
+        ink = TO_XYZ[1] @ linear(colour) + 0.05
+        assert max(ink, ground) / min(ink, ground) > 2.5, colour
+
+
+def test_numbers_in_a_heat_map_can_be_read_at_every_value() -> None:
+    for value in np.linspace(0, 1, 21):
+        channels = [
+            np.interp(value, [stop for stop, _ in HEAT], [int(c[i : i + 2], 16) for _, c in HEAT]) for i in (1, 3, 5)
+        ]
+        ground = TO_XYZ[1] @ linear("#" + "".join(f"{round(channel):02x}" for channel in channels)) + 0.05
+        ink = TO_XYZ[1] @ linear(ink_on(value)) + 0.05
+        assert max(ink, ground) / min(ink, ground) >= 4.5  # WCAG 2.2, 1.4.3
+
+
+@pytest.mark.parametrize(
+    ("values", "unit", "scale", "ticks"),
+    [
+        ((96 * 1024, 6 * 2**20), "B", "log", (2**17, 2**19, 2**21, 2**23)),
+        ((3e-4, 4e-3), "s", "log", (5e-4, 1e-3, 2e-3)),
+        ((1e-5, 1.0), "s", "log", (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)),
+        ((1.0, 2.0), "s", "linear", ()),
+    ],
+)
+def test_ticks_are_round_and_few(values: tuple[float, ...], unit: str, scale: str, ticks: tuple[float, ...]) -> None:
+    assert ticks_of(values, unit, scale) == pytest.approx(ticks)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0.0041, "s", "4.10 ms"), (4000.0, "s", "67 min"), (9000.0, "s", "2 h 30 min"), (393216.0, "B", "384 KiB"),
+        (1.74e12, "FLOP", "1.74 TFLOP"), (245760.0, "token", "246 k"), (None, "s", "–"), (float("nan"), "B", "–"),
+        (2.5, "bit/byte", "2.5000"), (-0.00314, "relative", "−0.31 %"),
+    ],
+)  # fmt: skip
+def test_numbers_are_shown_with_a_prefix_and_three_digits(value: float | None, unit: str, text: str) -> None:
+    assert quantity(value, unit) == text
+    assert percent(0.0) == "+0.00 %"
+
+
+def test_images_are_whole_and_not_blank(contents: Contents) -> None:
+    pytest.importorskip("matplotlib", reason="the extra archbench[report] is not installed")
+    from PIL import Image
+
+    from archbench.report.images import png
+
+    for one in contents.figures:
+        image = Image.open(io.BytesIO(png(one)))
+        image.load()
+        assert image.format == "PNG"
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert image.width >= 1500
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        assert 0.005 < (pixels != 255).any(axis=1).mean() < 0.95, one.key
+        for name, style in one.legend:
+            colour = [int(style.light[start : start + 2], 16) for start in (1, 3, 5)]
+            assert (pixels == colour).all(axis=1).any(), f"{name} is not drawn in {one.key}"
+
+
+def test_a_dollar_in_a_name_is_a_dollar(folder: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra archbench[report] is not installed")
+    from dataclasses import replace
+
+    from archbench.report.images import png
+
+    drawn = figure(read([str(folder)])[0], "pareto")
+    broken = tuple(
+        replace(panel, series=tuple(replace(one, label="$\\frac{$") for one in panel.series)) for panel in drawn.panels
+    )
+    assert png(replace(drawn, panels=broken)).startswith(b"\x89PNG")
+
+
+def test_the_summary_has_verdict_tables_and_images(contents: Contents) -> None:
+    text = markdown([contents], [{"loss": "figures/loss.png"}])
+    assert "**llama is better than gpt1; rwkv7 is equivalent to gpt1; hybrid and mamba2 are undecided.**" in text
+    assert "| llama | **better** | 2.4310 |" in text
+    assert "![Training loss](figures/loss.png)" in text
+    assert text.count("![") == 1
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    widths = [line.count("|") - line.count("\\|") for line in lines]
+    assert set(widths) == {12, 13, 8, 7}  # verdict, sizes, speed, what did not finish: no row is wider than its head
+
+
+def test_markdown_shows_markup_as_it_is() -> None:
+    assert escaped("<b>|a_b|*\n#") == "&lt;b&gt;\\|a\\_b\\|\\* \\#"
