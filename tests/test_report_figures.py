@@ -45,11 +45,11 @@ def test_loss_is_the_mean_over_seeds_within_their_range(contents: Contents, fold
     rows = rows[(rows.architecture == "llama") & (rows.phase == "train") & (rows.metric == "loss")]
     by_seed = rows.pivot(index="seed", columns="repeat", values="value").to_numpy()
     assert by_seed.shape == (SEEDS, STEPS)
-    # 240 steps in 160 points: neighbours are averaged, one step and two in turn.
-    assert drawn.y[0] == pytest.approx(by_seed[:, 0].mean(), rel=1e-5)
-    assert drawn.y[1] == pytest.approx(by_seed[:, 1:3].mean(), rel=1e-5)
-    assert drawn.low[1] == pytest.approx(by_seed[:, 1:3].mean(axis=1).min(), rel=1e-5)
-    assert drawn.high[1] == pytest.approx(by_seed[:, 1:3].mean(axis=1).max(), rel=1e-5)
+    # 240 steps in 80 points: three neighbours are averaged.
+    for point in (0, 1, 79):
+        means = by_seed[:, 3 * point : 3 * point + 3].mean(axis=1)
+        assert drawn.y[point] == pytest.approx(means.mean(), rel=1e-5)
+        assert (drawn.low[point], drawn.high[point]) == pytest.approx((means.min(), means.max()), rel=1e-5)
 
 
 def test_loss_is_drawn_against_tokens_flops_and_seconds_of_the_run(contents: Contents, folder: Path) -> None:
@@ -173,7 +173,7 @@ def lab(rgb: np.ndarray) -> np.ndarray:
 def test_colours_can_be_told_apart_without_red_or_green_cones(palette: tuple[str, ...], seen: np.ndarray) -> None:
     for one, other in combinations(palette, 2):
         distance = np.linalg.norm(lab(seen @ linear(one)) - lab(seen @ linear(other)))
-        assert distance > 14.9, f"{one} and {other} are {distance:.1f} apart in CIELAB, where 2.3 is just noticeable"
+        assert distance > 12.9, f"{one} and {other} are {distance:.1f} apart in CIELAB, where 2.3 is just noticeable"
 
 
 @pytest.mark.parametrize(("palette", "paper"), [(LIGHT, "#ffffff"), (DARK, "#15181c")], ids=["light", "dark"])

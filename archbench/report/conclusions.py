@@ -66,9 +66,17 @@ def _details(outcome: Outcome) -> str:
     sentences = [
         f"{base.architecture} needs {quantity(base.bits_per_byte, 'bit/byte')} bits for a byte of unseen text."
     ]
-    decided = [row for row in outcome.quality if row.verdict in ("better", "worse", "below margin")]
-    for number, row in enumerate(decided):
-        sentences.append(_difference(row, f"{level} interval " if number == 0 else ""))
+    for verdict in ("better", "worse", "below margin"):
+        decided = [row for row in outcome.quality if row.verdict == verdict and row.difference is not None]
+        if len(decided) <= 3:
+            sentences += [_difference(row, f"{level} interval ") for row in decided]
+        else:
+            sizes = [abs(row.difference) for row in decided if row.difference is not None]
+            bounds = f"{percent(min(sizes), signed=False)} to {percent(max(sizes), signed=False)}"
+            change = {"better": f"need {bounds} fewer", "worse": f"need {bounds} more"}.get(
+                verdict, f"differ by {bounds}"
+            )
+            sentences.append(f"The {len(decided)} that are {verdict} {change}; the table has their intervals.")
     if equal := [row.architecture for row in outcome.quality if row.verdict == "equivalent"]:
         verb = "differs" if len(equal) == 1 else "differ"
         sentences.append(
@@ -83,8 +91,7 @@ def _details(outcome: Outcome) -> str:
 
 
 def _difference(row: Quality, level: str) -> str:
-    if row.difference is None:
-        return f"{row.architecture} is {row.verdict}."
+    assert row.difference is not None
     word = "fewer" if row.difference < 0 else "more"
     size = percent(abs(row.difference), signed=False)
     bounds = percent_interval(row.combined_low, row.combined_high) + " %"

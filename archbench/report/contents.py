@@ -137,7 +137,11 @@ def of_evidence(evidence: Evidence) -> Contents:
 
 def _comparison_title(outcome: Outcome) -> tuple[str, str]:
     base, *others = outcome.names
-    title = f"{', '.join(others)} against {base}" if others else base
+    title = (
+        f"{', '.join(others) if len(others) <= 4 else f'{len(others)} architectures'} against {base}"
+        if others
+        else base
+    )
     plan = outcome.plan
     device = outcome.machine.get("device_name", "")
     return title, (

@@ -14,6 +14,10 @@ _COSTS = ("decode", "training_memory", "state")
 _QUALITY = Axis("bits per byte", "bit/byte")
 
 
+_MARGIN = 0.2
+"""Room for names at either side of the points, as a share of their span."""
+
+
 def pareto_figure(evidence: Evidence) -> Figure | None:
     """Bits per byte against decoding time, memory and the cost of training; None with fewer than two architectures."""
     scores = {score.name: score for score in evidence.scores}
@@ -69,7 +73,7 @@ def _pareto(evidence: Evidence, title: str, unit: str, points: Sequence[tuple[Sc
             Series(
                 score.name, evidence.styles[score.name], (cost,), (score.value,), drawn="points",
                 low=(score.low,) if spread else (), high=(score.high,) if spread else (),
-                hollow=score.name not in best, label=score.name, side=side, role=role,
+                hollow=score.name not in best, label=_label(score.name), side=side, role=role,
             )
         )  # fmt: skip
     limits = _padded(min(costs), max(costs), scale)
@@ -79,46 +83,66 @@ def _pareto(evidence: Evidence, title: str, unit: str, points: Sequence[tuple[Sc
 def _padded(low: float, high: float, scale: Scale) -> tuple[float, float]:
     """Room for names at either side."""
     if scale == "log":
-        reach = (high / low) ** 0.17
+        reach = (high / low) ** _MARGIN
         return low / reach, high * reach
-    reach = 0.17 * (high - low) or 0.1 * high
+    reach = _MARGIN * (high - low) or 0.1 * high
     return low - reach, high + reach
 
 
 def _sides(points: Sequence[tuple[Score, float]], front: set[str], scale: Scale) -> list[Side]:
-    """Where each point's name stands, so that names keep off one another and off other points as far as they can.
+    """Where each point's name stands, so that names keep off one another, off other points and inside the plot.
 
-    Below and left of a point of the front there is nothing, by its definition; the front's line runs elsewhere.
+    Below left and above right of a point of the front its line does not run.
     """
     across = [math.log(cost) if scale == "log" else cost for _, cost in points]
-    up = [score.value for score, _ in points]
-    placed = list(zip(_unit(across), _unit(up), strict=True))
-    taken = list(placed)
+    placed = list(zip(_unit(across), _unit([score.value for score, _ in points]), strict=True))
+    taken = [(x - 0.02, x + 0.02, y - 0.03, y + 0.03) for x, y in placed]
     chosen: list[Side] = []
     for (x, y), (score, _) in zip(placed, points, strict=True):
-        allowed = ("bottom left", "middle left") if score.name in front else tuple(_OFFSETS)
-
-        def room(side: Side, x: float = x, y: float = y) -> float:
-            at = (x + _OFFSETS[side][0], y + _OFFSETS[side][1])
-            return min(
-                (4.0, *(((at[0] - a) / 0.22) ** 2 + ((at[1] - b) / 0.1) ** 2 for a, b in taken if (a, b) != (x, y)))
-            )
-
-        side = max(allowed, key=room)
-        taken.append((x + _OFFSETS[side][0], y + _OFFSETS[side][1]))
+        allowed: tuple[Side, ...] = ("bottom left", "top right") if score.name in front else tuple(_OFFSETS)
+        boxes = {side: _box(x, y, side, _label(score.name)) for side in allowed}
+        side = min(allowed, key=lambda one: _overlap(boxes[one], taken))
+        taken.append(boxes[side])
         chosen.append(side)
     return chosen
 
 
-_OFFSETS: dict[Side, tuple[float, float]] = {
-    "middle right": (0.1, 0.0),
-    "middle left": (-0.1, 0.0),
-    "top right": (0.09, 0.07),
-    "top left": (-0.09, 0.07),
-    "bottom left": (-0.09, -0.07),
-    "bottom right": (0.09, -0.07),
+_OFFSETS: dict[Side, tuple[int, int]] = {
+    "middle right": (1, 0),
+    "middle left": (-1, 0),
+    "top right": (1, 1),
+    "top left": (-1, 1),
+    "bottom left": (-1, -1),
+    "bottom right": (1, -1),
 }
-"""How far a name's middle is from its point, in shares of the plot; the side most liked first."""
+"""Which way a name stands off its point; the side most liked first."""
+
+_Box = tuple[float, float, float, float]
+"""Left, right, bottom, top; from 0 to 1 is what the points take of the plot."""
+
+
+def _box(x: float, y: float, side: Side, label: str) -> _Box:
+    """About where a label is; a letter is about a fiftieth of the plot wide."""
+    right, up = _OFFSETS[side]
+    width = 0.02 * len(label)
+    start = x + 0.03 if right > 0 else x - 0.03 - width
+    middle = y + 0.06 * up
+    return start, start + width, middle - 0.04, middle + 0.04
+
+
+def _overlap(box: _Box, taken: Sequence[_Box]) -> float:
+    """Area that ``box`` has in common with others, and how far it is outside of the plot."""
+    shared = sum(
+        max(0.0, min(box[1], other[1]) - max(box[0], other[0]))
+        * max(0.0, min(box[3], other[3]) - max(box[2], other[2]))
+        for other in taken
+    )
+    return shared + max(0.0, -_MARGIN - box[0]) + max(0.0, box[1] - 1 - _MARGIN)
+
+
+def _label(name: str) -> str:
+    """A name of at most 18 letters; the legend has the whole one."""
+    return name if len(name) <= 18 else name[:17] + "…"
 
 
 def _unit(values: Sequence[float]) -> list[float]:

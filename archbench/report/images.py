@@ -104,11 +104,12 @@ def _series(series: Series, axis: Axes) -> None:
         size = 8 if large else 5 if series.drawn == "points" else 3.2
         look |= {"marker": series.style.shape.matplotlib, "markersize": size}
         look |= {"markerfacecolor": "none" if series.hollow else colour, "markeredgewidth": 1.0}
+        look |= {"linestyle": "--" if series.style.dashed else "-"}
     match series.drawn:
         case "points":
             look |= {"linestyle": "none"}
         case "thin":
-            look |= {"linestyle": "--", "linewidth": 0.8, "marker": None}
+            look |= {"linestyle": ":", "linewidth": 0.8, "marker": None}
         case "steps":
             look |= {"linestyle": ":", "linewidth": 0.9, "drawstyle": "steps-post", "zorder": 2}
         case "line":

@@ -73,7 +73,8 @@ def _traces(series: Series, panel: Panel, go: Any) -> list[Any]:
     )
     trace = go.Scatter(x=series.x, y=series.y, mode=mode, **_hover(series, panel), **own)
     if lines:
-        dash = {"steps": "dot", "thin": "dash"}.get(series.drawn, "solid")
+        dash = "dash" if series.style is not None and series.style.dashed else "solid"
+        dash = {"steps": "dot", "thin": "dot"}.get(series.drawn, dash)
         shape = "hv" if series.drawn == "steps" else "linear"
         width = 1.2 if series.drawn in ("steps", "thin") else 2
         trace.update(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-POINTS = 160
+POINTS = 80
 """Most points of a curve: neighbouring steps beyond that are averaged."""
 
 _SPENDING = (
@@ -43,8 +43,8 @@ def loss_figure(evidence: Evidence) -> Figure | None:
     return _figure(
         evidence, "loss", "Training loss", "loss", Axis("training loss", "nats/token"),
         "Mean over seeds; the band reaches from the lowest to the highest seed. Steps are averaged to at most "
-        f"{POINTS} points, and the first tenth may be above the frame. A thin line is a run that diverged, up to where "
-        "it did.",
+        f"{POINTS} points, and the first tenth may be above the frame. A thin dotted line is a run that diverged, "
+        "up to where it did.",
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Colours and markers, one of each for every architecture, the same in all figures.
 
 The colours are near Okabe and Ito's (2008, "Color Universal Design"), without their yellow, too pale for lines on
-white, and moved as little as keeps any two 15 apart in CIELAB, also for readers without red or without green cones;
+white, and moved as little as keeps any two 13 apart in CIELAB, also for readers without red or without green cones;
 there are lighter ones for a dark ground. The baseline is grey. Markers differ too, for print without colours.
 """
 
@@ -11,8 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-LIGHT = ("#505356", "#0072B2", "#C24E00", "#009E73", "#A93E85", "#C98A00", "#3FA7D6", "#741834")
-DARK = ("#C5C6CA", "#4DA8E9", "#F78648", "#4DD69F", "#DE89C3", "#F7C450", "#8AD4FA", "#D36D8B")
+LIGHT = (
+    "#505356", "#0072B2", "#AC3C00", "#009E73", "#A93E85", "#CE9713", "#3FA7D6", "#741834", "#7A74E0", "#9F8000",
+)  # fmt: skip
+DARK = (
+    "#C5C6CA", "#6DB3ED", "#F38351", "#4DD69F", "#DE89C3", "#FFCB5A", "#8AD4FA", "#D36D8B", "#9D98FE", "#B8B62F",
+)  # fmt: skip
 """By number; :data:`LIGHT` on white, :data:`DARK` on nearly black. The first is the baseline's."""
 
 HEAT = ((0.0, "#f1f5fa"), (0.5, "#7fb3d9"), (1.0, "#0b3c6f"))
@@ -43,10 +47,11 @@ MARKERS = (
 
 @dataclass(frozen=True)
 class Style:
-    """How one architecture looks: indices into :data:`LIGHT`/:data:`DARK` and :data:`MARKERS`."""
+    """How one architecture looks: indices into :data:`LIGHT`/:data:`DARK` and :data:`MARKERS`, and its lines."""
 
     colour: int
     marker: int
+    dashed: bool = False
 
     @property
     def variable(self) -> str:
@@ -63,12 +68,16 @@ class Style:
 
 
 def styles_of(names: Sequence[str], baseline: str | None = None) -> dict[str, Style]:
-    """A style for each name; more names than colours share colours, and no two share colour and marker (up to 62)."""
+    """A style for each name, all different for up to 81 of them.
+
+    More names than colours share colours, with dashed lines and other markers.
+    """
     styles = {} if baseline is None else {baseline: Style(0, 0)}
     others = [name for name in names if name != baseline]
     colours = len(LIGHT) - 1
     for number, name in enumerate(others):
-        styles[name] = Style(1 + number % colours, (1 + number) % len(MARKERS))
+        round_ = number // colours
+        styles[name] = Style(1 + number % colours, (1 + number + round_) % len(MARKERS), dashed=round_ % 2 == 1)
     return styles
 
 
