@@ -104,3 +104,16 @@ class UncountedModel(Protocol):
         the backward pass need no mention. An operator whose cost is no part of model FLOPs is declared with 0.
         """
         ...
+
+
+@runtime_checkable
+class SparseModel(Protocol):
+    """A model, or a module inside one, that uses only some of its parameters for a token, as a mixture of experts does.
+
+    Architectures are matched by what a token's pass uses. A model whose modules speak for themselves need not do so as
+    well; where it does, it speaks for all inside it.
+    """
+
+    def inactive_parameters(self) -> int:
+        """How many of its parameters, those of its children included, the forward pass of one token does not use."""
+        ...

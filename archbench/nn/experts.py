@@ -60,6 +60,10 @@ class SparseExperts(nn.Module):
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.02)
 
+    def inactive_parameters(self) -> int:
+        """Those of the E - A experts that a token is not sent to; see :class:`archbench.protocols.SparseModel`."""
+        return (self.gate_up.shape[0] - self.active) * (self.gate_up[0].numel() + self.down[0].numel())
+
     if TYPE_CHECKING:
 
         def __call__(self, x: Tensor) -> tuple[Tensor, Routing]: ...

@@ -1,0 +1,139 @@
+"""How large a model is, in the numbers by which architectures are compared; on the meta device, at no cost.
+
+Active parameters are those that the forward pass of one token uses: all of a dense model's, and of a sparse one's what
+its experts say (:class:`archbench.protocols.SparseModel`).
+
+Non-embedding parameters leave out what grows with the vocabulary and the context instead of with the model: every
+``nn.Embedding`` (tokens, positions), and the output head, tied or not (Kaplan et al. 2020, Scaling Laws for Neural
+Language Models, arXiv:2001.08361, section 2.1; there V and T are held apart because their share shrinks as models grow,
+and loss is predicted better without it). The head is:
+
+* of a :class:`archbench.protocols.LinearHeadModel`, the weight and bias that ``head_parameters()`` returns;
+* of any other, the ``nn.Linear`` of V outputs that forward calls last, and those of V outputs right before it, where
+  logits are added up from several.
+
+An embedding or a head that is a bare ``nn.Parameter`` is not recognised and counts as part of the model: give the model
+``head_parameters()``, or make it an ``nn.Embedding``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from archbench.errors import UsageError
+from archbench.measure.flops import cache_bytes, count_flops, layer_table
+from archbench.protocols import LinearHeadModel, SparseModel
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model's size, at one context length.
+
+    Attributes:
+        parameters: numbers in its parameters, tied ones once.
+        active_parameters: those that the forward pass of one token uses.
+        non_embedding_active_parameters: those without embeddings and output head.
+        forward_flops_per_token: model FLOPs of a forward pass (:mod:`archbench.measure.flops`).
+        training_flops_per_token: of a forward and backward pass.
+        state_bytes: what decoding keeps of one sequence of ``context_length`` positions, in the parameters' dtype;
+            None if it decodes without a cache.
+    """
+
+    parameters: int
+    active_parameters: int
+    non_embedding_active_parameters: int
+    forward_flops_per_token: float
+    training_flops_per_token: float
+    state_bytes: int | None
+
+
+def size_of(model: nn.Module, context_length: int) -> Size:
+    """Everything that :class:`Size` holds, of a model built under ``torch.device("meta")``.
+
+    Raises:
+        DeviceError: the model is not on the meta device, or does something that cannot be done there.
+        UsageError: ``context_length`` is more than the model can read, or what it declares of itself makes no sense.
+    """
+    flops = count_flops(model, 1, context_length)
+    return Size(
+        parameters=_numel(model.parameters()),
+        active_parameters=active_parameters(model),
+        non_embedding_active_parameters=non_embedding_active_parameters(model),
+        forward_flops_per_token=flops.forward_per_token,
+        training_flops_per_token=flops.training_per_token,
+        state_bytes=cache_bytes(model, 1, context_length),
+    )
+
+
+def active_parameters(model: nn.Module) -> int:
+    """Parameters that the forward pass of one token uses, embeddings and head included; on any device.
+
+    Raises:
+        UsageError: a module says that more of its parameters are inactive than it has.
+    """
+    return _numel(model.parameters()) - _inactive(model, set())
+
+
+def non_embedding_active_parameters(model: nn.Module) -> int:
+    """:func:`active_parameters` without embeddings and output head.
+
+    Args:
+        model: on any device if it is a ``LinearHeadModel``, else on the meta device: its head is found by running it.
+
+    Raises:
+        DeviceError: it has to be run, and is not on the meta device or cannot run there.
+        UsageError: as in :func:`active_parameters`.
+    """
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
+    excluded = {id(parameter): parameter for table in tables for parameter in table.parameters()}
+    own = {id(parameter) for parameter in model.parameters()}
+    excluded |= {id(parameter): parameter for parameter in _head_parameters(model) if id(parameter) in own}
+    return active_parameters(model) - _numel(excluded.values())
+
+
+def _inactive(module: nn.Module, seen: set[nn.Module]) -> int:
+    """What the module says, or the sum over its children: the outermost that says something speaks for all inside."""
+    if module in seen:
+        return 0
+    seen.add(module)
+    if not isinstance(module, SparseModel):
+        return sum(_inactive(child, seen) for child in module.children())
+    inactive: object = module.inactive_parameters()
+    total = _numel(module.parameters())
+    if not isinstance(inactive, int) or isinstance(inactive, bool) or not 0 <= inactive <= total:
+        cause = f"it returned {inactive!r}, of {total} parameters"
+        raise UsageError(
+            f"{type(module).__name__}.inactive_parameters",
+            cause,
+            "Return how many of the module's parameters one token's forward pass does not use",
+        )
+    return inactive
+
+
+def _head_parameters(model: nn.Module) -> list[Tensor]:
+    if isinstance(model, LinearHeadModel):
+        return [tensor for tensor in model.head_parameters() if tensor is not None]
+    called: list[nn.Linear] = []
+
+    def note(module: nn.Module, args: object, output: object) -> None:
+        assert isinstance(module, nn.Linear)
+        called.append(module)
+
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    handles = [linear.register_forward_hook(note) for linear in linears]
+    try:
+        logits = layer_table(model, 1, 2)[0].output_shape  # (1, 2, V); two positions, as one may take a path of its own
+    finally:
+        for handle in handles:
+            handle.remove()
+    heads = []
+    while logits and called and called[-1].out_features == logits[-1]:
+        heads.append(called.pop())
+    return [parameter for head in heads for parameter in head.parameters()]
+
+
+def _numel(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
