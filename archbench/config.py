@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError,
 from archbench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from archbench.profiles import PROFILES
 
-PhaseName = Literal["train", "quality", "prefill", "decode"]
+PhaseName = Literal["train", "quality", "positions", "prefill", "decode"]
 DTypeName = Literal["float32", "bfloat16", "float16"]
 BackendName = Literal["triton", "sdpa", "flex", "reference"]
 OperationName = Literal["attention", "loss"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archbench.cli.options import assignments
+from archbench.cli.options import assign, assignments
 from archbench.cli.output import say
 from archbench.cli.run_file import read_run_file
 from archbench.errors import ArchbenchError, ConfigError, StorageError, UsageError
@@ -145,7 +145,7 @@ def run(
         ),
     }
     for path, value in assignments(config, "--config").items():
-        _assign(values, path, value)
+        assign(values, path, value)
     names = _names(architecture, written, values["plugins"])
     seeds = seed or [written.get("seed", 0)]
     runs = [
@@ -299,23 +299,6 @@ def _phases(phases: str | None, weights: str | None) -> tuple[str, ...] | None:
     if phases is not None:
         return tuple(phase.strip() for phase in phases.split(","))
     return None if weights is None else ("quality", "prefill", "decode")
-
-
-def _assign(values: dict[str, Any], path: str, value: str) -> None:
-    """Set ``training.schedule`` and the like; JSON values (null, [1, 2]) are understood, everything else is text."""
-    import json
-
-    *sections, name = path.split(".")
-    for section in sections:
-        values = values.setdefault(section, {})
-        if not isinstance(values, dict):
-            raise ConfigError(
-                f"--config {path}", f"{section} has no fields", "The sections are data, training, quality and speed"
-            )
-    try:
-        values[name] = json.loads(value)
-    except json.JSONDecodeError:
-        values[name] = value
 
 
 def _refuse_beside_resume(given: dict[str, Any]) -> None:

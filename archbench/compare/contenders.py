@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from archbench.compare.cells import source_digest
-from archbench.compare.matching import Quantity, match
+from archbench.compare.matching import match
 from archbench.compare.plan import TOLERANCE, ComparePlan
+from archbench.compare.shapes import Quantity
 from archbench.compare.stages import Contender
 from archbench.config import ModelConfig
 from archbench.data.dataset import prepare

@@ -140,8 +140,9 @@ def positions(cells: Sequence[Cell], frames: Mapping[str, pd.DataFrame]) -> list
     if not parts:
         return []
     found: list[dict[str, Any]] = []
-    together = pd.concat(parts).groupby(["architecture", "trained", "metric", "context_length", "repeat"], sort=True)
-    for (name, trained, metric, length, position), value in together.value.mean().items():  # type: ignore[misc]
+    keys = ["architecture", "trained", "metric", "context_length", "repeat"]
+    means = pd.concat(parts).groupby(keys, sort=True, as_index=False).value.mean()
+    for name, trained, metric, length, position, value in means.itertuples(index=False):
         common = {"architecture": name, "context_length": int(length), "multiple": int(length) // int(trained)}
         if metric == "loss":
             found.append({**common, "position": int(position), "loss": float(value), "cause": None})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -244,16 +245,19 @@ def _table(folder: Path, record: Record, name: str) -> pd.DataFrame:
 
 def _spent(name: str, cells: list[Cell], frames: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Medians over seeds of what training took."""
-    tokens, flops, seconds = [], [], []
+    tokens: list[float] = []
+    flops: list[float] = []
+    seconds: list[float] = []
     for cell in cells:
         if cell.architecture == name and cell.key in frames:
             frame = frames[cell.key]
-            rows = frame[frame.phase == "train"].set_index("metric")
-            tokens.append(float(rows.loc["training_seconds", "tokens_seen"]))
-            flops.append(tokens[-1] * float(rows.loc["flops_per_token", "value"]))
-            seconds.append(float(rows.loc["training_seconds", "value"]))
+            trained = frame[frame.phase == "train"]
+            rows = trained.drop_duplicates("metric").set_index("metric")
+            tokens.append(float(rows.tokens_seen["training_seconds"]))
+            flops.append(tokens[-1] * float(rows.value["flops_per_token"]))
+            seconds.append(float(rows.value["training_seconds"]))
     values = {"training_tokens": tokens, "training_flops": flops, "training_seconds": seconds}
-    return {"architecture": name, **{key: float(np.median(each)) if each else None for key, each in values.items()}}
+    return {"architecture": name, **{key: statistics.median(each) if each else None for key, each in values.items()}}
 
 
 def _write(measured: Measured, frames: Mapping[str, pd.DataFrame], name: str, outcome: dict[str, Any]) -> None:
