@@ -146,7 +146,7 @@ def positions(cells: Sequence[Cell], frames: Mapping[str, pd.DataFrame]) -> list
         common = {"architecture": name, "context_length": int(length), "multiple": int(length) // int(trained)}
         if metric == "loss":
             found.append({**common, "position": int(position), "loss": float(value), "cause": None})
-        elif not value:  # readable: 0, or null where the text is too short
+        elif value != 1:  # readable: 0, or null where the text is too short
             cause = "its weights fit no model of that length"
             cause = "no document of the text is so long" if math.isnan(value) else cause
             found.append({**common, "position": 0, "loss": None, "cause": cause})

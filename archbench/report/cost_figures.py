@@ -95,8 +95,14 @@ def _sides(points: Sequence[tuple[Score, float]], front: set[str], scale: Scale)
     Below left and above right of a point of the front its line does not run.
     """
     across = [math.log(cost) if scale == "log" else cost for _, cost in points]
-    placed = list(zip(_unit(across), _unit([score.value for score, _ in points]), strict=True))
-    taken = [(x - 0.02, x + 0.02, y - 0.03, y + 0.03) for x, y in placed]
+    lowest, highest = min(score.value for score, _ in points), max(score.value for score, _ in points)
+    span = highest - lowest or 1.0
+    placed = list(zip(_unit(across), [(score.value - lowest) / span for score, _ in points], strict=True))
+    taken: list[_Box] = []
+    for (x, y), (score, _) in zip(placed, points, strict=True):
+        reach = [abs(end - score.value) / span for end in (score.low, score.high) if end is not None]
+        half = max((0.03, *reach))
+        taken.append((x - 0.02, x + 0.02, y - half, y + half))
     chosen: list[Side] = []
     for (x, y), (score, _) in zip(placed, points, strict=True):
         allowed: tuple[Side, ...] = ("bottom left", "top right") if score.name in front else tuple(_OFFSETS)

@@ -218,7 +218,9 @@ def _legend(figure: Figure, canvas: Any) -> None:
         )
         for name, style in figure.legend
     ]
-    canvas.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 6), frameon=False)
+    longest = max(len(name) for name, _ in figure.legend)
+    columns = max(1, min(len(handles), 6, 90 // (longest + 6)))  # about 90 letters are as wide as the image
+    canvas.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False)
 
 
 def _numbers(values: Sequence[float | None]) -> list[float]:

@@ -78,7 +78,7 @@ def position_figure(evidence: Evidence) -> Figure | None:
         window = max(row.context_length for row in measured if row.multiple == multiple)
         title = f"{window:,} positions" + (f", {multiple} × as trained" if multiple > 1 else ", as trained")
         rules = (Rule(float(trained), text="trained to here"),) if multiple > 1 else ()
-        across = Axis("position in the window", "token", zero=True)
+        across = Axis("position in the window", "token", limits=(-0.03 * window, 1.03 * window))
         panels.append(Panel(title, across, Axis("loss", "nats/token"), tuple(series), rules))
     causes = {
         row.architecture: f"{row.architecture}: {row.cause.rstrip('.')}."
