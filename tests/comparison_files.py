@@ -95,7 +95,8 @@ def write_comparison(
         for seed in range(SEEDS):
             run_id = f"20261124T{10 + number:02d}{seed:02d}00-00{number:02d}{seed:02d}"
             diverges = seed >= SEEDS - one.diverged
-            write_run(runs, run_id, _seed_rows(one, seed, random, diverges, probes), {}, _common(one, seed))
+            rows = _seed_rows(one, seed, random, diverges, probes)
+            write_run(runs / f"{number}{seed}", run_id, rows, {}, _common(one, seed))
             cells.append(_cell(one, "seed", seed, run_id, "diverged" if diverges else "ok"))
         cells.append(_cell(one, "tune", 0, None, "ok"))
     cells.append(_cell(made[-1], "cost", 0, None, "failed", "out of memory: 8192 positions did not fit"))
@@ -103,8 +104,8 @@ def write_comparison(
         text = ("corpus", "tokenizer", "lossless")
         nothing = {name: value for name, value in COMMON.items() if name not in text}
         nothing |= {"architecture": "none", "preset": "none", "seed": 0}
-        write_run(runs, "20261124T090000-00ffff", _kernel_rows(), {}, nothing)
-    frame = read_results(runs)
+        write_run(runs / "kernels", "20261124T090000-00ffff", _kernel_rows(), {}, nothing)
+    frame = read_results(runs / "*" / "*.parquet")
     pq.write_table(pa.Table.from_pandas(frame, schema=ARROW_SCHEMA, preserve_index=False), folder / "runs.parquet")
     outcome = _outcome(made, cells)
     (folder / "plan.json").write_text(json.dumps(outcome["plan"]))

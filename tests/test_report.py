@@ -87,6 +87,7 @@ def test_the_verdict_comes_first_and_then_what_it_does_not_show(page: str) -> No
     places = [text.index(words) for words in order[:1]] + [text.rindex(words) for words in order[1:]]
     assert places == sorted(places)
     assert "equal training FLOPs" in text
+    assert "not significant, and the 90 % interval" in text
     assert "these models have 1.10 M to 1.11 M parameters" in text
     assert "0.22 for each parameter" in text
     assert f"Anything about {UNMATCHED}, which could not be matched in size." in text
@@ -220,6 +221,15 @@ def test_a_comparison_that_cannot_be_read_is_an_error_with_a_next_step(
         read([str(own)])
     assert cause in caught.value.cause
     assert caught.value.next_step.startswith(step)
+
+
+def test_the_runs_of_an_unfinished_comparison_can_be_shown_as_the_error_says(own: Path) -> None:
+    (own / "comparison.json").unlink()
+    with pytest.raises(StorageError) as caught:
+        read([str(own)])
+    (part,) = read([caught.value.next_step.rpartition(": ")[2]])
+    assert part.verdict is None
+    assert len(part.tables[0].rows) == 10
 
 
 def test_the_command_writes_page_images_and_summary(folder: Path, cli: RunCLI, tmp_path: Path) -> None:

@@ -22,16 +22,22 @@ class Conclusions:
         details: how large each decided difference is, and how sure.
         matched: what was held equal, and how.
         limits: what this does not show, one sentence each.
+        meanings: (verdict, what it means) of every verdict given.
     """
 
     headline: str
     details: str
     matched: tuple[str, ...]
     limits: tuple[str, ...]
+    meanings: tuple[tuple[str, str], ...]
 
 
 def conclusions(outcome: Outcome) -> Conclusions:
-    return Conclusions(_headline(outcome), _details(outcome), _matched(outcome), _limits(outcome))
+    from archbench.compare.verdicts import MEANING
+
+    given = {row.verdict for row in outcome.quality}
+    meanings = tuple((verdict, meaning) for verdict, meaning in MEANING.items() if verdict in given)
+    return Conclusions(_headline(outcome), _details(outcome), _matched(outcome), _limits(outcome), meanings)
 
 
 def _headline(outcome: Outcome) -> str:

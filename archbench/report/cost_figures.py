@@ -128,9 +128,9 @@ _Box = tuple[float, float, float, float]
 
 
 def _box(x: float, y: float, side: Side, label: str) -> _Box:
-    """About where a label is; a letter is about a fiftieth of the plot wide."""
+    """About where a label is; a letter is about a fortieth of the plot wide."""
     right, up = _OFFSETS[side]
-    width = 0.02 * len(label)
+    width = 0.025 * len(label)
     start = x + 0.03 if right > 0 else x - 0.03 - width
     middle = y + 0.06 * up
     return start, start + width, middle - 0.04, middle + 0.04

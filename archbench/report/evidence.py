@@ -154,13 +154,15 @@ def _scores(rows: pd.DataFrame) -> tuple[Score, ...]:
 
 
 def _spent(rows: pd.DataFrame) -> tuple[Spent, ...]:
+    import pandas as pd
+
     train = rows[rows.phase == "train"]
     found = []
     for name, own in train.groupby("name"):
         median = own.groupby("metric").value.median()
         tokens = own[own.metric == "training_seconds"].tokens_seen.median()
         flops = median.get("flops_per_token")
-        seen = None if tokens != tokens else float(tokens)
+        seen = None if pd.isna(tokens) else float(tokens)
         found.append(
             Spent(
                 architecture=str(name),

@@ -29,6 +29,8 @@ def _part(part: Contents, images: Mapping[str, str]) -> list[str]:
     for number, table in enumerate(part.tables):
         lines += _table(table, heading=part.verdict is None or number > 0)
         if number == 0 and part.verdict is not None:
+            lines += [f"- {verdict}: {escaped(meaning)}" for verdict, meaning in part.verdict.meanings]
+            lines += [""]
             for title, sentences in (
                 ("What was held equal", part.verdict.matched),
                 ("What this does not show", part.verdict.limits),

@@ -214,7 +214,9 @@ def read_outcome(folder: Path) -> Outcome:
     file = folder / OUTCOME_FILE
     if not file.is_file():
         cause = f"no comparison was finished there: it has a {PLAN_FILE} and no {OUTCOME_FILE}"
-        step = f"Finish it with the archbench compare command that began it, or show its runs alone: {folder / 'runs'}"
+        step = (
+            f"Finish it with the archbench compare command that began it, or show its runs: {folder}/runs/*/*.parquet"
+        )
         raise StorageError(str(folder), cause, step)
     again = "Repeat the archbench compare command: it writes the file anew from its finished runs"
     try:

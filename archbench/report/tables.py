@@ -225,6 +225,8 @@ _RUN_METRICS = (
 
 def run_table(evidence: Evidence) -> Table:
     """One line a run, the newest first."""
+    import pandas as pd
+
     columns = (
         Column("run", "code"),
         Column("architecture", "name"),
@@ -239,7 +241,7 @@ def run_table(evidence: Evidence) -> Table:
     for run_id, own in evidence.rows.groupby("run_id", sort=False):
         first = own.iloc[0]
         parameters = own.parameters.max()
-        size = None if parameters is None or parameters != parameters or str(parameters) == "<NA>" else int(parameters)
+        size = None if pd.isna(parameters) else int(parameters)
         cells = [
             Cell(str(run_id), str(run_id)),
             Cell("kernels" if first.architecture == "none" else str(first["name"]), str(first["name"])),
