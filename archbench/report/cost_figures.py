@@ -167,7 +167,8 @@ def context_figure(evidence: Evidence) -> Figure | None:
     lengths = sorted({row.context_length for row in evidence.curves})
     if len(lengths) < 2:
         return None
-    across = Axis("context length", "token", "log", ticks=thinned(lengths))
+    alone = evidence.outcome is None  # runs without a comparison vary the prompt, and not what is allocated
+    across = Axis("prompt length" if alone else "context length", "token", "log", ticks=thinned(lengths))
     panels = []
     for field, title, unit in quantities:
         series = []
@@ -194,7 +195,7 @@ def context_figure(evidence: Evidence) -> Figure | None:
     ]
     drawn = {series.name for panel in panels for series in panel.series}
     return Figure(
-        "context", "Cost against context length",
+        "context", f"Cost against {across.title}",
         "One sequence at a time. Scales are logarithmic, but for quantities that hardly change.", tuple(panels),
         remarks=tuple(causes), legend=_legend(evidence, drawn),
         provenance=(("measured", "one sequence; medians over repeats"),),
