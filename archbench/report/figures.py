@@ -196,7 +196,7 @@ def _powers_of_two(low: float, high: float) -> tuple[float, ...]:
 
 
 def _byte_steps(low: float, high: float) -> tuple[float, ...]:
-    step = 2.0 ** math.ceil(math.log2(max(high - low, 1.0) / 5))
+    step = 2.0 ** math.ceil(math.log2(max(high - low, 1.0) / 4))
     return tuple(step * index for index in range(math.floor(low / step), math.ceil(high / step) + 1))
 
 
