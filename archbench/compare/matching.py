@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archbench.compare.shapes import VARIED, Family, Quantity, Shape, kept_state
-from archbench.errors import HookFailedError
+from archbench.errors import HookFailedError, UsageError
 
 if TYPE_CHECKING:
     from archbench.architecture import Architecture
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from archbench.measure.sizes import Size
 
 MOST_BUILDS = 300
+
+UNITS: dict[Quantity, str] = {
+    "non_embedding_active_parameters": "non-embedding active parameters",
+    "state_bytes": "bytes of decoding state",
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,7 @@ def match(
         tolerance: largest \\|size / target - 1\\|.
 
     Raises:
+        UsageError: the target is nothing, as of a baseline that is an embedding and no more.
         UnknownNameError, ConfigError: the preset or the overrides are none of this architecture's.
         HookFailedError: the plugin breaks. A shape that it refuses with a ValueError is left out.
     """
@@ -74,6 +80,9 @@ def match(
 
     from archbench.measure.sizes import size_of
 
+    if target <= 0:
+        step = "Match something else, or take another baseline"
+        raise UsageError(f"{UNITS[quantity]} to be matched", "there are none", step)
     start = architecture.config(preset, **overrides)
     family = Family(start, frozenset(overrides), quantity)
     search = _Search(architecture, start, family, target, quantity, tolerance)
@@ -111,9 +120,11 @@ class _Search:
     def run(self) -> tuple[Shape, float | None]:
         """Of the shapes within the tolerance the least changed, else the nearest; size None where there is none."""
         first = self._measure(self.start)
-        if not first:
-            return self.family.start, first
+        if first is None:
+            return self.best
         self._note(self.family.start, first)
+        if not first:
+            return self.best
         factor = self.target / first
         for grain in (16, 2):
             self.small, self.large = [], []
@@ -131,8 +142,8 @@ class _Search:
         share = value / self.target - 1
         if abs(share) <= self.tolerance:
             return None
-        unit = {"state_bytes": "bytes of decoding state"}.get(self.quantity, "non-embedding active parameters")
-        nearest = f"{value:,.0f} {unit}, {abs(share):.1%} {'more' if share > 0 else 'fewer'} than {self.target:,.0f}"
+        more = "more" if share > 0 else "fewer"
+        nearest = f"{value:,.0f} {UNITS[self.quantity]}, {abs(share):.1%} {more} than {self.target:,.0f}"
         given = ", ".join(name for name in self.family.start if name in self.family.fixed)
         if not self.family.free:
             known = f"all it has of them is given: {given}" if given else f"it has none of {', '.join(VARIED)}"

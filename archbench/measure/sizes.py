@@ -88,7 +88,7 @@ def non_embedding_active_parameters(model: nn.Module) -> int:
         UsageError: as in :func:`active_parameters`.
     """
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
-    excluded = {id(parameter): parameter for table in tables for parameter in table.parameters()}
+    excluded: dict[int, Tensor] = {id(parameter): parameter for table in tables for parameter in table.parameters()}
     own = {id(parameter) for parameter in model.parameters()}
     excluded |= {id(parameter): parameter for parameter in _head_parameters(model) if id(parameter) in own}
     return active_parameters(model) - _numel(excluded.values())
