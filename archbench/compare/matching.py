@@ -69,7 +69,7 @@ def match(
         overrides: fields set by the user, as for ``architecture.config``; they are never varied.
         target: parameters; or bytes, of one sequence of ``context_length`` positions.
         quantity: which of :class:`archbench.measure.sizes.Size`.
-        tolerance: largest \\|size / target - 1\\|.
+        tolerance: largest relative difference between size and target.
 
     Raises:
         UsageError: the target is nothing, as of a baseline that is an embedding and no more.
