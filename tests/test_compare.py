@@ -129,7 +129,9 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on_where_it_was(
     assert len(known) >= 5
     assert not (out / "comparison.json").exists()
 
-    done = cli(*arguments)
+    done = subprocess.run(
+        [str(script), *map(str, arguments)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert {name: (out / "cells" / name).stat().st_mtime_ns for name in known} == known
     outcome = outcome_of(out)

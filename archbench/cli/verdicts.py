@@ -25,6 +25,11 @@ def print_comparison(outcome: dict[str, Any], folder: Path) -> None:
         f"{units['count']} {units['kind']} of the text (bootstrap), and by both, which decides; p after Holm.\n"
         f"Margin {plan['margin']:.2%}: a smaller difference matters to nobody. Everything below is exploratory."
     )
+    if len(outcome["looks"]) > 1:
+        earlier = ", ".join(f"{look['seeds']} seeds, margin {look['margin']:.2%}" for look in outcome["looks"][:-1])
+        typer.echo(
+            f"Read before with {earlier}: p and verdicts hold for one look, and looking again finds more by chance."
+        )
     for row in outcome["quality"]:
         if row["reason"] or row["seeds_needed"]:
             needed = f"{row['seeds_needed']} seeds each should decide it" if row["seeds_needed"] else ""

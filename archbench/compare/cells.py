@@ -112,12 +112,6 @@ def known_record(folder: Path, key: str) -> Record | None:
         ) from error
 
 
-def forget(folder: Path, record: Record) -> None:
-    """Delete the record and the run of a cell, so that it is measured again."""
-    _record_file(folder, record.key).unlink(missing_ok=True)
-    shutil.rmtree(_runs(folder, record.key), ignore_errors=True)
-
-
 def measure(cell: Cell, folder: Path) -> Record:
     """Run the cell, or go on with its run where an earlier process was killed; its record is kept in ``folder``.
 

@@ -63,6 +63,7 @@ def compare(plan: ComparePlan, folder: Path, follower: Follower, command: str) -
         work.confirm(curves)
         work.measure_speeds()
         work.measure_costs()
+        work.look()
         return write_comparison(work.measured(curves))
 
 
@@ -99,6 +100,8 @@ class _Work:
             self.plan, self._baseline, self.pilots[self.plan.baseline].update
         )
         self.kept["budget"] = self.budget
+        if self.kept.get("plan") != self.plan.model_dump(mode="json"):  # more seeds, say, than in an earlier session
+            self.kept.pop("predicted_seconds", None)
         self._count_time()
         planned = self._planned(confirms)
         left = [([c for c in cells if known_record(self.folder, c.key) is None], jobs) for cells, jobs in planned]
@@ -146,6 +149,11 @@ class _Work:
     def measure_costs(self) -> None:
         self._run([cell for one in self._in() for cell in stages.cost_cells(self.plan, one)], jobs=1)
 
+    def look(self) -> None:
+        """Note with how many seeds the verdict is read: p holds for one look, not for the best of several."""
+        look = {"seeds": self.plan.seeds, "margin": self.plan.margin}
+        self.kept["looks"] = [one for one in self.kept.get("looks", []) if one != look] + [look]
+
     def measured(self, curves: Mapping[str, Curve]) -> Measured:
         self._count_time()
         return Measured(
@@ -155,6 +163,7 @@ class _Work:
             contenders=self.contenders,
             budget=self.budget,
             curves=curves,
+            looks=self.kept.get("looks", []),
             cells=list(self.cells.values()),
             predicted_seconds=float(self.kept["predicted_seconds"]),
             measured_seconds=float(self.kept["measured_seconds"]),

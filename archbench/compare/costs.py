@@ -12,6 +12,7 @@ import pandas as pd
 
 from archbench.compare.cells import Cell
 from archbench.compare.statistics import ratio_interval
+from archbench.compare.verdicts import CONFIDENCE
 
 CostVerdict = Literal["baseline", "less", "more", "below noise floor", "inconclusive", "exact", "not measured"]
 
@@ -27,8 +28,6 @@ class Metric:
     metric: str
     batch: Literal["smallest", "largest"] | None = None
 
-
-CONFIDENCE = 0.95
 
 METRICS = (
     Metric("train", "training update", "s", "train", "step_seconds"),

@@ -44,6 +44,7 @@ class Measured:
     Attributes:
         cells: each with its record, in the order in which they were run.
         curves: the search for its learning rate, by architecture.
+        looks: seeds and margin of each time that a verdict was read.
         budget: of one run; one of flops, tokens, seconds -> its amount.
     """
 
@@ -53,6 +54,7 @@ class Measured:
     contenders: list[Contender]
     budget: dict[str, float]
     curves: Mapping[str, Curve]
+    looks: list[dict[str, Any]]
     cells: list[tuple[Cell, Record]]
     predicted_seconds: float
     measured_seconds: float
@@ -82,6 +84,7 @@ def write_comparison(measured: Measured) -> dict[str, Any]:
         "costs": [asdict(row) for row in costs],
         "curves": cost_curves(cells["cost"], frames, causes),
         "positions": positions(cells["seed"], frames),
+        "looks": measured.looks,
         "conclusion": conclusion(plan, quality),
     }
     _write(measured, frames, COMPARISON, outcome)

@@ -8,6 +8,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
+from archbench.compare.learning_rates import FACTORS, TUNING_SEEDS
+from archbench.compare.verdicts import CONFIDENCE, MARGIN
 from archbench.config import Frozen, RunConfig
 from archbench.errors import ConfigError, did_you_mean
 
@@ -25,23 +27,23 @@ MATCHES: dict[MatchName, str] = {
 TOLERANCE = 0.02
 """Largest relative deviation of a matched quantity from the baseline's."""
 
-TUNING_SEED = 1_000
-"""The first seed of the tuning runs; those that confirm begin at 0, so that they are fresh."""
+FIRST_TUNING_SEED = 1_000
+"""Of the tuning runs; those that confirm begin at 0, so that they are fresh."""
 
 
 class ComparePlan(Frozen):
-    """Everything a comparison depends on; the same plan continues the same folder."""
+    """Everything a comparison depends on; plans of one :meth:`digest` continue the same folder."""
 
     architectures: tuple[str, ...] = Field(min_length=1, description="names, the baseline among them")
     baseline: str = Field(description="what the others are compared with")
     match: MatchName = Field("flops", description="what is held equal")
     seeds: int = Field(5, ge=2, le=500, description="fresh seeds that confirm; 2 give no verdict")
-    tuning_seeds: int = Field(2, ge=1, le=100, description="seeds of each learning rate that is tried")
+    tuning_seeds: int = Field(TUNING_SEEDS, ge=1, le=100, description="seeds of each learning rate that is tried")
     tuning_share: float = Field(0.25, gt=0, le=1, description="budget of a trial, as a share of the whole")
     factors: tuple[PositiveFloat, ...] = Field(
-        (0.25, 0.5, 1.0, 2.0, 4.0), description="learning rates tried, as multiples of the recipe's; one: no tuning"
+        FACTORS, description="learning rates tried, as multiples of the recipe's; one: no tuning"
     )
-    margin: float = Field(0.0025, gt=0, lt=1, description="least difference that matters, relative to the baseline")
+    margin: float = Field(MARGIN, gt=0, lt=1, description="least difference that matters, relative to the baseline")
     sweeps: int = Field(4, ge=0, le=100, description="times that speed and memory are measured in turns; 0: not")
     cost_multiples: tuple[PositiveInt, ...] = Field(
         (1, 4, 16), description="context lengths of the cost curves, as multiples of the trained one; none: no curves"
@@ -79,8 +81,8 @@ class ComparePlan(Frozen):
         return len(self.factors) > 1
 
     def digest(self) -> str:
-        """Eight hex digits that agree for plans that measure the same."""
-        values = self.model_dump(mode="json")
+        """Eight hex digits that agree for plans that differ only in how much is measured: seeds, sweeps, contexts."""
+        values = self.model_dump(mode="json", exclude={"seeds", "margin", "sweeps", "cost_multiples"})
         for name in ("out", "time_limit"):
             del values["run"][name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
@@ -101,7 +103,7 @@ class ComparePlan(Frozen):
             "corpus": self.run.data.corpus,
             "tokenizer": self.run.data.tokenizer,
             "context_length": context_length,
-            "confidence": 0.95,
+            "confidence": CONFIDENCE,
             "budget": {"unit": unit, "amount": amount},
             "matched_on": MATCHES[self.match],
         }  # fmt: skip

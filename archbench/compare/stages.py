@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from archbench.compare.cells import Cell, Stage, cell_key
-from archbench.compare.plan import TUNING_SEED, ComparePlan
+from archbench.compare.plan import FIRST_TUNING_SEED, ComparePlan
 from archbench.config import RunConfig
 from archbench.measure.machine import usable_cpus
 from archbench.measure.sizes import Size
@@ -54,7 +54,7 @@ class Contender:
 def pilot_cell(plan: ComparePlan, contender: Contender) -> Cell:
     """A few updates and one scoring: what a run of it takes, from start to end."""
     training = {"steps": PILOT_STEPS, "validate_every": None, "checkpoint_every": None}
-    return _cell(plan, contender, "pilot", ("train", "quality"), training=training, seed=TUNING_SEED, beside=True)
+    return _cell(plan, contender, "pilot", ("train", "quality"), training=training, seed=FIRST_TUNING_SEED, beside=True)
 
 
 def tuning_cells(plan: ComparePlan, contender: Contender, budget: Budget, factors: Sequence[float]) -> list[Cell]:
@@ -68,7 +68,7 @@ def tuning_cells(plan: ComparePlan, contender: Contender, budget: Budget, factor
             "tune",
             ("train", "quality"),
             training={**share, "learning_rate": rate * factor, "validate_every": None},
-            seed=TUNING_SEED + number,
+            seed=FIRST_TUNING_SEED + number,
             beside=True,
             factor=factor,
         )
