@@ -173,6 +173,12 @@ def test_nothing_decided_is_said_so(own: Path, tmp_path: Path) -> None:
     assert "About 40 seeds of each would decide." in text
 
 
+def test_a_verdict_that_was_read_before_says_so(own: Path, tmp_path: Path) -> None:
+    assert "was read before" not in Elements(made(own, tmp_path)).text
+    edit(own, looks=[{"seeds": 3, "margin": 0.0025}, {"seeds": 5, "margin": 0.0025}])
+    assert "The verdict was read before, with 3 seeds, margin 0.25 %" in Elements(made(own, tmp_path)).text
+
+
 def test_runs_without_a_comparison_have_no_verdict(tmp_path: Path) -> None:
     page = made(REFERENCE, tmp_path)
     text = Elements(page).text

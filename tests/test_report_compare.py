@@ -32,8 +32,9 @@ def test_a_real_comparison_has_a_page(cli: RunCLI, minimal_plugin: str, tmp_path
     out = tmp_path / "compared"
     done = cli(
         "compare", "plain", "other", "nan", "--plugin", plugins, "--match", "tokens", "--profile", "smoke",
-        "--corpus", text, "--seeds", "3", "--no-tuning", "--sweeps", "2", "--contexts", "1,2", "--out", out,
-        "--config", "checked=false", "--config", "speed.repeats=1", "--config", "speed.new_tokens=4", "--tokens", "8192",
+        "--corpus", text, "--seeds", "3", "--no-tuning", "--sweeps", "1", "--contexts", "1,2", "--out", out,
+        "--config", "checked=false", "--config", "speed.repeats=1", "--config", "speed.new_tokens=4",
+        "--tokens", "8192",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     (part,) = read([str(out)])

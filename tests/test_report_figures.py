@@ -12,9 +12,9 @@ import pytest
 from archbench.report.contents import Contents, read
 from archbench.report.cost_figures import pareto_figure
 from archbench.report.evidence import Evidence, Score, of_comparison
-from archbench.report.figures import Figure, Series, data_of, ticks_of
+from archbench.report.figures import Axis, Figure, Series, data_of, tick_text, ticks_of
 from archbench.report.markdown import escaped, markdown
-from archbench.report.numbers import percent, quantity
+from archbench.report.numbers import percent, quantity, ratio
 from archbench.report.outcome import Cost
 from archbench.report.styles import DARK, HEAT, LIGHT, ink_on, styles_of
 from comparison_files import ARCHITECTURES, SEEDS, STEPS, T, frame_of, write_comparison
@@ -205,6 +205,20 @@ def test_numbers_in_a_heat_map_can_be_read_at_every_value() -> None:
 )
 def test_ticks_are_round_and_few(values: tuple[float, ...], unit: str, scale: str, ticks: tuple[float, ...]) -> None:
     assert ticks_of(values, unit, scale) == pytest.approx(ticks)  # type: ignore[arg-type]
+
+
+def test_bytes_that_hardly_differ_have_labels_that_do() -> None:
+    ticks = ticks_of((350.1 * 2**20, 350.9 * 2**20), "B", "linear")
+    axis = Axis("memory", "B", ticks=ticks)
+    labels = [tick_text(axis, index) for index in range(len(ticks))]
+    assert labels == ["350 MiB", "350.25 MiB", "350.5 MiB", "350.75 MiB", "351 MiB"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.1, "1.100"), (0.0123, "0.0123"), (2731.6, "2,732"), (2.2e9, "2.20e+09"), (None, "–")]
+)
+def test_ratios_have_three_digits_however_far_from_one(value: float | None, text: str) -> None:
+    assert ratio(value) == text
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,11 @@ def _details(outcome: Outcome) -> str:
         sentences.append(
             f"Why {_listed(undecided)} {'is' if len(undecided) == 1 else 'are'} undecided stands below the table."
         )
+    if earlier := [f"{look.seeds} seeds, margin {100 * look.margin:g} %" for look in outcome.looks[:-1]]:
+        sentences.append(
+            f"The verdict was read before, with {'; '.join(earlier)}: p-values and verdicts hold for one look, and "
+            "looking again finds more by chance."
+        )
     return " ".join(sentences)
 
 
@@ -115,8 +120,8 @@ def _matched(outcome: Outcome) -> tuple[str, ...]:
     if deviations:
         sentences.append(f"The largest deviation in size is {percent(max(deviations), signed=False)}.")
     sentences.append(
-        f"Budget of each model: {budget}. Tokenizer ({plan.tokenizer}), corpus ({plan.corpus}), order of the data and "
-        f"context ({plan.context_length:,} positions) are the same."
+        f"Budget of each model: {budget}. Tokenizer ({plan.tokenizer}), corpus ({outcome.corpus}), order of the data "
+        f"and context ({plan.context_length:,} positions) are the same."
     )
     if len(plan.factors) == 1:
         sentences.append(f"Learning rates were not tuned: each recipe's own; {plan.seeds} seeds each.")
@@ -163,7 +168,7 @@ def _limits(outcome: Outcome) -> tuple[str, ...]:
             f"parameter{told}."
         )
     sentences += [
-        f"Other text: one corpus ({plan.corpus}) and one tokenizer ({plan.tokenizer}).",
+        f"Other text: one corpus ({outcome.corpus}) and one tokenizer ({plan.tokenizer}).",
         f"Longer texts: trained on {plan.context_length:,} positions at a time.",
         "Other recipes: of the hyperparameters only the learning rate was tuned."
         if len(plan.factors) != 1

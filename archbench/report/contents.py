@@ -145,7 +145,7 @@ def _comparison_title(outcome: Outcome) -> tuple[str, str]:
     plan = outcome.plan
     device = outcome.machine.get("device_name", "")
     return title, (
-        f"{plan.preset} size · {plan.corpus} as {plan.tokenizer} · context {plan.context_length:,} · "
+        f"{plan.preset} size · {outcome.corpus} as {plan.tokenizer} · context {plan.context_length:,} · "
         f"{plan.seeds} seeds · {device} · {outcome.finished:%Y-%m-%d}"
     )
 
@@ -164,6 +164,7 @@ def _plan(outcome: Outcome) -> tuple[tuple[str, str], ...]:
     done = sum(cell.outcome == "ok" for cell in outcome.cells)
     return (
         ("profile", f"{plan.profile}, preset {plan.preset}"),
+        ("text", f"{plan.corpus} as {plan.tokenizer}"),
         ("seeds", f"{plan.seeds}, and {plan.tuning_seeds} for tuning"),
         ("text scored", f"{outcome.units.count:,} {outcome.units.kind}, {outcome.units.empty:,} empty ones left out"),
         ("cells", f"{done:,} of {len(outcome.cells):,} finished"),

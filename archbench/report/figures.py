@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from archbench.report.numbers import quantity
+from archbench.report.numbers import BINARY, quantity
 from archbench.report.styles import Style
 
 Scale = Literal["linear", "log"]
@@ -205,6 +205,9 @@ def tick_text(axis: Axis, index: int) -> str:
     if axis.labels:
         return axis.labels[index]
     value = axis.ticks[index]
+    if axis.unit == "B" and axis.scale == "linear":  # all in one unit, with the digits that tell them apart
+        name, scale = next(((name, scale) for name, scale in BINARY if max(axis.ticks) >= scale), BINARY[-1])
+        return f"{f'{value / scale:.3f}'.rstrip('0').rstrip('.')} {name}"
     if axis.unit in ("s", "B"):
         return quantity(value, axis.unit)
     return f"{value:,.0f}" if value >= 1 else f"{value:.3g}"

@@ -168,7 +168,7 @@ def _run(rows: pd.DataFrame, metric: str) -> _Run | None:
     tokens = values.tokens_seen.to_numpy(dtype=float)
     x = {"tokens": tokens}
     per_token = rows[rows.metric == "flops_per_token"].value.dropna()
-    if len(per_token):
+    if len(per_token) and per_token.iloc[0] > 0:
         x["FLOPs"] = tokens * float(per_token.iloc[0])
     timed = rows[rows.metric.isin(["step_seconds", "first_step_seconds"]) & rows.value.notna()].sort_values("repeat")
     if len(timed) and timed.tokens_seen.notna().all():

@@ -8,7 +8,7 @@ ABSENT = "–"
 """Shown where a number is not known, or makes no sense."""
 
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
-_BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
+BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
 _DECIMAL = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 
 
@@ -22,7 +22,7 @@ def quantity(value: float | None, unit: str) -> str:
             return duration(value) + slash + per
         return _scaled(value, _SECONDS) + slash + per
     if base == "B":
-        return _scaled(value, _BINARY) + slash + per
+        return _scaled(value, BINARY) + slash + per
     if unit == "relative":
         return percent(value)
     if unit == "bit/byte":
@@ -63,6 +63,18 @@ def interval(low: float | None, high: float | None, places: int) -> str:
     if low is None or high is None:
         return ABSENT
     return f"[{_minus(f'{low:.{places}f}')}, {_minus(f'{high:.{places}f}')}]"
+
+
+def ratio(value: float | None) -> str:
+    """Three decimals near one, and three digits far from it."""
+    if value is None:
+        return ABSENT
+    return f"{value:.3f}" if 0.1 <= value < 10 else f"{value:.2e}" if not 1e-3 <= value < 1e6 else digits(value)
+
+
+def ratio_interval(low: float | None, high: float | None) -> str:
+    """``[0.975, 1.026]``."""
+    return ABSENT if low is None or high is None else f"[{ratio(low)}, {ratio(high)}]"
 
 
 def probability(p: float | None) -> str:

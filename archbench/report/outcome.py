@@ -171,6 +171,13 @@ class Position(_Part):
     cause: str | None
 
 
+class Look(_Part):
+    """A time that the verdict was read."""
+
+    seeds: int
+    margin: float
+
+
 class Outcome(_Part):
     """A finished comparison."""
 
@@ -191,6 +198,7 @@ class Outcome(_Part):
     costs: list[Cost]
     curves: list[Curve]
     positions: list[Position]
+    looks: list[Look] = []
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -198,6 +206,12 @@ class Outcome(_Part):
         matched = {model.architecture for model in self.models if model.matched}
         others = [name for name in self.plan.architectures if name in matched and name != self.plan.baseline]
         return (self.plan.baseline, *others)
+
+    @property
+    def corpus(self) -> str:
+        """The corpus as a sentence names it: of a file or folder, its name without the way to it."""
+        corpus = self.plan.corpus
+        return corpus if corpus.startswith("hf:") else corpus.rstrip("/").rpartition("/")[2]
 
 
 def is_comparison(folder: Path) -> bool:

@@ -15,6 +15,8 @@ from archbench.report.numbers import (
     percent_interval,
     probability,
     quantity,
+    ratio,
+    ratio_interval,
 )
 from archbench.report.outcome import Cost, Model, Outcome, Quality
 
@@ -187,9 +189,9 @@ def _cost_row(row: Cost) -> tuple[Cell, ...]:
         Cell(row.label, row.label),
         Cell(row.architecture, row.architecture),
         Cell(quantity(row.value, row.unit), row.value),
-        Cell(ABSENT if row.ratio is None else f"{row.ratio:.3f}", row.ratio),
-        Cell(interval(row.low, row.high, 3), row.low),
-        Cell(interval(row.floor_low, row.floor_high, 3), row.floor_low),
+        Cell(ratio(row.ratio), row.ratio),
+        Cell(ratio_interval(row.low, row.high), row.low),
+        Cell(ratio_interval(row.floor_low, row.floor_high), row.floor_low),
         Cell(row.verdict, row.verdict),
     )
 
