@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from archbench.config import PUBLISHED, ModelConfig, RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, ConfigError, StorageError, UsageError
 from archbench.measure.machine import describe, device_name, versions
-from archbench.phases.conformance import conformance, require_conformance
+from archbench.phases.conformance import conformance, require_conformance, take_over
 from archbench.phases.folder import RunFolder, open_run
 from archbench.phases.published import published_model, require_same
 from archbench.phases.supervisor import CHECK, run_phase
@@ -35,12 +35,13 @@ LOGITS_AT_ONCE = 1 << 30
 """Of the windows that are scored together: 4 GiB in float32."""
 
 
-def run(config: RunConfig, *, quiet: bool = False) -> pd.DataFrame:
+def run(config: RunConfig, *, quiet: bool = False, checked_by: Path | None = None) -> pd.DataFrame:
     """Measure one architecture once: all of ``config.phases``, each in a process of its own.
 
     Args:
         config: the frozen configuration.
         quiet: print no progress to standard error.
+        checked_by: folder of a finished run; if it was of the very same model, its conformance checks are taken over.
 
     Returns:
         The run's rows; the same as ``read_results(path_of_its_parquet_file)``.
@@ -51,7 +52,10 @@ def run(config: RunConfig, *, quiet: bool = False) -> pd.DataFrame:
             what ended the run.
     """
     with followed_by(config.trackers, quiet=quiet) as trackers:
-        return _measure(_start(config), trackers, quiet=quiet)
+        folder = _start(config)
+        if checked_by is not None and config.checked:
+            take_over(checked_by, folder)
+        return _measure(folder, trackers, quiet=quiet)
 
 
 def resume(

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import archbench
+from archbench import runner
 from archbench.compare.cells import Cell, Record, cell_key, known_record, measure
 from archbench.compare.outcome import unit_scores
 from archbench.config import RunConfig
@@ -162,6 +163,20 @@ def test_a_run_that_fails_is_a_record_and_not_the_end(tmp_path: Path, hostile: P
     assert record.outcome == "failed"
     assert "was killed" in (record.cause or "")
     assert known_record(tmp_path, cell.key) == record
+
+
+def test_checks_of_the_same_model_are_taken_over_and_of_another_are_not(tmp_path: Path, corpus: Path) -> None:
+    config = RunConfig(
+        architecture="gpt1", profile="smoke", phases=["quality"], data={"corpus": str(corpus)}, out=str(tmp_path)
+    )
+    first = archbench.run(config, quiet=True).run_id.iloc[0]
+    for overrides, taken in (({}, first), ({"n_layer": 1}, None)):
+        other = config.override(seed=1, overrides=overrides)
+        frame = runner.run(other, quiet=True, checked_by=tmp_path / first)
+        assert set(frame.conformance) == {"1"}
+        assert {"causality", "cached_decode"} <= set(frame[frame.phase == "check"].metric)
+        findings = json.loads((tmp_path / frame.run_id.iloc[0] / "check.json").read_text())
+        assert findings["taken_from"] == taken
 
 
 def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:

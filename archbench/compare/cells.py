@@ -17,7 +17,8 @@ from archbench import runner
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, StorageError
 from archbench.measure.machine import versions
-from archbench.phases.folder import CONFIG, write_text
+from archbench.phases.conformance import read_findings
+from archbench.phases.folder import CONFIG, open_run, write_text
 from archbench.registry import Architecture
 from archbench.results.reading import read_results, run_failed
 
@@ -38,6 +39,7 @@ class Cell:
         block: speed: number of the sweep.
         context_length: T of the model.
         repeated: the baseline, measured a second time in the same sweep: the noise floor.
+        checked_by: key of the cell whose conformance checks stand for this one's, where its model is the same.
     """
 
     stage: Stage
@@ -47,6 +49,7 @@ class Cell:
     factor: float | None = None
     block: int | None = None
     repeated: bool = False
+    checked_by: str | None = None
 
     @property
     def architecture(self) -> str:
@@ -123,7 +126,7 @@ def measure(cell: Cell, folder: Path) -> Record:
     out = _runs(folder, cell.key)
     start = time.monotonic()
     try:
-        frame = _frame(cell, out)
+        frame = _frame(cell, folder)
     except StorageError:
         raise
     except ArchbenchError as error:
@@ -161,14 +164,24 @@ def run_folder(folder: Path, record: Record) -> Path:
     return _runs(folder, record.key) / record.run_id
 
 
-def _frame(cell: Cell, out: Path) -> pd.DataFrame:
+def check_seconds(folder: Path, record: Record) -> float:
+    """What the conformance checks of the cell's run took, without their process; 0 where there were none."""
+    path = run_folder(folder, record)
+    findings = read_findings(open_run(path.parent, path.name))
+    return 0.0 if findings is None else sum(float(result["seconds"]) for result in findings.results)
+
+
+def _frame(cell: Cell, folder: Path) -> pd.DataFrame:
     """The rows of the cell's run: run now, or to its end, or read where only the record is missing."""
+    out = _runs(folder, cell.key)
     finished = sorted(out.glob("*.parquet"))
     if finished and not run_failed(finished[-1]):
         return read_results(finished[-1])
     if (run_id := _run_id(out)) is not None:
         return runner.resume(cell.architecture, run_id, out, time_limit=cell.config.time_limit, quiet=True)
-    return runner.run(cell.config.override(out=str(out)), quiet=True)
+    checked = known_record(folder, cell.checked_by) if cell.checked_by is not None else None
+    checked_by = run_folder(folder, checked) if checked is not None and checked.outcome == "ok" else None
+    return runner.run(cell.config.override(out=str(out)), quiet=True, checked_by=checked_by)
 
 
 def _run_id(out: Path) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from archbench.compare import prediction, stages
-from archbench.compare.cells import Cell, Record, known_record, rows_of
+from archbench.compare.cells import Cell, Record, check_seconds, known_record, rows_of
 from archbench.compare.contenders import contenders
 from archbench.compare.learning_rates import Curve, Point, curve, next_factor
 from archbench.compare.outcome import Measured, write_comparison, write_tuning
@@ -193,7 +193,8 @@ class _Work:
         record = self.cells[cell.key][1]
         if record.outcome == "ok":
             tokens = stages.tokens_per_update(self.plan, contender)
-            self.pilots[contender.architecture] = prediction.pilot_of(record, rows_of(self.folder, record), tokens)
+            rows, checks = rows_of(self.folder, record), check_seconds(self.folder, record)
+            self.pilots[contender.architecture] = prediction.pilot_of(record, rows, tokens, checks)
             return contender
         reason = record.cause or "its first updates diverged"
         if contender.architecture == self.plan.baseline:

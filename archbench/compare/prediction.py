@@ -25,13 +25,15 @@ class Pilot:
     """What a pilot run took.
 
     Attributes:
-        overhead: seconds of all but its updates: checks, processes, scoring.
+        overhead: seconds of all but its updates and its checks: processes, scoring.
+        checks: seconds of the conformance checks, which other runs of the same model take over.
         update: seconds of one update.
         tokens: of one update.
         scored: tokens of the validation text.
     """
 
     overhead: float
+    checks: float
     update: float
     tokens: int
     scored: int
@@ -42,12 +44,18 @@ class Pilot:
         return self.update * FORWARD_SHARE * self.scored / self.tokens
 
 
-def pilot_of(record: Record, frame: pd.DataFrame, tokens: int) -> Pilot:
-    """Read a pilot's rows."""
+def pilot_of(record: Record, frame: pd.DataFrame, tokens: int, checks: float) -> Pilot:
+    """Read a pilot's rows.
+
+    Args:
+        tokens: of one update.
+        checks: seconds that the conformance checks took, without their process.
+    """
     steps = frame[(frame.phase == "train") & (frame.metric == "step_seconds")].value
     total = float(frame[(frame.phase == "train") & (frame.metric == "training_seconds")].value.iloc[0])
     scored = frame[(frame.phase == "quality") & (frame.metric == "tokens_scored")].value
-    return Pilot(record.seconds - total, float(steps.median()), tokens, int(scored.iloc[0]))
+    checks += PROCESS_SECONDS
+    return Pilot(max(0.0, record.seconds - total - checks), checks, float(steps.median()), tokens, int(scored.iloc[0]))
 
 
 def cell_seconds(cell: Cell, pilot: Pilot, updates: float) -> float:
@@ -62,7 +70,7 @@ def cell_seconds(cell: Cell, pilot: Pilot, updates: float) -> float:
     if cell.stage == "cost":
         reads = 8 * pilot.update * FORWARD_SHARE * cell.context_length / pilot.tokens
         decoded = 5 * COST_NEW_TOKENS / TOKENS_DECODED_PER_FORWARD * pilot.update * FORWARD_SHARE
-        return pilot.overhead + reads + decoded
+        return pilot.overhead + pilot.checks + reads + decoded
     return pilot.overhead
 
 

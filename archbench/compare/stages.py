@@ -191,7 +191,8 @@ def _cell(
         out="results",
     )
     key = cell_key(config, contender.source, stage=stage if stage == "pilot" else None, block=block, repeated=repeated)
-    return Cell(stage, config, key, length, factor=factor, block=block, repeated=repeated)
+    checked_by = None if stage == "pilot" else pilot_cell(plan, contender).key
+    return Cell(stage, config, key, length, factor=factor, block=block, repeated=repeated, checked_by=checked_by)
 
 
 def _threads(plan: ComparePlan) -> int | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from archbench.errors import ConformanceError
-from archbench.phases.folder import RunFolder, write_text
+from archbench.phases.folder import RunFolder, open_run, write_text
 from archbench.results.schema import UNCHECKED
 from archbench.testing.checks import LEVEL
 
@@ -25,12 +26,14 @@ class Findings:
         context_length: T of the models that were looked at; None in files older than this field.
         results: :class:`archbench.testing.checks.Result` as plain values, in the order they were run.
         running: the check that is being run; None when all are done.
+        taken_from: the run of the same model that was checked in this one's stead.
     """
 
     results: Sequence[dict[str, Any]] = ()
     running: str | None = None
     level: int = LEVEL
     context_length: int | None = None
+    taken_from: str | None = None
 
     @property
     def failed(self) -> list[dict[str, Any]]:
@@ -43,6 +46,24 @@ class Findings:
             OSError: it cannot be written.
         """
         write_text(run.path / FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+
+def take_over(checked: Path, run: RunFolder) -> None:
+    """Let the checks of an earlier run stand for ``run``'s, where both are of one model by one plugin on one device.
+
+    Of any other run, or one whose checks did not end, nothing is taken: then ``run`` is checked itself.
+    """
+    other = open_run(checked.parent, checked.name)
+    same = all(
+        getattr(other.config, name) == getattr(run.config, name) for name in ("architecture", "plugins", "device")
+    )
+    same &= other.model == run.model
+    same &= all(other.facts[name] == run.facts[name] for name in ("plugin_package", "plugin_version", "versions"))
+    findings = read_findings(other)
+    if not same or findings is None or findings.running is not None or not other.rows_file("check").exists():
+        return
+    replace(findings, taken_from=other.run_id).write(run)
+    run.write_rows("check", other.read_rows("check"))
 
 
 def read_findings(run: RunFolder) -> Findings | None:

@@ -55,7 +55,7 @@ def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bo
 
 
 def _windows(data: Dataset, length: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """All windows of the validation text, (n, length + 1): separator and document, cut without overlap; rests are left."""
+    """The validation text, a separator before each document, cut without overlap into windows, (n, length + 1)."""
     found = []
     for document in data.validation:
         sequence = np.concatenate([[data.tokenizer.separator], document.tokens]).astype(np.int64)

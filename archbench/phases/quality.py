@@ -17,7 +17,7 @@ from archbench.phases.rows import Rows
 
 
 def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
-    """Score the whole validation split, each token once, and keep every document's nats and bytes, and every block's nats."""
+    """Score the whole validation split, each token once, and keep the nats of every document and block."""
     config = run.config
     architecture, model_config = load_architecture(run)
     data = load_dataset(run)
