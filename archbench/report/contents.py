@@ -165,7 +165,10 @@ def _plan(outcome: Outcome) -> tuple[tuple[str, str], ...]:
     return (
         ("profile", f"{plan.profile}, preset {plan.preset}"),
         ("text", f"{plan.corpus} as {plan.tokenizer}"),
-        ("seeds", f"{plan.seeds}, and {plan.tuning_seeds} for tuning"),
+        (
+            "seeds",
+            f"{plan.seeds}, and " + (f"{plan.tuning_seeds} for tuning" if len(plan.factors) != 1 else "no tuning"),
+        ),
         ("text scored", f"{outcome.units.count:,} {outcome.units.kind}, {outcome.units.empty:,} empty ones left out"),
         ("cells", f"{done:,} of {len(outcome.cells):,} finished"),
         ("time", f"{outcome.seconds.measured / 60:,.0f} min, predicted {outcome.seconds.predicted / 60:,.0f} min"),

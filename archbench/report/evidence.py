@@ -73,7 +73,9 @@ def of_comparison(folder: Path) -> Evidence:
         raise StorageError(str(folder), cause, "Repeat the archbench compare command: it writes them anew")
     rows = read_results(file)
     rows = rows.assign(name=rows.architecture.where(rows.architecture != "none"))
-    machine = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in outcome.machine.items())
+    machine = ", ".join(
+        f"{name.replace('_', ' ')} {value}" for name, value in outcome.machine.items() if value is not None
+    )
     versions = f"archbench {outcome.archbench_version}"
     if outcome.git_revision:
         versions += f", git {outcome.git_revision}"

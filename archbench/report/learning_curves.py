@@ -43,8 +43,7 @@ def loss_figure(evidence: Evidence) -> Figure | None:
     return _figure(
         evidence, "loss", "Training loss", "loss", Axis("training loss", "nats/token"),
         "Mean over seeds; the band reaches from the lowest to the highest seed. Steps are averaged to at most "
-        f"{POINTS} points, and the first tenth may be above the frame. A thin dotted line is a run that diverged, "
-        "up to where it did.",
+        f"{POINTS} points, and the first tenth may be above the frame.",
     )  # fmt: skip
 
 
@@ -94,6 +93,8 @@ def _figure(evidence: Evidence, key: str, title: str, metric: str, y: Axis, capt
             panels.append(Panel(short, Axis(long, unit, zero=True), replace(y, limits=_limits(series)), tuple(series)))
     drawn = [(name, evidence.styles[name]) for name in evidence.names if any(run.name == name for run in runs)]
     shown = [run.run_id for run in runs]
+    if any(run.diverged for run in runs):
+        caption += " A thin dotted line is a run that diverged, up to where it did."
     return Figure(
         key, title, caption, tuple(panels), arrangement="switch", legend=tuple(drawn),
         provenance=(("rows", f"phase train, metric {metric}"), ("runs", ", ".join(shown))),
