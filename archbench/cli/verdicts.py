@@ -10,6 +10,7 @@ import typer
 from archbench.cli.compare_progress import duration
 from archbench.cli.output import console, table
 from archbench.cli.units import humanise
+from archbench.report import numbers
 
 
 def print_comparison(outcome: dict[str, Any], folder: Path) -> None:
@@ -80,16 +81,20 @@ def _heading(plan: dict[str, Any]) -> str:
 
 
 def _quality(outcome: dict[str, Any]) -> Any:
-    right = ("bits/byte", "difference", "seeds", "text", "both", "p")
+    right = ("bits/byte", "difference", "seeds, %", "text, %", "both, %", "p")
     made = table("architecture", "verdict", *right, "runs", right=right)
     for row in outcome["quality"]:
         bits = "–" if row["bits_per_byte"] is None else f"{row['bits_per_byte']:.4f}"
         if row["sd"] is not None:
             bits += f" ± {row['sd']:.4f}"
+        intervals = [
+            numbers.percent_interval(row[f"{kind}_low"], row[f"{kind}_high"])
+            for kind in ("seed", "document", "combined")
+        ]
         ended = "".join(f", {row[kind]} {kind}" for kind in ("diverged", "lost") if row[kind])
         made.add_row(
-            row["architecture"], row["verdict"], bits, _percent(row["difference"]), _between(row, "seed"),
-            _between(row, "document"), _between(row, "combined"), _p(row["p_holm"]), f"{row['seeds']}{ended}",
+            row["architecture"], row["verdict"], bits, numbers.percent(row["difference"]), *intervals,
+            numbers.probability(row["p_holm"]), f"{row['seeds']}{ended}",
         )  # fmt: skip
     return made
 
@@ -120,27 +125,10 @@ def _costs(outcome: dict[str, Any]) -> Any:
     for row in outcome["costs"]:
         made.add_row(
             row["label"], row["architecture"], _number(row["value"], row["unit"]),
-            "" if row["ratio"] is None else f"{row['ratio']:.3f}", _range(row["low"], row["high"]),
-            _range(row["floor_low"], row["floor_high"]), row["verdict"],
+            numbers.ratio(row["ratio"]), numbers.ratio_interval(row["low"], row["high"]),
+            numbers.ratio_interval(row["floor_low"], row["floor_high"]), row["verdict"],
         )  # fmt: skip
     return made
-
-
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value:+.2%}"
-
-
-def _between(row: dict[str, Any], kind: str) -> str:
-    low, high = row[f"{kind}_low"], row[f"{kind}_high"]
-    return "" if low is None or high is None else f"{low:+.2%} to {high:+.2%}"
-
-
-def _range(low: float | None, high: float | None) -> str:
-    return "" if low is None or high is None else f"{low:.3f} – {high:.3f}"
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}" if value >= 0.001 else "< 0.001"
 
 
 def _number(value: float | None, unit: str) -> str:

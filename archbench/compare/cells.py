@@ -64,7 +64,7 @@ class Record:
         key: the cell's.
         run_id: of its run; None where it ended before there was one.
         outcome: ok, diverged (the loss stopped being finite) or failed (an error ended it).
-        cause: of a failure, in a sentence.
+        cause: of a failure or divergence, in a clause.
         error: the failure's type, as in ``PhaseError``.
         seconds: that it took, from start to end.
     """
@@ -133,8 +133,11 @@ def measure(cell: Cell, folder: Path) -> Record:
         cause = f"{error.culprit}: {error.cause}"
         record = Record(cell.key, _run_id(out), "failed", cause, type(error).__name__)
     else:
-        diverged = bool((frame.metric == "diverged").any())
-        record = Record(cell.key, str(frame.run_id.iloc[0]), "diverged" if diverged else "ok")
+        diverged = frame[frame.metric == "diverged"].value
+        record = Record(cell.key, str(frame.run_id.iloc[0]), "ok")
+        if len(diverged):
+            cause = f"its loss was no longer finite at update {diverged.iloc[0]:.0f}"
+            record = replace(record, outcome="diverged", cause=cause)
     record = replace(record, seconds=time.monotonic() - start)
     for checkpoints in out.glob("*/checkpoints"):  # of many runs: gigabytes that nobody will read
         shutil.rmtree(checkpoints)

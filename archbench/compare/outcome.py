@@ -69,7 +69,7 @@ def write_comparison(measured: Measured) -> dict[str, Any]:
     plan, frames = measured.plan, _frames(measured)
     names = [one.architecture for one in measured.contenders if one.matched]
     cells = {stage: [cell for cell, _ in measured.cells if cell.stage == stage] for stage in ("seed", "speed", "cost")}
-    causes = {record.key: record.cause or record.outcome for _, record in measured.cells if record.outcome != "ok"}
+    causes = {record.key: record.cause or "" for _, record in measured.cells if record.outcome != "ok"}
     scores, units = _scores(measured, names)
     first, *others = sorted(scores, key=lambda one: one.architecture != plan.baseline)
     quality = sorted(judge(first, others, margin=plan.margin), key=lambda row: names.index(row.architecture))
@@ -267,7 +267,10 @@ def _write(measured: Measured, frames: Mapping[str, pd.DataFrame], name: str, ou
     """The rows first: an outcome always has its rows beside it."""
     folder = measured.folder
     try:
-        tables = [pa.Table.from_pandas(frame, schema=arrow_schema(), preserve_index=False) for frame in frames.values()]
+        # A run that diverged tells nothing but its curve; no row here is read for the verdict.
+        diverged = [rows_of(folder, record) for _, record in measured.cells if record.outcome == "diverged"]
+        every = [*frames.values(), *diverged]
+        tables = [pa.Table.from_pandas(frame, schema=arrow_schema(), preserve_index=False) for frame in every]
         temporary = folder / f".{ROWS}.tmp"
         pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
         temporary.replace(folder / ROWS)
