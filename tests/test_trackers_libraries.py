@@ -19,6 +19,8 @@ from archbench.trackers.feed import Feed
 from archbench.trackers.following import find, followed_by
 from test_run import UNCHECKED, archbench, losses, with_small_corpus
 
+pytestmark = pytest.mark.slow
+
 LIBRARIES = ("tensorboard", "wandb", "mlflow")
 INSTALLED = [name for name in LIBRARIES if importlib.util.find_spec(name) is not None]
 
