@@ -45,7 +45,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path, minimal_plugin: str) -> Path:
-    """Plugins whose seed 1 ends badly: ``plain`` not at all, ``lossy`` is killed, ``nan`` diverges."""
+    """Plugins: seed 1 of ``lossy`` is killed, that of ``nan`` diverges, ``plain`` is as it should be, ``broken`` never runs."""
     folder = tmp_path / "plugins"
     folder.mkdir()
     build = "    return Bigram(config)"
@@ -53,12 +53,13 @@ def hostile(tmp_path: Path, minimal_plugin: str) -> Path:
     endings = {
         "plain": "",
         "lossy": "    if torch.initial_seed() == 1:\n        import os\n        os.kill(os.getpid(), 9)\n",
-        "nan": "    if torch.initial_seed() == 1:\n        return nn.Module.apply(Bigram(config), broken)\n",
+        "nan": "    if torch.initial_seed() == 1:\n        return nn.Module.apply(Bigram(config), filled)\n",
+        "broken": "    raise RuntimeError('out of order')\n",
     }
-    broken = "\n\ndef broken(module):\n    nn.init.constant_(module.weight, torch.nan)\n"
+    filled = "\n\ndef filled(module):\n    nn.init.constant_(module.weight, torch.nan)\n"
     for name, ending in endings.items():
         source = minimal_plugin.replace('"bigram"', f'"{name}"').replace(build, ending + build)
-        (folder / f"{name}.py").write_text("import torch\n" + source + broken)
+        (folder / f"{name}.py").write_text("import torch\n" + source + filled)
     return folder
 
 
@@ -73,7 +74,7 @@ def test_lost_and_diverged_seeds_and_absent_architectures_each_have_a_stated_out
 ) -> None:
     out = tmp_path / "out"
     command = (
-        "compare", "plain", "lossy", "nan", "nobody", "--plugin", hostile, "--match", "tokens", "--profile", "smoke",
+        "compare", "plain", "lossy", "nan", "broken", "--plugin", hostile, "--match", "tokens", "--profile", "smoke",
         "--corpus", corpus, "--seeds", "4", "--no-tuning", "--sweeps", "0", "--contexts", "none", "--out", out, *SMALL,
     )  # fmt: skip
     done = cli(*command)
@@ -91,9 +92,9 @@ def test_lost_and_diverged_seeds_and_absent_architectures_each_have_a_stated_out
     assert "its loss was no longer finite at update 0" in done.stdout + json.dumps(outcome["cells"])
     (lost,) = [cell for cell in cells if cell["outcome"] == "failed"]
     assert "was killed" in lost["cause"]
-    (nobody,) = [model for model in outcome["models"] if model["architecture"] == "nobody"]
-    assert not nobody["matched"]
-    assert "nobody took no part" in done.stdout
+    (broken,) = [model for model in outcome["models"] if model["architecture"] == "broken"]
+    assert not broken["matched"]
+    assert "broken took no part" in done.stdout
     assert "lossy, fresh seed 1 failed" in done.stderr
     frame = archbench.read_results(out / "runs.parquet")
     assert frame.run_id.nunique() == sum(cell["outcome"] in ("ok", "diverged") for cell in outcome["cells"])
@@ -223,6 +224,7 @@ def test_documents_are_the_units_where_there_are_enough_and_empty_ones_are_left_
         (("compare", "gpt1", "llama", "--config", "seed=3"), "a comparison sets it itself"),
         (("compare", "gpt1", "llama", "--match", "time", "--jobs", "2"), "take each other's time"),
         (("tune", "gpt11"), "no installed package"),
+        (("compare", "gpt1", "lama"), "'lama': no installed package"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(cli: RunCLI, tmp_path: Path, arguments: Any, said: str) -> None:

@@ -10,7 +10,7 @@ from archbench.compare.contenders import contenders
 from archbench.compare.plan import ComparePlan
 from archbench.compare.stages import budget_of, cost_cells, seed_cells, speed_cells, tuning_cells, updates_of
 from archbench.config import RunConfig
-from archbench.errors import ConfigError, UsageError
+from archbench.errors import ConfigError, UnknownNameError, UsageError
 
 
 def plan(*names: str, profile: str = "quick", training: dict[str, Any] | None = None, **fields: Any) -> ComparePlan:
@@ -146,14 +146,23 @@ def generate(model, prompt, max_new_tokens, sampling):
 def test_one_that_cannot_be_matched_or_loaded_takes_no_part_and_the_reason_is_told(tmp_path: Any) -> None:
     file = tmp_path / "fixed.py"
     file.write_text(FIXED_SIZE)
-    one = plan("gpt1", "fixed", "nobody")
-    one = one.override(run=one.run.override(plugins=(str(file),)))
-    gpt1, fixed, nobody = contenders(one)
-    assert gpt1.matched
-    assert not fixed.matched
-    assert fixed.reason
-    assert not nobody.matched
-    assert "'nobody': no installed package" in (nobody.reason or "")
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        FIXED_SIZE.replace('"fixed"', '"broken"').replace("return Fixed(config)", "raise RuntimeError('no')")
+    )
+    one = plan("gpt1", "fixed", "broken")
+    one = one.override(run=one.run.override(plugins=(str(file), str(broken))))
+    found = {contender.architecture: contender for contender in contenders(one)}
+    assert found["gpt1"].matched
+    assert not found["fixed"].matched
+    assert found["fixed"].reason
+    assert not found["broken"].matched
+    assert "RuntimeError" in (found["broken"].reason or "")
+
+
+def test_a_misspelt_name_is_an_error_before_anything_runs() -> None:
+    with pytest.raises(UnknownNameError, match="'lama'"):
+        contenders(plan("gpt1", "lama"))
 
 
 def test_a_baseline_without_a_decoding_state_cannot_be_matched_on_it(tmp_path: Any) -> None:

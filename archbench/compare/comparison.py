@@ -96,6 +96,9 @@ class _Work:
         for one in self.contenders:
             if one.reason is not None:
                 self.follower.note(f"{one.architecture} takes no part: {one.reason}")
+        if confirms and len(self._in()) < 2:
+            step = "Correct what the notes above say, or name other architectures"
+            raise UsageError("archbench compare", "nothing is left to compare the baseline with", step)
         self.budget: dict[str, float] = self.kept.get("budget") or stages.budget_of(
             self.plan, self._baseline, self.pilots[self.plan.baseline].update
         )

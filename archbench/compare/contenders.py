@@ -12,7 +12,7 @@ from archbench.compare.shapes import Quantity
 from archbench.compare.stages import Contender
 from archbench.config import ModelConfig
 from archbench.data.dataset import prepare
-from archbench.errors import ArchbenchError, UsageError
+from archbench.errors import ArchbenchError, UnknownNameError, UsageError
 from archbench.measure.sizes import Size, size_of
 from archbench.registry import Architecture, load
 
@@ -30,6 +30,7 @@ def contenders(plan: ComparePlan) -> list[Contender]:
     """Every architecture of the plan, in its order; the baseline at its preset's own size.
 
     Raises:
+        UnknownNameError: there is no architecture of one of the names, or it has no such preset.
         ArchbenchError: the baseline cannot be loaded or built; the others are left out with the reason.
     """
     baseline = load(plan.baseline, plan.run.plugins)
@@ -56,6 +57,8 @@ def _contender(
             return Contender(name, fixed, length, size, deviation, True, None, source)
         target = getattr(reference, quantity)
         found = match(architecture, plan.run.preset, fixed, target, quantity, tolerance=TOLERANCE)
+    except UnknownNameError:  # most likely a slip of the pen, which should not cost the run of all others
+        raise
     except ArchbenchError as error:
         if name == plan.baseline:
             raise
