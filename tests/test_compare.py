@@ -45,7 +45,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def hostile(tmp_path: Path, minimal_plugin: str) -> Path:
-    """Seed 1 of ``lossy`` is killed, that of ``nan`` diverges, ``plain`` is as it should be, ``broken`` cannot be built."""
+    """Seed 1 of ``lossy`` is killed, that of ``nan`` diverges; ``plain`` is right, ``broken`` cannot be built."""
     folder = tmp_path / "plugins"
     folder.mkdir()
     build = "    return Bigram(config)"
