@@ -76,12 +76,12 @@ def _draw(panel: Panel, axis: Axes, *, titled: bool) -> None:
     if panel.heat is not None:
         _heat(panel.heat, axis)
         return
-    for rule in panel.rules:
-        _rule(rule, axis)
     for series in panel.series:
         _series(series, axis)
     _axis(panel.x, axis, "x")
     _axis(panel.y, axis, "y")
+    for rule in panel.rules:
+        _rule(rule, axis)
     axis.grid(axis="x" if panel.y.labels else "both", color=_GRID, linewidth=0.5)
     axis.set_axisbelow(True)
 
@@ -179,9 +179,11 @@ def _rule(rule: Rule, axis: Axes) -> None:
     else:
         axis.axvline(rule.low, color=_MUTED, linewidth=0.8, linestyle="--" if rule.text else "-", zorder=1)
     if rule.text and rule.high is None:
+        left, right = axis.get_xlim()
+        side = 1 if rule.low - left < 0.4 * (right - left) else -1  # where there is room for the words
         axis.annotate(
-            rule.text, (rule.low, 1), xycoords=("data", "axes fraction"), xytext=(-3, -3), textcoords="offset points",
-            ha="right", va="top", fontsize=6.5, color=_MUTED,
+            rule.text, (rule.low, 1), xycoords=("data", "axes fraction"), xytext=(3 * side, -3),
+            textcoords="offset points", ha="left" if side > 0 else "right", va="top", fontsize=6.5, color=_MUTED,
         )  # fmt: skip
     elif rule.text and rule.high is not None:
         axis.annotate(

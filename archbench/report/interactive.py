@@ -225,6 +225,14 @@ def _rule(rule: Rule, panel: Panel) -> tuple[dict[str, Any], dict[str, Any] | No
     text = {
         "x": math.log10(at) if panel.x.scale == "log" else at, "y": 1, "yref": "paper", "showarrow": False,
         "text": rule.text, "font": {"size": 11, "color": _MUTED},
-        "xanchor": "right" if rule.high is None else "center", "yanchor": "top" if rule.high is None else "bottom",
+        "xanchor": _side(rule, panel) if rule.high is None else "center",
+        "yanchor": "top" if rule.high is None else "bottom",
     }  # fmt: skip
     return shape, text
+
+
+def _side(rule: Rule, panel: Panel) -> str:
+    """On which side of the words their line is: they stand where there is room."""
+    xs = [x for series in panel.series for x in series.x if isinstance(x, int | float)]
+    low, high = (min(xs), max(xs)) if xs else (rule.low, rule.low)
+    return "left" if rule.low - low < 0.4 * (high - low) else "right"
