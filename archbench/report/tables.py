@@ -122,17 +122,19 @@ def size_table(outcome: Outcome) -> Table:
         Column("FLOPs", unit="FLOP", hint="of training"),
         Column("seconds", unit="s", hint="of training"),
         Column("state", unit="B", hint=f"bytes of decoding state at {outcome.plan.context_length} positions"),
-        Column("changed", "list", hint="fields that differ from the preset"),
+        Column("changed", "list", hint="fields that differ from the preset, but for those that are the same for all"),
     )
     scores = {row.architecture: row.bits_per_byte for row in outcome.quality}
     spent = {row.architecture: row for row in outcome.spent}
+    baseline = next(model for model in outcome.models if model.architecture == outcome.plan.baseline)
     rows = []
     for model in _ordered(outcome):
         own = spent.get(model.architecture)
         tokens = None if own is None else own.training_tokens
         flops = None if own is None else own.training_flops
         seconds = None if own is None else own.training_seconds
-        changed = ", ".join(f"{field}={value}" for field, value in model.overrides.items())
+        own_fields = {name: value for name, value in model.overrides.items() if name not in baseline.overrides}
+        changed = ", ".join(f"{field}={value}" for field, value in own_fields.items())
         score = scores.get(model.architecture)
         rows.append((
             Cell(model.architecture, model.architecture),
