@@ -105,57 +105,21 @@ def test_cost_curves_are_of_models_of_that_context() -> None:
     assert [cell.config.speed.prompt_lengths for cell in cells] == [(96,), (480,)]
 
 
-FIXED_SIZE = """
-from torch import nn
-from archbench import ArchitectureInfo, ModelConfig, decode_without_cache, hookimpl, next_token_step
-
-
-class Fixed(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.embedding, self.middle = nn.Embedding(config.vocab_size, 10), nn.Linear(10, 10)
-        self.head = nn.Linear(10, config.vocab_size)
-
-    def forward(self, tokens):
-        return self.head(self.middle(self.embedding(tokens)))
-
-
-@hookimpl
-def describe():
-    presets = {"nano": ModelConfig(vocab_size=257, context_length=64)}
-    return ArchitectureInfo("fixed", "One size only", "nowhere", ModelConfig, presets)
-
-
-@hookimpl
-def build(config):
-    return Fixed(config)
-
-
-@hookimpl
-def train_step(state, batch):
-    return next_token_step(state, batch)
-
-
-@hookimpl
-def generate(model, prompt, max_new_tokens, sampling):
-    return decode_without_cache(model, prompt, max_new_tokens, sampling)
-"""
-
-
-def test_one_that_cannot_be_matched_or_loaded_takes_no_part_and_the_reason_is_told(tmp_path: Any) -> None:
-    file = tmp_path / "fixed.py"
-    file.write_text(FIXED_SIZE)
+def test_one_that_cannot_be_matched_or_loaded_takes_no_part_and_the_reason_is_told(
+    tmp_path: Any, minimal_plugin: str
+) -> None:
+    file = tmp_path / "bigram.py"
+    file.write_text(minimal_plugin)
     broken = tmp_path / "broken.py"
     broken.write_text(
-        FIXED_SIZE.replace('"fixed"', '"broken"').replace("return Fixed(config)", "raise RuntimeError('no')")
+        minimal_plugin.replace('"bigram"', '"broken"').replace("return Bigram(config)", "raise RuntimeError('no')")
     )
-    one = plan("gpt1", "fixed", "broken")
+    one = plan("gpt1", "bigram", "broken")
     one = one.override(run=one.run.override(plugins=(str(file), str(broken))))
     found = {contender.architecture: contender for contender in contenders(one)}
     assert found["gpt1"].matched
-    assert not found["fixed"].matched
-    assert found["fixed"].reason
+    assert not found["bigram"].matched
+    assert found["bigram"].reason
     assert not found["broken"].matched
     assert "RuntimeError" in (found["broken"].reason or "")
 
@@ -165,9 +129,9 @@ def test_a_misspelt_name_is_an_error_before_anything_runs() -> None:
         contenders(plan("gpt1", "lama"))
 
 
-def test_a_baseline_without_a_decoding_state_cannot_be_matched_on_it(tmp_path: Any) -> None:
-    file = tmp_path / "fixed.py"
-    file.write_text(FIXED_SIZE)
-    one = plan("fixed", "gpt1", match="state")
+def test_a_baseline_without_a_decoding_state_cannot_be_matched_on_it(tmp_path: Any, minimal_plugin: str) -> None:
+    file = tmp_path / "bigram.py"
+    file.write_text(minimal_plugin)
+    one = plan("bigram", "gpt1", match="state")
     with pytest.raises(UsageError, match="decodes without a cache"):
         contenders(one.override(run=one.run.override(plugins=(str(file),))))

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from archbench.compare.costs import CostRow
 from archbench.report.contents import Contents, read
 from archbench.report.cost_figures import pareto_figure
 from archbench.report.evidence import Evidence, Score, of_comparison
 from archbench.report.figures import Axis, Figure, Series, data_of, tick_text, ticks_of
 from archbench.report.markdown import escaped, markdown
 from archbench.report.numbers import percent, quantity, ratio
-from archbench.report.outcome import Cost
 from archbench.report.styles import DARK, HEAT, LIGHT, ink_on, styles_of
 from comparison_files import ARCHITECTURES, SEEDS, STEPS, T, frame_of, write_comparison
 
@@ -113,7 +113,7 @@ def with_points(evidence: Evidence, points: np.ndarray) -> Evidence:
     named = list(zip(evidence.names, points, strict=True))
     scores = tuple(Score(name, float(quality), None, None) for name, (_, quality) in named)
     costs = tuple(
-        Cost(metric="decode", label="decoding", unit="s", architecture=name, value=float(cost), verdict="exact")
+        CostRow(metric="decode", label="decoding", unit="s", architecture=name, value=float(cost), verdict="exact")
         for name, (cost, _) in named
     )
     return replace(evidence, scores=scores, costs=costs, spent=())

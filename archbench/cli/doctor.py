@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EXTRAS = {
     "datasets": "corpora from the hub (hf:NAME); pip install 'archbench[datasets]'",
+    "plotly": "archbench report; pip install 'archbench[report]'",
     "matplotlib": "plots; pip install 'archbench[plot]'",
     "transformers": "comparison with published implementations in the tests; pip install 'archbench[test]'",
     "triton": "compiled kernels on GPUs, and archbench kernels --static; pip install 'archbench[kernels]'",

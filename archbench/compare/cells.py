@@ -8,15 +8,15 @@ import json
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from archbench import runner
+from archbench import __version__, runner
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, StorageError
-from archbench.measure.machine import versions
 from archbench.phases.conformance import read_findings
 from archbench.phases.folder import CONFIG, open_run, write_text
 from archbench.registry import Architecture
@@ -65,7 +65,6 @@ class Record:
         run_id: of its run; None where it ended before there was one.
         outcome: ok, diverged (the loss stopped being finite) or failed (an error ended it).
         cause: of a failure or divergence, in a clause.
-        error: the failure's type, as in ``PhaseError``.
         seconds: that it took, from start to end.
     """
 
@@ -73,19 +72,17 @@ class Record:
     run_id: str | None
     outcome: OutcomeName
     cause: str | None = None
-    error: str | None = None
     seconds: float = 0.0
 
 
 def cell_key(config: RunConfig, source: str, **place: Any) -> str:
     """The key of a cell: its configuration, its place in the plan, and the code that it runs."""
-    now = versions()
     identity = {
         "config": config.config_hash(),
         "seed": config.seed,
         "source": source,
-        "archbench": now["archbench_version"],
-        "torch": now["torch_version"],
+        "archbench": __version__,
+        "torch": metadata.version("torch"),
         **place,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -131,7 +128,7 @@ def measure(cell: Cell, folder: Path) -> Record:
         raise
     except ArchbenchError as error:
         cause = f"{error.culprit}: {error.cause}"
-        record = Record(cell.key, _run_id(out), "failed", cause, type(error).__name__)
+        record = Record(cell.key, _run_id(out), "failed", cause)
     else:
         diverged = frame[frame.metric == "diverged"].value
         record = Record(cell.key, str(frame.run_id.iloc[0]), "ok")

@@ -17,15 +17,13 @@ from archbench.compare.cells import Cell, Record, check_seconds, known_record, r
 from archbench.compare.contenders import contenders
 from archbench.compare.learning_rates import Curve, Point, curve, next_factor
 from archbench.compare.outcome import Measured, write_comparison, write_tuning
-from archbench.compare.plan import ComparePlan
+from archbench.compare.plan import PLAN, ComparePlan
 from archbench.compare.pool import run_cells
 from archbench.compare.prediction import Pilot
 from archbench.compare.stages import Contender
 from archbench.errors import StorageError, UsageError
 from archbench.phases.folder import write_text
 from archbench.results.store import prepare_folder
-
-PLAN = "plan.json"
 
 
 class Follower(Protocol):
@@ -142,9 +140,8 @@ class _Work:
         if not self._baseline.matched:
             step = "Give another --baseline, or a recipe at which it learns"
             raise UsageError(f"baseline {self.plan.baseline}", str(self._baseline.reason), step)
-        self._run(
-            [cell for one in zip(*cells, strict=True) for cell in one]
-        )  # seed by seed, so that all get on together
+        # Seed by seed, so that all get on together.
+        self._run([cell for turn in zip(*cells, strict=True) for cell in turn])
 
     def measure_speeds(self) -> None:
         self._run(stages.speed_cells(self.plan, self._in()), jobs=1)

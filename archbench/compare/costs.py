@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from archbench.compare.cells import Cell
 from archbench.compare.statistics import ratio_interval
 from archbench.compare.verdicts import CONFIDENCE
+
+if TYPE_CHECKING:
+    from archbench.compare.cells import Cell
 
 CostVerdict = Literal["baseline", "less", "more", "below noise floor", "inconclusive", "exact", "not measured"]
 
@@ -161,21 +163,16 @@ def _row(
     is_baseline: bool,
 ) -> CostRow:
     value = float(np.median(list(values.values()))) if values else None
-    row = CostRow(metric.name, metric.label, metric.unit, name, value)
-    logs = [math.log(values[block] / own[block]) for block in sorted(values.keys() & own.keys())]
     floor_low, floor_high = floor if floor is not None else (None, None)
+    row = CostRow(metric.name, metric.label, metric.unit, name, value, floor_low=floor_low, floor_high=floor_high)
     if is_baseline:
-        return CostRow(**{**asdict(row), "floor_low": floor_low, "floor_high": floor_high})
+        return row
+    logs = [math.log(values[block] / own[block]) for block in sorted(values.keys() & own.keys())]
     if not logs:
-        return CostRow(**{**asdict(row), "verdict": "not measured"})
+        return replace(row, floor_low=None, floor_high=None, verdict="not measured")
     ratio = math.exp(sum(logs) / len(logs))
-    interval = _interval(logs)
-    low, high = interval if interval is not None else (None, None)
-    verdict = _verdict(ratio, low, high, floor)
-    return CostRow(
-        **{**asdict(row), "ratio": ratio, "low": low, "high": high, "floor_low": floor_low, "floor_high": floor_high,
-           "verdict": verdict}
-    )  # fmt: skip
+    low, high = _interval(logs) or (None, None)
+    return replace(row, ratio=ratio, low=low, high=high, verdict=_verdict(ratio, low, high, floor))
 
 
 def _verdict(ratio: float, low: float | None, high: float | None, floor: tuple[float, float] | None) -> CostVerdict:

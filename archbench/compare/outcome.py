@@ -20,18 +20,13 @@ import pyarrow.parquet as pq
 from archbench.compare.cells import Cell, Record, rows_of, run_folder
 from archbench.compare.costs import cost_curves, cost_rows, exact_rows, positions
 from archbench.compare.learning_rates import Curve
-from archbench.compare.plan import ComparePlan
+from archbench.compare.plan import COMPARISON, FORMAT, ROWS, TUNING, ComparePlan
 from archbench.compare.stages import Contender
 from archbench.compare.verdicts import QualityRow, Scores, judge
 from archbench.errors import StorageError
 from archbench.measure.machine import versions
 from archbench.phases.folder import write_text
 from archbench.results.schema import arrow_schema
-
-FORMAT = 1
-"""Of ``comparison.json``; raised when a field changes its meaning."""
-
-COMPARISON, TUNING, ROWS = "comparison.json", "tuning.json", "runs.parquet"
 
 FEWEST_DOCUMENTS = 30
 """With fewer documents their blocks of 512 tokens are resampled instead (a block bootstrap: Künsch 1989)."""
@@ -125,10 +120,11 @@ def _common(measured: Measured, frames: Mapping[str, pd.DataFrame]) -> dict[str,
     plan = measured.plan
     baseline = next(one for one in measured.contenders if one.architecture == plan.baseline)
     row = next(iter(frames.values())).iloc[0]
+    now = versions()
     return {
         "format": FORMAT,
-        "archbench_version": versions()["archbench_version"],
-        "git_revision": versions()["git_revision"],
+        "archbench_version": now["archbench_version"],
+        "git_revision": now["git_revision"],
         "command": measured.command,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {

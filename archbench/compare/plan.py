@@ -24,6 +24,12 @@ MATCHES: dict[MatchName, str] = {
 }
 """What each way of matching holds equal."""
 
+PLAN, COMPARISON, TUNING, ROWS = "plan.json", "comparison.json", "tuning.json", "runs.parquet"
+"""Files of a comparison's folder."""
+
+FORMAT = 1
+"""Of ``comparison.json``; raised when a field changes its meaning."""
+
 TOLERANCE = 0.02
 """Largest relative deviation of a matched quantity from the baseline's."""
 

@@ -40,18 +40,20 @@ def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bo
         rows.add("readable", None if not len(windows) else model is not None, context_length=length)
         if model is None:
             continue
-        rows.common |= {"parameters": count_parameters(model), "batch_size": run.config.quality.batch_size}
+        rows.common |= {"parameters": count_parameters(model)}
+        batch_size = max(1, run.config.quality.batch_size // multiple)
         with record_attention() as ran:
             losses = position_losses(
                 model,
                 windows,
-                batch_size=max(1, run.config.quality.batch_size // multiple),
+                batch_size=batch_size,
                 device=device,
                 dtype=getattr(torch, run.config.dtype),
             )  # (length,)
         rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
         for first in range(0, length, width):
-            rows.add("loss", float(losses[first : first + width].mean()), repeat=first, context_length=length)
+            loss = float(losses[first : first + width].mean())
+            rows.add("loss", loss, repeat=first, context_length=length, batch_size=batch_size)
 
 
 def _windows(data: Dataset, length: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:

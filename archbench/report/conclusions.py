@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from archbench.compare.verdicts import QualityRow
 from archbench.report.numbers import compact, percent, percent_interval, quantity
-from archbench.report.outcome import Outcome, Quality
+from archbench.report.outcome import Outcome
 
 TOKENS_A_PARAMETER = 20
 """About how many training tokens a parameter Hoffmann et al. 2022 ("Training Compute-Optimal Large Language Models",
@@ -101,7 +102,7 @@ def _details(outcome: Outcome) -> str:
     return " ".join(sentences)
 
 
-def _difference(row: Quality, level: str) -> str:
+def _difference(row: QualityRow, level: str) -> str:
     assert row.difference is not None
     word = "fewer" if row.difference < 0 else "more"
     size = percent(abs(row.difference), signed=False)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from archbench.compare.plan import COMPARISON
 from archbench.errors import ArchbenchWarning, StorageError
 from archbench.report.conclusions import Conclusions, conclusions
 from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
 from archbench.report.evidence import Evidence, of_comparison, of_runs
 from archbench.report.figures import Figure
 from archbench.report.learning_curves import loss_figure, tuning_figure, validation_figure
-from archbench.report.outcome import OUTCOME_FILE, Outcome, is_comparison
+from archbench.report.outcome import Outcome, is_comparison
 from archbench.report.quality_figures import difference_figure, position_figure, probe_figure
 from archbench.report.styles import Style
 from archbench.report.tables import Table, cost_table, lost_table, run_table, size_table, verdict_table
@@ -85,7 +86,7 @@ def read(paths: Sequence[str]) -> list[Contents]:
 def _finished_in(folder: Path) -> list[Path]:
     found = []
     for inside in sorted(folder.iterdir()):
-        if (inside / OUTCOME_FILE).is_file():
+        if (inside / COMPARISON).is_file():
             found.append(inside)
         elif inside.is_dir() and is_comparison(inside):
             warnings.warn(f"{inside}: the comparison is not finished. It is left out.", ArchbenchWarning, stacklevel=3)

@@ -7,8 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from archbench.compare.costs import CostRow
+from archbench.compare.plan import ROWS
 from archbench.errors import StorageError
-from archbench.report.outcome import ROWS_FILE, Cost, Curve, Outcome, Position, Spent, Tuning, read_outcome
+from archbench.report.outcome import Curve, Outcome, Position, Spent, Tuning, read_outcome
 from archbench.report.styles import Style, styles_of
 from archbench.results.schema import FAILED
 
@@ -45,7 +47,7 @@ class Evidence:
     learners: tuple[str, ...]
     scores: tuple[Score, ...]
     spent: tuple[Spent, ...]
-    costs: tuple[Cost, ...]
+    costs: tuple[CostRow, ...]
     curves: tuple[Curve, ...]
     positions: tuple[Position, ...]
     tuning: tuple[Tuning, ...]
@@ -67,9 +69,9 @@ def of_comparison(folder: Path) -> Evidence:
     from archbench.results.reading import read_results
 
     outcome = read_outcome(folder)
-    file = folder / ROWS_FILE
+    file = folder / ROWS
     if not file.is_file():
-        cause = f"the rows of the comparison, {ROWS_FILE}, are not there"
+        cause = f"the rows of the comparison, {ROWS}, are not there"
         raise StorageError(str(folder), cause, "Repeat the archbench compare command: it writes them anew")
     rows = read_results(file)
     rows = rows.assign(name=rows.architecture.where(rows.architecture != "none"))
@@ -184,7 +186,7 @@ _SHOWN_COSTS = (
 )
 
 
-def _costs(rows: pd.DataFrame) -> tuple[Cost, ...]:
+def _costs(rows: pd.DataFrame) -> tuple[CostRow, ...]:
     """Medians of one sequence at the longest prompt that all of them have."""
     found = []
     for phase, metric, key, label, unit in _SHOWN_COSTS:
@@ -198,7 +200,9 @@ def _costs(rows: pd.DataFrame) -> tuple[Cost, ...]:
             own = own[own.prompt_length == max(common)]
             label += f" after {max(common)}" if unit == "s" else f" at a prompt of {max(common)}"
         found += [
-            Cost(metric=key, label=label, unit=unit, architecture=str(name), value=float(value), verdict="not measured")
+            CostRow(
+                metric=key, label=label, unit=unit, architecture=str(name), value=float(value), verdict="not measured"
+            )
             for name, value in own.groupby("name").value.median().items()
         ]
     return tuple(found)

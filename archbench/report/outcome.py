@@ -13,17 +13,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from archbench.compare.costs import CostRow
+from archbench.compare.plan import COMPARISON, FORMAT, PLAN
+from archbench.compare.verdicts import QualityRow
 from archbench.errors import StorageError
-
-FORMAT = 1
-"""The newest format of comparison.json that is understood."""
-
-OUTCOME_FILE = "comparison.json"
-PLAN_FILE = "plan.json"
-ROWS_FILE = "runs.parquet"
-
-Verdict = Literal["baseline", "better", "worse", "equivalent", "below margin", "inconclusive", "no verdict"]
-CostVerdict = Literal["baseline", "less", "more", "below noise floor", "inconclusive", "exact", "not measured"]
 
 
 class _Part(BaseModel):
@@ -102,29 +95,6 @@ class Tuning(_Part):
     points: list[TuningPoint]
 
 
-class Quality(_Part):
-    architecture: str
-    seeds: int
-    diverged: int
-    lost: int
-    bits_per_byte: float | None
-    sd: float | None
-    low: float | None
-    high: float | None
-    difference: float | None
-    seed_low: float | None
-    seed_high: float | None
-    document_low: float | None
-    document_high: float | None
-    combined_low: float | None
-    combined_high: float | None
-    p: float | None
-    p_holm: float | None
-    verdict: Verdict
-    reason: str | None
-    seeds_needed: int | None
-
-
 class Units(_Part):
     kind: Literal["documents", "blocks"]
     count: int
@@ -136,20 +106,6 @@ class Spent(_Part):
     training_tokens: float | None
     training_flops: float | None
     training_seconds: float | None
-
-
-class Cost(_Part):
-    metric: str
-    label: str
-    unit: str
-    architecture: str
-    value: float | None
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    floor_low: float | None = None
-    floor_high: float | None = None
-    verdict: CostVerdict
 
 
 class Curve(_Part):
@@ -192,10 +148,10 @@ class Outcome(_Part):
     models: list[Model]
     cells: list[Cell]
     tuning: list[Tuning]
-    quality: list[Quality]
+    quality: list[QualityRow]
     units: Units
     spent: list[Spent]
-    costs: list[Cost]
+    costs: list[CostRow]
     curves: list[Curve]
     positions: list[Position]
     looks: list[Look] = []
@@ -216,7 +172,7 @@ class Outcome(_Part):
 
 def is_comparison(folder: Path) -> bool:
     """Whether the folder holds a comparison, finished or not."""
-    return (folder / OUTCOME_FILE).is_file() or (folder / PLAN_FILE).is_file()
+    return (folder / COMPARISON).is_file() or (folder / PLAN).is_file()
 
 
 def read_outcome(folder: Path) -> Outcome:
@@ -225,9 +181,9 @@ def read_outcome(folder: Path) -> Outcome:
     Raises:
         StorageError: the comparison is unfinished, its file is damaged, or a newer archbench wrote it.
     """
-    file = folder / OUTCOME_FILE
+    file = folder / COMPARISON
     if not file.is_file():
-        cause = f"no comparison was finished there: it has a {PLAN_FILE} and no {OUTCOME_FILE}"
+        cause = f"no comparison was finished there: it has a {PLAN} and no {COMPARISON}"
         step = (
             f"Finish it with the archbench compare command that began it, or show its runs: {folder}/runs/*/*.parquet"
         )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from archbench.compare.costs import CostRow
+from archbench.compare.verdicts import QualityRow
 from archbench.report.evidence import Evidence
 from archbench.report.numbers import (
     ABSENT,
@@ -18,7 +20,7 @@ from archbench.report.numbers import (
     ratio,
     ratio_interval,
 )
-from archbench.report.outcome import Cost, Model, Outcome, Quality
+from archbench.report.outcome import Model, Outcome
 
 Kind = Literal["name", "text", "number", "verdict", "code", "list"]
 
@@ -81,7 +83,7 @@ def verdict_table(outcome: Outcome) -> Table:
     return Table("verdict", "Quality", "", columns, rows, tuple(notes))
 
 
-def _verdict_row(row: Quality) -> tuple[Cell, ...]:
+def _verdict_row(row: QualityRow) -> tuple[Cell, ...]:
     begun = row.seeds + row.diverged + row.lost
     told = f"{row.seeds}" if row.seeds == begun else f"{row.seeds} of {begun}"
     return (
@@ -99,7 +101,7 @@ def _verdict_row(row: Quality) -> tuple[Cell, ...]:
     )
 
 
-def _reason(row: Quality) -> str:
+def _reason(row: QualityRow) -> str:
     sentences = [] if row.reason is None else [row.reason.rstrip(".") + "."]
     if row.lost and row.reason is None:
         sentences.append(f"{row.lost} seeds were lost.")
@@ -186,7 +188,7 @@ def cost_table(outcome: Outcome) -> Table | None:
     return Table("costs", "Speed and memory", caption, columns, rows)
 
 
-def _cost_row(row: Cost) -> tuple[Cell, ...]:
+def _cost_row(row: CostRow) -> tuple[Cell, ...]:
     return (
         Cell(row.label, row.label),
         Cell(row.architecture, row.architecture),
