@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from archbench.config import ModelConfig as ModelConfig
     from archbench.config import RunConfig as RunConfig
+    from archbench.data.tasks import IGNORED as IGNORED
+    from archbench.data.tasks import Examples as Examples
+    from archbench.data.tasks import Task as Task
     from archbench.errors import ArchbenchError as ArchbenchError
     from archbench.hookspecs import ArchitectureInfo as ArchitectureInfo
     from archbench.hookspecs import hookimpl as hookimpl
@@ -33,9 +36,12 @@ _HOMES = {
     "ArchbenchError": "archbench.errors",
     "Architecture": "archbench.registry",
     "ArchitectureInfo": "archbench.hookspecs",
+    "Examples": "archbench.data.tasks",
+    "IGNORED": "archbench.data.tasks",
     "ModelConfig": "archbench.config",
     "RunConfig": "archbench.config",
     "Sampling": "archbench.inference.sampling",
+    "Task": "archbench.data.tasks",
     "TrainState": "archbench.training.state",
     "available": "archbench.registry",
     "causal_attention": "archbench.kernels",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import pluggy
@@ -43,8 +43,13 @@ def is_wrapper(plugin: object) -> bool:
     return bool(options) and all(_wraps(option) for option in options)
 
 
-def check_hooks(plugin: object, culprit: str, *, required: bool = True) -> None:
-    """Names and arguments of every hook in ``plugin``; with ``required``, that none is missing.
+def offers_only_tasks(plugin: object) -> bool:
+    """Whether ``plugin`` has the hook ``tasks`` and no other: diagnostic tasks, no architecture."""
+    return {hook for hook, _, _ in _implementations(plugin)} == {"tasks"}
+
+
+def check_hooks(plugin: object, culprit: str, *, required: Iterable[str] = REQUIRED_HOOKS) -> None:
+    """Names and arguments of every hook in ``plugin``, and that none of those ``required`` is missing.
 
     Raises:
         MisspeltHookError, HookArgumentError, MissingHookError: see there.
@@ -60,7 +65,7 @@ def check_hooks(plugin: object, culprit: str, *, required: bool = True) -> None:
         elif not inspect.isgeneratorfunction(inspect.unwrap(function)):
             step = f"Write 'result = yield' where the wrapped {hook} should run, and return the result"
             raise HookArgumentError(culprit, f"its {hook} hook is marked as a wrapper and has no yield", step)
-    for hook in REQUIRED_HOOKS if required else ():
+    for hook in required:
         if hook not in found:
             raise _missing(plugin, hook, culprit)
 

@@ -64,8 +64,8 @@ def file_entry(path: str, name: str | None = None) -> Entry:
     return Entry(name or path, path, f"sha256:{digest.hexdigest()[:12]}", path)
 
 
-def installed() -> list[Entry]:
-    """Entry points of the group ``archbench``, sorted by name; nothing is imported.
+def installed(group: str = GROUP) -> list[Entry]:
+    """Entry points of the group, sorted by name; nothing is imported.
 
     A package that is found twice on ``sys.path`` counts once, the first time, as in Python's own imports.
     """
@@ -79,7 +79,7 @@ def installed() -> list[Entry]:
         ):  # a half-removed package has no name
             continue
         seen.add(key)
-        points = [point for point in distribution.entry_points if point.group == GROUP]
+        points = [point for point in distribution.entry_points if point.group == group]
         entries += [Entry(point.name, package, distribution.version, point.value) for point in points]
     return sorted(entries, key=lambda entry: (entry.name, entry.package))
 

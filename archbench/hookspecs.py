@@ -20,12 +20,13 @@ A plugin is a module (or object) whose functions carry ``@archbench.hookimpl``::
     def generate(model, prompt, max_new_tokens, sampling): ...
 
 It is found through an entry point of the group ``archbench`` (the entry point's name is the
-architecture's), or by ``--plugin FILE_OR_DIR``.
+architecture's), or by ``--plugin FILE_OR_DIR``. Diagnostic tasks are plugins with the hook ``tasks`` alone, found
+through the group ``archbench.tasks``, or by ``--plugin`` too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +37,21 @@ if TYPE_CHECKING:
 
     from archbench.config import ModelConfig
     from archbench.data.batches import Batch
+    from archbench.data.tasks import Task
     from archbench.inference.sampling import Sampling
     from archbench.training.state import TrainState
 
 GROUP = "archbench"
 """Entry-point group, and the name of the pluggy project."""
 
+TASK_GROUP = "archbench.tasks"
+"""Entry-point group of plugins that offer diagnostic tasks."""
+
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 REQUIRED_HOOKS = ("describe", "build", "train_step", "generate")
-OPTIONAL_HOOKS = ("import_weights", "import_config")
+OPTIONAL_HOOKS = ("import_weights", "import_config", "tasks")
 
 
 @dataclass(frozen=True)
@@ -112,4 +117,12 @@ def import_config(published: Mapping[str, Any]) -> ModelConfig:  # type: ignore[
     It is what published weights are measured with when the user names no sizes, so whatever it says that this
     architecture does not have is to be refused, with a CheckpointError that names the field:
     ``archbench.nn.published_fields`` does so.
+    """
+
+
+@hookspec(firstresult=True)
+def tasks() -> Sequence[Task]:  # type: ignore[empty-body]
+    """Diagnostic tasks for ``archbench probe``, each an :class:`archbench.Task`; must be cheap: nothing is drawn here.
+
+    Their generators draw with the NumPy generator that they are given, and from nothing else.
     """

@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from archbench.architecture import Architecture
-from archbench.contract import check_hooks, is_wrapper
+from archbench.contract import check_hooks, is_wrapper, offers_only_tasks
 from archbench.discovery import (
     Entry,
     file_entry,
@@ -31,6 +32,7 @@ from archbench.errors import (
     UnknownNameError,
     did_you_mean,
 )
+from archbench.hookspecs import REQUIRED_HOOKS
 
 __all__ = ["Architecture", "Entry", "available", "load", "plugin_paths"]
 
@@ -46,7 +48,7 @@ def available(plugins: Iterable[str | Path] = ()) -> list[Entry]:
         UsageError: a file or folder in ``plugins`` does not exist, or has no plugin.
     """
     entries = installed()
-    files = [file.entry for file in _files(plugins) if not file.wraps]
+    files = [file.entry for file in _files(plugins) if file.kind == "architecture"]
     files = [file for file in files if not any(is_same_plugin(entry, file) for entry in entries)]
     return sorted(entries + files, key=lambda entry: (entry.name, entry.package))
 
@@ -67,7 +69,7 @@ def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
     """
     files = _files(plugins)
     claims = [entry for entry in installed() if entry.name == name]
-    claimed = [file.entry for file in files if file.entry.name == name and not file.wraps]
+    claimed = [file.entry for file in files if file.entry.name == name and file.kind == "architecture"]
     claims += [file for file in claimed if not any(is_same_plugin(entry, file) for entry in claims)]
     if len(claims) > 1:
         claimants = " and ".join(
@@ -96,11 +98,14 @@ def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
 def _wrappers(files: list[_File]) -> dict[str, object]:
     """The cross-cutting plugins among ``files``, by name; one that is broken is never left out silently."""
     for file in files:
-        if file.wraps and file.error is not None:
+        if file.kind == "wrapper" and file.error is not None:
             raise file.error
         if isinstance(file.error, PluginImportError):
             warnings.warn(f"left out {file.error}", ArchbenchWarning, stacklevel=3)
-    return {Path(file.entry.source).stem: file.plugin for file in files if file.wraps}
+    return {Path(file.entry.source).stem: file.plugin for file in files if file.kind == "wrapper"}
+
+
+Kind = Literal["architecture", "wrapper", "tasks"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,7 @@ class _File:
 
     entry: Entry
     plugin: object = None
-    wraps: bool = False
+    kind: Kind = "architecture"
     error: PluginError | None = None
 
 
@@ -119,16 +124,16 @@ def _files(plugins: Iterable[str | Path]) -> list[_File]:
 
 def _load_file(path: str) -> _File:
     entry = file_entry(path)
-    wraps = False
+    kind: Kind = "architecture"
     try:
         plugin = import_file(path)
-        wraps = is_wrapper(plugin)
-        check_hooks(plugin, entry.culprit, required=not wraps)
-        if not wraps:
+        kind = "wrapper" if is_wrapper(plugin) else "tasks" if offers_only_tasks(plugin) else "architecture"
+        check_hooks(plugin, entry.culprit, required=REQUIRED_HOOKS if kind == "architecture" else ())
+        if kind == "architecture":
             entry = file_entry(path, name=Architecture(entry, plugin).name)
-        return _File(entry, plugin, wraps)
+        return _File(entry, plugin, kind)
     except PluginError as error:
-        return _File(entry, wraps=wraps, error=error)
+        return _File(entry, kind=kind, error=error)
 
 
 def _unknown(name: str, files: list[_File]) -> PluginError | UnknownNameError:
@@ -136,6 +141,6 @@ def _unknown(name: str, files: list[_File]) -> PluginError | UnknownNameError:
     for file in files:
         if file.error is not None:
             return file.error
-    known = {entry.name for entry in installed()} | {file.entry.name for file in files if not file.wraps}
+    known = {entry.name for entry in installed()} | {file.entry.name for file in files if file.kind == "architecture"}
     step = did_you_mean(name, known) if known else "Reinstall archbench: even its built-in plugins are missing"
     return UnknownNameError(f"architecture {name!r}", "no installed package and no --plugin provides it", step)

@@ -20,6 +20,7 @@ from archbench.cli.kernels import kernels
 from archbench.cli.listing import list_architectures
 from archbench.cli.new import new
 from archbench.cli.output import say
+from archbench.cli.probe import probe
 from archbench.cli.regress import regress
 from archbench.cli.report import report
 from archbench.cli.results import results
@@ -69,6 +70,7 @@ def _options(
 app.command("run", rich_help_panel="Measure")(run)
 app.command("compare", rich_help_panel="Measure")(compare)
 app.command("tune", rich_help_panel="Measure")(tune)
+app.command("probe", rich_help_panel="Measure")(probe)
 app.command("kernels", rich_help_panel="Measure")(kernels)
 app.command("results", rich_help_panel="Measure")(results)
 app.command("report", rich_help_panel="Measure")(report)

@@ -1,11 +1,12 @@
-"""How ``archbench compare`` shows its progress: a bar on a terminal, a line for each cell elsewhere, or nothing."""
+"""How long commands show their progress: a bar on a terminal, a line for each cell elsewhere, or nothing."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import typer
 
@@ -14,7 +15,7 @@ from archbench.cli.output import say
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from archbench.compare.cells import Cell, Record
+    from archbench.compare.cells import Cell
 
 STAGES = {
     "pilot": "pilot",
@@ -25,16 +26,28 @@ STAGES = {
 }
 
 
+class Ended(Protocol):
+    """What became of a cell."""
+
+    @property
+    def outcome(self) -> str: ...
+    @property
+    def cause(self) -> str | None: ...
+    @property
+    def seconds(self) -> float: ...
+
+
 class CompareProgress:
     """Progress on standard error, while this is entered: an :class:`archbench.compare.comparison.Follower`.
 
     Args:
         folder: of the comparison, to say how to go on with it.
         quiet: show none; why an architecture takes no part is said all the same.
+        describe: a cell in a few words; None for the cells of a comparison.
     """
 
-    def __init__(self, folder: Path, *, quiet: bool) -> None:
-        self._folder, self._quiet = folder, quiet
+    def __init__(self, folder: Path, *, quiet: bool, describe: Callable[[Any], str] | None = None) -> None:
+        self._folder, self._quiet, self._describe = folder, quiet, describe or describe_cell
         self._bar: Progress | None = None
         self._cells = self._known = self._measured = 0
         self._left = self._began = 0.0
@@ -65,15 +78,15 @@ class CompareProgress:
             self._bar.start()
             self._task = self._bar.add_task("", total=cells, completed=known)
 
-    def finished(self, cell: Cell, record: Record) -> None:
+    def finished(self, cell: Any, record: Ended) -> None:
         self._measured += 1
         if record.outcome == "failed":
-            self.note(f"{describe(cell)} failed: {record.cause}")
+            self.note(f"{self._describe(cell)} failed: {record.cause}")
         if self._quiet:
             return
         done = self._known + self._measured
         self._cells = max(self._cells, done)  # a search that goes on past its edge adds some
-        text = f"{describe(cell)}: {record.outcome}, {record.seconds:.0f} s; {self._to_go()}"
+        text = f"{self._describe(cell)}: {record.outcome}, {record.seconds:.0f} s; {self._to_go()}"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=self._cells, description=text)
         else:
@@ -93,7 +106,7 @@ class CompareProgress:
         return f"about {duration(max(0.0, left))} left"
 
 
-def describe(cell: Cell) -> str:
+def describe_cell(cell: Cell) -> str:
     """A cell in a few words."""
     detail = {
         "tune": f" × {cell.factor:g}, seed {cell.config.seed}" if cell.factor is not None else "",

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from archbench.compare import prediction, stages
-from archbench.compare.cells import Cell, Record, check_seconds, known_record, rows_of
+from archbench.compare.cells import Cell, Record, check_seconds, known_record, measure, rows_of
 from archbench.compare.contenders import contenders
 from archbench.compare.learning_rates import Curve, Point, curve, next_factor
 from archbench.compare.outcome import Measured, write_comparison, write_tuning
@@ -23,7 +21,7 @@ from archbench.compare.prediction import Pilot
 from archbench.compare.stages import Contender
 from archbench.errors import StorageError, UsageError
 from archbench.phases.folder import write_text
-from archbench.results.store import prepare_folder
+from archbench.results.lock import locked
 
 
 class Follower(Protocol):
@@ -54,7 +52,7 @@ def compare(plan: ComparePlan, folder: Path, follower: Follower, command: str) -
         UsageError: the folder holds another plan, or another process works on it.
         ArchbenchError: the baseline cannot be measured, or nothing can be stored.
     """
-    with _locked(folder):
+    with locked(folder):
         work = _Work(plan, folder, follower, command)
         work.begin(confirms=True)
         curves = work.tune()
@@ -71,7 +69,7 @@ def tune(plan: ComparePlan, folder: Path, follower: Follower, command: str) -> d
     Raises:
         UsageError, ArchbenchError: as :func:`compare`.
     """
-    with _locked(folder):
+    with locked(folder):
         work = _Work(plan, folder, follower, command)
         work.begin(confirms=False)
         return write_tuning(work.measured(work.tune()))
@@ -182,7 +180,7 @@ class _Work:
             if not quietly:
                 self.follower.finished(cell, record)
 
-        records = run_cells(cells, self.folder, jobs or self.plan.jobs, finished)
+        records = run_cells(cells, self.folder, jobs or self.plan.jobs, finished, known=known_record, measure=measure)
         self.cells |= {cell.key: (cell, records[cell.key]) for cell in cells}
 
     def _after_pilot(self, contender: Contender) -> Contender:
@@ -285,16 +283,3 @@ class _Work:
         except OSError as error:
             step = "Make room, and run the same command again"
             raise StorageError(str(self.folder / PLAN), f"it cannot be written ({error.strerror})", step) from error
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time."""
-    prepare_folder(folder)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            step = "Wait for it, or choose another folder with --out"
-            raise UsageError(str(folder), "another process is measuring this comparison", step) from None
-        yield

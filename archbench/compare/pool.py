@@ -7,28 +7,46 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Protocol, TypeVar
 
-from archbench.compare.cells import Cell, Record, known_record, measure
 from archbench.errors import PhaseError
 from archbench.processes import end_with_parent
 
-Finished = Callable[[Cell, Record], None]
+C = TypeVar("C", bound="Keyed")
+R = TypeVar("R")
 
 
-def run_cells(cells: Sequence[Cell], folder: Path, jobs: int, finished: Finished) -> dict[str, Record]:
+class Keyed(Protocol):
+    """What is measured once, and kept under its key."""
+
+    @property
+    def key(self) -> str: ...
+
+
+def run_cells(
+    cells: Sequence[C],
+    folder: Path,
+    jobs: int,
+    finished: Callable[[C, R], None],
+    *,
+    known: Callable[[Path, str], R | None],
+    measure: Callable[[C, Path], R],
+) -> dict[str, R]:
     """The record of each cell by its key; those that are known are not run again.
 
     Args:
-        folder: the comparison's.
+        folder: where records are kept.
         jobs: cells at a time.
         finished: told of each cell that was measured now, as soon as it is.
+        known: the record that the folder has of a key.
+        measure: makes a cell's record and keeps it; a function of a module, for other processes to find.
 
     Raises:
         StorageError: the folder cannot be written; what was measured before is kept.
         PhaseError: a process that ran cells was killed.
         KeyboardInterrupt: as ever; the cells that were running are gone on with next time.
     """
-    records = {cell.key: record for cell in cells if (record := known_record(folder, cell.key)) is not None}
+    records = {cell.key: record for cell in cells if (record := known(folder, cell.key)) is not None}
     waiting = [cell for cell in cells if cell.key not in records]
     if not waiting:
         return records
@@ -36,7 +54,7 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int, finished: Finished
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(jobs, len(waiting)), mp_context=context, initializer=end_with_parent)
     try:
-        running: dict[Future[Record], Cell] = {pool.submit(measure, cell, folder): cell for cell in waiting}
+        running: dict[Future[R], C] = {pool.submit(measure, cell, folder): cell for cell in waiting}
         for future in as_completed(running):
             cell = running[future]
             records[cell.key] = future.result()
@@ -44,7 +62,7 @@ def run_cells(cells: Sequence[Cell], folder: Path, jobs: int, finished: Finished
     except BrokenProcessPool as error:
         cause = "a process that was measuring was killed, most often for want of memory"
         step = "Free some memory or use fewer --jobs, then run the same command again: what is finished is kept"
-        raise PhaseError(f"comparison {folder}", cause, step) from error
+        raise PhaseError(str(folder), cause, step) from error
     except BaseException:
         for process in multiprocessing.active_children():  # what they run ends with them
             process.terminate()

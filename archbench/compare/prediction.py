@@ -76,11 +76,11 @@ def cell_seconds(cell: Cell, pilot: Pilot, updates: float) -> float:
 
 def total_seconds(stages: Sequence[tuple[Sequence[Cell], int]], seconds: Mapping[str, float]) -> float:
     """Of stages one after the other, each of cells ``jobs`` at a time; ``seconds`` of each cell by its key."""
-    return sum(_together([seconds[cell.key] for cell in cells], jobs) for cells, jobs in stages if cells)
+    return sum(together([seconds[cell.key] for cell in cells], jobs) for cells, jobs in stages if cells)
 
 
-def _together(seconds: Sequence[float], jobs: int) -> float:
-    """Each process takes the next cell as soon as it is free."""
+def together(seconds: Sequence[float], jobs: int) -> float:
+    """Seconds that cells of ``seconds`` take, ``jobs`` at a time: each process takes the next as soon as it is free."""
     free = [0.0] * jobs
     for one in seconds:
         first = free.index(min(free))

@@ -15,7 +15,8 @@ from archbench.report.evidence import Evidence, of_comparison, of_runs
 from archbench.report.figures import Figure
 from archbench.report.learning_curves import loss_figure, tuning_figure, validation_figure
 from archbench.report.outcome import Outcome, is_comparison
-from archbench.report.quality_figures import difference_figure, position_figure, probe_figure
+from archbench.report.probe_figures import probe_figure, probe_state_figure
+from archbench.report.quality_figures import difference_figure, position_figure
 from archbench.report.styles import Style
 from archbench.report.tables import Table, cost_table, lost_table, run_table, size_table, verdict_table
 
@@ -102,6 +103,7 @@ _BUILDERS = (
     ("loss by position", position_figure),
     ("learning rates", tuning_figure),
     ("probes", probe_figure),
+    ("probes against decoding state", probe_state_figure),
     ("kernels", kernel_figure),
 )
 

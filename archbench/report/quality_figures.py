@@ -1,9 +1,9 @@
-"""Figures of quality: differences to the baseline, loss by position, and scores of probes."""
+"""Figures of quality: differences to the baseline, and loss by position."""
 
 from __future__ import annotations
 
 from archbench.report.evidence import Evidence
-from archbench.report.figures import Axis, Figure, HeatMap, Panel, Rule, Series
+from archbench.report.figures import Axis, Figure, Panel, Rule, Series
 from archbench.report.numbers import percent
 
 _PARTS: tuple[tuple[str, str, float], ...] = (
@@ -93,25 +93,4 @@ def position_figure(evidence: Evidence) -> Figure | None:
         tuple(panels), remarks=tuple(causes.values()),
         legend=tuple((name, evidence.styles[name]) for name in evidence.names if name in drawn),
         provenance=(("measured", "the confirming seeds' models on the validation text; comparison.json"),),
-    )  # fmt: skip
-
-
-def probe_figure(evidence: Evidence) -> Figure | None:
-    """Accuracy of each architecture in each task of the phase probe, mean over seeds; None without such rows."""
-    rows = evidence.rows
-    rows = rows[(rows.phase == "probe") & rows.value.notna() & rows["name"].isin(evidence.names)]
-    if rows.empty:
-        return None
-    means = rows.groupby(["name", "metric"]).value.mean()
-    tasks = tuple(str(task) for task in rows.metric.drop_duplicates())
-    names = tuple(name for name in evidence.names if name in set(rows["name"]))
-    values = tuple(
-        tuple(float(means[name, task]) if (name, task) in means.index else None for task in tasks) for name in names
-    )
-    heat = HeatMap(names, tasks, values)
-    return Figure(
-        "probes", "Scores of probes",
-        "Accuracy from 0 to 1, mean over seeds. Exploratory: no correction for many tasks.",
-        (Panel("accuracy", Axis("task"), Axis("architecture"), heat=heat),),
-        provenance=(("rows", "phase probe"), ("runs", ", ".join(rows.run_id.drop_duplicates()))),
     )  # fmt: skip

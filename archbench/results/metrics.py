@@ -111,6 +111,15 @@ _DECODE = _metrics(
     *_REPEATED,
     *_MEMORY,
 )
+_PROBE = _metrics(
+    "probe",
+    ("accuracy", "1", "questions of the test examples answered / asked, at the learning rate chosen"),
+    ("chance", "1", "accuracy of the best guess that ignores what has to be remembered"),
+    ("state_bytes", "B", "what decoding keeps of one sequence of context_length, computed; null: no cache"),
+    ("learning_rate", "1", "the peak learning rate at which the seeds answered most validation examples"),
+    ("updates", "1", "optimizer updates made; fewer than the budget where every validation example was answered"),
+    ("cpu_seconds", "s", "CPU time of the training and its scoring, of all threads"),
+)
 _KERNEL = _metrics(
     "kernel",
     ("forward_seconds", "s", "one forward pass; repeat = number of the sample; null: it cannot run here"),
@@ -151,7 +160,9 @@ _ENVIRONMENT = _metrics(
     ("contaminated", "1", "1: something else disturbed the phase; 0: nothing that could be seen"),
 )
 
-METRICS: tuple[Metric, ...] = (*_CHECK, *_QUALITY, *_POSITIONS, *_TRAIN, *_PREFILL, *_DECODE, *_KERNEL, *_ENVIRONMENT)
+METRICS: tuple[Metric, ...] = (
+    *_CHECK, *_QUALITY, *_POSITIONS, *_TRAIN, *_PREFILL, *_DECODE, *_PROBE, *_KERNEL, *_ENVIRONMENT,
+)  # fmt: skip
 """Every metric of archbench's own phases."""
 
 UNITS: dict[tuple[str, str], str] = {(metric.phase, metric.metric): metric.unit for metric in METRICS}

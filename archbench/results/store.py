@@ -100,7 +100,7 @@ def write_run(
     """
     folder = Path(out)
     final = folder / f"{run_id}.parquet"
-    table = _table(run_id, rows, common or {})
+    table = run_table(run_id, rows, common or {})
     settings = json.dumps(dict(config), indent=2, sort_keys=False, ensure_ascii=False).encode() + b"\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -176,8 +176,8 @@ def _parquet(table: pa.Table) -> bytes:
     return content
 
 
-def _table(run_id: str, rows: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> pa.Table:
-    """The rows as an Arrow table of the exact schema.
+def run_table(run_id: str, rows: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> pa.Table:
+    """The rows as an Arrow table of the exact schema; see :func:`write_run`.
 
     Raises:
         StorageError: naming row and column.

@@ -78,6 +78,7 @@ def train(
     step: Callable[[TrainState, Batch], Tensor] = next_token_step,
     flops_per_token: float = math.nan,
     validate: Callable[[nn.Module], float] | None = None,
+    enough: Callable[[], bool] | None = None,
     checkpoints: Path | None = None,
     progress: Progress | None = None,
     observe: Observer | None = None,
@@ -93,6 +94,7 @@ def train(
         flops_per_token: model FLOPs of training on one token, for a budget in FLOPs.
         validate: the model's loss on held-out text, nats/token. Called in evaluation mode, without gradients, on the
             uncompiled module, with the random number generators set aside; its time counts nowhere.
+        enough: asked after each validation; True ends the training before its budget is spent.
         checkpoints: folder of the checkpoints; the newest one in it is continued from. None to write none.
         progress: None for silence.
         observe: told of each update when its loss is read (``loss``, ``learning_rate``, ``grad_norm``, and but for a
@@ -139,6 +141,8 @@ def train(
                 break
             if validate is not None and (validation_due or ledger.finished):
                 ledger.add_validation(_validation_loss(state, validate))
+                if enough is not None and enough():
+                    break
             if checkpoints is not None and (checkpoint_due or ledger.finished):
                 resume.save(checkpoints, state, ledger.history, run)
     except (RuntimeError, HookFailedError) as error:

@@ -1,0 +1,1 @@
+"""``archbench probe``: which diagnostic tasks an architecture learns on a small budget."""

@@ -1,0 +1,154 @@
+"""A probe from plan to outcome: match, predict, train, score. Killed at any time, it goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from archbench.compare.pool import run_cells
+from archbench.compare.prediction import PROCESS_SECONDS, together
+from archbench.data.tasks import Task
+from archbench.errors import StorageError, UsageError
+from archbench.phases.folder import write_text
+from archbench.probing.contenders import Contender, contenders
+from archbench.probing.outcome import Measured, write_outcome
+from archbench.probing.plan import PLAN, ProbePlan
+from archbench.probing.trials import Kind, Trial, TrialRecord, known_trial, measure_trial, rates_of, trial_key
+from archbench.results.lock import locked
+from archbench.tasks import load_tasks
+
+
+class Follower(Protocol):
+    """Is told how a probe goes on; what it does with that changes nothing."""
+
+    def began(self, seconds: float, left: float, cells: int, known: int) -> None:
+        """After the pilots: what all is predicted to take and what is left of it, and how many trials are known."""
+        ...
+
+    def finished(self, cell: Trial, record: TrialRecord) -> None:
+        """A trial was measured."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something to know, such as why an architecture takes no part."""
+        ...
+
+
+def probe(plan: ProbePlan, folder: Path, follower: Follower, command: str) -> dict[str, Any]:
+    """Run what is not known yet of the plan and judge; the outcome, as ``probe.json`` has it.
+
+    Args:
+        plan: what to probe.
+        folder: of the probe; one of the same digest is gone on with.
+        command: what the user typed, to be kept.
+
+    Raises:
+        UnknownNameError: there is no such architecture, preset or task.
+        UsageError: the folder holds another plan, another process works on it, or no architecture takes part.
+        StorageError: nothing can be stored.
+    """
+    tasks = load_tasks(plan.tasks, plan.plugins)
+    with locked(folder):
+        _require_same(plan, folder)
+        started = time.monotonic()
+        found = contenders(plan, tasks)
+        pilots = _pilots(plan, folder, tasks, found)
+        found = [_after_pilot(one, pilots) for one in found]
+        for one in found:
+            if one.reason is not None:
+                follower.note(f"{one.architecture} takes no part: {one.reason}")
+        if all(one.reason is not None for one in found):
+            step = "Correct what the notes above say, or name other architectures"
+            raise UsageError("archbench probe", "nothing is left to probe", step)
+        trials = _trials(plan, tasks, found)
+        waiting = {trial.key for trial in trials if known_trial(folder, trial.key) is None}
+        left = _predicted(plan, pilots, [trial for trial in trials if trial.key in waiting])
+        all_of_it = time.monotonic() - started + _predicted(plan, pilots, trials)
+        follower.began(all_of_it, left, len(trials), len(trials) - len(waiting))
+        records = run_cells(trials, folder, plan.jobs, follower.finished, known=known_trial, measure=measure_trial)
+        before = sum(records[trial.key].seconds for trial in trials if trial.key not in waiting) / plan.jobs
+        return write_outcome(
+            Measured(
+                plan=plan,
+                folder=folder,
+                command=command,
+                tasks=tasks,
+                contenders=found,
+                trials=[(trial, records[trial.key]) for trial in trials],
+                predicted_seconds=all_of_it,
+                measured_seconds=before + time.monotonic() - started,
+            )
+        )
+
+
+def _pilots(
+    plan: ProbePlan, folder: Path, tasks: Sequence[Task], found: Sequence[Contender]
+) -> dict[tuple[str, str], TrialRecord]:
+    """A pilot of each architecture on each task, by both names."""
+    pilots = [
+        _trial("pilot", plan, one, task, rates_of(plan, task)[0], 0)
+        for one in found
+        if one.reason is None
+        for task in tasks
+    ]
+    records = run_cells(pilots, folder, plan.jobs, lambda trial, record: None, known=known_trial, measure=measure_trial)
+    return {(pilot.architecture, pilot.task): records[pilot.key] for pilot in pilots}
+
+
+def _after_pilot(one: Contender, pilots: dict[tuple[str, str], TrialRecord]) -> Contender:
+    """Without those whose pilot failed: they would fail all their trials."""
+    causes = [record.cause for (name, _), record in pilots.items() if name == one.architecture and record.cause]
+    return replace(one, reason=causes[0]) if causes else one
+
+
+def _trials(plan: ProbePlan, tasks: Sequence[Task], found: Sequence[Contender]) -> list[Trial]:
+    """Seed by seed and task by task, so that a probe that is stopped has something of all."""
+    return [
+        _trial("trial", plan, one, task, rate, seed)
+        for seed in range(plan.seeds)
+        for task in tasks
+        for one in found
+        if one.reason is None
+        for rate in rates_of(plan, task)
+    ]
+
+
+def _trial(stage: Kind, plan: ProbePlan, one: Contender, task: Task, rate: float, seed: int) -> Trial:
+    place = {
+        "stage": stage, "architecture": one.architecture, "overrides": dict(one.overrides), "learning_rate": rate,
+        "seed": seed, "checks": stage == "pilot" and task.name == plan.tasks[0],
+    }  # fmt: skip
+    return Trial(
+        stage, plan, one.architecture, dict(one.overrides), task.name, rate, seed,
+        trial_key(plan, task, one.source, **place),
+    )  # fmt: skip
+
+
+def _predicted(plan: ProbePlan, pilots: dict[tuple[str, str], TrialRecord], trials: Sequence[Trial]) -> float:
+    seconds = [pilots[trial.architecture, trial.task].cpu_seconds for trial in trials]
+    return PROCESS_SECONDS + together(seconds, plan.jobs) if seconds else 0.0
+
+
+def _require_same(plan: ProbePlan, folder: Path) -> None:
+    """Keep the plan's digest in the folder.
+
+    Raises:
+        UsageError: it holds a probe of another plan.
+        StorageError: it cannot be read or written.
+    """
+    file = folder / PLAN
+    try:
+        if file.exists() and json.loads(file.read_text()).get("digest") != plan.digest():
+            step = "Choose another folder with --out, or leave it out"
+            raise UsageError(str(folder), "it holds a probe of another plan", step)
+        write_text(file, json.dumps({"digest": plan.digest(), "plan": plan.model_dump(mode="json")}, indent=2) + "\n")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise StorageError(
+            str(file), f"it cannot be read or written ({error})", "Delete it; trials are kept"
+        ) from error

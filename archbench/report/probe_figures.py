@@ -1,0 +1,78 @@
+"""Figures of probes: scores by task, and against the state that they were had with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from archbench.report.evidence import Evidence
+from archbench.report.figures import Axis, Figure, HeatMap, Panel, Series, ticks_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def probe_figure(evidence: Evidence) -> Figure | None:
+    """Accuracy of each architecture on each condition of each task, mean over seeds; None without rows of probes."""
+    rows = _probes(evidence, "accuracy")
+    if rows.empty:
+        return None
+    chance = _probes(evidence, "chance").groupby(["corpus", "operation"]).value.first()
+    means = rows.groupby(["name", "corpus", "operation"]).value.mean()
+    conditions = list(rows[["corpus", "operation"]].drop_duplicates().itertuples(index=False, name=None))
+    names = tuple(name for name in evidence.names if name in set(rows["name"]))
+    values = tuple(
+        tuple(float(means[name, *one]) if (name, *one) in means.index else None for one in conditions) for name in names
+    )
+    columns = tuple(f"{task}, {condition}" for task, condition in conditions)
+    guesses = ", ".join(f"{column} {chance[one]:.2g}" for column, one in zip(columns, conditions, strict=True))
+    heat = HeatMap(names, columns, values)
+    return Figure(
+        "probes", "Scores of probes",
+        "Accuracy from 0 to 1, mean over seeds, each architecture at the learning rate that suited it best. What is not "
+        "learned was not learned under this budget. Exploratory: no correction for many tasks.",
+        (Panel("accuracy", Axis("task"), Axis("architecture"), heat=heat),),
+        remarks=(f"Chance: {guesses}.",),
+        provenance=(("rows", "phase probe"), ("runs", f"{rows.run_id.nunique()}")),
+    )  # fmt: skip
+
+
+def probe_state_figure(evidence: Evidence) -> Figure | None:
+    """Accuracy against the bytes that decoding keeps, one task at a time; None where fewer than two have a state."""
+    rows = _probes(evidence, "accuracy")
+    states = _probes(evidence, "state_bytes").groupby(["name", "corpus"]).value.first()
+    if rows.empty or states.nunique() < 2:
+        return None
+    conditions = rows[["corpus", "operation"]].drop_duplicates().itertuples(index=False, name=None)
+    panels, shown = [], []
+    for task, condition in conditions:
+        own = rows[(rows.corpus == task) & (rows.operation == condition)]
+        series = []
+        for name in evidence.names:
+            values = own[own["name"] == name].value
+            if not len(values) or (name, task) not in states.index:
+                continue
+            shown.append(name)
+            series.append(
+                Series(
+                    name, evidence.styles[name], (float(states[name, task]),), (float(values.mean()),),
+                    (float(values.min()),), (float(values.max()),), drawn="points", label=name,
+                )
+            )  # fmt: skip
+        sizes = [series.x[0] for series in series]
+        if sizes:
+            axis = Axis("decoding state of one sequence", "B", "log", ticks_of(sizes, "B", "log"))
+            panels.append(Panel(f"{task}, {condition}", axis, Axis("accuracy", limits=(0.0, 1.05)), tuple(series)))
+    return Figure(
+        "probe-state", "Scores of probes against decoding state",
+        "Accuracy against the bytes that decoding keeps of one sequence of the task's longest example; bars go from the "
+        "lowest to the highest seed. Equal parameters do not mean equal states.",
+        tuple(panels), arrangement="switch",
+        legend=tuple((name, evidence.styles[name]) for name in evidence.names if name in shown),
+        provenance=(("rows", "phase probe"),),
+    )  # fmt: skip
+
+
+def _probes(evidence: Evidence, metric: str) -> pd.DataFrame:
+    rows = evidence.rows
+    chosen = (rows.phase == "probe") & (rows.metric == metric) & rows.value.notna()
+    return rows[chosen & rows["name"].isin(evidence.names)]

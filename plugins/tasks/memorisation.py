@@ -1,0 +1,46 @@
+"""Memorisation: facts that stand in no example have to be learnt by heart.
+
+Poli et al. 2024, "Mechanistic Design and Scaling of Hybrid Architectures" (MAD), arXiv:2403.17844, section 3.1: one
+dictionary for all examples; a key and a token that asks are read, and the value is never shown. The sequences of keys
+that are tested were not trained on; the facts were, since they are what is to be known.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from archbench import IGNORED, Examples, Task, hookimpl
+
+FACTS = 1024
+ASK = 2 * FACTS
+QUESTIONS = 16
+
+VALUE_OF = FACTS + np.random.default_rng(2024).permutation(FACTS)
+"""(FACTS,): the dictionary, the same for all examples and seeds; no two keys share a value."""
+
+
+def draw(random: np.random.Generator, count: int) -> Examples:
+    """inputs (B, 32): sixteen keys, each with a token behind it that asks for its value."""
+    keys = random.integers(FACTS, size=(count, QUESTIONS))
+    inputs = np.full((count, 2 * QUESTIONS), ASK)
+    targets = np.full((count, 2 * QUESTIONS), IGNORED)
+    inputs[:, ::2] = keys
+    targets[:, 1::2] = VALUE_OF[keys]
+    return Examples(inputs, targets)
+
+
+@hookimpl
+def tasks() -> list[Task]:
+    return [
+        Task(
+            name="memorisation",
+            summary="Know 256 facts by heart",
+            source="Poli et al. 2024, MAD, arXiv:2403.17844, section 3.1",
+            vocab_size=2 * FACTS + 1,
+            context_length=2 * QUESTIONS,
+            train=draw,
+            tests={f"{FACTS} facts": draw},
+            chance={f"{FACTS} facts": 1 / FACTS},
+            updates=200,
+        )
+    ]
