@@ -130,10 +130,10 @@ def test_an_architecture_that_looks_ahead_is_not_probed_unless_told_to(
     cli: RunCLI, minimal_plugin: str, tmp_path: Path
 ) -> None:
     seer = tmp_path / "seer.py"
-    looks = minimal_plugin.replace('"bigram"', '"seer"').replace(
-        "(self, tokens):\n", "(self, tokens):\n        tokens = tokens.flip(-1)\n", 1
+    looks = (
+        minimal_plugin.replace('"bigram"', '"seer"').replace("    return Bigram(config)", "    return Seer(config)")
+        + "\n\nclass Seer(Bigram):\n    def forward(self, tokens):\n        return super().forward(tokens.flip(-1))\n"
     )
-    assert "flip" in looks
     seer.write_text(looks)
     command = ("probe", "seer", "--plugin", seer, "--task", "state-parity", "--out", tmp_path / "out")
     done = cli(*command, *(option for option in SMALL if option != "--unchecked"))
@@ -145,7 +145,8 @@ def test_an_architecture_that_looks_ahead_is_not_probed_unless_told_to(
 def test_a_training_that_diverges_is_stated_and_answers_nothing(cli: RunCLI, bigram: Path, tmp_path: Path) -> None:
     bigram.write_text(
         bigram.read_text().replace("    return Bigram(config)", "    return Bigram(config).apply(filled)")
-        + "\n\ndef filled(module):\n    if hasattr(module, 'weight'):\n        nn.init.constant_(module.weight, float('nan'))\n"
+        + "\n\ndef filled(module):\n    if hasattr(module, 'weight'):\n"
+        + "        nn.init.constant_(module.weight, float('nan'))\n"
     )
     out = tmp_path / "out"
     done = cli("probe", "bigram", "--plugin", bigram, "--task", "state-parity", *SMALL, "--out", out)

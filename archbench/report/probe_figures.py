@@ -28,8 +28,8 @@ def probe_figure(evidence: Evidence) -> Figure | None:
     heat = HeatMap(names, columns, values)
     return Figure(
         "probes", "Scores of probes",
-        "Accuracy from 0 to 1, mean over seeds, each architecture at the learning rate that suited it best. What is not "
-        "learned was not learned under this budget. Exploratory: no correction for many tasks.",
+        "Accuracy from 0 to 1, mean over seeds, each architecture at the learning rate that suited it best. What is "
+        "not learned was not learned under this budget. Exploratory: no correction for many tasks.",
         (Panel("accuracy", Axis("task"), Axis("architecture"), heat=heat),),
         remarks=(f"Chance: {guesses}.",),
         provenance=(("rows", "phase probe"), ("runs", f"{rows.run_id.nunique()}")),
@@ -64,8 +64,8 @@ def probe_state_figure(evidence: Evidence) -> Figure | None:
             panels.append(Panel(f"{task}, {condition}", axis, Axis("accuracy", limits=(0.0, 1.05)), tuple(series)))
     return Figure(
         "probe-state", "Scores of probes against decoding state",
-        "Accuracy against the bytes that decoding keeps of one sequence of the task's longest example; bars go from the "
-        "lowest to the highest seed. Equal parameters do not mean equal states.",
+        "Accuracy against the bytes that decoding keeps of one sequence of the task's longest example; bars go from "
+        "the lowest to the highest seed. Equal parameters do not mean equal states.",
         tuple(panels), arrangement="switch",
         legend=tuple((name, evidence.styles[name]) for name in evidence.names if name in shown),
         provenance=(("rows", "phase probe"),),

@@ -1,8 +1,8 @@
 """Copying, and copying of longer strings than were ever trained on.
 
 Jelassi et al. 2024, "Repeat After Me: Transformers are Better than State Space Models at Copying", arXiv:2402.01032,
-section 3.1: a string of random letters between a first token and a copy token, to be repeated token by token. Trained on
-lengths from 1 to 16, all equally likely, and tested on 16, 32 and 64.
+section 3.1: a string of random letters between a first token and a copy token, to be repeated token by token. Trained
+on lengths from 1 to 16, all equally likely, and tested on 16, 32 and 64.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Poli et al. 2024, "Mechanistic Design and Scaling of Hybrid Architectures" (MAD), arXiv:2403.17844, section 3.1, noisy
 in-context recall: noise has a vocabulary of its own and never parts a key from its value. Here each key of an example
-stands once before any comes again, so that a guess is right once in as many times as there are keys, and nothing is asked
-at noise: graded there, as in the reference generator, a score would mostly be of what nobody can know.
+stands once before any comes again, so that a guess is right once in as many times as there are keys, and nothing is
+asked at noise: graded there, as in the reference generator, a score would mostly be of what nobody can know.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Selective copying: repeat in order what stood between blanks, at places that no position tells.
 
-Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv:2312.00752, section 4.1.1, after
-Jing et al. 2019; as in Poli et al. 2024 (MAD), arXiv:2403.17844, section 3.1: the tokens stand at random places of the
-first part, and a second part of as many markers asks for them. Markers and blanks are no tokens to be copied.
+Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv:2312.00752, section 4.1.1,
+after Jing et al. 2019; as in Poli et al. 2024 (MAD), arXiv:2403.17844, section 3.1: the tokens stand at random places
+of the first part, and a second part of as many markers asks for them. Markers and blanks are no tokens to be copied.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """State tracking: the word problems of S3, the permutations of three things, and of parity.
 
-Merrill et al. 2024, "The Illusion of State in State-Space Models", arXiv:2404.08819, section 4: read elements of a group,
-and after each give the product of all so far. Parity is the same for the group of two elements (Hahn 2020,
-arXiv:1906.06755; Grazzi et al. 2024, arXiv:2411.12537, section 5.1). Trained on every length up to 32, as each prefix is
-asked for; tested on the product of exactly 32, 64 and 128 elements.
+Merrill et al. 2024, "The Illusion of State in State-Space Models", arXiv:2404.08819, section 4: read elements of a
+group, and after each give the product of all so far. Parity is the same for the group of two elements (Hahn 2020,
+arXiv:1906.06755; Grazzi et al. 2024, arXiv:2411.12537, section 5.1). Trained on every length up to 32, as each prefix
+is asked for; tested on the product of exactly 32, 64 and 128 elements.
 """
 
 from __future__ import annotations
