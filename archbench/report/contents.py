@@ -115,7 +115,7 @@ def of_evidence(evidence: Evidence) -> Contents:
         figure = build(evidence)
         if figure is not None:
             figures.append(replace(figure, provenance=(*figure.provenance, *evidence.provenance)))
-        elif not (build is difference_figure and evidence.outcome is None):
+        elif build is not probe_state_figure and not (build is difference_figure and evidence.outcome is None):
             missing.append(name)
     lead = next((figure for figure in figures if figure.key == "difference"), None)
     outcome = evidence.outcome
