@@ -155,10 +155,10 @@ def _seed_rows(one: Made, seed: int, random: np.random.Generator, diverges: bool
         return [*rows, {"phase": "train", "metric": "diverged", "value": float(steps - 1)}]
     rows.append({"phase": "quality", "metric": "bits_per_byte", "value": final})
     if probes:
-        rows += [
-            {"phase": "probe", "metric": task, "unit": "1", "value": min(1.0, value + 0.01 * random.standard_normal())}
-            for task, value in one.probes.items()
-        ]
+        for task, value in one.probes.items():
+            place = {"phase": "probe", "corpus": task, "operation": "held out"}
+            score = min(1.0, value + 0.01 * random.standard_normal())
+            rows += [{**place, "metric": "accuracy", "value": score}, {**place, "metric": "chance", "value": 0.1}]
     return rows
 
 

@@ -157,7 +157,7 @@ def _runs_title(evidence: Evidence) -> tuple[str, str]:
     runs = evidence.rows.run_id.nunique()
     device = ", ".join(evidence.rows.device_name.drop_duplicates().astype(str))
     return (
-        "Runs without a comparison" if evidence.names else "Kernels",
+        _kind(evidence),
         f"{runs} run{'s' if runs > 1 else ''} · {device} · newest {evidence.rows.time_utc.max():%Y-%m-%d}",
     )
 
@@ -176,3 +176,9 @@ def _plan(outcome: Outcome) -> tuple[tuple[str, str], ...]:
         ("cells", f"{done:,} of {len(outcome.cells):,} finished"),
         ("time", f"{outcome.seconds.measured / 60:,.0f} min, predicted {outcome.seconds.predicted / 60:,.0f} min"),
     )
+
+
+def _kind(evidence: Evidence) -> str:
+    if not evidence.names:
+        return "Kernels"
+    return "Probes" if (evidence.rows.phase == "probe").all() else "Runs without a comparison"

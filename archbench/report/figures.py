@@ -142,7 +142,7 @@ def data_of(figure: Figure) -> tuple[list[str], list[list[Any]]]:
             for row, values in zip(panel.heat.rows, panel.heat.values, strict=True)
             for column, value in zip(panel.heat.columns, values, strict=True)
         ]
-        return ["architecture", "task", "value"], rows
+        return ["task", "architecture", "value"], rows
     columns = ["panel", "series", "part", "x", "x_quantity", "x_unit", "y", "y_quantity", "y_unit", "low", "high"]
     rows = [
         _row(panel, series, index)

@@ -21,17 +21,17 @@ def probe_figure(evidence: Evidence) -> Figure | None:
     conditions = list(rows[["corpus", "operation"]].drop_duplicates().itertuples(index=False, name=None))
     names = tuple(name for name in evidence.names if name in set(rows["name"]))
     values = tuple(
-        tuple(float(means[name, *one]) if (name, *one) in means.index else None for one in conditions) for name in names
+        tuple(float(means[name, *one]) if (name, *one) in means.index else None for name in names) for one in conditions
     )
-    columns = tuple(f"{task}, {condition}" for task, condition in conditions)
-    guesses = ", ".join(f"{column} {chance[one]:.2g}" for column, one in zip(columns, conditions, strict=True))
-    heat = HeatMap(names, columns, values)
+    lines = tuple(f"{task}, {condition}" for task, condition in conditions)
+    guesses = "; ".join(f"{line}: {chance[one]:.2g}" for line, one in zip(lines, conditions, strict=True))
+    heat = HeatMap(lines, names, values)
     return Figure(
         "probes", "Scores of probes",
         "Accuracy from 0 to 1, mean over seeds, each architecture at the learning rate that suited it best. What is "
         "not learned was not learned under this budget. Exploratory: no correction for many tasks.",
-        (Panel("accuracy", Axis("task"), Axis("architecture"), heat=heat),),
-        remarks=(f"Chance: {guesses}.",),
+        (Panel("accuracy", Axis("architecture"), Axis("task"), heat=heat),),
+        remarks=(f"Chance is {guesses}.",),
         provenance=(("rows", "phase probe"), ("runs", f"{rows.run_id.nunique()}")),
     )  # fmt: skip
 
@@ -55,7 +55,7 @@ def probe_state_figure(evidence: Evidence) -> Figure | None:
             series.append(
                 Series(
                     name, evidence.styles[name], (float(states[name, task]),), (float(values.mean()),),
-                    (float(values.min()),), (float(values.max()),), drawn="points", label=name,
+                    (float(values.min()),), (float(values.max()),), drawn="points",
                 )
             )  # fmt: skip
         sizes = [series.x[0] for series in series]

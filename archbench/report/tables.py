@@ -229,8 +229,8 @@ _RUN_METRICS = (
 )
 
 
-def run_table(evidence: Evidence) -> Table:
-    """One line a run, the newest first."""
+def run_table(evidence: Evidence) -> Table | None:
+    """One line a run, the newest first; a probe's hundreds of trainings are not among them. None where all are."""
     import pandas as pd
 
     columns = (
@@ -244,7 +244,7 @@ def run_table(evidence: Evidence) -> Table:
         Column("outcome", "text"),
     )
     rows = []
-    for run_id, own in evidence.rows.groupby("run_id", sort=False):
+    for run_id, own in evidence.rows[evidence.rows.phase != "probe"].groupby("run_id", sort=False):
         first = own.iloc[0]
         parameters = own.parameters.max()
         size = None if pd.isna(parameters) else int(parameters)
@@ -265,6 +265,8 @@ def run_table(evidence: Evidence) -> Table:
         ended = "finished" if failed.empty else f"failed in {failed.phase.iloc[0]}: {failed.status.iloc[0]}"
         ended = ended if diverged.empty else f"diverged at step {diverged.value.iloc[0]:.0f}"
         rows.append((*cells, Cell(ended, ended)))
+    if not rows:
+        return None
     return Table("runs", "Runs", "Medians over repeats; speeds of all cases of a run together.", columns, tuple(rows))
 
 
