@@ -216,7 +216,7 @@ def _pilot(trial: Trial, record: TrialRecord) -> TrialRecord:
     history = train(
         state, TaskSampler(task, trial.seed, iter(())), recipe, clock=clock_for(device), step=architecture.train_step
     )
-    steps = [step.seconds for step in history.steps[2:]]
+    steps = [step.seconds for step in history.steps[2:] or history.steps]  # fewer where it diverged at once
     scored = (plan.examples + VALIDATIONS * VALIDATED) / PILOT_EXAMPLES
     model = state.module.eval()
     start = time.monotonic()
