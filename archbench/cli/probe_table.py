@@ -18,7 +18,8 @@ def print_probe(outcome: dict[str, Any], folder: Path) -> None:
     """The scores, the decoding state that they were had with, and what took no part."""
     plan = outcome["plan"]
     size = "presets as they are" if plan["parameters"] is None else f"{plan['parameters']:,} non-embedding parameters"
-    typer.echo(f"{size}, {plan['seeds']} seeds, best of the learning rates tried; accuracy, and range over seeds")
+    seeds = "one seed" if plan["seeds"] == 1 else f"{plan['seeds']} seeds"
+    typer.echo(f"{size}, {seeds}, best of the learning rates tried; accuracy, and range over seeds")
     names = [model["architecture"] for model in outcome["models"] if model["reason"] is None]
     made = table("task", "condition", "chance", *names, right=("chance",))
     scores = {(score["architecture"], score["task"], score["condition"]): score for score in outcome["scores"]}

@@ -34,7 +34,7 @@ def tasks() -> list[Task]:
     return [
         Task(
             name="memorisation",
-            summary="Know 256 facts by heart",
+            summary=f"Know {FACTS:,} facts by heart",
             source="Poli et al. 2024, MAD, arXiv:2403.17844, section 3.1",
             vocab_size=2 * FACTS + 1,
             context_length=2 * QUESTIONS,
