@@ -158,6 +158,25 @@ def test_a_training_that_diverges_is_stated_and_answers_nothing(cli: RunCLI, big
     assert "diverged or failed" in done.stdout
 
 
+def test_trainings_that_all_fail_are_not_measured_and_say_why(cli: RunCLI, bigram: Path, tmp_path: Path) -> None:
+    bigram.write_text(
+        bigram.read_text().replace(
+            "    return next_token_step(state, batch)",
+            "    assert state.step < 9, 'tired'\n    return next_token_step(state, batch)",
+        )
+    )
+    out = tmp_path / "out"
+    done = cli("probe", "bigram", "--plugin", bigram, "--task", "state-parity", *SMALL, "--json", "--out", out)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert {score["verdict"] for score in outcome["scores"]} == {"not measured"}
+    assert all("tired" in trial["cause"] for trial in outcome["trials"])
+    assert "failed: " in done.stderr
+    shown = cli("probe", "bigram", "--plugin", bigram, "--task", "state-parity", *SMALL, "--out", out)
+    assert shown.returncode == 0, shown.stderr
+    assert "failed" in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

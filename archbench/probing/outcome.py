@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -45,7 +44,7 @@ class Score:
         values: accuracy on the test examples, a seed each; 0 for a seed that diverged.
         mean, low, high: of these; None where there is none.
         updates: of the longest of these trainings.
-        cpu_seconds: mean of these trainings.
+        cpu_seconds: mean of these trainings; None where there is none.
         state_bytes: what decoding keeps of one sequence of the task's longest example; None: it has no cache.
     """
 
@@ -60,7 +59,7 @@ class Score:
     high: float | None
     learning_rate: float | None
     updates: int
-    cpu_seconds: float
+    cpu_seconds: float | None
     state_bytes: int | None
 
 
@@ -159,7 +158,7 @@ def _score(one: Contender, task: Task, condition: str, found: Sequence[tuple[Tri
         high=max(values, default=None),
         learning_rate=found[0][0].learning_rate if found else None,
         updates=max((record.updates for record in records), default=0),
-        cpu_seconds=statistics.mean(record.cpu_seconds for record in records) if records else math.nan,
+        cpu_seconds=statistics.mean(record.cpu_seconds for record in records) if records else None,
         state_bytes=one.sizes[task.name].state_bytes,
     )
 
@@ -240,7 +239,7 @@ def _write(folder: Path, tables: Sequence[pa.Table], outcome: dict[str, Any]) ->
             temporary = folder / f".{ROWS}.tmp"
             pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
             temporary.replace(folder / ROWS)
-        write_text(folder / PROBE, json.dumps(outcome, indent=1, ensure_ascii=False) + "\n")
+        write_text(folder / PROBE, json.dumps(outcome, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         step = "Make room, and run the same command again: what was measured is kept"
         raise StorageError(str(folder), f"the outcome cannot be written ({error.strerror})", step) from error
