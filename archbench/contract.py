@@ -43,9 +43,9 @@ def is_wrapper(plugin: object) -> bool:
     return bool(options) and all(_wraps(option) for option in options)
 
 
-def offers_only_tasks(plugin: object) -> bool:
-    """Whether ``plugin`` has the hook ``tasks`` and no other: diagnostic tasks, no architecture."""
-    return {hook for hook, _, _ in _implementations(plugin)} == {"tasks"}
+def hooks_of(plugin: object) -> set[str]:
+    """Names of the hooks that ``plugin`` has; only ``tasks``: it offers diagnostic tasks, and is no architecture."""
+    return {hook for hook, _, _ in _implementations(plugin)}
 
 
 def check_hooks(plugin: object, culprit: str, *, required: Iterable[str] = REQUIRED_HOOKS) -> None:

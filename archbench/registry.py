@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from archbench.architecture import Architecture
-from archbench.contract import check_hooks, is_wrapper, offers_only_tasks
+from archbench.contract import check_hooks, hooks_of, is_wrapper
 from archbench.discovery import (
     Entry,
     file_entry,
@@ -127,7 +127,7 @@ def _load_file(path: str) -> _File:
     kind: Kind = "architecture"
     try:
         plugin = import_file(path)
-        kind = "wrapper" if is_wrapper(plugin) else "tasks" if offers_only_tasks(plugin) else "architecture"
+        kind = "wrapper" if is_wrapper(plugin) else "tasks" if hooks_of(plugin) == {"tasks"} else "architecture"
         check_hooks(plugin, entry.culprit, required=REQUIRED_HOOKS if kind == "architecture" else ())
         if kind == "architecture":
             entry = file_entry(path, name=Architecture(entry, plugin).name)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archbench.contract import call_hook, check_hooks, new_manager, offers_only_tasks, wrong_result
+from archbench.contract import call_hook, check_hooks, hooks_of, new_manager, wrong_result
 from archbench.discovery import (
     Entry,
     file_entry,
@@ -91,7 +91,8 @@ def _files(plugins: Iterable[str | Path]) -> Iterable[tuple[Entry, object]]:
             except PluginError as error:
                 warnings.warn(f"its tasks, if it has any, are left out: {error}", ArchbenchWarning, stacklevel=3)
                 continue
-            if offers_only_tasks(plugin) or hasattr(plugin, "tasks"):
+            hooks = hooks_of(plugin)
+            if "tasks" in hooks or (not hooks and hasattr(plugin, "tasks")):  # the latter: its mark was forgotten
                 entry = file_entry(path)
                 check_hooks(plugin, entry.culprit, required=("tasks",))
                 yield entry, plugin

@@ -88,7 +88,7 @@ def test_a_table_of_next_tokens_learns_what_needs_no_memory_and_nothing_that_doe
     again = cli(*command)
     assert again.returncode == 0, again.stderr
     assert {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()} == before
-    assert outcome_of(out)["scores"] == outcome_of(out)["scores"]
+    assert outcome_of(out)["scores"] == list(scores.values())
     more = cli(*[part if part != "2" else "3" for part in command])
     assert more.returncode == 0, more.stderr
     assert "4 of them known" in more.stderr
@@ -158,6 +158,29 @@ def test_a_training_that_diverges_is_stated_and_answers_nothing(cli: RunCLI, big
     assert "diverged or failed" in done.stdout
 
 
+def test_a_model_that_raises_where_it_is_scored_costs_only_its_own_trainings(
+    cli: RunCLI, bigram: Path, minimal_plugin: str, tmp_path: Path
+) -> None:
+    short = tmp_path / "short.py"
+    short.write_text(
+        minimal_plugin.replace('"bigram"', '"short"').replace("    return Bigram(config)", "    return Short(config)")
+        + "\n\nclass Short(Bigram):\n    def forward(self, tokens):\n        if tokens.shape[0] > 64:\n"
+        + "            raise RuntimeError('too many at a time')\n        return super().forward(tokens)\n"
+    )
+    out = tmp_path / "out"
+    done = cli(
+        "probe", "short", "bigram", "--plugin", bigram, "--plugin", short, "--task", "state-parity", *SMALL,
+        "--examples", "70", "--learning-rate", "0.01", "--out", out,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    outcome = outcome_of(out)
+    causes = {trial["architecture"]: trial["cause"] for trial in outcome["trials"]}
+    assert "too many at a time" in causes["short"]
+    assert causes["bigram"] is None
+    verdicts = {score["architecture"]: score["verdict"] for score in outcome["scores"]}
+    assert verdicts["short"] == "not measured"
+
+
 def test_trainings_that_all_fail_are_not_measured_and_say_why(cli: RunCLI, bigram: Path, tmp_path: Path) -> None:
     bigram.write_text(
         bigram.read_text().replace(
@@ -225,6 +248,16 @@ def test_the_tasks_are_listed_with_those_of_a_file_and_of_an_installed_package(
     assert {"echo", "echo-2", "recall", "copying", "memorisation"} <= names
     assert "bad" in done.stderr  # left out, and said so
     assert "echo" not in cli("list", "--plugin", echo).stdout  # tasks are no architecture
+    copy = tmp_path / "copy.py"
+    copy.write_text(OWN_TASK)
+    claimed = cli("probe", "--list", "--plugin", echo, "--plugin", copy)
+    assert claimed.returncode == 3
+    assert "two plugins offer it" in claimed.stderr
+    unmarked = tmp_path / "unmarked.py"
+    unmarked.write_text(OWN_TASK.replace("@hookimpl", ""))
+    silent = cli("probe", "--list", "--plugin", unmarked)
+    assert silent.returncode == 3
+    assert "not marked as a hook" in silent.stderr
     twice = cli("probe", "--list", "--plugin", echo, env={"PYTHONPATH": str(site), "ARCHBENCH_PLUGINS": str(echo)})
     assert twice.returncode == 0, twice.stderr
 

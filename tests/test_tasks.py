@@ -39,7 +39,7 @@ def test_a_model_that_solves_the_task_by_construction_scores_one(name, condition
 @pytest.mark.parametrize("name", TASKS)
 def test_what_is_trained_on_is_the_same_problem(name):
     task = TASKS[name]
-    batch = TaskSampler(task, 3, iter(())).batch(7)
+    batch = TaskSampler(task, 3, ()).batch(7)
     examples = Examples(batch.inputs.numpy()[:20], batch.targets.numpy()[:20])
     assert accuracy(Solver(SOLVERS[name], task.vocab_size), examples) == 1.0
 
@@ -72,12 +72,12 @@ def test_no_single_answer_does_better_than_chance(name, condition):
 def test_the_same_seed_gives_the_same_bits_and_leaves_global_generators_alone(name):
     task = TASKS[name]
     numpy_before, torch_before = np.random.get_state()[1].copy(), torch.get_rng_state()
-    first, again = (TaskSampler(task, 1, iter(())).batch(5) for _ in range(2))
+    first, again = (TaskSampler(task, 1, ()).batch(5) for _ in range(2))
     assert torch.equal(first.inputs, again.inputs)
     assert torch.equal(first.targets, again.targets)
     assert np.array_equal(np.random.get_state()[1], numpy_before)
     assert torch.equal(torch.get_rng_state(), torch_before)
-    for other in (TaskSampler(task, 2, iter(())).batch(5), TaskSampler(task, 1, iter(())).batch(6)):
+    for other in (TaskSampler(task, 2, ()).batch(5), TaskSampler(task, 1, ()).batch(6)):
         assert not torch.equal(first.inputs, other.inputs)
 
 
@@ -100,9 +100,10 @@ def test_another_process_draws_the_same_test_examples():
 @pytest.mark.parametrize(("name", "condition"), CONDITIONS)
 def test_training_validation_and_test_examples_are_disjoint(name, condition):
     task = TASKS[name]
-    test, validation = task.test(condition, 500), task.validation(condition, 500)
+    test = task.test(condition, 500)
+    validation = task.validation(condition, 200, test)
     tested, validated = ({row.tobytes() for row in part.inputs} for part in (test, validation))
-    sampler = TaskSampler(task, 0, iter([test, validation]))
+    sampler = TaskSampler(task, 0, [test, validation])
     trained = {row.numpy().tobytes() for step in range(20) for row in sampler.batch(step).inputs}
     assert not tested & validated
     assert not trained & (tested | validated)
@@ -124,15 +125,22 @@ def tiny_task(train=tiny, **fields):
 
 def test_of_few_examples_those_held_out_are_drawn_again():
     held_out = Examples(np.array([[0, 0, 0, 0], [1, 1, 1, 1]]), np.zeros((2, 4), dtype=np.int64))
-    sampler = TaskSampler(tiny_task(), 0, iter([held_out]))
+    sampler = TaskSampler(tiny_task(), 0, [held_out])
     rows = {tuple(row) for step in range(20) for row in sampler.batch(step).inputs.tolist()}
     assert len(rows) == 14
     assert not rows & {(0, 0, 0, 0), (1, 1, 1, 1)}
 
 
+@pytest.mark.parametrize("tested", [3, 6, 9])
+def test_of_few_examples_none_is_both_validated_and_tested_however_many_of_each(tested):
+    test = tiny_task().test("all", tested)
+    validation = tiny_task().validation("all", 200, test)
+    assert not {tuple(row) for row in test.inputs.tolist()} & {tuple(row) for row in validation.inputs.tolist()}
+
+
 def test_a_task_of_which_everything_is_held_out_is_refused():
     every = np.array([[number >> bit & 1 for bit in range(4)] for number in range(16)])
-    sampler = TaskSampler(tiny_task(), 0, iter([Examples(every, every)]))
+    sampler = TaskSampler(tiny_task(), 0, [Examples(every, every)])
     with pytest.raises(HookResultError, match="held out"):
         sampler.batch(0)
 
@@ -242,7 +250,7 @@ def test_noise_never_parts_a_pair_and_nothing_is_asked_at_it(pairs):
 
 
 def test_the_facts_are_the_same_everywhere_and_never_shown():
-    batches = [TaskSampler(TASKS["memorisation"], seed, iter(())).batch(0) for seed in (0, 1)]
+    batches = [TaskSampler(TASKS["memorisation"], seed, ()).batch(0) for seed in (0, 1)]
     facts = {}
     for batch in batches:
         asked, answers = batch.inputs[:, ::2].flatten().tolist(), batch.targets[:, 1::2].flatten().tolist()

@@ -38,7 +38,7 @@ class Ended(Protocol):
 
 
 class CompareProgress:
-    """Progress on standard error, while this is entered: an :class:`archbench.compare.comparison.Follower`.
+    """Progress on standard error, while this is entered: an :class:`archbench.compare.pool.Follower`.
 
     Args:
         folder: of the comparison, to say how to go on with it.

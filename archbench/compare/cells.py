@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
-from importlib import metadata
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from archbench import __version__, runner
+from archbench import runner
+from archbench.compare.files import identity_key, read_record, write_record
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, StorageError
 from archbench.phases.conformance import read_findings
-from archbench.phases.folder import CONFIG, open_run, write_text
+from archbench.phases.folder import CONFIG, open_run
 from archbench.registry import Architecture
 from archbench.results.reading import read_results, run_failed
 
@@ -77,15 +76,7 @@ class Record:
 
 def cell_key(config: RunConfig, source: str, **place: Any) -> str:
     """The key of a cell: its configuration, its place in the plan, and the code that it runs."""
-    identity = {
-        "config": config.config_hash(),
-        "seed": config.seed,
-        "source": source,
-        "archbench": __version__,
-        "torch": metadata.version("torch"),
-        **place,
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return identity_key(config=config.config_hash(), seed=config.seed, source=source, **place)
 
 
 def source_digest(architecture: Architecture) -> str:
@@ -101,15 +92,7 @@ def known_record(folder: Path, key: str) -> Record | None:
     Raises:
         StorageError: the record cannot be read.
     """
-    file = _record_file(folder, key)
-    try:
-        return Record(**json.loads(file.read_text()))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        raise StorageError(
-            str(file), f"it cannot be read ({error})", "Delete it, to measure that cell again"
-        ) from error
+    return read_record(Record, folder, key)
 
 
 def measure(cell: Cell, folder: Path) -> Record:
@@ -138,13 +121,7 @@ def measure(cell: Cell, folder: Path) -> Record:
     record = replace(record, seconds=time.monotonic() - start)
     for checkpoints in out.glob("*/checkpoints"):  # of many runs: gigabytes that nobody will read
         shutil.rmtree(checkpoints)
-    file = _record_file(folder, cell.key)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(asdict(record)) + "\n")
-    except OSError as error:
-        step = "Make room, and run the same command again"
-        raise StorageError(str(file), f"it cannot be written ({error.strerror})", step) from error
+    write_record(folder, record)
     return record
 
 
@@ -191,7 +168,3 @@ def _run_id(out: Path) -> str | None:
 
 def _runs(folder: Path, key: str) -> Path:
     return folder / "runs" / key
-
-
-def _record_file(folder: Path, key: str) -> Path:
-    return folder / "cells" / f"{key}.json"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from archbench.compare import prediction, stages
 from archbench.compare.cells import Cell, Record, check_seconds, known_record, measure, rows_of
@@ -16,7 +16,7 @@ from archbench.compare.contenders import contenders
 from archbench.compare.learning_rates import Curve, Point, curve, next_factor
 from archbench.compare.outcome import Measured, write_comparison, write_tuning
 from archbench.compare.plan import PLAN, ComparePlan
-from archbench.compare.pool import run_cells
+from archbench.compare.pool import Follower, run_cells
 from archbench.compare.prediction import Pilot
 from archbench.compare.stages import Contender
 from archbench.errors import StorageError, UsageError
@@ -24,23 +24,7 @@ from archbench.phases.folder import write_text
 from archbench.results.lock import locked
 
 
-class Follower(Protocol):
-    """Is told how a comparison goes on; what it does with that changes nothing."""
-
-    def began(self, seconds: float, left: float, cells: int, known: int) -> None:
-        """After the pilots: what all is predicted to take and what is left of it, and how many cells are known."""
-        ...
-
-    def finished(self, cell: Cell, record: Record) -> None:
-        """A cell was measured."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something to know, such as why an architecture takes no part."""
-        ...
-
-
-def compare(plan: ComparePlan, folder: Path, follower: Follower, command: str) -> dict[str, Any]:
+def compare(plan: ComparePlan, folder: Path, follower: Follower[Cell, Record], command: str) -> dict[str, Any]:
     """Run what is not known yet of the plan and judge; the outcome, as ``comparison.json`` has it.
 
     Args:
@@ -63,7 +47,7 @@ def compare(plan: ComparePlan, folder: Path, follower: Follower, command: str) -
         return write_comparison(work.measured(curves))
 
 
-def tune(plan: ComparePlan, folder: Path, follower: Follower, command: str) -> dict[str, Any]:
+def tune(plan: ComparePlan, folder: Path, follower: Follower[Cell, Record], command: str) -> dict[str, Any]:
     """Only the search for learning rates, whose cells :func:`compare` takes over; what ``tuning.json`` holds.
 
     Raises:
@@ -76,7 +60,7 @@ def tune(plan: ComparePlan, folder: Path, follower: Follower, command: str) -> d
 
 
 class _Work:
-    def __init__(self, plan: ComparePlan, folder: Path, follower: Follower, command: str) -> None:
+    def __init__(self, plan: ComparePlan, folder: Path, follower: Follower[Cell, Record], command: str) -> None:
         self.plan, self.folder, self.follower, self.command = plan, folder, follower, command
         self.started = time.monotonic()
         self.cells: dict[str, tuple[Cell, Record]] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping
@@ -15,17 +14,16 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from archbench.compare.cells import Cell, Record, rows_of, run_folder
 from archbench.compare.costs import cost_curves, cost_rows, exact_rows, positions
+from archbench.compare.files import write_outcome
 from archbench.compare.learning_rates import Curve
-from archbench.compare.plan import COMPARISON, FORMAT, ROWS, TUNING, ComparePlan
+from archbench.compare.plan import COMPARISON, FORMAT, TUNING, ComparePlan
 from archbench.compare.stages import Contender
 from archbench.compare.verdicts import QualityRow, Scores, judge
 from archbench.errors import StorageError
 from archbench.measure.machine import versions
-from archbench.phases.folder import write_text
 from archbench.results.schema import arrow_schema
 
 FEWEST_DOCUMENTS = 30
@@ -260,17 +258,8 @@ def _spent(name: str, cells: list[Cell], frames: Mapping[str, pd.DataFrame]) -> 
 
 
 def _write(measured: Measured, frames: Mapping[str, pd.DataFrame], name: str, outcome: dict[str, Any]) -> None:
-    """The rows first: an outcome always has its rows beside it."""
-    folder = measured.folder
-    try:
-        # A run that diverged tells nothing but its curve; no row here is read for the verdict.
-        diverged = [rows_of(folder, record) for _, record in measured.cells if record.outcome == "diverged"]
-        every = [*frames.values(), *diverged]
-        tables = [pa.Table.from_pandas(frame, schema=arrow_schema(), preserve_index=False) for frame in every]
-        temporary = folder / f".{ROWS}.tmp"
-        pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
-        temporary.replace(folder / ROWS)
-        write_text(folder / name, json.dumps(outcome, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    except OSError as error:
-        step = "Make room, and run the same command again: what was measured is kept"
-        raise StorageError(str(folder), f"the outcome cannot be written ({error.strerror})", step) from error
+    # A run that diverged tells nothing but its curve; no row here is read for the verdict.
+    diverged = [rows_of(measured.folder, record) for _, record in measured.cells if record.outcome == "diverged"]
+    every = [*frames.values(), *diverged]
+    tables = [pa.Table.from_pandas(frame, schema=arrow_schema(), preserve_index=False) for frame in every]
+    write_outcome(measured.folder, tables, name, outcome)

@@ -24,8 +24,8 @@ MATCHES: dict[MatchName, str] = {
 }
 """What each way of matching holds equal."""
 
-PLAN, COMPARISON, TUNING, ROWS = "plan.json", "comparison.json", "tuning.json", "runs.parquet"
-"""Files of a comparison's folder."""
+PLAN, COMPARISON, TUNING = "plan.json", "comparison.json", "tuning.json"
+"""Files of a comparison's folder, beside the rows."""
 
 FORMAT = 1
 """Of ``comparison.json``; raised when a field changes its meaning."""

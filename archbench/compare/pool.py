@@ -14,6 +14,8 @@ from archbench.processes import end_with_parent
 
 C = TypeVar("C", bound="Keyed")
 R = TypeVar("R")
+CellKind = TypeVar("CellKind", contravariant=True)
+RecordKind = TypeVar("RecordKind", contravariant=True)
 
 
 class Keyed(Protocol):
@@ -21,6 +23,22 @@ class Keyed(Protocol):
 
     @property
     def key(self) -> str: ...
+
+
+class Follower(Protocol[CellKind, RecordKind]):
+    """Is told how a command goes on that measures cells; what it does with that changes nothing."""
+
+    def began(self, seconds: float, left: float, cells: int, known: int) -> None:
+        """After the pilots: what all is predicted to take and what is left of it, and how many cells are known."""
+        ...
+
+    def finished(self, cell: CellKind, record: RecordKind) -> None:
+        """A cell was measured."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something to know, such as why an architecture takes no part."""
+        ...
 
 
 def run_cells(

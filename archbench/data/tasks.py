@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,10 +78,9 @@ class Task:
     batch_size: int = 32
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
 
-    def validation(self, condition: str, count: int) -> Examples:
-        """Examples to choose a learning rate by; always the same ones, and none of the test's."""
-        unseen = _rows(self.test(condition, count))
-        return distinct(self.tests[condition], self._random(_VALIDATION, condition), count, unseen)
+    def validation(self, condition: str, count: int, test: Examples) -> Examples:
+        """Examples to choose a learning rate by; always the same ones for one ``test``, and none of that."""
+        return distinct(self.tests[condition], self._random(_VALIDATION, condition), count, _rows(test))
 
     def test(self, condition: str, count: int) -> Examples:
         """Examples to be scored on; always the same ones, whatever the run's seed."""
@@ -99,7 +98,7 @@ class TaskSampler:
         held_out: validation and test examples, none of which is ever trained on.
     """
 
-    def __init__(self, task: Task, seed: int, held_out: Iterator[Examples]) -> None:
+    def __init__(self, task: Task, seed: int, held_out: Iterable[Examples]) -> None:
         self._task, self._seed = task, seed
         self._held_out = frozenset(row for examples in held_out for row in _rows(examples))
 

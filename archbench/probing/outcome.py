@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from archbench.compare.plan import ROWS
+from archbench.compare.files import write_outcome as write_files
 from archbench.data.tasks import Task
-from archbench.errors import StorageError
 from archbench.measure.machine import device_name, versions
-from archbench.phases.folder import write_text
 from archbench.probing.contenders import Contender
 from archbench.probing.plan import FORMAT, PROBE, ProbePlan
 from archbench.probing.trials import Trial, TrialRecord, budget_of
+from archbench.results.schema import UNCHECKED
 from archbench.results.store import run_table
 from archbench.testing.checks import LEVEL
 
@@ -83,6 +81,8 @@ def write_outcome(measured: Measured) -> dict[str, Any]:
     Raises:
         StorageError: they cannot be written.
     """
+    plan, now = measured.plan, versions()
+    machine = {"device": plan.device.partition(":")[0], "device_name": device_name(plan.device)}
     scores: list[Score] = []
     tables: list[pa.Table] = []
     for one in measured.contenders:
@@ -90,27 +90,29 @@ def write_outcome(measured: Measured) -> dict[str, Any]:
             continue
         for task in measured.tasks:
             found = _chosen(measured, one.architecture, task)
-            own = [_score(one, task, condition, found) for condition in task.tests]
-            scores += own
-            tables += [_rows(measured, one, task, trial, record) for trial, record in found if record.test]
+            scores += [_score(one, task, condition, found) for condition in task.tests]
+            tables += [
+                run_table(
+                    record.run_id, _rows(one, task, trial, record), {**now, **machine, **_common(one, task, trial)}
+                )
+                for trial, record in found
+                if record.test
+            ]
     outcome = {
-        **{name: value for name, value in versions().items() if name in ("archbench_version", "git_revision")},
         "format": FORMAT,
+        "archbench_version": now["archbench_version"],
+        "git_revision": now["git_revision"],
         "command": measured.command,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {
-            "device": measured.plan.device,
-            "device_name": device_name(measured.plan.device),
-            **{name: value for name, value in versions().items() if name in ("torch_version", "python_version")},
-        },
-        "plan": measured.plan.model_dump(mode="json"),
+        "machine": {**machine, **{name: now[name] for name in ("torch_version", "python_version")}},
+        "plan": plan.model_dump(mode="json"),
         "seconds": {"predicted": measured.predicted_seconds, "measured": measured.measured_seconds},
-        "tasks": [_task(measured.plan, task) for task in measured.tasks],
+        "tasks": [_task(plan, task) for task in measured.tasks],
         "models": [_model(one) for one in measured.contenders],
         "scores": [asdict(score) for score in scores],
         "trials": [_trial(trial, record) for trial, record in measured.trials],
     }
-    _write(measured.folder, tables, outcome)
+    write_files(measured.folder, tables, PROBE, outcome)
     return outcome
 
 
@@ -163,9 +165,8 @@ def _score(one: Contender, task: Task, condition: str, found: Sequence[tuple[Tri
     )
 
 
-def _rows(measured: Measured, one: Contender, task: Task, trial: Trial, record: TrialRecord) -> pa.Table:
+def _rows(one: Contender, task: Task, trial: Trial, record: TrialRecord) -> list[dict[str, Any]]:
     """The tidy rows of a trial that counts."""
-    plan = measured.plan
     rows: list[dict[str, Any]] = []
     for condition, value in record.test.items():
         rows.append({"metric": "accuracy", "operation": condition, "value": value})
@@ -176,9 +177,14 @@ def _rows(measured: Measured, one: Contender, task: Task, trial: Trial, record: 
         {"metric": "updates", "value": record.updates},
         {"metric": "cpu_seconds", "value": record.cpu_seconds},
     ]
+    return [{**row, "malloc": record.malloc} for row in rows]
+
+
+def _common(one: Contender, task: Task, trial: Trial) -> dict[str, Any]:
+    """The columns that are the same in all rows of a trial."""
+    plan = trial.plan
     shape = json.dumps([plan.digest(), one.architecture, dict(one.overrides)], sort_keys=True, default=str)
-    common = {
-        **versions(),
+    return {
         "phase": "probe",
         "architecture": one.architecture,
         "plugin_package": one.package,
@@ -186,8 +192,6 @@ def _rows(measured: Measured, one: Contender, task: Task, trial: Trial, record: 
         "preset": plan.preset,
         "config_hash": hashlib.sha256(shape.encode()).hexdigest()[:12],
         "seed": trial.seed,
-        "device": plan.device.partition(":")[0],
-        "device_name": device_name(plan.device),
         "dtype": plan.dtype,
         "compile": False,
         "threads": plan.threads,
@@ -195,9 +199,8 @@ def _rows(measured: Measured, one: Contender, task: Task, trial: Trial, record: 
         "context_length": task.context_length,
         "parameters": one.sizes[task.name].parameters,
         "corpus": task.name,
-        "conformance": str(LEVEL) if plan.checked else "unchecked",
+        "conformance": str(LEVEL) if plan.checked else UNCHECKED,
     }
-    return run_table(record.run_id, rows, common)
 
 
 def _task(plan: ProbePlan, task: Task) -> dict[str, Any]:
@@ -230,16 +233,3 @@ def _trial(trial: Trial, record: TrialRecord) -> dict[str, Any]:
         "seed": trial.seed,
         **asdict(record),
     }
-
-
-def _write(folder: Path, tables: Sequence[pa.Table], outcome: dict[str, Any]) -> None:
-    """The rows first: an outcome always has its rows beside it."""
-    try:
-        if tables:
-            temporary = folder / f".{ROWS}.tmp"
-            pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
-            temporary.replace(folder / ROWS)
-        write_text(folder / PROBE, json.dumps(outcome, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    except OSError as error:
-        step = "Make room, and run the same command again: what was measured is kept"
-        raise StorageError(str(folder), f"the outcome cannot be written ({error.strerror})", step) from error

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from archbench.compare.pool import run_cells
+from archbench.compare.pool import Follower, run_cells
 from archbench.compare.prediction import PROCESS_SECONDS, together
 from archbench.data.tasks import Task
 from archbench.errors import StorageError, UsageError
@@ -22,23 +22,7 @@ from archbench.results.lock import locked
 from archbench.tasks import load_tasks
 
 
-class Follower(Protocol):
-    """Is told how a probe goes on; what it does with that changes nothing."""
-
-    def began(self, seconds: float, left: float, cells: int, known: int) -> None:
-        """After the pilots: what all is predicted to take and what is left of it, and how many trials are known."""
-        ...
-
-    def finished(self, cell: Trial, record: TrialRecord) -> None:
-        """A trial was measured."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something to know, such as why an architecture takes no part."""
-        ...
-
-
-def probe(plan: ProbePlan, folder: Path, follower: Follower, command: str) -> dict[str, Any]:
+def probe(plan: ProbePlan, folder: Path, follower: Follower[Trial, TrialRecord], command: str) -> dict[str, Any]:
     """Run what is not known yet of the plan and judge; the outcome, as ``probe.json`` has it.
 
     Args:

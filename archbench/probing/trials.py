@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from archbench import __version__
+from archbench.compare.files import identity_key, read_record, write_record
 from archbench.config import ModelConfig, TrainingConfig
 from archbench.data.tasks import Task, TaskSampler
-from archbench.errors import ArchbenchError, StorageError
+from archbench.discovery import one_line
+from archbench.errors import ArchbenchError, ConformanceError
 from archbench.measure.accuracy import accuracy
 from archbench.measure.clock import clock_for
 from archbench.measure.malloc import tune_malloc
 from archbench.phases.device import resolve_device
-from archbench.phases.folder import write_text
 from archbench.phases.loading import build_model
 from archbench.probing.plan import ProbePlan
 from archbench.registry import Architecture, load
@@ -79,7 +78,8 @@ class TrialRecord:
         cause: of a failure or divergence, in a clause.
         seconds: from start to end.
         cpu_seconds: of all threads; of a pilot: of one whole trial, as predicted.
-        updates: that were made; fewer than the budget where every validation example was answered.
+        updates: that were made; fewer than the budget where the validation examples were answered before.
+        malloc: how the memory allocator was set.
         validation, test: condition -> accuracy.
     """
 
@@ -90,21 +90,14 @@ class TrialRecord:
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     updates: int = 0
+    malloc: str | None = None
     validation: Mapping[str, float] = field(default_factory=dict)
     test: Mapping[str, float] = field(default_factory=dict)
 
 
 def trial_key(plan: ProbePlan, task: Task, source: str, **place: Any) -> str:
     """The key of a trial: the plan that all share, the task as it draws, the plugin's code, and its own place."""
-    identity = {
-        "plan": plan.digest(),
-        "task": task_digest(task),
-        "source": source,
-        "archbench": __version__,
-        "torch": metadata.version("torch"),
-        **place,
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+    return identity_key(plan=plan.digest(), task=task_digest(task), source=source, **place)
 
 
 def task_digest(task: Task) -> str:
@@ -113,7 +106,7 @@ def task_digest(task: Task) -> str:
     for condition in task.tests:
         examples = task.test(condition, 16)
         digest.update(examples.inputs.tobytes() + examples.targets.tobytes())
-    batch = TaskSampler(task, 0, iter(())).batch(0)
+    batch = TaskSampler(task, 0, ()).batch(0)
     digest.update(batch.inputs.numpy().tobytes() + batch.targets.numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -124,14 +117,7 @@ def known_trial(folder: Path, key: str) -> TrialRecord | None:
     Raises:
         StorageError: the record cannot be read.
     """
-    file = _file(folder, key)
-    try:
-        return TrialRecord(**json.loads(file.read_text()))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError) as error:
-        step = "Delete it, to measure that trial again"
-        raise StorageError(str(file), f"it cannot be read ({error})", step) from error
+    return read_record(TrialRecord, folder, key)
 
 
 def measure_trial(trial: Trial, folder: Path) -> TrialRecord:
@@ -140,23 +126,21 @@ def measure_trial(trial: Trial, folder: Path) -> TrialRecord:
     Raises:
         StorageError: the folder cannot be written.
     """
-    tune_malloc()
+    malloc = tune_malloc()
     torch.set_num_threads(trial.plan.threads)
+    record = TrialRecord(trial.key, new_run_id(), "ok", malloc=malloc)
     start, cpu = time.monotonic(), time.process_time()
-    record = TrialRecord(trial.key, new_run_id(), "ok")
     try:
         record = (_pilot if trial.stage == "pilot" else _trial)(trial, record)
     except ArchbenchError as error:
         record = replace(record, outcome="failed", cause=f"{error.culprit}: {error.cause}")
+    except Exception as error:  # noqa: BLE001  (a stranger's model, called without a hook around it)
+        record = replace(
+            record, outcome="failed", cause=f"architecture {trial.architecture}: it raised {one_line(error)}"
+        )
     seconds, spent = time.monotonic() - start, time.process_time() - cpu
     record = replace(record, seconds=seconds, cpu_seconds=record.cpu_seconds or spent)
-    file = _file(folder, trial.key)
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(asdict(record)) + "\n")
-    except OSError as error:
-        step = "Make room, and run the same command again"
-        raise StorageError(str(file), f"it cannot be written ({error.strerror})", step) from error
+    write_record(folder, record)
     return record
 
 
@@ -176,20 +160,22 @@ def rates_of(plan: ProbePlan, task: Task) -> tuple[float, ...]:
 
 
 def _trial(trial: Trial, record: TrialRecord) -> TrialRecord:
-    plan, (architecture, task, device) = trial.plan, _parts(trial)
+    plan, device = trial.plan, resolve_device(trial.plan.device)
+    architecture, task = _parts(trial.architecture, trial.task, plan.plugins)
     updates = budget_of(plan, task)
-    held_out = {name: task.validation(name, VALIDATED) for name in task.tests}
     tests = {name: task.test(name, plan.examples) for name in task.tests}
+    held_out = {name: task.validation(name, VALIDATED, test) for name, test in tests.items()}
     state, recipe = _state(trial, architecture, task, device, updates)
     found: dict[str, float] = {}
 
     def validate(model: nn.Module) -> float:
-        found.update({name: accuracy(model, examples, device) for name, examples in held_out.items()})
+        with state.autocast():
+            found.update({name: accuracy(model, examples, device) for name, examples in held_out.items()})
         return 1 - statistics.mean(found.values())
 
     history = train(
         state,
-        TaskSampler(task, trial.seed, iter([*held_out.values(), *tests.values()])),
+        TaskSampler(task, trial.seed, [*held_out.values(), *tests.values()]),
         recipe,
         clock=clock_for(device),
         step=architecture.train_step,
@@ -200,7 +186,8 @@ def _trial(trial: Trial, record: TrialRecord) -> TrialRecord:
         cause = f"its loss was no longer finite at update {history.diverged_at}"
         return replace(record, outcome="diverged", cause=cause, updates=state.step)
     model = state.module.eval()
-    scores = {name: accuracy(model, examples, device) for name, examples in tests.items()}
+    with state.autocast():
+        scores = {name: accuracy(model, examples, device) for name, examples in tests.items()}
     return replace(record, updates=state.step, validation=found, test=scores)
 
 
@@ -209,12 +196,13 @@ def _pilot(trial: Trial, record: TrialRecord) -> TrialRecord:
 
     The conformance checks are run here too: once an architecture, on its first task.
     """
-    plan, (architecture, task, device) = trial.plan, _parts(trial)
+    plan, device = trial.plan, resolve_device(trial.plan.device)
+    architecture, task = _parts(trial.architecture, trial.task, plan.plugins)
     if plan.checked and trial.task == plan.tasks[0]:
         _require_conformance(trial, architecture, task, device)
     state, recipe = _state(trial, architecture, task, device, PILOT_UPDATES)
     history = train(
-        state, TaskSampler(task, trial.seed, iter(())), recipe, clock=clock_for(device), step=architecture.train_step
+        state, TaskSampler(task, trial.seed, ()), recipe, clock=clock_for(device), step=architecture.train_step
     )
     steps = [step.seconds for step in history.steps[2:] or history.steps]  # fewer where it diverged at once
     scored = (plan.examples + VALIDATIONS * VALIDATED) / PILOT_EXAMPLES
@@ -228,7 +216,6 @@ def _pilot(trial: Trial, record: TrialRecord) -> TrialRecord:
 
 def _require_conformance(trial: Trial, architecture: Architecture, task: Task, device: torch.device) -> None:
     """Raises ConformanceError where a check of the gate fails."""
-    from archbench.errors import ConformanceError
     from archbench.testing.catalogue import GATE
     from archbench.testing.checks import evaluate
     from archbench.testing.subject import Subject
@@ -243,10 +230,11 @@ def _require_conformance(trial: Trial, architecture: Architecture, task: Task, d
             )
 
 
-def _parts(trial: Trial) -> tuple[Architecture, Task, torch.device]:
-    architecture = load(trial.architecture, trial.plan.plugins)
-    (task,) = load_tasks([trial.task], trial.plan.plugins)
-    return architecture, task, resolve_device(trial.plan.device)
+@cache
+def _parts(architecture: str, task: str, plugins: tuple[str, ...]) -> tuple[Architecture, Task]:
+    """Loaded once a process: a process measures many trials."""
+    (found,) = load_tasks([task], plugins)
+    return load(architecture, plugins), found
 
 
 def _state(
@@ -259,7 +247,3 @@ def _state(
     config = model_config(architecture, trial.plan, task, trial.overrides)
     model = build_model(architecture, config, trial.seed, device)
     return TrainState.create(model, recipe, device=device, dtype=trial.plan.dtype), recipe
-
-
-def _file(folder: Path, key: str) -> Path:
-    return folder / "cells" / f"{key}.json"

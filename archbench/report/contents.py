@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def _finished_in(folder: Path) -> list[Path]:
     return found
 
 
-_BUILDERS = (
+_BUILDERS: tuple[tuple[str | None, Callable[[Evidence], Figure | None]], ...] = (
     ("differences between architectures", difference_figure),
     ("quality against cost", pareto_figure),
     ("training loss", loss_figure),
@@ -103,9 +103,10 @@ _BUILDERS = (
     ("loss by position", position_figure),
     ("learning rates", tuning_figure),
     ("probes", probe_figure),
-    ("probes against decoding state", probe_state_figure),
+    (None, probe_state_figure),
     ("kernels", kernel_figure),
 )
+"""What is told to be missing where a figure cannot be drawn (None: nothing), and what draws it."""
 
 
 def of_evidence(evidence: Evidence) -> Contents:
@@ -115,7 +116,7 @@ def of_evidence(evidence: Evidence) -> Contents:
         figure = build(evidence)
         if figure is not None:
             figures.append(replace(figure, provenance=(*figure.provenance, *evidence.provenance)))
-        elif build is not probe_state_figure and not (build is difference_figure and evidence.outcome is None):
+        elif name is not None and not (build is difference_figure and evidence.outcome is None):
             missing.append(name)
     lead = next((figure for figure in figures if figure.key == "difference"), None)
     outcome = evidence.outcome

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archbench.compare.costs import CostRow
-from archbench.compare.plan import ROWS
+from archbench.compare.files import ROWS
 from archbench.errors import StorageError
 from archbench.report.outcome import Curve, Outcome, Position, Spent, Tuning, read_outcome
 from archbench.report.styles import Style, styles_of

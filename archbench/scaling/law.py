@@ -117,7 +117,7 @@ def bootstrap(
 ) -> dict[str, Interval]:
     """95 % intervals of each parameter, and of ``exponent``: the points are resampled, and fitted from the minimum.
 
-    Percentiles of the resamples (Besiroglu et al. 2024 use 4,000 of them). Resamples in which a size or budget is
+    Percentiles of the resamples. Resamples in which a size or budget is
     missing may leave a parameter free, which the interval then shows.
     """
     points = _logs(N, D, L)
@@ -151,7 +151,7 @@ def promise(theta: Floats, points: Floats) -> float:
 
     It is gᵀ H⁻¹ g / 2 over the objective, half the squared Newton decrement (Boyd & Vandenberghe 2004, section 9.5.1),
     which does not depend on how parameters are scaled. H is that of the parabolas that touch each Huber loss from above
-    (Huber & Ronchetti 2009, section 7.8), so that it promises too little rather than too much.
+    (Huber & Ronchetti 2009, Robust Statistics), so that it promises too little rather than too much.
     """
     value, gradient = objective(theta, points)
     residual, jacobian = _residuals(theta, points)

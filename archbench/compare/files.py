@@ -1,0 +1,93 @@
+"""What a command that measures cells keeps in its folder: a record of each cell, then the rows and the outcome."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from archbench import __version__
+from archbench.errors import StorageError
+from archbench.phases.folder import write_text
+
+if TYPE_CHECKING:
+    from dataclasses import Field
+
+ROWS = "runs.parquet"
+
+
+class Recorded(Protocol):
+    """A record: a dataclass of plain values, one of them the cell's key."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+    @property
+    def key(self) -> str: ...
+
+
+R = TypeVar("R", bound=Recorded)
+
+
+def identity_key(**identity: Any) -> str:
+    """16 hex digits of all that a cell depends on, the versions of archbench and torch among it."""
+    whole = {"archbench": __version__, "torch": metadata.version("torch"), **identity}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_record(kind: type[R], folder: Path, key: str) -> R | None:
+    """The record of a cell that is finished; None where it is still to be measured.
+
+    Raises:
+        StorageError: the record cannot be read.
+    """
+    file = _record_file(folder, key)
+    try:
+        return kind(**json.loads(file.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        step = "Delete it, to measure that cell again"
+        raise StorageError(str(file), f"it cannot be read ({error})", step) from error
+
+
+def write_record(folder: Path, record: Recorded) -> None:
+    """Keep the record of a cell.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    file = _record_file(folder, record.key)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(asdict(record)) + "\n")
+    except OSError as error:
+        step = "Make room, and run the same command again"
+        raise StorageError(str(file), f"it cannot be written ({error.strerror})", step) from error
+
+
+def write_outcome(folder: Path, tables: Sequence[pa.Table], name: str, outcome: dict[str, Any]) -> None:
+    """The rows first: an outcome always has its rows beside it, where there are any.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    try:
+        if tables:
+            temporary = folder / f".{ROWS}.tmp"
+            pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
+            temporary.replace(folder / ROWS)
+        write_text(folder / name, json.dumps(outcome, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        step = "Make room, and run the same command again: what was measured is kept"
+        raise StorageError(str(folder), f"the outcome cannot be written ({error.strerror})", step) from error
+
+
+def _record_file(folder: Path, key: str) -> Path:
+    return folder / "cells" / f"{key}.json"
