@@ -25,6 +25,7 @@ from archbench.cli.regress import regress
 from archbench.cli.report import report
 from archbench.cli.results import results
 from archbench.cli.run import run
+from archbench.cli.scale import scale
 from archbench.cli.show import show
 from archbench.errors import ArchbenchError, ArchbenchWarning
 
@@ -71,6 +72,7 @@ app.command("run", rich_help_panel="Measure")(run)
 app.command("compare", rich_help_panel="Measure")(compare)
 app.command("tune", rich_help_panel="Measure")(tune)
 app.command("probe", rich_help_panel="Measure")(probe)
+app.command("scale", rich_help_panel="Measure")(scale)
 app.command("kernels", rich_help_panel="Measure")(kernels)
 app.command("results", rich_help_panel="Measure")(results)
 app.command("report", rich_help_panel="Measure")(report)

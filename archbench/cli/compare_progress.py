@@ -61,6 +61,10 @@ class CompareProgress:
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             typer.echo(f"The same command goes on with it: what is finished is kept in {self._folder}", err=True)
 
+    def piloting(self, cells: int) -> None:
+        if not self._quiet and sys.stderr.isatty():  # elsewhere nobody waits
+            typer.echo(f"{cells} short runs first, to say how long it will take", err=True)
+
     def began(self, seconds: float, left: float, cells: int, known: int) -> None:
         self._cells, self._known, self._left, self._began = cells, known, left, time.monotonic()
         if self._quiet:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import shutil
 import time
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from archbench.phases.folder import CONFIG, open_run
 from archbench.registry import Architecture
 from archbench.results.reading import read_results, run_failed
 
-Stage = Literal["pilot", "tune", "seed", "speed", "cost"]
+Stage = Literal["pilot", "tune", "seed", "speed", "cost", "point"]
 OutcomeName = Literal["ok", "diverged", "failed"]
 
 
@@ -31,7 +32,8 @@ class Cell:
 
     Attributes:
         stage: what it is for: pilot (to predict the time), tune (a learning rate), seed (a fresh seed at the learning
-            rate chosen), speed (one turn), cost (one context length).
+            rate chosen), speed (one turn), cost (one context length),
+            point (one of a scaling ladder).
         config: the whole run.
         key: 16 hex digits, equal for cells that measure the same with the same code.
         factor: tune: learning rate / the recipe's.
@@ -139,6 +141,18 @@ def run_folder(folder: Path, record: Record) -> Path:
     """Where the cell's run keeps its scores by document and block."""
     assert record.run_id is not None
     return _runs(folder, record.key) / record.run_id
+
+
+def bits_per_byte(folder: Path, record: Record) -> float | None:
+    """Of the validation text; infinity where the run diverged, None where it failed.
+
+    Raises:
+        StorageError: its rows cannot be read.
+    """
+    if record.outcome != "ok":
+        return math.inf if record.outcome == "diverged" else None
+    frame = rows_of(folder, record)
+    return float(frame[(frame.phase == "quality") & (frame.metric == "bits_per_byte")].value.iloc[0])
 
 
 def check_seconds(folder: Path, record: Record) -> float:

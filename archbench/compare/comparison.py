@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -11,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from archbench.compare import prediction, stages
-from archbench.compare.cells import Cell, Record, check_seconds, known_record, measure, rows_of
+from archbench.compare.cells import Cell, Record, bits_per_byte, known_record, measure
 from archbench.compare.contenders import contenders
-from archbench.compare.learning_rates import Curve, Point, curve, next_factor
+from archbench.compare.learning_rates import Curve, Point, curve, search
 from archbench.compare.outcome import Measured, write_comparison, write_tuning
 from archbench.compare.plan import PLAN, ComparePlan
 from archbench.compare.pool import Follower, run_cells
@@ -71,6 +70,7 @@ class _Work:
         """Sizes, pilots, budget and prediction; kept, so that a later session has the same."""
         self.kept = self._kept_plan()
         self.contenders = contenders(self.plan)
+        self.follower.piloting(len(self._in()))
         self._run([stages.pilot_cell(self.plan, one) for one in self._in()], quietly=True)
         self.contenders = [self._after_pilot(one) for one in self.contenders]
         for one in self.contenders:
@@ -97,14 +97,9 @@ class _Work:
     def tune(self) -> dict[str, Curve]:
         """The search of each for its learning rate, all with the same trials first."""
         rate = self.plan.run.training.learning_rate
-        asked = {one.architecture: list(self.plan.factors) for one in self._in()} if self.plan.tunes else {}
-        while asked:
-            trying = [(one, asked[one.architecture]) for one in self._in() if one.architecture in asked]
-            cells = [stages.tuning_cells(self.plan, one, self.budget, factors) for one, factors in trying]
-            self._run([cell for group in cells for cell in group])
-            further = {name: next_factor(self._points(name), self.plan.factors) for name in asked}
-            asked = {name: [factor] for name, factor in further.items() if factor is not None}
         names = [one.architecture for one in self._in()]
+        if self.plan.tunes:
+            search(names, self.plan.factors, self._try, self._points)
         return {name: curve(name, self._points(name), rate, tuned=self.plan.tunes) for name in names}
 
     def confirm(self, curves: Mapping[str, Curve]) -> None:
@@ -172,17 +167,21 @@ class _Work:
         if not contender.matched:
             return contender
         cell = stages.pilot_cell(self.plan, contender)
-        record = self.cells[cell.key][1]
-        if record.outcome == "ok":
-            tokens = stages.tokens_per_update(self.plan, contender)
-            rows, checks = rows_of(self.folder, record), check_seconds(self.folder, record)
-            self.pilots[contender.architecture] = prediction.pilot_of(record, rows, tokens, checks)
+        tokens = stages.tokens_per_update(self.plan, contender)
+        found = prediction.read_pilot(self.folder, self.cells[cell.key][1], tokens)
+        if isinstance(found, Pilot):
+            self.pilots[contender.architecture] = found
             return contender
-        reason = record.cause or "its first updates diverged"
         if contender.architecture == self.plan.baseline:
             step = f"Find out with: archbench run {contender.architecture} --profile {self.plan.run.profile}"
-            raise UsageError(f"baseline {contender.architecture}", f"its pilot run failed: {reason}", step)
-        return replace(contender, matched=False, reason=f"its pilot run failed: {reason}")
+            raise UsageError(f"baseline {contender.architecture}", found, step)
+        return replace(contender, matched=False, reason=found)
+
+    def _try(self, asked: Mapping[str, Sequence[float]]) -> None:
+        """Train at these multiples of the recipe's learning rate."""
+        trying = [(one, asked[one.architecture]) for one in self._in() if one.architecture in asked]
+        cells = [stages.tuning_cells(self.plan, one, self.budget, factors) for one, factors in trying]
+        self._run([cell for group in cells for cell in group])
 
     def _points(self, name: str) -> list[Point]:
         """What each learning rate that was tried came to."""
@@ -190,16 +189,9 @@ class _Work:
         for cell, record in self.cells.values():
             if cell.stage == "tune" and cell.architecture == name:
                 assert cell.factor is not None
-                found.setdefault(cell.factor, []).append(self._bits_per_byte(record))
+                found.setdefault(cell.factor, []).append(bits_per_byte(self.folder, record))
         rate = self.plan.run.training.learning_rate
         return [Point(rate * factor, factor, tuple(bits)) for factor, bits in found.items()]
-
-    def _bits_per_byte(self, record: Record) -> float | None:
-        """Infinity where it diverged, None where it failed."""
-        if record.outcome != "ok":
-            return math.inf if record.outcome == "diverged" else None
-        frame = rows_of(self.folder, record)
-        return float(frame[(frame.phase == "quality") & (frame.metric == "bits_per_byte")].value.iloc[0])
 
     def _planned(self, confirms: bool) -> list[tuple[list[Cell], int]]:
         """The cells to come, as far as they are known: the recipe's learning rate stands for those to be chosen."""

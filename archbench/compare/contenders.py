@@ -10,7 +10,7 @@ from archbench.compare.matching import match
 from archbench.compare.plan import TOLERANCE, ComparePlan
 from archbench.compare.shapes import Quantity
 from archbench.compare.stages import Contender
-from archbench.config import ModelConfig
+from archbench.config import ModelConfig, RunConfig
 from archbench.data.dataset import prepare
 from archbench.errors import ArchbenchError, UnknownNameError, UsageError
 from archbench.measure.sizes import Size, size_of
@@ -34,7 +34,7 @@ def contenders(plan: ComparePlan) -> list[Contender]:
         ArchbenchError: the baseline cannot be loaded or built; the others are left out with the reason.
     """
     baseline = load(plan.baseline, plan.run.plugins)
-    fixed = _fixed(plan, baseline)
+    fixed = shared_fields(plan.run, baseline)
     reference = _built(baseline, baseline.config(plan.run.preset, **fixed))
     quantity = QUANTITIES[plan.match]
     if quantity == "state_bytes" and reference.state_bytes is None:
@@ -46,35 +46,65 @@ def contenders(plan: ComparePlan) -> list[Contender]:
 def _contender(
     plan: ComparePlan, name: str, fixed: Mapping[str, Any], reference: Size, quantity: Quantity | None
 ) -> Contender:
+    if quantity is not None and name != plan.baseline:
+        return matched(plan.run, name, fixed, getattr(reference, quantity), quantity)
     length = int(fixed["context_length"])
     source = ""
     try:
         architecture = load(name, plan.run.plugins)
         source = source_digest(architecture)
-        if quantity is None or name == plan.baseline:
-            size = _built(architecture, architecture.config(plan.run.preset, **fixed))
-            deviation = None if quantity is None else 0.0
-            return Contender(name, fixed, length, size, deviation, True, None, source)
-        target = getattr(reference, quantity)
-        found = match(architecture, plan.run.preset, fixed, target, quantity, tolerance=TOLERANCE)
-    except UnknownNameError:  # most likely a slip of the pen, which should not cost the run of all others
+        size = _built(architecture, architecture.config(plan.run.preset, **fixed))
+    except UnknownNameError:
         raise
     except ArchbenchError as error:
         if name == plan.baseline:
             raise
-        return Contender(name, fixed, length, None, None, False, f"{error.culprit}: {error.cause}", source)
-    overrides = {**found.overrides, **fixed}
+        return _left_out(name, fixed, error, source)
+    return Contender(name, fixed, length, size, None if quantity is None else 0.0, True, None, source)
+
+
+def matched(
+    run: RunConfig,
+    name: str,
+    fixed: Mapping[str, Any],
+    target: float,
+    quantity: Quantity = "non_embedding_active_parameters",
+) -> Contender:
+    """An architecture at the size at which it has ``target`` of ``quantity``, or left out with the reason.
+
+    Args:
+        run: whose preset the search begins at.
+        fixed: as of :func:`shared_fields`.
+
+    Raises:
+        UnknownNameError: there is no architecture of that name, or it has no such preset.
+    """
+    source = ""
+    try:
+        architecture = load(name, run.plugins)
+        source = source_digest(architecture)
+        found = match(architecture, run.preset, fixed, target, quantity, tolerance=TOLERANCE)
+    except UnknownNameError:  # most likely a slip of the pen, which should not cost the run of all others
+        raise
+    except ArchbenchError as error:
+        return _left_out(name, fixed, error, source)
+    overrides, length = {**found.overrides, **fixed}, int(fixed["context_length"])
     return Contender(name, overrides, length, found.size, found.deviation, found.matched, found.reason, source)
 
 
-def _fixed(plan: ComparePlan, baseline: Architecture) -> dict[str, Any]:
-    """Fields that are the same for all: what the user set, the baseline's context, and the tokenizer's vocabulary."""
-    fixed: dict[str, Any] = dict(plan.run.overrides)
-    config = baseline.config(plan.run.preset, **fixed)
+def shared_fields(run: RunConfig, first: Architecture) -> dict[str, Any]:
+    """Fields that are the same for all: what the user set, the first one's context, and the tokenizer's vocabulary."""
+    fixed: dict[str, Any] = dict(run.overrides)
+    config = first.config(run.preset, **fixed)
     fixed["context_length"] = config.context_length
-    if plan.run.vocabulary == "tokenizer":
-        fixed.setdefault("vocab_size", prepare(plan.run.data).tokenizer.vocab_size)
+    if run.vocabulary == "tokenizer":
+        fixed.setdefault("vocab_size", prepare(run.data).tokenizer.vocab_size)
     return fixed
+
+
+def _left_out(name: str, fixed: Mapping[str, Any], error: ArchbenchError, source: str) -> Contender:
+    reason = f"{error.culprit}: {error.cause}"
+    return Contender(name, fixed, int(fixed["context_length"]), None, None, False, reason, source)
 
 
 def _built(architecture: Architecture, config: ModelConfig) -> Size:

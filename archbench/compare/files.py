@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from archbench import __version__
-from archbench.errors import StorageError
+from archbench.errors import StorageError, UsageError
 from archbench.phases.folder import write_text
 
 if TYPE_CHECKING:
@@ -70,6 +70,31 @@ def write_record(folder: Path, record: Recorded) -> None:
     except OSError as error:
         step = "Make room, and run the same command again"
         raise StorageError(str(file), f"it cannot be written ({error.strerror})", step) from error
+
+
+def require_same_plan(file: Path, digest: str, plan: dict[str, Any], what: str) -> None:
+    """Keep the plan that a folder is begun with, and refuse to go on with another one in it.
+
+    Args:
+        file: of the plan, in that folder.
+        digest: equal for plans that continue each other.
+        plan: to be kept beside it, for people to read.
+        what: the command measures, such as "a probe".
+
+    Raises:
+        UsageError: the folder holds one of another plan.
+        StorageError: it cannot be read or written.
+    """
+    try:
+        if file.exists() and json.loads(file.read_text()).get("digest") != digest:
+            step = "Choose another folder with --out, or leave it out"
+            raise UsageError(str(file.parent), f"it holds {what} of another plan", step)
+        write_text(file, json.dumps({"digest": digest, "plan": plan}, indent=2) + "\n")
+    except (OSError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        cause = f"it cannot be read or written ({error})"
+        raise StorageError(str(file), cause, "Delete it; what was measured is kept") from error
 
 
 def write_outcome(folder: Path, tables: Sequence[pa.Table], name: str, outcome: dict[str, Any]) -> None:

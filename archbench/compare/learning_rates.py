@@ -11,9 +11,9 @@ the best of five learning rates flatters likewise. Fresh seeds at the chosen rat
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 """Times the default learning rate."""
@@ -25,6 +25,9 @@ MOST_ADDED = 2
 """Points beyond the first ones."""
 
 _STEP = 2.0
+
+K = TypeVar("K")
+"""What has a learning rate: an architecture's name, say."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,25 @@ class Curve:
             for point in plain["points"]
         ]
         return plain
+
+
+def search(
+    names: Sequence[K],
+    factors: Sequence[float],
+    measure: Callable[[Mapping[K, Sequence[float]]], None],
+    points: Callable[[K], Sequence[Point]],
+) -> None:
+    """Try ``factors`` for all of ``names``, and what :func:`next_factor` adds to them, until it adds nothing.
+
+    Args:
+        measure: makes the runs of these names at these factors.
+        points: what a name's runs came to so far.
+    """
+    asked = {name: list(factors) for name in names}
+    while asked:
+        measure(asked)
+        further = {name: next_factor(points(name), factors) for name in asked}
+        asked = {name: [factor] for name, factor in further.items() if factor is not None}
 
 
 def curve(architecture: str, points: Sequence[Point], default: float, *, tuned: bool = True) -> Curve:

@@ -28,6 +28,10 @@ class Keyed(Protocol):
 class Follower(Protocol[CellKind, RecordKind]):
     """Is told how a command goes on that measures cells; what it does with that changes nothing."""
 
+    def piloting(self, cells: int) -> None:
+        """So many pilots run first, if they are not known, to predict what all will take."""
+        ...
+
     def began(self, seconds: float, left: float, cells: int, known: int) -> None:
         """After the pilots: what all is predicted to take and what is left of it, and how many cells are known."""
         ...

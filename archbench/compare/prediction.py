@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 
-from archbench.compare.cells import Cell, Record
+from archbench.compare.cells import Cell, Record, check_seconds, rows_of
 from archbench.compare.stages import COST_NEW_TOKENS, SPEED_STEPS
 
 PROCESS_SECONDS = 3.0
@@ -44,6 +45,20 @@ class Pilot:
         return self.update * FORWARD_SHARE * self.scored / self.tokens
 
 
+def read_pilot(folder: Path, record: Record, tokens: int) -> Pilot | str:
+    """What a pilot run took, or why its model takes no part: it would fail each of its runs.
+
+    Args:
+        tokens: of one update.
+
+    Raises:
+        StorageError: its rows cannot be read.
+    """
+    if record.outcome == "ok":
+        return pilot_of(record, rows_of(folder, record), tokens, check_seconds(folder, record))
+    return f"its pilot run failed: {record.cause or 'its first updates diverged'}"
+
+
 def pilot_of(record: Record, frame: pd.DataFrame, tokens: int, checks: float) -> Pilot:
     """Read a pilot's rows.
 
@@ -59,8 +74,8 @@ def pilot_of(record: Record, frame: pd.DataFrame, tokens: int, checks: float) ->
 
 
 def cell_seconds(cell: Cell, pilot: Pilot, updates: float) -> float:
-    """Seconds of a cell that trains for so many updates (of stages ``tune`` and ``seed``), or of its own kind."""
-    if cell.stage in ("tune", "seed"):
+    """Seconds of a cell: one that trains on a budget (``tune``, ``seed``, ``point``) for so many updates."""
+    if cell.stage in ("tune", "seed", "point"):
         every = cell.config.training.validate_every
         validations = 0.0 if every is None else updates / every
         more = PROCESS_SECONDS + 3 * pilot.scoring if cell.stage == "seed" else 0.0

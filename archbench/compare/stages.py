@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from archbench.compare.cells import Cell, Stage, cell_key
 from archbench.compare.plan import FIRST_TUNING_SEED, ComparePlan
@@ -22,6 +22,25 @@ VALIDATIONS = 8
 
 Budget = Mapping[str, float]
 """One of flops, tokens, seconds -> its amount: as :class:`archbench.config.TrainingConfig` takes it."""
+
+
+class SharedPlan(Protocol):
+    """What all cells need to know: the run that they have in common, and how many go on at a time."""
+
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def jobs(self) -> int: ...
+
+
+class TuningPlan(SharedPlan, Protocol):
+    """And what trials of learning rates do."""
+
+    @property
+    def tuning_seeds(self) -> int: ...
+    @property
+    def tuning_share(self) -> float: ...
+
 
 _NO_BUDGET = {"tokens": None, "steps": None, "flops": None, "seconds": None}
 
@@ -51,18 +70,20 @@ class Contender:
     source: str
 
 
-def pilot_cell(plan: ComparePlan, contender: Contender) -> Cell:
+def pilot_cell(plan: SharedPlan, contender: Contender) -> Cell:
     """A few updates and one scoring: what a run of it takes, from start to end."""
     training = {"steps": PILOT_STEPS, "validate_every": None, "checkpoint_every": None}
-    return _cell(plan, contender, "pilot", ("train", "quality"), training=training, seed=FIRST_TUNING_SEED, beside=True)
+    return run_cell(
+        plan, contender, "pilot", ("train", "quality"), training=training, seed=FIRST_TUNING_SEED, beside=True
+    )
 
 
-def tuning_cells(plan: ComparePlan, contender: Contender, budget: Budget, factors: Sequence[float]) -> list[Cell]:
+def tuning_cells(plan: TuningPlan, contender: Contender, budget: Budget, factors: Sequence[float]) -> list[Cell]:
     """Each learning rate with each tuning seed, on a share of the budget."""
     share = _fields(budget, plan.tuning_share)
     rate = plan.run.training.learning_rate
     return [
-        _cell(
+        run_cell(
             plan,
             contender,
             "tune",
@@ -84,7 +105,8 @@ def seed_cells(plan: ComparePlan, contender: Contender, budget: Budget, learning
         training["validate_every"] = max(1, round(updates / VALIDATIONS))
     phases = ("train", "quality", "positions")
     return [
-        _cell(plan, contender, "seed", phases, training=training, seed=seed, beside=True) for seed in range(plan.seeds)
+        run_cell(plan, contender, "seed", phases, training=training, seed=seed, beside=True)
+        for seed in range(plan.seeds)
     ]
 
 
@@ -94,7 +116,7 @@ def speed_cells(plan: ComparePlan, contenders: Sequence[Contender]) -> list[Cell
     baseline = next(one for one in contenders if one.architecture == plan.baseline)
     order = [(baseline, False), *((one, False) for one in contenders if one is not baseline), (baseline, True)]
     return [
-        _cell(
+        run_cell(
             plan,
             contender,
             "speed",
@@ -116,7 +138,9 @@ def cost_cells(plan: ComparePlan, contender: Contender) -> list[Cell]:
         length = multiple * contender.context_length
         new = min(COST_NEW_TOKENS, length // 2)
         speed = {"prompt_lengths": [length - new], "batch_sizes": [1], "new_tokens": new, "repeats": 3, "warmup": 1}
-        cells.append(_cell(plan, contender, "cost", ("prefill", "decode"), seed=0, speed=speed, context_length=length))
+        cells.append(
+            run_cell(plan, contender, "cost", ("prefill", "decode"), seed=0, speed=speed, context_length=length)
+        )
     return cells
 
 
@@ -152,7 +176,7 @@ def updates_of(plan: ComparePlan, contender: Contender, budget: Budget) -> float
     return None
 
 
-def tokens_per_update(plan: ComparePlan, contender: Contender) -> int:
+def tokens_per_update(plan: SharedPlan, contender: Contender) -> int:
     """B · T of one optimizer update, micro-batches together."""
     return plan.run.training.batch_size * plan.run.training.accumulation * contender.context_length
 
@@ -162,8 +186,8 @@ def _fields(budget: Budget, share: float = 1.0) -> dict[str, Any]:
     return {unit: round(amount * share) if unit == "tokens" else amount * share for unit, amount in budget.items()}
 
 
-def _cell(
-    plan: ComparePlan,
+def run_cell(
+    plan: SharedPlan,
     contender: Contender,
     stage: Stage,
     phases: tuple[str, ...],
@@ -177,6 +201,14 @@ def _cell(
     block: int | None = None,
     repeated: bool = False,
 ) -> Cell:
+    """One run of a contender: what all share, with what this cell has of its own.
+
+    Args:
+        training: fields of the recipe that are replaced, the budget among them.
+        speed: fields of what is timed that are replaced.
+        context_length: T of the model; None for the one that it is trained on.
+        beside: others run at the same time, so that it has its share of the threads.
+    """
     shared = plan.run
     length = context_length if context_length is not None else contender.context_length
     overrides = {**contender.overrides, "context_length": length}
@@ -195,7 +227,7 @@ def _cell(
     return Cell(stage, config, key, length, factor=factor, block=block, repeated=repeated, checked_by=checked_by)
 
 
-def _threads(plan: ComparePlan) -> int | None:
+def _threads(plan: SharedPlan) -> int | None:
     """CPU threads of each of the runs that go on beside each other."""
     if plan.jobs == 1:
         return plan.run.threads

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from archbench.compare.files import require_same_plan
 from archbench.compare.pool import Follower, run_cells
 from archbench.compare.prediction import PROCESS_SECONDS, together
 from archbench.data.tasks import Task
-from archbench.errors import StorageError, UsageError
-from archbench.phases.folder import write_text
+from archbench.errors import UsageError
 from archbench.probing.contenders import Contender, contenders
 from archbench.probing.outcome import Measured, write_outcome
 from archbench.probing.plan import PLAN, ProbePlan
@@ -37,10 +36,10 @@ def probe(plan: ProbePlan, folder: Path, follower: Follower[Trial, TrialRecord],
     """
     tasks = load_tasks(plan.tasks, plan.plugins)
     with locked(folder):
-        _require_same(plan, folder)
+        require_same_plan(folder / PLAN, plan.digest(), plan.model_dump(mode="json"), "a probe")
         started = time.monotonic()
         found = contenders(plan, tasks)
-        pilots = _pilots(plan, folder, tasks, found)
+        pilots = _pilots(plan, folder, tasks, found, follower)
         found = [_after_pilot(one, pilots) for one in found]
         for one in found:
             if one.reason is not None:
@@ -70,7 +69,11 @@ def probe(plan: ProbePlan, folder: Path, follower: Follower[Trial, TrialRecord],
 
 
 def _pilots(
-    plan: ProbePlan, folder: Path, tasks: Sequence[Task], found: Sequence[Contender]
+    plan: ProbePlan,
+    folder: Path,
+    tasks: Sequence[Task],
+    found: Sequence[Contender],
+    follower: Follower[Trial, TrialRecord],
 ) -> dict[tuple[str, str], TrialRecord]:
     """A pilot of each architecture on each task, by both names."""
     pilots = [
@@ -79,6 +82,7 @@ def _pilots(
         if one.reason is None
         for task in tasks
     ]
+    follower.piloting(len(pilots))
     records = run_cells(pilots, folder, plan.jobs, lambda trial, record: None, known=known_trial, measure=measure_trial)
     return {(pilot.architecture, pilot.task): records[pilot.key] for pilot in pilots}
 
@@ -115,24 +119,3 @@ def _trial(stage: Kind, plan: ProbePlan, one: Contender, task: Task, rate: float
 def _predicted(plan: ProbePlan, pilots: dict[tuple[str, str], TrialRecord], trials: Sequence[Trial]) -> float:
     seconds = [pilots[trial.architecture, trial.task].cpu_seconds for trial in trials]
     return PROCESS_SECONDS + together(seconds, plan.jobs) if seconds else 0.0
-
-
-def _require_same(plan: ProbePlan, folder: Path) -> None:
-    """Keep the plan's digest in the folder.
-
-    Raises:
-        UsageError: it holds a probe of another plan.
-        StorageError: it cannot be read or written.
-    """
-    file = folder / PLAN
-    try:
-        if file.exists() and json.loads(file.read_text()).get("digest") != plan.digest():
-            step = "Choose another folder with --out, or leave it out"
-            raise UsageError(str(folder), "it holds a probe of another plan", step)
-        write_text(file, json.dumps({"digest": plan.digest(), "plan": plan.model_dump(mode="json")}, indent=2) + "\n")
-    except (OSError, ValueError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise StorageError(
-            str(file), f"it cannot be read or written ({error})", "Delete it; trials are kept"
-        ) from error

@@ -13,12 +13,17 @@ from archbench.report.conclusions import Conclusions, conclusions
 from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
 from archbench.report.evidence import Evidence, of_comparison, of_runs
 from archbench.report.figures import Figure
+from archbench.report.ladder import is_ladder, read_ladder
+from archbench.report.ladder_figures import ladder_figures
+from archbench.report.ladder_tables import forecast_table, law_table, loss_table
+from archbench.report.ladder_texts import conclusions as ladder_conclusions
 from archbench.report.learning_curves import loss_figure, tuning_figure, validation_figure
 from archbench.report.outcome import Outcome, is_comparison
 from archbench.report.probe_figures import probe_figure, probe_state_figure
 from archbench.report.quality_figures import difference_figure, position_figure
-from archbench.report.styles import Style
+from archbench.report.styles import Style, styles_of
 from archbench.report.tables import Table, cost_table, lost_table, run_table, size_table, verdict_table
+from archbench.scaling.plan import SCALE
 
 NO_VERDICT = (
     "These are runs without a comparison, so there is no verdict: sizes, budgets and learning rates may differ, and "
@@ -53,7 +58,7 @@ class Contents:
 
 
 def read(paths: Sequence[str]) -> list[Contents]:
-    """What is at ``paths``: comparison folders, results folders (with the comparisons in them) and Parquet files.
+    """What is at ``paths``: folders of comparisons and ladders, results folders (with those in them), Parquet files.
 
     Raises:
         StorageError: nothing is there, a file is damaged, or it is from a newer archbench.
@@ -61,16 +66,22 @@ def read(paths: Sequence[str]) -> list[Contents]:
     from archbench.results.reading import read_results
 
     comparisons: list[Path] = []
+    ladders: list[Path] = []
     plain: list[str] = []
     for text in paths:
         path = Path(text)
         if path.is_dir() and is_comparison(path):
             comparisons.append(path)
             continue
+        if path.is_dir() and is_ladder(path):
+            ladders.append(path)
+            continue
         plain.append(text)
         if path.is_dir():
-            comparisons += _finished_in(path)
+            comparisons += _finished_in(path, COMPARISON, is_comparison, "comparison")
+            ladders += _finished_in(path, SCALE, is_ladder, "ladder")
     parts = [of_evidence(of_comparison(folder)) for folder in dict.fromkeys(comparisons)]
+    parts += [of_ladder(folder) for folder in dict.fromkeys(ladders)]
     parts.sort(key=lambda part: dict(part.facts)["finished"], reverse=True)
     if plain:
         rows = read_results(plain)
@@ -84,13 +95,13 @@ def read(paths: Sequence[str]) -> list[Contents]:
     return parts
 
 
-def _finished_in(folder: Path) -> list[Path]:
+def _finished_in(folder: Path, outcome: str, is_one: Callable[[Path], bool], what: str) -> list[Path]:
     found = []
     for inside in sorted(folder.iterdir()):
-        if (inside / COMPARISON).is_file():
+        if (inside / outcome).is_file():
             found.append(inside)
-        elif inside.is_dir() and is_comparison(inside):
-            warnings.warn(f"{inside}: the comparison is not finished. It is left out.", ArchbenchWarning, stacklevel=3)
+        elif inside.is_dir() and is_one(inside):
+            warnings.warn(f"{inside}: the {what} is not finished. It is left out.", ArchbenchWarning, stacklevel=3)
     return found
 
 
@@ -137,6 +148,45 @@ def of_evidence(evidence: Evidence) -> Contents:
         facts=evidence.provenance if outcome is None else (*evidence.provenance, *_plan(outcome)),
         styles=evidence.styles,
     )
+
+
+def of_ladder(folder: Path) -> Contents:
+    """A finished ladder.
+
+    Raises:
+        StorageError: see :func:`archbench.report.ladder.read_ladder`; or nothing in it was measured.
+    """
+    ladder = read_ladder(folder)
+    if not ladder.findings:
+        raise StorageError(str(folder), "none of its trainings ended well", f"Its {SCALE} tells why, run by run")
+    plan, styles = ladder.plan, styles_of(ladder.names, ladder.names[0])
+    figures = ladder_figures(ladder, styles)
+    tables = (law_table(ladder), loss_table(ladder), forecast_table(ladder))
+    return Contents(
+        title=f"How {', '.join(ladder.names)} scale{'s' if len(ladder.names) == 1 else ''}",
+        subtitle=(
+            f"{len(plan.sizes)} sizes × {len(plan.budgets)} budgets · {plan.text} as {plan.tokenizer} · context "
+            f"{plan.context_length:,} · {ladder.machine.get('device_name', '')} · {ladder.finished:%Y-%m-%d}"
+        ),
+        verdict=ladder_conclusions(ladder),
+        tables=tuple(table for table in tables if table is not None),
+        lead=figures[0],
+        figures=figures,
+        missing=(),
+        facts=(
+            ("command", ladder.command),
+            ("folder", str(folder)),
+            ("finished", f"{ladder.finished:%Y-%m-%d %H:%M %Z}".strip()),
+            ("versions", ", ".join([f"archbench {ladder.archbench_version}", *_revision(ladder.git_revision)])),
+            ("machine", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in ladder.machine.items())),
+            ("time", f"{ladder.seconds.measured / 60:,.0f} min, predicted {ladder.seconds.predicted / 60:,.0f} min"),
+        ),
+        styles=styles,
+    )
+
+
+def _revision(git_revision: str | None) -> list[str]:
+    return [f"git {git_revision}"] if git_revision else []
 
 
 def _comparison_title(outcome: Outcome) -> tuple[str, str]:

@@ -51,7 +51,8 @@ class Series:
         x, y: coordinates, base units; a None in ``y`` interrupts the line.
         low, high: interval of each y (of each x where ``sideways``); empty: none.
         notes: a word for each point, shown beside it when it is pointed at.
-        drawn: line; line with points; points; steps, which hold a value until the next; or thin, a lone run.
+        drawn: line; curve, a line that was computed, without points; line with points; points; steps, which hold a
+            value until the next; or thin, a lone run.
         band: the interval is a band and not a bar.
         sideways: the interval is of x.
         hollow: the points are not filled.
@@ -68,7 +69,7 @@ class Series:
     low: tuple[float | None, ...] = ()
     high: tuple[float | None, ...] = ()
     notes: tuple[str, ...] = ()
-    drawn: Literal["line", "points", "line+points", "steps", "thin"] = "line"
+    drawn: Literal["line", "curve", "points", "line+points", "steps", "thin"] = "line"
     band: bool = False
     sideways: bool = False
     hollow: bool = False

@@ -108,6 +108,8 @@ def _series(series: Series, axis: Axes) -> None:
     match series.drawn:
         case "points":
             look |= {"linestyle": "none"}
+        case "curve":
+            look |= {"marker": None, "linewidth": 1.1, "zorder": 2}
         case "thin":
             look |= {"linestyle": ":", "linewidth": 0.8, "marker": None}
         case "steps":

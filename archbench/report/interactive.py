@@ -66,8 +66,8 @@ def _traces(series: Series, panel: Panel, go: Any) -> list[Any]:
                 opacity=0.16, line={"width": 0}, mode="lines", hoverinfo="skip", **own,
             )
         )  # fmt: skip
-    lines = series.drawn in ("line", "line+points", "steps", "thin")
-    points = series.style is not None and series.drawn not in ("steps", "thin")
+    lines = series.drawn != "points"
+    points = series.style is not None and series.drawn not in ("curve", "steps", "thin")
     mode = "+".join(
         [*(["lines"] if lines else []), *(["markers"] if points else []), *(["text"] if series.label else [])]
     )

@@ -115,10 +115,21 @@ def fit(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Fit:
 def bootstrap(
     N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike, found: Fit, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """95 % intervals of each parameter, and of ``exponent``: the points are resampled, and fitted from the minimum.
+    """95 % intervals of each parameter, and of ``exponent``: percentiles of :func:`resampled`."""
+    values = resampled(N, D, L, found, resamples=resamples, seed=seed)
+    edges = {name: np.percentile(each, [2.5, 97.5]) for name, each in values.items()}
+    return {name: Interval(float(low), float(high)) for name, (low, high) in edges.items()}
 
-    Percentiles of the resamples. Resamples in which a size or budget is
-    missing may leave a parameter free, which the interval then shows.
+
+def resampled(
+    N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike, found: Fit, *, resamples: int, seed: int
+) -> dict[str, Floats]:
+    """Each parameter, and ``exponent``, of fits to the points drawn with replacement; each begins at the minimum.
+
+    Resamples in which a size or budget is missing may leave a parameter free, which the values then show.
+
+    Returns:
+        name -> (R,), one value a resample.
     """
     points = _logs(N, D, L)
     random = np.random.default_rng(seed)
@@ -127,10 +138,8 @@ def bootstrap(
     for _ in range(resamples):
         chosen = random.integers(points.shape[1], size=points.shape[1])
         laws.append(_law(_minimum(start, points[:, chosen])))
-    values = {field.name: [getattr(law, field.name) for law in laws] for field in fields(Law)}
-    values["exponent"] = [law.exponent for law in laws]
-    edges = {name: np.percentile(each, [2.5, 97.5]) for name, each in values.items()}
-    return {name: Interval(float(low), float(high)) for name, (low, high) in edges.items()}
+    names = (*(field.name for field in fields(Law)), "exponent")
+    return {name: np.array([getattr(law, name) for law in laws]) for name in names}
 
 
 def objective(theta: Floats, points: Floats) -> tuple[float, Floats]:

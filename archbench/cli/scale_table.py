@@ -1,0 +1,36 @@
+"""What ``archbench scale`` prints last: the losses by size and budget, then what law they follow, if any."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from archbench.cli.compare_progress import duration
+from archbench.cli.output import console, table
+from archbench.report.ladder import Ladder
+from archbench.report.ladder_tables import loss_table
+from archbench.report.ladder_texts import law_sentences, notes
+
+
+def print_scale(outcome: dict[str, Any], folder: Path) -> None:
+    """Losses, laws with their tests, and what took no part."""
+    ladder = Ladder.model_validate(outcome)
+    plan, losses = ladder.plan, loss_table(ladder)
+    typer.echo(f"{plan.text} as {plan.tokenizer}, context {plan.context_length}. {losses.caption}")
+    titles = [column.title for column in losses.columns]
+    made = table(*titles, right=tuple(column.title for column in losses.columns if column.kind == "number"))
+    for row in losses.rows:
+        made.add_row(*(cell.text for cell in row))
+    out = console()
+    out.print()
+    out.print(made)
+    out.print()
+    for sentence in (*law_sentences(ladder), *notes(ladder)):
+        typer.echo(sentence)
+    seconds = ladder.seconds
+    typer.echo(
+        f"\nTook {duration(seconds.measured)}, predicted {duration(seconds.predicted)}. In {folder}: "
+        f"scale.json, runs.parquet\nNext: archbench report {folder} -o report.html"
+    )

@@ -1,0 +1,162 @@
+"""A ladder's figures: loss against parameters, tokens and compute, with the law and its forecast."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from archbench.report.figures import Axis, Figure, Panel, Series, ticks_of
+from archbench.report.ladder import Finding, Ladder
+from archbench.report.ladder_texts import short
+from archbench.report.styles import Style
+from archbench.scaling.findings import Point
+from archbench.scaling.law import Law
+
+_CURVE = 40
+"""Points that a law is drawn through."""
+
+_CAPTION = (
+    "Marks are measured, hollow ones held out. The line is the law of all points; the dotted one that of the smaller "
+    "sizes, where it foretells the largest."
+)
+
+
+def ladder_figures(ladder: Ladder, styles: dict[str, Style]) -> tuple[Figure, ...]:
+    """Every figure, of a ladder that has points."""
+    return (_by_size(ladder, styles), _by_tokens(ladder, styles), _by_compute(ladder, styles))
+
+
+def _by_size(ladder: Ladder, styles: dict[str, Style]) -> Figure:
+    budgets = sorted({point.budget for finding in ladder.findings for point in finding.points})
+    panels = []
+    for budget in budgets:
+        series = []
+        for finding in ladder.findings:
+            points = [point for point in finding.points if point.budget == budget]
+            if points:
+                series += _drawn(
+                    finding, points, styles, lambda point: point.N, lambda law, N, at: float(law.loss(N, at.D))
+                )
+        panels.append(_panel(f"{short(budget)} tokens", "parameters, N", "1", series, ladder))
+    return _figure("size", "Loss against parameters", panels, ladder, styles)
+
+
+def _by_tokens(ladder: Ladder, styles: dict[str, Style]) -> Figure:
+    sizes = sorted({point.size for finding in ladder.findings for point in finding.points})
+    panels = []
+    for size in sizes:
+        series = []
+        for finding in ladder.findings:
+            points = [point for point in finding.points if point.size == size]
+            if points:
+                series += _drawn(
+                    finding, points, styles, lambda point: point.D, lambda law, D, at: float(law.loss(at.N, D))
+                )
+        panels.append(_panel(f"{short(size)} parameters", "training tokens, D", "token", series, ladder))
+    return _figure("tokens", "Loss against training tokens", panels, ladder, styles)
+
+
+def _by_compute(ladder: Ladder, styles: dict[str, Style]) -> Figure:
+    series = []
+    for finding in ladder.findings:
+        for size in sorted({point.size for point in finding.points}):
+            points = sorted((point for point in finding.points if point.size == size), key=lambda point: point.D)
+            series.append(
+                Series(
+                    finding.architecture, styles[finding.architecture], tuple(point.flops for point in points),
+                    tuple(point.loss for point in points), drawn="line+points", role=f"{short(size)} parameters",
+                    notes=tuple(f"{short(size)} parameters, {short(point.budget)} tokens" for point in points),
+                )
+            )  # fmt: skip
+    return Figure(
+        "compute", "Loss against compute",
+        "Each line is one size, from its smallest budget to its largest: the lowest of an architecture's lines at some "
+        "number of FLOPs is the size that is best there.",
+        (_panel("compute", "training FLOPs", "FLOP", series, ladder),),
+        provenance=_provenance(ladder), legend=_legend(ladder, styles),
+    )  # fmt: skip
+
+
+def _drawn(
+    finding: Finding,
+    points: Sequence[Point],
+    styles: dict[str, Style],
+    across: Callable[[Point], float],
+    height: Callable[[Law, float, Point], float],
+) -> list[Series]:
+    """One architecture in one panel: its marks, and its laws where it has them.
+
+    Args:
+        across: what a point is drawn at.
+        height: loss that a law gives there; the point says what does not change in the panel.
+    """
+    name, style, at = finding.architecture, styles[finding.architecture], points[0]
+    xs = [across(point) for point in points]
+    largest = max(point.size for point in finding.points)
+    test = finding.held_out
+    unseen = [point for point in points if test is not None and point.size == largest]
+    seen = [point for point in points if point not in unseen]
+    series = []
+    if finding.fitted is not None and len(points) > 1:
+        grid = _between(min(xs), max(xs))
+        law = finding.fitted.law
+        series.append(
+            Series(name, style, grid, tuple(height(law, x, at) for x in grid), drawn="curve", role="law of all points")
+        )
+    if test is not None and unseen and len(points) > 1:
+        start = max((across(point) for point in seen), default=min(xs))
+        grid = _between(min(start, max(xs)), max(xs))
+        told = tuple(height(test.fitted.law, x, unseen[0]) for x in grid)
+        series.append(Series(name, style, grid, told, drawn="thin", role="law of the smaller sizes"))
+    for own, hollow in ((seen, False), (unseen, True)):
+        if own:
+            several = all(len(point.losses) > 1 for point in own)
+            series.append(
+                Series(
+                    name, style, tuple(across(point) for point in own), tuple(point.loss for point in own),
+                    low=tuple(min(point.losses) for point in own) if several else (),
+                    high=tuple(max(point.losses) for point in own) if several else (),
+                    drawn="points" if finding.fitted is not None else "line+points", hollow=hollow,
+                    role="held out" if hollow else "measured",
+                )
+            )  # fmt: skip
+    return series
+
+
+def _between(low: float, high: float) -> tuple[float, ...]:
+    return tuple(float(f"{low * (high / low) ** (step / (_CURVE - 1)):.6g}") for step in range(_CURVE))
+
+
+def _panel(title: str, across: str, unit: str, series: Sequence[Series], ladder: Ladder) -> Panel:
+    xs = [x for one in series for x in one.x]
+    losses = [value for finding in ladder.findings for point in finding.points for value in point.losses]
+    margin = 0.06 * (max(losses) - min(losses)) or 0.1
+    axis = Axis(
+        across, unit, "log", ticks_of(xs, unit, "log") if unit == "1" else (), limits=(min(xs) / 1.15, max(xs) * 1.15)
+    )
+    limits = (min(losses) - margin, max(losses) + margin)
+    return Panel(title, axis, Axis("validation loss", "nats/token", limits=limits), tuple(series))
+
+
+def _figure(key: str, title: str, panels: Sequence[Panel], ladder: Ladder, styles: dict[str, Style]) -> Figure:
+    fitted = any(finding.fitted is not None for finding in ladder.findings)
+    caption = _CAPTION if fitted else "Every mark is measured; nothing is fitted to so few."
+    spread = " Bars reach from the lowest to the highest seed." if ladder.plan.seeds > 1 else ""
+    return Figure(
+        key, title, caption + spread, tuple(panels), "grid" if len(panels) <= 3 else "switch",
+        provenance=_provenance(ladder), legend=_legend(ladder, styles),
+    )  # fmt: skip
+
+
+def _legend(ladder: Ladder, styles: dict[str, Style]) -> tuple[tuple[str, Style], ...]:
+    return tuple((name, styles[name]) for name in ladder.names)
+
+
+def _provenance(ladder: Ladder) -> tuple[tuple[str, str], ...]:
+    versions = f"archbench {ladder.archbench_version}"
+    if ladder.git_revision:
+        versions += f", git {ladder.git_revision}"
+    return (
+        ("points", "scale.json; phase quality, metric loss, of the runs in runs.parquet"),
+        ("command", ladder.command),
+        ("versions", versions),
+    )

@@ -1,0 +1,166 @@
+"""What a ladder says and what it does not, in sentences; the same on the page and on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from archbench.report.conclusions import Conclusions
+from archbench.report.ladder import Finding, Fit, HeldOut, Interval, Ladder
+from archbench.report.numbers import compact, digits, percent, quantity
+
+_GREEK = {"alpha": "α", "beta": "β"}
+
+
+def short(value: float) -> str:
+    """A size or a budget as it was asked for: 25k, 1.5M."""
+    return compact(value).replace(" ", "")
+
+
+def law_sentences(ladder: Ladder) -> list[str]:
+    """The law of each architecture, how it did on the largest size, and how exponents compare."""
+    sentences = [sentence for finding in ladder.findings for sentence in _law(finding)]
+    for one in ladder.ranking:
+        how = {
+            "larger": "loss falls faster",
+            "smaller": "loss falls more slowly",
+            "not told apart": "which is not told apart from none",
+        }
+        name, first = _GREEK[one.exponent], ladder.names[0]
+        bounds = f"{one.low:+.3f} to {one.high:+.3f}"
+        sentences.append(
+            f"{one.architecture}: {name} differs from {first}'s by {one.difference:+.3f} ({bounds} at 95 %, "
+            f"corrected for {len(ladder.ranking)} comparisons): {how[one.verdict]}."
+        )
+    if ladder.unranked is not None:
+        sentences.append(f"{ladder.unranked[:1].upper()}{ladder.unranked[1:]}.")
+    return sentences
+
+
+def notes(ladder: Ladder) -> list[str]:
+    """What a reader has to know before believing any of it."""
+    sentences = [
+        f"{rung.architecture} of {short(rung.size)} took no part: {rung.reason}."
+        for rung in ladder.rungs
+        if rung.reason is not None
+    ]
+    flagged = [
+        f"{rung.architecture} of {short(rung.size)}"
+        for rung in ladder.rungs
+        if rung.tuning is not None and rung.tuning.flagged
+    ]
+    if flagged:
+        sentences.append(
+            f"The best learning rate lies at the edge of the search for {', '.join(flagged)}: losses may be too high."
+        )
+    ended = [cell for cell in ladder.cells if cell.outcome != "ok"]
+    if ended:
+        sentences.append(f"{len(ended)} of {len(ladder.cells)} trainings diverged or failed; scale.json tells why.")
+    repeated = sorted({point.D for finding in ladder.findings for point in finding.points if point.epochs > 1.001})
+    if repeated:
+        sentences.append(
+            f"The training text has {ladder.plan.train_tokens:,} tokens: budgets of {', '.join(map(short, repeated))} "
+            "repeat it, and the law is one of fresh tokens."
+        )
+    return sentences
+
+
+def conclusions(ladder: Ladder) -> Conclusions:
+    """The same for the page, the test of the laws first."""
+    return Conclusions(
+        headline=_headline(ladder),
+        details=" ".join(law_sentences(ladder)),
+        matched=tuple(_matched(ladder)),
+        limits=tuple(_limits(ladder)),
+        meanings=(),
+    )
+
+
+def _law(finding: Finding) -> Iterable[str]:
+    name = finding.architecture
+    if finding.fitted is None:
+        yield f"{name}: no law: {finding.reason}."
+        return
+    yield f"{name}: {formula(finding.fitted)}, from {finding.fitted.points} points; {intervals(finding)}."
+    if finding.held_out is None:
+        yield f"{name}: {finding.reason}."
+    else:
+        yield f"{name}: {_test(finding.held_out)}."
+
+
+def formula(fitted: Fit) -> str:
+    """L = 1.21 + 35.2/N^0.31 + 120/D^0.42."""
+    law = fitted.law
+    return f"L = {law.E:.3g} + {digits(law.A)}/N^{law.alpha:.3f} + {digits(law.B)}/D^{law.beta:.3f} nats a token"
+
+
+def intervals(finding: Finding) -> str:
+    """Of the exponents, and what they say of the best size."""
+    assert finding.fitted is not None
+    parts = [f"{_GREEK[name]} {_bounds(finding.intervals.get(name))}" for name in _GREEK]
+    best = f"C^{finding.fitted.exponent:.2f} ({_bounds(finding.intervals.get('exponent'), 2)})"
+    return f"95 % intervals: {', '.join(parts)}; with compute C the best N grows as {best}"
+
+
+def _bounds(interval: Interval | None, places: int = 3) -> str:
+    if interval is None or interval.low is None or interval.high is None:
+        return "not determined"
+    return f"{interval.low:.{places}f} to {interval.high:.{places}f}"
+
+
+def _test(test: HeldOut) -> str:
+    worst = max(abs(one.error) for one in test.forecasts)
+    text = (
+        f"the law of its smaller sizes foretells the loss of {short(test.forecasts[0].size)} within "
+        f"{percent(test.error, signed=False)} on average, {percent(worst, signed=False)} at most"
+    )
+    if test.unchanged is None:
+        return text
+    plain = f"taking the loss of the next smaller size as it is misses by {percent(test.unchanged, signed=False)}"
+    return f"{text}; {plain}" + (
+        "" if test.error < test.unchanged else ", which is no worse: the law foretells nothing"
+    )
+
+
+def _headline(ladder: Ladder) -> str:
+    tested = [(finding.architecture, finding.held_out) for finding in ladder.findings if finding.held_out is not None]
+    if not tested:
+        return "Curves, and no law: what was measured does not carry one."
+    errors = ", ".join(f"{percent(test.error, signed=False)} for {name}" for name, test in tested)
+    useful = all(test.unchanged is None or test.error < test.unchanged for _, test in tested)
+    text = f"The largest size, held out, is foretold by the smaller ones' law with an error of {errors}"
+    return f"{text}." if useful else f"{text}; not everywhere less than if nothing changed any more."
+
+
+def _matched(ladder: Ladder) -> Iterable[str]:
+    plan = ladder.plan
+    yield (
+        "At each size all have equal non-embedding active parameters within 2 %, and the same tokens, tokenizer "
+        f"({plan.tokenizer}), corpus ({plan.text}), order of the data and context ({plan.context_length:,} positions)."
+    )
+    yield "Every point is a training of its own, whose schedule ends with its budget."
+    if plan.tuning_budget is None:
+        yield "Learning rates were not tuned: the recipe's own at every size."
+    else:
+        yield (
+            f"Each architecture's learning rate was found at each size with the same trials, at "
+            f"{quantity(plan.tuning_budget, 'token')} tokens; every budget is trained at it, with fresh seeds."
+        )
+
+
+def _limits(ladder: Ladder) -> Iterable[str]:
+    plan = ladder.plan
+    yield (
+        f"Other sizes and budgets: from {short(min(plan.sizes))} to {short(max(plan.sizes))} parameters and "
+        f"{short(min(plan.budgets))} to {short(max(plan.budgets))} tokens. There a law describes; beyond, it guesses."
+    )
+    yield (
+        "Which architecture scales better, unless it is said above: exponents of few points are not compared. N has no "
+        "embeddings in it; exponents with them are others (Pearce & Song 2024, arXiv:2406.12907)."
+    )
+    yield f"Other text: one corpus ({plan.text}) and one tokenizer; a loss in nats a token depends on both."
+    tuned = "the learning rate, at the middle budget" if plan.tuning_budget is not None else "nothing"
+    yield (
+        f"Other recipes: of the hyperparameters {tuned} was tuned. Batch size is the same at all sizes, and shapes are "
+        "those of the table."
+    )
+    yield from notes(ladder)

@@ -1,0 +1,241 @@
+"""What a ladder's points say of one architecture: a law, how well it foretells the largest size, or why there is none.
+
+The rules: fewer than twelve points are drawn and not fitted. A law is tested on what it has not seen, the largest size,
+beside the plainest forecast there is, that nothing changes any more. Exponents are compared from forty points on.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from archbench.scaling import law
+from archbench.scaling.law import Fit, Interval, Law
+
+FEWEST_POINTS = 12
+FEWEST_SIZES = 4
+"""With the largest held out, three are left: two do not tell E + A/N^α from a straight line."""
+
+FEWEST_BUDGETS = 3
+FEWEST_TO_RANK = 40
+RANKING_RESAMPLES = 2000
+"""More than for intervals: what is compared lies further out, corrected for the number of comparisons."""
+
+LEVEL = 0.05
+
+
+@dataclass(frozen=True)
+class Point:
+    """One architecture at one size, trained on one budget.
+
+    Attributes:
+        size, budget: N and D that were asked for.
+        N: non-embedding active parameters that it has.
+        D: training tokens, as were seen.
+        flops: of training, forward and backward.
+        losses: nats a token of the validation text, by seed; those of seeds that ended badly are not in it.
+        learning_rate: the peak one.
+        epochs: D / tokens of the training text: above 1 they repeat.
+    """
+
+    size: int
+    budget: int
+    N: int
+    D: int
+    flops: float
+    losses: tuple[float, ...]
+    learning_rate: float
+    epochs: float
+
+    @property
+    def loss(self) -> float:
+        """Mean over seeds, nats a token."""
+        return statistics.fmean(self.losses)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A point of the largest size, and what was expected of it.
+
+    Attributes:
+        predicted: by the law of the smaller sizes, nats a token.
+        error: predicted / measured - 1.
+        unchanged: the same of the next smaller size's loss at that budget; None where it was not measured.
+    """
+
+    size: int
+    D: int
+    measured: float
+    predicted: float
+    error: float
+    unchanged: float | None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The test of a law: fitted without the largest size, it foretells that.
+
+    Attributes:
+        fitted: the law of the smaller sizes.
+        forecasts: one for each budget.
+        error: mean of the forecasts' absolute errors, relative.
+        unchanged: the same of taking the next smaller size's loss; None where there is none.
+    """
+
+    fitted: Fit
+    forecasts: tuple[Forecast, ...]
+    error: float
+    unchanged: float | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one architecture.
+
+    Attributes:
+        points: measured, by size and budget.
+        fitted: the law of all points; None where there is none.
+        intervals: 95 %, of each parameter and of ``exponent``; empty without a law.
+        held_out: its test; None where there is none.
+        reason: why there is no law, or none that was tested; None if there is.
+    """
+
+    architecture: str
+    points: tuple[Point, ...]
+    fitted: Fit | None
+    intervals: dict[str, Interval]
+    held_out: HeldOut | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """One exponent of one architecture beside the first one's.
+
+    Attributes:
+        exponent: alpha, of the parameters, or beta, of the tokens.
+        difference: to the first architecture's.
+        low, high: interval of it, corrected for the number of comparisons (Bonferroni).
+        verdict: larger (loss falls faster), smaller, or not told apart.
+    """
+
+    architecture: str
+    exponent: str
+    difference: float
+    low: float
+    high: float
+    verdict: Literal["larger", "smaller", "not told apart"]
+
+
+def find(architecture: str, points: Sequence[Point]) -> Finding:
+    """Fit and test a law, as far as the points allow.
+
+    Args:
+        points: of one architecture; of each at least one loss.
+    """
+    ordered = tuple(sorted(points, key=lambda point: (point.size, point.budget)))
+    if (reason := _too_few(ordered)) is not None:
+        return Finding(architecture, ordered, None, {}, None, reason)
+    fitted = law.fit(*_columns(ordered))
+    if (reason := _no_law(fitted)) is not None:
+        return Finding(architecture, ordered, None, {}, None, reason)
+    intervals = law.bootstrap(*_columns(ordered), fitted)
+    held_out = _hold_out(ordered)
+    reason = held_out if isinstance(held_out, str) else None
+    test = None if isinstance(held_out, str) else held_out
+    return Finding(architecture, ordered, fitted, intervals, test, reason)
+
+
+def rank(findings: Sequence[Finding]) -> tuple[list[Ranking], str | None]:
+    """Exponents of each architecture beside the first one's; or none, and why.
+
+    The points of each are resampled 2,000 times; intervals are percentiles of the differences, at 95 % for all
+    comparisons together.
+    """
+    if len(findings) < 2:
+        return [], None
+    for finding in findings:
+        if finding.fitted is None:
+            return [], f"exponents are not compared: {finding.architecture} has no law"
+        if len(finding.points) < FEWEST_TO_RANK:
+            few = f"{finding.architecture} has {len(finding.points)} points, and {FEWEST_TO_RANK} are needed"
+            return [], f"exponents are not compared: {few}"
+    first, *others = findings
+    samples = {one.architecture: _samples(one, seed) for seed, one in enumerate(findings)}
+    tail = 100 * LEVEL / 2 / (2 * len(others))
+    ranking = []
+    for other in others:
+        for name in ("alpha", "beta"):
+            differences = samples[other.architecture][name] - samples[first.architecture][name]
+            low, high = (float(edge) for edge in np.percentile(differences, [tail, 100 - tail]))
+            verdict: Literal["larger", "smaller", "not told apart"] = "not told apart"
+            if low > 0 or high < 0:
+                verdict = "larger" if low > 0 else "smaller"
+            difference = _law(other)[name] - _law(first)[name]
+            ranking.append(Ranking(other.architecture, name, difference, low, high, verdict))
+    return ranking, None
+
+
+def _law(finding: Finding) -> dict[str, float]:
+    assert finding.fitted is not None
+    return vars(finding.fitted.law)
+
+
+def _samples(finding: Finding, seed: int) -> dict[str, law.Floats]:
+    assert finding.fitted is not None
+    return law.resampled(*_columns(finding.points), finding.fitted, resamples=RANKING_RESAMPLES, seed=seed)
+
+
+def _columns(points: Sequence[Point]) -> tuple[list[int], list[int], list[float]]:
+    return [point.N for point in points], [point.D for point in points], [point.loss for point in points]
+
+
+def _too_few(points: Sequence[Point]) -> str | None:
+    """Why these points are not fitted; None if they are."""
+    if len(points) < FEWEST_POINTS:
+        return f"{len(points)} points are drawn and not fitted: a law takes {FEWEST_POINTS} or more"
+    sizes, budgets = ({getattr(point, name) for point in points} for name in ("size", "budget"))
+    for count, fewest, what in ((len(sizes), FEWEST_SIZES, "sizes"), (len(budgets), FEWEST_BUDGETS, "budgets")):
+        if count < fewest:
+            return f"the points have {count} {what}, and a law takes {fewest} or more"
+    return None
+
+
+def _no_law(fitted: Fit) -> str | None:
+    """Why what was fitted is none; None if it is one."""
+    if not all(math.isfinite(value) for value in vars(fitted.law).values()):
+        return "the points do not determine it"
+    if not fitted.converged:
+        return f"the fit did not converge: a further step promises {fitted.promise:.1%} of its objective"
+    for name, what in (("alpha", "parameters"), ("beta", "tokens")):
+        if getattr(fitted.law, name) <= 0:
+            return f"the points do not show that loss falls with {what}: the best fit has {name} ≤ 0"
+    return None
+
+
+def _hold_out(points: Sequence[Point]) -> HeldOut | str:
+    """The law without the largest size, tested on that; or why there is no test."""
+    largest = max(point.size for point in points)
+    seen = [point for point in points if point.size < largest]
+    fitted = law.fit(*_columns(seen))
+    if (reason := _no_law(fitted)) is not None:
+        return f"the law could not be tested on the largest size: without it, {reason}"
+    before = max(point.size for point in seen)
+    known = {point.budget: point.loss for point in seen if point.size == before}
+    forecasts = tuple(_forecast(point, fitted.law, known) for point in points if point.size == largest)
+    errors = [abs(one.error) for one in forecasts]
+    plain = [abs(one.unchanged) for one in forecasts if one.unchanged is not None]
+    unchanged = statistics.fmean(plain) if len(plain) == len(errors) else None
+    return HeldOut(fitted, forecasts, statistics.fmean(errors), unchanged)
+
+
+def _forecast(point: Point, found: Law, known: dict[int, float]) -> Forecast:
+    predicted = float(found.loss(point.N, point.D))
+    before = known.get(point.budget)
+    unchanged = None if before is None else before / point.loss - 1
+    return Forecast(point.size, point.D, point.loss, predicted, predicted / point.loss - 1, unchanged)
