@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SIZES, BUDGETS = "25k,50k,100k,200k", "250k,500k,1M"
 """Twelve runs of each architecture that take two CPU cores minutes: the fewest that are fitted."""
 
+LADDER = {"batch_size": 4}
+"""Of the recipe, where no profile is named: with quick's batches of 8 these budgets are too few updates."""
+
 
 def scale(
     architecture: Annotated[
@@ -126,7 +129,7 @@ def _plan(given: dict[str, Any]) -> ScalePlan:
         "threads": given["threads"],
         "plugins": plugins,
         "data": data if given["corpus"] is None else {**data, "corpus": given["corpus"]},
-        "training": {"tokens": max(budgets)},
+        "training": {"tokens": max(budgets), **({} if given["profile"] else LADDER)},
     }
     for path, value in assignments(given["config"], "--config").items():
         _assign(values, path, value)

@@ -21,7 +21,7 @@ def law_table(ladder: Ladder) -> Table:
         Column("95 %", unit="nats/token", hint="interval of E: points resampled"),
         Column("A"),
         Column("B"),
-        Column("held-out error", unit="relative", hint="at the largest size, which was kept from it; mean over budgets"),
+        Column("held-out error", unit="relative", hint="at the largest size, kept from it; mean over budgets"),
         Column("unchanged", unit="relative", hint="error of taking the next smaller size's loss as it is"),
     )  # fmt: skip
     reasons = [f"{one.architecture}: {one.reason}." for one in ladder.findings if one.reason is not None]

@@ -169,12 +169,15 @@ class _Work:
         ]
 
     def _predicted(self, cells: Sequence[tuple[Rung, Cell]]) -> float:
-        seconds = []
+        seconds, trials = [], {}
         for rung, cell in cells:
             tokens = cell.config.training.tokens
             assert tokens is not None
             updates = tokens / tokens_per_update(self.plan, rung.contender)
             seconds.append(prediction.cell_seconds(cell, self.pilots[rung.key], updates))
+            if cell.stage == "tune":
+                trials[rung.key] = seconds[-1]
+        seconds += trials.values()  # one more of each: some searches go on past their edge, by up to two
         return prediction.together(seconds, self.plan.jobs) if seconds else 0.0
 
 
