@@ -29,7 +29,7 @@ class ScalePlan(Frozen):
     seeds: int = Field(1, ge=1, le=100, description="of each size and budget; their mean loss is one point")
     tuning_seeds: int = Field(1, ge=1, le=100, description="seeds of each learning rate that is tried")
     factors: tuple[PositiveFloat, ...] = Field(
-        (0.5, 1.0, 2.0, 4.0), description="learning rates tried at each size, as multiples of the recipe's; one: no tuning"
+        (0.5, 1.0, 2.0, 4.0), description="learning rates tried at each size, times the recipe's; one: no tuning"
     )
     jobs: int = Field(1, ge=1, le=1024, description="training runs at a time")
     run: RunConfig = Field(description="what all share: data, recipe, device; its budget is replaced by each of these")
