@@ -158,7 +158,7 @@ def _limits(ladder: Ladder) -> Iterable[str]:
         "embeddings in it; exponents with them are others (Pearce & Song 2024, arXiv:2406.12907)."
     )
     yield f"Other text: one corpus ({plan.text}) and one tokenizer; a loss in nats a token depends on both."
-    tuned = "the learning rate, at the middle budget" if plan.tuning_budget is not None else "nothing"
+    tuned = "the learning rate, at the smallest budget," if plan.tuning_budget is not None else "nothing"
     yield (
         f"Other recipes: of the hyperparameters {tuned} was tuned. Batch size is the same at all sizes, and shapes are "
         "those of the table."

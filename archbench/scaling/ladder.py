@@ -51,7 +51,7 @@ def pilot(plan: ScalePlan, rung: Rung) -> Cell:
 
 
 def trials(plan: ScalePlan, rung: Rung, factors: Sequence[float]) -> list[Cell]:
-    """Learning rates at the middle budget."""
+    """Learning rates at the smallest budget."""
     return tuning_cells(plan, rung.contender, {"tokens": plan.tuning_budget}, factors)
 
 

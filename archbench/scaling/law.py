@@ -33,6 +33,8 @@ STARTS_REFINED = 60
 
 RESAMPLES = 400
 
+TINY = 1e-100
+
 _POWERS = np.arange(0, 2.5, 0.5)
 _GRID = (np.arange(0, 30, 5.0), np.arange(0, 30, 5.0), np.arange(-1, 1.5, 0.5), _POWERS, _POWERS)
 """Starts of log A, log B, log E, α and β: those of Hoffmann et al. 2022, appendix D.3."""
@@ -227,4 +229,5 @@ def _law(theta: Sequence[float] | Floats) -> Law:
 
 
 def _theta(law: Law) -> Floats:
-    return np.array([np.log(law.A), np.log(law.B), np.log(law.E), law.alpha, law.beta])
+    logs = np.log(np.maximum([law.A, law.B, law.E], TINY))  # a part may have vanished
+    return np.array([*logs, law.alpha, law.beta])

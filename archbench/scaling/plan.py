@@ -27,7 +27,7 @@ class ScalePlan(Frozen):
     )
     budgets: tuple[PositiveInt, ...] = Field(min_length=1, description="D, training tokens")
     seeds: int = Field(1, ge=1, le=100, description="of each size and budget; their mean loss is one point")
-    tuning_seeds: int = Field(1, ge=1, le=100, description="seeds of each learning rate that is tried")
+    tuning_seeds: int = Field(2, ge=1, le=100, description="seeds of each learning rate that is tried")
     factors: tuple[PositiveFloat, ...] = Field(
         (0.5, 1.0, 2.0, 4.0), description="learning rates tried at each size, times the recipe's; one: no tuning"
     )
@@ -55,8 +55,8 @@ class ScalePlan(Frozen):
 
     @property
     def tuning_budget(self) -> int:
-        """Tokens of a trial: the middle budget, the lower of two, so that no end is favoured by its learning rate."""
-        return sorted(self.budgets)[(len(self.budgets) - 1) // 2]
+        """Tokens of a trial: the smallest budget, at which the best rate is highest and a wrong one costs most."""
+        return min(self.budgets)
 
     @property
     def tuning_share(self) -> float:

@@ -1,0 +1,136 @@
+"""``archbench scale`` from the command line: what it leaves, how it goes on, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import archbench
+from installations import RunCLI
+
+TINY = ("--config", "checked=false", "--set", "context_length=32", "--sizes", "13k")
+
+
+def outcome_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "scale.json").read_text())
+    return found
+
+
+def test_a_short_ladder_is_drawn_and_not_fitted_and_goes_on_with_more_budgets(cli: RunCLI, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ("scale", "llama", *TINY, "--no-tuning", "--out", out)
+    done = cli(*command, "--budgets", "2k")
+    assert done.returncode == 0, done.stderr
+    assert "About" in done.stderr.splitlines()[0]
+    assert "1 points are drawn and not fitted: a law takes 12 or more" in done.stdout
+    outcome = outcome_of(out)
+    (finding,) = outcome["findings"]
+    (point,) = finding["points"]
+    assert abs(point["N"] / 13_000 - 1) <= 0.02
+    rows = archbench.read_results(out / "runs.parquet")
+    assert rows[(rows.phase == "quality") & (rows.metric == "loss")].value.item() == point["loss"]
+    assert set(rows.tokenizer) == {"byte"}
+
+    before = {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}
+    more = cli(*command, "--budgets", "2k,4k")
+    assert more.returncode == 0, more.stderr
+    assert "1 of them known" in more.stderr
+    assert before.items() <= {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}.items()
+    points = outcome_of(out)["findings"][0]["points"]
+    assert [one["budget"] for one in points] == [2_000, 4_000]
+    assert points[0] == point
+
+    page, summary = tmp_path / "page.html", tmp_path / "page.md"
+    shown = cli("report", out, "-o", page, "--md", summary, "--png", tmp_path / "png")
+    assert shown.returncode == 0, shown.stderr
+    assert "Curves, and no law" in shown.stdout
+    assert "nothing is fitted to so few" in page.read_text()
+    assert {file.stem for file in (tmp_path / "png").iterdir()} == {"size", "tokens", "compute"}
+
+    other = cli(*command, "--budgets", "2k", "--set", "n_layer=1")
+    assert other.returncode == 2
+    assert "a ladder of another plan" in other.stderr
+    assert outcome_of(out)["findings"][0]["points"] == points
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no architecture is named"),
+        (("gtp1",), "Did you mean 'gpt1'"),
+        (("gpt1", "gpt1"), "named twice"),
+        (("gpt1", "--sizes", "25k,25k"), "named twice"),
+        (("gpt1", "--sizes", "little"), "no positive whole number"),
+        (("gpt1", "--budgets", "10"), "one update reads 512 tokens"),
+        (("gpt1", "--preset", "huge"), "preset"),
+        (("gpt1", "--config", "training.tokens=5"), "--budgets"),
+        (("gpt1", "--config", "seed=5"), "a ladder sets it itself"),
+        (("gpt1", "--set", "n_layers=3"), "n_layer"),
+        (("gpt1", "--sizes", "100"), "nothing is left to train"),
+    ],
+)
+def test_bad_input_names_the_culprit_and_the_next_step(
+    cli: RunCLI, arguments: tuple[str, ...], message: str, tmp_path: Path
+) -> None:
+    done = cli("scale", *arguments, "--out", tmp_path / "out")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_report_of_a_ladder_that_is_unfinished_or_damaged_says_what_to_do(cli: RunCLI, tmp_path: Path) -> None:
+    (tmp_path / "scale-plan.json").write_text("{}")
+    unfinished = cli("report", tmp_path, "-o", tmp_path / "page.html")
+    assert unfinished.returncode == 7
+    assert "no ladder was finished there" in unfinished.stderr
+    (tmp_path / "scale.json").write_text('{"format": 1, "archbench_version": 3}')
+    damaged = cli("report", tmp_path, "-o", tmp_path / "page.html")
+    assert damaged.returncode == 7
+    assert "the field archbench_version is wrong" in damaged.stderr
+    (tmp_path / "scale.json").write_text('{"format": 99}')
+    assert "Install the newest archbench" in cli("report", tmp_path, "-o", tmp_path / "page.html").stderr
+    assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is POSIX's")
+def test_a_killed_ladder_leaves_no_process_goes_on_and_is_fitted(cli: RunCLI, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = (
+        "scale", "llama", "--config", "checked=false", "--sizes", "13k,25k,50k,100k", "--budgets", "8k,32k,128k",
+        "--set", "context_length=32", "--seeds", "2", "--out", out,
+    )  # fmt: skip
+    script = Path(sys.executable).with_name("archbench")
+    process = subprocess.Popen([script, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("[3/"):
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < deadline, "a process was left behind"
+        time.sleep(0.1)
+    assert not (out / "scale.json").exists()
+    again = cli(*command)
+    assert again.returncode == 0, again.stderr
+    assert "of them known" in again.stderr
+    (finding,) = outcome_of(out)["findings"]
+    assert len(finding["points"]) == 12
+    assert all(len(point["losses"]) == 2 for point in finding["points"])
+    assert (finding["fitted"] is None) != (finding["held_out"] is not None)
+    rungs = outcome_of(out)["rungs"]
+    assert all(len(rung["tuning"]["points"]) >= 4 for rung in rungs)
+    rates = {(point["size"], point["learning_rate"]) for point in finding["points"]}
+    assert rates == {(rung["size"], rung["tuning"]["learning_rate"]) for rung in rungs}

@@ -1,0 +1,136 @@
+"""What a ladder's points are taken to say: when a law is fitted, how it is tested, and when exponents are compared."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from archbench.cli.units import whole_numbers
+from archbench.errors import UsageError
+from archbench.scaling import findings
+from archbench.scaling.findings import Point, find, rank
+from archbench.scaling.law import Law
+
+TRUTH = Law(E=1.2, A=60.0, B=900.0, alpha=0.4, beta=0.5)
+SIZES, BUDGETS = (25_000, 50_000, 100_000, 200_000), (250_000, 500_000, 1_000_000)
+
+
+def ladder(
+    sizes: Sequence[int] = SIZES, budgets: Sequence[int] = BUDGETS, law: Law = TRUTH, noise: float = 0.0, seed: int = 0
+) -> list[Point]:
+    random = np.random.default_rng(seed)
+    return [
+        Point(
+            size=N, budget=D, N=N, D=D, flops=6.0 * N * D, learning_rate=1e-3, epochs=1.0,
+            losses=(float(law.loss(N, D)) * float(np.exp(noise * random.normal())),),
+        )
+        for N, D in itertools.product(sizes, budgets)
+    ]  # fmt: skip
+
+
+def test_twelve_points_are_fitted_and_eleven_are_not() -> None:
+    points = ladder()
+    found = find("some", points)
+    assert found.fitted is not None
+    assert found.reason is None
+    assert found.fitted.law.alpha == pytest.approx(TRUTH.alpha, rel=0.01)
+    few = find("some", points[1:])
+    assert few.fitted is None
+    assert few.held_out is None
+    assert "11 points are drawn and not fitted" in (few.reason or "")
+
+
+def test_twelve_seeds_of_one_size_are_no_twelve_points() -> None:
+    (point,) = ladder(SIZES[:1], BUDGETS[:1])
+    found = find("some", [replace(point, losses=point.losses * 12)])
+    assert found.fitted is None
+    assert "1 points" in (found.reason or "")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "budgets", "what"),
+    [(SIZES[:3], (1, 2, 4, 8), "3 sizes"), ((1, 2, 4, 8, 16, 32), BUDGETS[:2], "2 budgets")],
+)
+def test_points_that_determine_no_exponent_are_not_fitted(
+    sizes: Sequence[int], budgets: Sequence[int], what: str
+) -> None:
+    found = find("some", ladder([100_000 * N for N in sizes], [100_000 * D for D in budgets]))
+    assert found.fitted is None
+    assert what in (found.reason or "")
+
+
+def test_the_largest_size_is_tested_and_takes_no_part_in_the_law_that_is_tested() -> None:
+    points = ladder(noise=0.003)
+    test = find("some", points).held_out
+    assert test is not None
+    assert {one.size for one in test.forecasts} == {max(SIZES)}
+    worse = [replace(point, losses=(2 * point.loss,)) if point.size == max(SIZES) else point for point in points]
+    other = find("some", worse).held_out
+    assert other is not None
+    assert other.fitted == test.fitted
+    assert other.error == pytest.approx(0.5, abs=0.05)  # half of what was measured
+    assert all(one.error < 0 for one in other.forecasts)
+
+
+def test_a_law_that_holds_foretells_better_than_no_change() -> None:
+    test = find("some", ladder()).held_out
+    assert test is not None
+    assert test.error < 1e-3
+    smaller = TRUTH.loss(100_000, np.array(BUDGETS)) / TRUTH.loss(200_000, np.array(BUDGETS)) - 1
+    assert test.unchanged == pytest.approx(float(smaller.mean()), rel=1e-6)
+
+
+def test_losses_that_rise_with_size_are_no_law() -> None:
+    points = [replace(point, losses=(3 - point.loss,)) for point in ladder(law=replace(TRUTH, E=0.1))]
+    found = find("some", points)
+    assert found.fitted is None
+    assert found.reason
+
+
+def test_exponents_of_fewer_than_forty_points_are_not_compared() -> None:
+    few = [find(name, ladder(seed=seed)) for seed, name in enumerate(("one", "two"))]
+    ranking, reason = rank(few)
+    assert ranking == []
+    assert "one has 12 points, and 40 are needed" in (reason or "")
+    without = find("none", ladder()[1:])
+    assert rank([few[0], without]) == ([], "exponents are not compared: none has no law")
+    assert rank(few[:1]) == ([], None)
+
+
+MANY = (tuple(int(N) for N in np.geomspace(2e4, 2e6, 8)), tuple(int(D) for D in np.geomspace(2e5, 1e7, 5)))
+
+
+def test_forty_points_tell_exponents_apart_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "RANKING_RESAMPLES", 300)
+    steeper = replace(TRUTH, alpha=0.6, A=500.0)
+    ranking, reason = rank(
+        [find("one", ladder(*MANY, noise=0.002)), find("two", ladder(*MANY, law=steeper, noise=0.002, seed=1))]
+    )
+    assert reason is None
+    verdicts = {one.exponent: one.verdict for one in ranking}
+    assert verdicts == {"alpha": "larger", "beta": "not told apart"}
+
+
+@pytest.mark.slow
+def test_exponents_that_are_the_same_are_seldom_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(findings, "RANKING_RESAMPLES", 300)
+    claims, repeats = 0, 40
+    for repeat in range(repeats):
+        pair = [find(name, ladder(*MANY, noise=0.005, seed=2 * repeat + k)) for k, name in enumerate("ab")]
+        ranking, _ = rank(pair)
+        claims += any(one.verdict != "not told apart" for one in ranking)
+    assert claims <= 6, claims  # of 40 at 5 %, more than 6 come of chance once in 300 times
+
+
+def test_sizes_and_budgets_are_read_as_people_write_them() -> None:
+    assert whole_numbers("25k, 1.5M,300,2G,10_000", "--sizes") == [25_000, 1_500_000, 300, 2_000_000_000, 10_000]
+
+
+@pytest.mark.parametrize("text", ["", "0", "25K", "k", "1.5", "-3", "25k,,50k", "1e6", "many"])
+def test_what_is_no_size_names_the_option(text: str) -> None:
+    with pytest.raises(UsageError, match="--sizes"):
+        whole_numbers(text, "--sizes")
