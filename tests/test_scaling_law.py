@@ -89,6 +89,23 @@ def test_a_law_without_noise_is_recovered() -> None:
     assert found.law.exponent == pytest.approx(0.37 / 0.72, rel=1e-4)
 
 
+def test_points_that_show_no_floor_have_none_and_their_intervals_are_numbers() -> None:
+    N, D, _ = simulated(0.0, sizes=4, budgets=4)
+    floorless = Law(E=0.0, A=20.0, B=30.0, alpha=0.1, beta=0.15)
+    L = floorless.loss(N, D) * np.exp(0.01 * np.random.default_rng(3).normal(size=N.size))
+    found = fit(N, D, L)
+    assert found.converged
+    assert found.law.E < 1.0
+    intervals = bootstrap(N, D, L, found, resamples=100)
+    assert all(np.isfinite([each.low, each.high]).all() for each in intervals.values())
+    assert intervals["alpha"].low < intervals["alpha"].high
+
+    exact = fit(N, D, floorless.loss(N, D))
+    assert exact.converged
+    assert exact.law.E < 1e-3
+    assert exact.law.alpha == pytest.approx(0.1, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_the_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     held = dict.fromkeys(("E", "alpha", "beta", "exponent"), 0)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from archbench.report.conclusions import Conclusions
 from archbench.report.ladder import Finding, Fit, HeldOut, Interval, Ladder
 from archbench.report.numbers import compact, digits, percent, quantity
+from archbench.scaling.law import VANISHED
 
 _GREEK = {"alpha": "α", "beta": "β"}
 
@@ -81,6 +82,8 @@ def _law(finding: Finding) -> Iterable[str]:
         yield f"{name}: no law: {finding.reason}."
         return
     yield f"{name}: {formula(finding.fitted)}, from {finding.fitted.points} points; {intervals(finding)}."
+    if finding.fitted.law.E <= VANISHED * 1.01:
+        yield f"{name}: its points show no floor of the loss, so that E is 0: larger ladders will have other exponents."
     if finding.held_out is None:
         yield f"{name}: {finding.reason}."
     else:
@@ -88,9 +91,10 @@ def _law(finding: Finding) -> Iterable[str]:
 
 
 def formula(fitted: Fit) -> str:
-    """L = 1.21 + 35.2/N^0.31 + 120/D^0.42."""
+    """L = 1.21 + 35.2/N^0.310 + 120/D^0.420 nats a token."""
     law = fitted.law
-    return f"L = {law.E:.3g} + {digits(law.A)}/N^{law.alpha:.3f} + {digits(law.B)}/D^{law.beta:.3f} nats a token"
+    floor = 0.0 if law.E <= VANISHED * 1.01 else law.E
+    return f"L = {floor:.3g} + {digits(law.A)}/N^{law.alpha:.3f} + {digits(law.B)}/D^{law.beta:.3f} nats a token"
 
 
 def intervals(finding: Finding) -> str:

@@ -33,7 +33,8 @@ STARTS_REFINED = 60
 
 RESAMPLES = 400
 
-TINY = 1e-100
+VANISHED = 1e-8
+"""E, nats a token, below which it is nothing: where the points show no floor, the best fit has none."""
 
 _POWERS = np.arange(0, 2.5, 0.5)
 _GRID = (np.arange(0, 30, 5.0), np.arange(0, 30, 5.0), np.arange(-1, 1.5, 0.5), _POWERS, _POWERS)
@@ -96,6 +97,9 @@ class Interval:
     high: float
 
 
+_LOWEST = np.array([-np.inf, -np.inf, np.log(VANISHED), -np.inf, -np.inf])
+
+
 def fit(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Fit:
     """The law that fits points best, of many starts; whether it has converged is for the caller to look at.
 
@@ -110,7 +114,9 @@ def fit(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Fit:
     points = _logs(N, D, L)
     grid = np.array(list(itertools.product(*_GRID)))  # (S, 5)
     starts = grid[np.argsort(_objectives(grid, points))[:STARTS_REFINED]]
-    best = min((_minimum(start, points) for start in starts), key=lambda theta: objective(theta, points)[0])
+    best = min(
+        (_minimum(start, points, roughly=True) for start in starts), key=lambda theta: objective(theta, points)[0]
+    )
     return _fit(_minimum(best, points), points)
 
 
@@ -139,7 +145,7 @@ def resampled(
     laws = []
     for _ in range(resamples):
         chosen = random.integers(points.shape[1], size=points.shape[1])
-        laws.append(_law(_minimum(start, points[:, chosen])))
+        laws.append(_law(_minimum(start, points[:, chosen], roughly=True)))
     names = (*(field.name for field in fields(Law)), "exponent")
     return {name: np.array([getattr(law, name) for law in laws]) for name in names}
 
@@ -167,6 +173,8 @@ def promise(theta: Floats, points: Floats) -> float:
     value, gradient = objective(theta, points)
     residual, jacobian = _residuals(theta, points)
     weights = np.minimum(1.0, DELTA / np.maximum(np.abs(residual), 1e-300))
+    if theta[2] <= _LOWEST[2] + 1e-3:  # E is nothing, and can become no less
+        jacobian, gradient = np.delete(jacobian, 2, axis=1), np.delete(gradient, 2)
     curvature = jacobian.T @ (weights[:, None] * jacobian) / DELTA**2  # (5, 5)
     step = np.linalg.lstsq(curvature, gradient, rcond=1e-12)[0]
     return float(gradient @ step / 2 / max(value, 1e-9))
@@ -201,19 +209,24 @@ def _objectives(thetas: Floats, points: Floats) -> Floats:
     return np.asarray(np.where(size <= DELTA, size**2 / 2, DELTA * (size - DELTA / 2)).sum(axis=1) / DELTA**2)
 
 
-def _minimum(start: Floats, points: Floats) -> Floats:
-    """Where the objective is lowest near ``start``: Gauss–Newton steps in a trust region, as scipy takes them."""
+def _minimum(start: Floats, points: Floats, *, roughly: bool = False) -> Floats:
+    """Where the objective is lowest near ``start``: Gauss–Newton steps in a trust region, as scipy takes them.
+
+    Args:
+        roughly: as well as it takes to tell minima apart, and for intervals.
+    """
     found = optimize.least_squares(
         lambda theta: _residuals(theta, points)[0],
-        start,
+        np.maximum(start, _LOWEST + 1e-3),
         jac=lambda theta: _residuals(theta, points)[1],
+        bounds=(_LOWEST, np.inf),
         loss="huber",
         f_scale=DELTA,
         x_scale="jac",
-        ftol=1e-12,
-        xtol=1e-12,
+        ftol=1e-7 if roughly else 1e-12,
+        xtol=1e-6 if roughly else 1e-12,
         gtol=1e-15,
-        max_nfev=1000,
+        max_nfev=200 if roughly else 1000,
     )
     theta: Floats = found.x
     return theta
@@ -229,5 +242,4 @@ def _law(theta: Sequence[float] | Floats) -> Law:
 
 
 def _theta(law: Law) -> Floats:
-    logs = np.log(np.maximum([law.A, law.B, law.E], TINY))  # a part may have vanished
-    return np.array([*logs, law.alpha, law.beta])
+    return np.array([np.log(law.A), np.log(law.B), np.log(law.E), law.alpha, law.beta])
