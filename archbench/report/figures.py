@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from archbench.report.numbers import BINARY, quantity
+from archbench.report.numbers import BINARY, compact, quantity
 from archbench.report.styles import Style
 
 Scale = Literal["linear", "log"]
@@ -23,8 +23,8 @@ class Axis:
 
     Attributes:
         title: what it measures.
-        unit: base unit of the values: s, B, token, FLOP, FLOP/s, bit/byte, nats/token, 1, or relative (a share,
-            shown as percent).
+        unit: base unit of the values: s, B, token, parameter, FLOP, FLOP/s, bit/byte, nats/token, 1, or relative (a
+            share, shown as percent).
         scale: linear or log.
         ticks: where it is labelled; empty: where the drawing library likes.
         labels: texts of ``ticks``; then the axis names things and measures nothing.
@@ -211,4 +211,6 @@ def tick_text(axis: Axis, index: int) -> str:
         return f"{f'{value / scale:.3f}'.rstrip('0').rstrip('.')} {name}"
     if axis.unit in ("s", "B"):
         return quantity(value, axis.unit)
+    if axis.unit in ("parameter", "token") and value >= 1e4:
+        return compact(value).replace(" ", "")
     return f"{value:,.0f}" if value >= 1 else f"{value:.3g}"

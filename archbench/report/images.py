@@ -47,10 +47,10 @@ def png(figure: Figure) -> bytes:
         columns = min(len(figure.panels), 3 if len(figure.panels) == 3 else 2)
         lines = -(-len(figure.panels) // columns)
         canvas = Canvas(figsize=_size(figure, columns, lines), layout="constrained", dpi=DOTS_AN_INCH)
-        axes = canvas.subplots(lines, columns, squeeze=False).flat
+        axes = list(canvas.subplots(lines, columns, squeeze=False).flat)
         for panel, axis in zip(figure.panels, axes, strict=False):
             _draw(panel, axis, titled=len(figure.panels) > 1)
-        for axis in list(axes)[len(figure.panels) :]:
+        for axis in axes[len(figure.panels) :]:
             axis.set_visible(False)
         if figure.legend:
             _legend(figure, canvas)

@@ -183,7 +183,7 @@ def _layout(panel: Panel, go: Any) -> Any:
 
 
 def _axis(axis: Axis, *, grid: bool) -> dict[str, Any]:
-    unit = {"bit/byte": "", "1": "", "token": "", "relative": "", "FLOP": ""}.get(axis.unit, axis.unit)
+    unit = {"bit/byte": "", "1": "", "token": "", "parameter": "", "relative": "", "FLOP": ""}.get(axis.unit, axis.unit)
     made: dict[str, Any] = {
         "automargin": True, "showgrid": grid, "gridcolor": _GRID, "zeroline": False, "linecolor": "var(--rule)",
         "tickcolor": "var(--rule)", "ticks": "outside" if not axis.labels else "", "ticklen": 4, "showline": grid,

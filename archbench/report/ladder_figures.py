@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from archbench.report.figures import Axis, Figure, Panel, Series, ticks_of
+from archbench.report.figures import Axis, Figure, Panel, Series, thinned
 from archbench.report.ladder import Finding, Ladder
 from archbench.report.ladder_texts import short
 from archbench.report.styles import Style
@@ -36,7 +36,9 @@ def _by_size(ladder: Ladder, styles: dict[str, Style]) -> Figure:
                 series += _drawn(
                     finding, points, styles, lambda point: point.N, lambda law, N, at: float(law.loss(N, at.D))
                 )
-        panels.append(_panel(f"{short(budget)} tokens", "parameters, N", "1", series, ladder))
+        panels.append(
+            _panel(f"{short(budget)} tokens", "parameters, N", "parameter", ladder.plan.sizes, series, ladder)
+        )
     return _figure("size", "Loss against parameters", panels, ladder, styles)
 
 
@@ -51,7 +53,9 @@ def _by_tokens(ladder: Ladder, styles: dict[str, Style]) -> Figure:
                 series += _drawn(
                     finding, points, styles, lambda point: point.D, lambda law, D, at: float(law.loss(at.N, D))
                 )
-        panels.append(_panel(f"{short(size)} parameters", "training tokens, D", "token", series, ladder))
+        panels.append(
+            _panel(f"{short(size)} parameters", "training tokens, D", "token", ladder.plan.budgets, series, ladder)
+        )
     return _figure("tokens", "Loss against training tokens", panels, ladder, styles)
 
 
@@ -71,7 +75,7 @@ def _by_compute(ladder: Ladder, styles: dict[str, Style]) -> Figure:
         "compute", "Loss against compute",
         "Each line is one size, from its smallest budget to its largest: the lowest of an architecture's lines at some "
         "number of FLOPs is the size that is best there.",
-        (_panel("compute", "training FLOPs", "FLOP", series, ladder),),
+        (_panel("compute", "training FLOPs", "FLOP", (), series, ladder),),
         provenance=_provenance(ladder), legend=_legend(ladder, styles),
     )  # fmt: skip
 
@@ -126,13 +130,13 @@ def _between(low: float, high: float) -> tuple[float, ...]:
     return tuple(float(f"{low * (high / low) ** (step / (_CURVE - 1)):.6g}") for step in range(_CURVE))
 
 
-def _panel(title: str, across: str, unit: str, series: Sequence[Series], ladder: Ladder) -> Panel:
+def _panel(
+    title: str, across: str, unit: str, ticks: Sequence[float], series: Sequence[Series], ladder: Ladder
+) -> Panel:
     xs = [x for one in series for x in one.x]
     losses = [value for finding in ladder.findings for point in finding.points for value in point.losses]
     margin = 0.06 * (max(losses) - min(losses)) or 0.1
-    axis = Axis(
-        across, unit, "log", ticks_of(xs, unit, "log") if unit == "1" else (), limits=(min(xs) / 1.15, max(xs) * 1.15)
-    )
+    axis = Axis(across, unit, "log", ticks=thinned(ticks, 5) if ticks else (), limits=(min(xs) / 1.15, max(xs) * 1.15))
     limits = (min(losses) - margin, max(losses) + margin)
     return Panel(title, axis, Axis("validation loss", "nats/token", limits=limits), tuple(series))
 

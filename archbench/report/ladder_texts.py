@@ -19,7 +19,11 @@ def short(value: float) -> str:
 
 def law_sentences(ladder: Ladder) -> list[str]:
     """The law of each architecture, how it did on the largest size, and how exponents compare."""
-    sentences = [sentence for finding in ladder.findings for sentence in _law(finding)]
+    return [*(sentence for finding in ladder.findings for sentence in _law(finding)), *_comparisons(ladder)]
+
+
+def _comparisons(ladder: Ladder) -> list[str]:
+    sentences = []
     for one in ladder.ranking:
         how = {
             "larger": "loss falls faster",
@@ -66,10 +70,11 @@ def notes(ladder: Ladder) -> list[str]:
 
 
 def conclusions(ladder: Ladder) -> Conclusions:
-    """The same for the page, the test of the laws first."""
+    """The same for the page, without the laws, which its first table has."""
+    tests = [f"{one.architecture}: {_test(one.held_out)}." for one in ladder.findings if one.held_out is not None]
     return Conclusions(
         headline=_headline(ladder),
-        details=" ".join(law_sentences(ladder)),
+        details=" ".join([*tests, *_comparisons(ladder)]),
         matched=tuple(_matched(ladder)),
         limits=tuple(_limits(ladder)),
         meanings=(),

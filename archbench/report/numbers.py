@@ -27,9 +27,9 @@ def quantity(value: float | None, unit: str) -> str:
         return percent(value)
     if unit == "bit/byte":
         return f"{value:.4f}"
-    if base in ("FLOP", "token"):
+    if base in ("FLOP", "token", "parameter"):
         prefix, scale = next(((p, s) for p, s in _DECIMAL if abs(value) >= s), ("", 1.0))
-        name = "" if base == "token" else base
+        name = base if base == "FLOP" else ""
         return f"{digits(value / scale)} {prefix}{name}".rstrip() + (slash + per if name else "")
     return digits(value) if unit == "1" else f"{digits(value)} {unit}"
 
