@@ -12,8 +12,8 @@ import pytest
 from archbench.cli.units import whole_numbers
 from archbench.errors import UsageError
 from archbench.scaling import findings
-from archbench.scaling.findings import Point, find, rank
-from archbench.scaling.law import Law
+from archbench.scaling.findings import Finding, Point, find, rank
+from archbench.scaling.law import Law, fit
 
 TRUTH = Law(E=1.2, A=60.0, B=900.0, alpha=0.4, beta=0.5)
 SIZES, BUDGETS = (25_000, 50_000, 100_000, 200_000), (250_000, 500_000, 1_000_000)
@@ -118,12 +118,16 @@ def test_forty_points_tell_exponents_apart_that_differ(monkeypatch: pytest.Monke
 @pytest.mark.slow
 def test_exponents_that_are_the_same_are_seldom_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(findings, "RANKING_RESAMPLES", 300)
-    claims, repeats = 0, 40
+    claims, repeats = 0, 30
     for repeat in range(repeats):
-        pair = [find(name, ladder(*MANY, noise=0.005, seed=2 * repeat + k)) for k, name in enumerate("ab")]
+        pair = []
+        for number, name in enumerate("ab"):
+            points = ladder(*MANY, noise=0.005, seed=2 * repeat + number)
+            fitted = fit([point.N for point in points], [point.D for point in points], [point.loss for point in points])
+            pair.append(Finding(name, tuple(points), fitted, {}, None, None))
         ranking, _ = rank(pair)
         claims += any(one.verdict != "not told apart" for one in ranking)
-    assert claims <= 6, claims  # of 40 at 5 %, more than 6 come of chance once in 300 times
+    assert claims <= 5, claims  # of 30 at 5 %, more than 5 come of chance once in 300 times
 
 
 def test_sizes_and_budgets_are_read_as_people_write_them() -> None:

@@ -25,9 +25,8 @@ def law_table(ladder: Ladder) -> Table:
         Column("unchanged", unit="relative", hint="error of taking the next smaller size's loss as it is"),
     )  # fmt: skip
     reasons = [f"{one.architecture}: {one.reason}." for one in ladder.findings if one.reason is not None]
-    more = [] if ladder.unranked is None else [f"{ladder.unranked[:1].upper()}{ladder.unranked[1:]}."]
     rows = tuple(_law(finding) for finding in ladder.findings)
-    return Table("laws", "Laws", "", columns, rows, (*reasons, *more))
+    return Table("laws", "Laws", "", columns, rows, tuple(reasons))
 
 
 def loss_table(ladder: Ladder) -> Table:

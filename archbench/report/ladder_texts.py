@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from archbench.report.conclusions import Conclusions
 from archbench.report.ladder import Finding, Fit, HeldOut, Interval, Ladder
-from archbench.report.numbers import compact, digits, percent, quantity
+from archbench.report.numbers import compact, digits, percent
 from archbench.scaling.law import VANISHED
 
 _GREEK = {"alpha": "α", "beta": "β"}
@@ -152,7 +152,7 @@ def _matched(ladder: Ladder) -> Iterable[str]:
     else:
         yield (
             f"Each architecture's learning rate was found at each size with the same trials, at "
-            f"{quantity(plan.tuning_budget, 'token')} tokens; every budget is trained at it, with fresh seeds."
+            f"{short(plan.tuning_budget)} tokens; every budget is trained at it, with fresh seeds."
         )
 
 

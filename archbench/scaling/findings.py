@@ -6,7 +6,6 @@ beside the plainest forecast there is, that nothing changes any more. Exponents 
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ RANKING_RESAMPLES = 2000
 """More than for intervals: what is compared lies further out, corrected for the number of comparisons."""
 
 LEVEL = 0.05
+SHOWN = 1e-4
+"""Share of a loss that a part of the law has at least, somewhere, to be one."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def find(architecture: str, points: Sequence[Point]) -> Finding:
     if (reason := _too_few(ordered)) is not None:
         return Finding(architecture, ordered, None, {}, None, reason)
     fitted = law.fit(*_columns(ordered))
-    if (reason := _no_law(fitted)) is not None:
+    if (reason := _no_law(fitted, ordered)) is not None:
         return Finding(architecture, ordered, None, {}, None, reason)
     intervals = law.bootstrap(*_columns(ordered), fitted)
     held_out = _hold_out(ordered)
@@ -162,9 +163,10 @@ def rank(findings: Sequence[Finding]) -> tuple[list[Ranking], str | None]:
     for finding in findings:
         if finding.fitted is None:
             return [], f"exponents are not compared: {finding.architecture} has no law"
-        if len(finding.points) < FEWEST_TO_RANK:
-            few = f"{finding.architecture} has {len(finding.points)} points, and {FEWEST_TO_RANK} are needed"
-            return [], f"exponents are not compared: {few}"
+    fewest = min(findings, key=lambda finding: len(finding.points))
+    if len(fewest.points) < FEWEST_TO_RANK:
+        few = f"{fewest.architecture} has {len(fewest.points)} points, and {FEWEST_TO_RANK} are needed"
+        return [], f"exponents are not compared: {few}"
     first, *others = findings
     samples = {one.architecture: _samples(one, seed) for seed, one in enumerate(findings)}
     tail = 100 * LEVEL / 2 / (2 * len(others))
@@ -206,15 +208,18 @@ def _too_few(points: Sequence[Point]) -> str | None:
     return None
 
 
-def _no_law(fitted: Fit) -> str | None:
+def _no_law(fitted: Fit, points: Sequence[Point]) -> str | None:
     """Why what was fitted is none; None if it is one."""
-    if not all(math.isfinite(value) for value in vars(fitted.law).values()):
-        return "the points do not determine it"
+    found = fitted.law
+    parts = (
+        ("parameters", found.alpha, [found.A * point.N**-found.alpha / point.loss for point in points]),
+        ("tokens", found.beta, [found.B * point.D**-found.beta / point.loss for point in points]),
+    )
+    for what, exponent, shares in parts:
+        if exponent <= 0 or max(shares) < SHOWN:
+            return f"the points do not show that loss falls with {what}"
     if not fitted.converged:
         return f"the fit did not converge: a further step promises {fitted.promise:.1%} of its objective"
-    for name, what in (("alpha", "parameters"), ("beta", "tokens")):
-        if getattr(fitted.law, name) <= 0:
-            return f"the points do not show that loss falls with {what}: the best fit has {name} ≤ 0"
     return None
 
 
@@ -223,7 +228,7 @@ def _hold_out(points: Sequence[Point]) -> HeldOut | str:
     largest = max(point.size for point in points)
     seen = [point for point in points if point.size < largest]
     fitted = law.fit(*_columns(seen))
-    if (reason := _no_law(fitted)) is not None:
+    if (reason := _no_law(fitted, seen)) is not None:
         return f"the law could not be tested on the largest size: without it, {reason}"
     before = max(point.size for point in seen)
     known = {point.budget: point.loss for point in seen if point.size == before}

@@ -97,7 +97,9 @@ class Interval:
     high: float
 
 
-_LOWEST = np.array([-np.inf, -np.inf, np.log(VANISHED), -np.inf, -np.inf])
+_LOWEST = np.array([-50, -50, np.log(VANISHED), -10, -10])
+_HIGHEST = np.array([300, 300, 50, 10, 10])
+"""Of log A, log B, log E, α and β: beyond, where parts of the law that the points do not show would run away to."""
 
 
 def fit(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Fit:
@@ -217,9 +219,9 @@ def _minimum(start: Floats, points: Floats, *, roughly: bool = False) -> Floats:
     """
     found = optimize.least_squares(
         lambda theta: _residuals(theta, points)[0],
-        np.maximum(start, _LOWEST + 1e-3),
+        np.clip(start, _LOWEST + 1e-3, _HIGHEST - 1e-3),
         jac=lambda theta: _residuals(theta, points)[1],
-        bounds=(_LOWEST, np.inf),
+        bounds=(_LOWEST, _HIGHEST),
         loss="huber",
         f_scale=DELTA,
         x_scale="jac",
