@@ -35,6 +35,7 @@ def test_it_has_at_least_twelve_points_of_gpt1_and_llama_each_that_are_those_of_
             assert measured[point.budget, point.learning_rate] == point.loss
 
 
+@pytest.mark.slow
 def test_its_laws_are_had_again_from_its_points() -> None:
     for finding in read_ladder(FOLDER).findings:
         largest = max(point.size for point in finding.points)
