@@ -63,8 +63,9 @@ def test_points_that_determine_no_exponent_are_not_fitted(
     assert what in (found.reason or "")
 
 
+@pytest.mark.slow
 def test_the_largest_size_is_tested_and_takes_no_part_in_the_law_that_is_tested() -> None:
-    points = ladder()
+    points = ladder(noise=0.003)
     test = find("some", points).held_out
     assert test is not None
     assert {one.size for one in test.forecasts} == {max(SIZES)}
