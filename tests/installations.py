@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 RunCLI = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -18,3 +23,20 @@ def write_package(site: Path, package: str, name: str, source: str | None, versi
     (info / "entry_points.txt").write_text(f"[archbench]\n{name} = {module}\n")
     if source is not None:
         (site / f"{module}.py").write_text(source)
+
+
+def kill_when_said(beginning: str, *command: str | Path) -> None:
+    """Kill -9 an archbench command once a line of its standard error begins so; no process of it may be left."""
+    script = Path(sys.executable).with_name("archbench")
+    process = subprocess.Popen([script, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith(beginning):
+            break
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < deadline, "a process was left behind"
+        time.sleep(0.1)

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import archbench
 from archbench.probing.outcome import verdict_of
-from installations import RunCLI, write_package
+from installations import RunCLI, kill_when_said, write_package
 
 SMALL = ("--parameters", "0", "--updates", "12", "--examples", "40", "--seeds", "1", "--unchecked", "--jobs", "1")
 
@@ -266,21 +261,7 @@ def test_the_tasks_are_listed_with_those_of_a_file_and_of_an_installed_package(
 def test_a_killed_probe_leaves_no_process_and_goes_on_where_it_was(cli: RunCLI, bigram: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = ("probe", "bigram", "--plugin", bigram, "--task", "state-parity", "--task", "memorisation", *SMALL)
-    script = Path(sys.executable).with_name("archbench")
-    process = subprocess.Popen(
-        [script, *command, "--out", out], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("[1/"):
-            break
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 20
-    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
-        assert time.monotonic() < deadline, "a process was left behind"
-        time.sleep(0.1)
+    kill_when_said("[1/", *command, "--out", out)
     assert not (out / "probe.json").exists()
     again = cli(*command, "--out", out)
     assert again.returncode == 0, again.stderr

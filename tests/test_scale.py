@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 import archbench
-from installations import RunCLI
+from installations import RunCLI, kill_when_said
 
 TINY = ("--config", "checked=false", "--set", "context_length=32", "--sizes", "13k")
 
@@ -109,19 +104,7 @@ def test_a_killed_ladder_leaves_no_process_goes_on_and_is_fitted(cli: RunCLI, tm
         "scale", "llama", "--config", "checked=false", "--sizes", "13k,25k,50k,100k", "--budgets", "8k,32k,128k",
         "--set", "context_length=32", "--seeds", "2", "--out", out,
     )  # fmt: skip
-    script = Path(sys.executable).with_name("archbench")
-    process = subprocess.Popen([script, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("[3/"):
-            break
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    deadline = time.monotonic() + 20
-    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
-        assert time.monotonic() < deadline, "a process was left behind"
-        time.sleep(0.1)
+    kill_when_said("[3/", *command)
     assert not (out / "scale.json").exists()
     again = cli(*command)
     assert again.returncode == 0, again.stderr

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archbench.cli.options import Plugins, assign, assignments
+from archbench.cli.options import Plugins, architectures, assign, assignments
 from archbench.cli.output import print_json
 from archbench.errors import ConfigError, UsageError
 
@@ -158,14 +158,11 @@ def _plan(given: dict[str, Any]) -> ComparePlan:
     from archbench.config import RunConfig
     from archbench.measure.machine import usable_cpus
     from archbench.phases.device import default_device, resolve_device
-    from archbench.registry import available
 
     device = default_device() if given["device"] == "auto" else given["device"]
     on_gpu = resolve_device(device).type == "cuda"
     plugins = tuple(given["plugin"] or ())
-    names = list(given["architecture"])
-    if "all" in names:
-        names = list(dict.fromkeys(entry.name for entry in available(plugins)))
+    names = architectures(given["architecture"], plugins, "compare")
     if len(names) < 2 and given.get("seeds"):
         step = f"Name another: archbench compare {names[0]} llama; archbench list shows what there is"
         raise UsageError(f"archbench compare {names[0]}", "a comparison is of two architectures or more", step)

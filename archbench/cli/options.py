@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,22 @@ Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="FILE_OR_DIR", help="Load a plugin by its path (repeatable).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON lines.")]
+
+
+def architectures(names: Sequence[str] | None, plugins: Sequence[str], command: str) -> list[str]:
+    """The architectures that are named, where ``all`` names every one there is.
+
+    Raises:
+        UsageError: none is named.
+    """
+    from archbench.registry import available
+
+    if not names:
+        step = f"Name one: archbench {command} gpt1; archbench list shows what there is"
+        raise UsageError(f"archbench {command}", "no architecture is named", step)
+    if "all" in names:
+        return list(dict.fromkeys(entry.name for entry in available(tuple(plugins))))
+    return list(names)
 
 
 def assignments(texts: list[str] | None, option: str) -> dict[str, str]:

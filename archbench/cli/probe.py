@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archbench.cli.options import Plugins, assignments
+from archbench.cli.options import Plugins, architectures, assignments
 from archbench.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -87,20 +87,14 @@ def describe_trial(trial: Trial) -> str:
 
 
 def _plan(given: dict[str, Any]) -> ProbePlan:
-    from archbench.errors import UsageError
     from archbench.measure.machine import usable_cpus
     from archbench.phases.device import default_device, resolve_device
     from archbench.probing.plan import ProbePlan
-    from archbench.registry import available, plugin_paths
+    from archbench.registry import plugin_paths
     from archbench.tasks import load_tasks
 
-    names = list(given["architecture"] or ())
-    if not names:
-        step = "Name one: archbench probe gpt1; archbench list shows what there is"
-        raise UsageError("archbench probe", "no architecture is named", step)
     plugins = plugin_paths(given["plugin"] or ())
-    if "all" in names:
-        names = list(dict.fromkeys(entry.name for entry in available(plugins)))
+    names = architectures(given["architecture"], plugins, "probe")
     device = default_device() if given["device"] == "auto" else given["device"]
     on_gpu = resolve_device(device).type == "cuda"
     values: dict[str, Any] = {} if given["learning_rate"] is None else {"learning_rates": given["learning_rate"]}

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.compare import Config, Corpus, Device, Dtype, Json, Profile, Quiet, Set, Threads
-from archbench.cli.options import Plugins, assign, assignments
+from archbench.cli.options import Plugins, architectures, assign, assignments
 from archbench.cli.output import print_json
 from archbench.cli.units import whole_numbers
-from archbench.errors import ConfigError, UsageError
+from archbench.errors import ConfigError
 
 if TYPE_CHECKING:
     from archbench.compare.cells import Cell
@@ -104,16 +104,10 @@ def _plan(given: dict[str, Any]) -> ScalePlan:
     from archbench.config import RunConfig
     from archbench.measure.machine import usable_cpus
     from archbench.phases.device import default_device, resolve_device
-    from archbench.registry import available
     from archbench.scaling.plan import ScalePlan
 
-    names = list(given["architecture"] or ())
-    if not names:
-        step = "Name one: archbench scale gpt1; archbench list shows what there is"
-        raise UsageError("archbench scale", "no architecture is named", step)
     plugins = tuple(given["plugin"] or ())
-    if "all" in names:
-        names = list(dict.fromkeys(entry.name for entry in available(plugins)))
+    names = architectures(given["architecture"], plugins, "scale")
     device = default_device() if given["device"] == "auto" else given["device"]
     on_gpu = resolve_device(device).type == "cuda"
     budgets = whole_numbers(given["budgets"], "--budgets")

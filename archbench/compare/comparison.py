@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from archbench.compare import prediction, stages
-from archbench.compare.cells import Cell, Record, bits_per_byte, known_record, measure
+from archbench.compare.cells import Cell, Record, known_record, measure
 from archbench.compare.contenders import contenders
 from archbench.compare.learning_rates import Curve, Point, curve, search
 from archbench.compare.outcome import Measured, write_comparison, write_tuning
@@ -185,13 +185,8 @@ class _Work:
 
     def _points(self, name: str) -> list[Point]:
         """What each learning rate that was tried came to."""
-        found: dict[float, list[float | None]] = {}
-        for cell, record in self.cells.values():
-            if cell.stage == "tune" and cell.architecture == name:
-                assert cell.factor is not None
-                found.setdefault(cell.factor, []).append(bits_per_byte(self.folder, record))
-        rate = self.plan.run.training.learning_rate
-        return [Point(rate * factor, factor, tuple(bits)) for factor, bits in found.items()]
+        tried = [one for one in self.cells.values() if one[0].stage == "tune" and one[0].architecture == name]
+        return stages.tuning_points(self.folder, tried, self.plan.run.training.learning_rate)
 
     def _planned(self, confirms: bool) -> list[tuple[list[Cell], int]]:
         """The cells to come, as far as they are known: the recipe's learning rate stands for those to be chosen."""

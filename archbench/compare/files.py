@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -95,6 +96,23 @@ def require_same_plan(file: Path, digest: str, plan: dict[str, Any], what: str) 
             raise
         cause = f"it cannot be read or written ({error})"
         raise StorageError(str(file), cause, "Delete it; what was measured is kept") from error
+
+
+def heading(outcome_format: int, command: str, now: Mapping[str, Any]) -> dict[str, Any]:
+    """What every outcome begins with.
+
+    Args:
+        outcome_format: the number that is raised when a field changes its meaning.
+        command: what the user typed.
+        now: :func:`archbench.measure.machine.versions`.
+    """
+    return {
+        "format": outcome_format,
+        "archbench_version": now["archbench_version"],
+        "git_revision": now["git_revision"],
+        "command": command,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def write_outcome(folder: Path, tables: Sequence[pa.Table], name: str, outcome: dict[str, Any]) -> None:

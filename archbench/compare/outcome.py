@@ -6,7 +6,6 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pyarrow as pa
 
 from archbench.compare.cells import Cell, Record, rows_of, run_folder
 from archbench.compare.costs import cost_curves, cost_rows, exact_rows, positions
-from archbench.compare.files import write_outcome
+from archbench.compare.files import heading, write_outcome
 from archbench.compare.learning_rates import Curve
 from archbench.compare.plan import COMPARISON, FORMAT, TUNING, ComparePlan
 from archbench.compare.stages import Contender
@@ -120,11 +119,7 @@ def _common(measured: Measured, frames: Mapping[str, pd.DataFrame]) -> dict[str,
     row = next(iter(frames.values())).iloc[0]
     now = versions()
     return {
-        "format": FORMAT,
-        "archbench_version": now["archbench_version"],
-        "git_revision": now["git_revision"],
-        "command": measured.command,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **heading(FORMAT, measured.command, now),
         "machine": {
             name: None if pd.isna(row[name]) else getattr(row[name], "item", lambda: row[name])()  # noqa: B023
             for name in ("device", "device_name", "torch_version", "python_version", "malloc")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
-from archbench.compare.cells import Cell, Stage, cell_key
+from archbench.compare.cells import Cell, Record, Stage, bits_per_byte, cell_key
+from archbench.compare.learning_rates import Point
 from archbench.compare.plan import FIRST_TUNING_SEED, ComparePlan
 from archbench.config import RunConfig
 from archbench.measure.machine import usable_cpus
@@ -96,6 +98,23 @@ def tuning_cells(plan: TuningPlan, contender: Contender, budget: Budget, factors
         for factor in factors
         for number in range(plan.tuning_seeds)
     ]
+
+
+def tuning_points(folder: Path, tried: Sequence[tuple[Cell, Record]], learning_rate: float) -> list[Point]:
+    """What each learning rate that was tried came to.
+
+    Args:
+        tried: cells of :func:`tuning_cells`, each with its record.
+        learning_rate: the recipe's.
+
+    Raises:
+        StorageError: a cell's rows cannot be read.
+    """
+    found: dict[float, list[float | None]] = {}
+    for cell, record in tried:
+        assert cell.factor is not None
+        found.setdefault(cell.factor, []).append(bits_per_byte(folder, record))
+    return [Point(learning_rate * factor, factor, tuple(bits)) for factor, bits in found.items()]
 
 
 def seed_cells(plan: ComparePlan, contender: Contender, budget: Budget, learning_rate: float) -> list[Cell]:

@@ -7,12 +7,12 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
+from archbench.compare.files import heading
 from archbench.compare.files import write_outcome as write_files
 from archbench.data.tasks import Task
 from archbench.measure.machine import device_name, versions
@@ -99,11 +99,7 @@ def write_outcome(measured: Measured) -> dict[str, Any]:
                 if record.test
             ]
     outcome = {
-        "format": FORMAT,
-        "archbench_version": now["archbench_version"],
-        "git_revision": now["git_revision"],
-        "command": measured.command,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **heading(FORMAT, measured.command, now),
         "machine": {**machine, **{name: now[name] for name in ("torch_version", "python_version")}},
         "plan": plan.model_dump(mode="json"),
         "seconds": {"predicted": measured.predicted_seconds, "measured": measured.measured_seconds},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 from archbench.report.figures import Axis, Figure, Panel, Series, thinned
 from archbench.report.ladder import Finding, Ladder
@@ -26,36 +28,27 @@ def ladder_figures(ladder: Ladder, styles: dict[str, Style]) -> tuple[Figure, ..
 
 
 def _by_size(ladder: Ladder, styles: dict[str, Style]) -> Figure:
-    budgets = sorted({point.budget for finding in ladder.findings for point in finding.points})
-    panels = []
-    for budget in budgets:
-        series = []
-        for finding in ladder.findings:
-            points = [point for point in finding.points if point.budget == budget]
-            if points:
-                series += _drawn(
-                    finding, points, styles, lambda point: point.N, lambda law, N, at: float(law.loss(N, at.D))
-                )
-        panels.append(
-            _panel(f"{short(budget)} tokens", "parameters, N", "parameter", ladder.plan.sizes, series, ladder)
+    panels = [
+        _compared(
+            f"{short(budget)} tokens", Axis("parameters, N", "parameter", "log", ticks=thinned(ladder.plan.sizes, 5)),
+            "budget", budget, lambda point: point.N,
+            lambda law, N, at: float(law.loss(N, at.D)), ladder, styles,
         )
+        for budget in sorted({point.budget for finding in ladder.findings for point in finding.points})
+    ]  # fmt: skip
     return _figure("size", "Loss against parameters", panels, ladder, styles)
 
 
 def _by_tokens(ladder: Ladder, styles: dict[str, Style]) -> Figure:
-    sizes = sorted({point.size for finding in ladder.findings for point in finding.points})
-    panels = []
-    for size in sizes:
-        series = []
-        for finding in ladder.findings:
-            points = [point for point in finding.points if point.size == size]
-            if points:
-                series += _drawn(
-                    finding, points, styles, lambda point: point.D, lambda law, D, at: float(law.loss(at.N, D))
-                )
-        panels.append(
-            _panel(f"{short(size)} parameters", "training tokens, D", "token", ladder.plan.budgets, series, ladder)
+    panels = [
+        _compared(
+            f"{short(size)} parameters",
+            Axis("training tokens, D", "token", "log", ticks=thinned(ladder.plan.budgets, 5)),
+            "size", size, lambda point: point.D,
+            lambda law, D, at: float(law.loss(at.N, D)), ladder, styles,
         )
+        for size in sorted({point.size for finding in ladder.findings for point in finding.points})
+    ]  # fmt: skip
     return _figure("tokens", "Loss against training tokens", panels, ladder, styles)
 
 
@@ -75,9 +68,28 @@ def _by_compute(ladder: Ladder, styles: dict[str, Style]) -> Figure:
         "compute", "Loss against compute",
         "Each line is one size, from its smallest budget to its largest: the lowest of an architecture's lines at some "
         "number of FLOPs is the size that is best there.",
-        (_panel("compute", "training FLOPs", "FLOP", (), series, ladder),),
+        (_panel("compute", Axis("training FLOPs", "FLOP", "log"), series, ladder),),
         provenance=_provenance(ladder), legend=_legend(ladder, styles),
     )  # fmt: skip
+
+
+def _compared(
+    title: str,
+    x: Axis,
+    held: Literal["size", "budget"],
+    value: int,
+    across: Callable[[Point], float],
+    height: Callable[[Law, float, Point], float],
+    ladder: Ladder,
+    styles: dict[str, Style],
+) -> Panel:
+    """Every architecture's points of one size or one budget."""
+    series = []
+    for finding in ladder.findings:
+        points = [point for point in finding.points if getattr(point, held) == value]
+        if points:
+            series += _drawn(finding, points, styles, across, height)
+    return _panel(title, x, series, ladder)
 
 
 def _drawn(
@@ -130,15 +142,13 @@ def _between(low: float, high: float) -> tuple[float, ...]:
     return tuple(float(f"{low * (high / low) ** (step / (_CURVE - 1)):.6g}") for step in range(_CURVE))
 
 
-def _panel(
-    title: str, across: str, unit: str, ticks: Sequence[float], series: Sequence[Series], ladder: Ladder
-) -> Panel:
-    xs = [x for one in series for x in one.x]
+def _panel(title: str, x: Axis, series: Sequence[Series], ladder: Ladder) -> Panel:
+    """With room around the points, and the same losses up in every panel."""
+    xs = [at for one in series for at in one.x]
     losses = [value for finding in ladder.findings for point in finding.points for value in point.losses]
     margin = 0.06 * (max(losses) - min(losses)) or 0.1
-    axis = Axis(across, unit, "log", ticks=thinned(ticks, 5) if ticks else (), limits=(min(xs) / 1.15, max(xs) * 1.15))
-    limits = (min(losses) - margin, max(losses) + margin)
-    return Panel(title, axis, Axis("validation loss", "nats/token", limits=limits), tuple(series))
+    y = Axis("validation loss", "nats/token", limits=(min(losses) - margin, max(losses) + margin))
+    return Panel(title, replace(x, limits=(min(xs) / 1.15, max(xs) * 1.15)), y, tuple(series))
 
 
 def _figure(key: str, title: str, panels: Sequence[Panel], ladder: Ladder, styles: dict[str, Style]) -> Figure:

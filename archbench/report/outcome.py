@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -18,17 +18,21 @@ from archbench.compare.plan import COMPARISON, FORMAT, PLAN
 from archbench.compare.verdicts import QualityRow
 from archbench.errors import StorageError
 
+M = TypeVar("M", bound=BaseModel)
 
-class _Part(BaseModel):
+
+class Part(BaseModel):
+    """A part of an outcome; fields that are not known are for others to read."""
+
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Budget(_Part):
+class Budget(Part):
     unit: Literal["flops", "tokens", "seconds"]
     amount: float
 
 
-class Plan(_Part):
+class Plan(Part):
     architectures: list[str]
     baseline: str
     match: str
@@ -47,12 +51,12 @@ class Plan(_Part):
     budget: Budget
 
 
-class Seconds(_Part):
+class Seconds(Part):
     predicted: float
     measured: float
 
 
-class Model(_Part):
+class Model(Part):
     architecture: str
     matched: bool
     reason: str | None
@@ -65,7 +69,7 @@ class Model(_Part):
     deviation: float | None
 
 
-class Cell(_Part):
+class Cell(Part):
     key: str
     stage: str
     architecture: str
@@ -80,14 +84,14 @@ class Cell(_Part):
     seconds: float
 
 
-class TuningPoint(_Part):
+class TuningPoint(Part):
     learning_rate: float
     factor: float
     bits_per_byte: list[float | None]
     mean: float | None
 
 
-class Tuning(_Part):
+class Tuning(Part):
     architecture: str
     learning_rate: float | None
     flagged: bool
@@ -95,20 +99,20 @@ class Tuning(_Part):
     points: list[TuningPoint]
 
 
-class Units(_Part):
+class Units(Part):
     kind: Literal["documents", "blocks"]
     count: int
     empty: int
 
 
-class Spent(_Part):
+class Spent(Part):
     architecture: str
     training_tokens: float | None
     training_flops: float | None
     training_seconds: float | None
 
 
-class Curve(_Part):
+class Curve(Part):
     architecture: str
     context_length: int
     prefill_seconds: float | None
@@ -118,7 +122,7 @@ class Curve(_Part):
     cause: str | None
 
 
-class Position(_Part):
+class Position(Part):
     architecture: str
     context_length: int
     multiple: int
@@ -127,14 +131,14 @@ class Position(_Part):
     cause: str | None
 
 
-class Look(_Part):
+class Look(Part):
     """A time that the verdict was read."""
 
     seeds: int
     margin: float
 
 
-class Outcome(_Part):
+class Outcome(Part):
     """A finished comparison."""
 
     format: int
@@ -165,9 +169,8 @@ class Outcome(_Part):
 
     @property
     def corpus(self) -> str:
-        """The corpus as a sentence names it: of a file or folder, its name without the way to it."""
-        corpus = self.plan.corpus
-        return corpus if corpus.startswith("hf:") else corpus.rstrip("/").rpartition("/")[2]
+        """The corpus as a sentence names it."""
+        return named_text(self.plan.corpus)
 
 
 def is_comparison(folder: Path) -> bool:
@@ -189,21 +192,40 @@ def read_outcome(folder: Path) -> Outcome:
         )
         raise StorageError(str(folder), cause, step)
     again = "Repeat the archbench compare command: it writes the file anew from its finished runs"
+    outcome = checked(Outcome, file, FORMAT, again)
+    if not any(row.architecture == outcome.plan.baseline for row in outcome.quality):
+        raise StorageError(str(file), f"the baseline {outcome.plan.baseline!r} has no quality in it", again)
+    return outcome
+
+
+def checked(kind: type[M], file: Path, newest: int, again: str) -> M:
+    """An outcome's file, field by field.
+
+    Args:
+        kind: what it has to be.
+        newest: format that can be read.
+        again: how the user has it written anew.
+
+    Raises:
+        StorageError: it is damaged, or a newer archbench wrote it.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise StorageError(str(file), f"it is damaged ({' '.join(str(error).split())})", again) from error
     if not isinstance(content, dict) or not isinstance(content.get("format"), int):
         raise StorageError(str(file), "it does not say which format it has", again)
-    if content["format"] > FORMAT:
-        cause = f"its format is {content['format']}, and this archbench reads formats up to {FORMAT}"
+    if content["format"] > newest:
+        cause = f"its format is {content['format']}, and this archbench reads formats up to {newest}"
         raise StorageError(str(file), cause, "Install the newest archbench")
     try:
-        outcome = Outcome.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise StorageError(str(file), f"the field {place} is wrong ({first['msg']})", again) from error
-    if not any(row.architecture == outcome.plan.baseline for row in outcome.quality):
-        raise StorageError(str(file), f"the baseline {outcome.plan.baseline!r} has no quality in it", again)
-    return outcome
+
+
+def named_text(corpus: str) -> str:
+    """A corpus as a sentence names it: of a file or folder, its name without the way to it."""
+    return corpus if corpus.startswith("hf:") else corpus.rstrip("/").rpartition("/")[2]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from archbench.compare.cells import Cell
 from archbench.compare.contenders import matched, shared_fields
-from archbench.compare.stages import Contender, pilot_cell, run_cell, tokens_per_update, tuning_cells
+from archbench.compare.stages import Contender, run_cell, tokens_per_update, tuning_cells
 from archbench.errors import UsageError
 from archbench.registry import load
 from archbench.scaling.plan import ScalePlan
@@ -43,11 +43,6 @@ def rungs(plan: ScalePlan) -> list[Rung]:
     """
     fixed = shared_fields(plan.run, load(plan.architectures[0], plan.run.plugins))
     return [Rung(size, matched(plan.run, name, fixed, size)) for size in plan.sizes for name in plan.architectures]
-
-
-def pilot(plan: ScalePlan, rung: Rung) -> Cell:
-    """A few updates and one scoring: what a run of it takes, and whether its model passes the checks."""
-    return pilot_cell(plan, rung.contender)
 
 
 def trials(plan: ScalePlan, rung: Rung, factors: Sequence[float]) -> list[Cell]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from archbench.compare.cells import Cell, Record, rows_of
-from archbench.compare.files import write_outcome
+from archbench.compare.files import heading, write_outcome
 from archbench.compare.learning_rates import Curve
 from archbench.data.dataset import prepare
 from archbench.measure.machine import device_name, versions
@@ -56,11 +55,7 @@ def write_scale(measured: Measured) -> dict[str, Any]:
     found = [finding for finding in findings if finding.points]
     ranking, unranked = rank(found)
     outcome = {
-        "format": FORMAT,
-        "archbench_version": now["archbench_version"],
-        "git_revision": now["git_revision"],
-        "command": measured.command,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **heading(FORMAT, measured.command, now),
         "machine": {
             "device": plan.run.device.partition(":")[0],
             "device_name": device_name(plan.run.device),

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from archbench.compare import prediction
-from archbench.compare.cells import Cell, Record, bits_per_byte, known_record, measure
+from archbench.compare.cells import Cell, Record, known_record, measure
 from archbench.compare.files import require_same_plan
 from archbench.compare.learning_rates import Curve, Point, curve, search
 from archbench.compare.pool import Follower, run_cells
 from archbench.compare.prediction import Pilot
-from archbench.compare.stages import tokens_per_update
+from archbench.compare.stages import pilot_cell, tokens_per_update, tuning_points
 from archbench.errors import UsageError
 from archbench.results.lock import locked
 from archbench.scaling import ladder
@@ -120,7 +120,9 @@ class _Work:
         if self._in():
             ladder.check_budgets(self.plan, self._in()[0])
         self.follower.piloting(len(self._in()))
-        pilots = self._run([(rung, ladder.pilot(self.plan, rung)) for rung in self._in()], lambda cell, record: None)
+        pilots = self._run(
+            [(rung, pilot_cell(self.plan, rung.contender)) for rung in self._in()], lambda cell, record: None
+        )
         for key, ((_, record),) in pilots.items():
             rung = self.rungs[key]
             found = prediction.read_pilot(self.folder, record, tokens_per_update(self.plan, rung.contender))
@@ -140,12 +142,7 @@ class _Work:
 
     def _tried(self, key: RungKey) -> list[Point]:
         """What each learning rate that was tried came to."""
-        found: dict[float, list[float | None]] = {}
-        for cell, record in self.trials.get(key, []):
-            assert cell.factor is not None
-            found.setdefault(cell.factor, []).append(bits_per_byte(self.folder, record))
-        rate = self.plan.run.training.learning_rate
-        return [Point(rate * factor, factor, tuple(bits)) for factor, bits in found.items()]
+        return tuning_points(self.folder, self.trials.get(key, []), self.plan.run.training.learning_rate)
 
     def _run(
         self, cells: Sequence[tuple[Rung, Cell]], finished: Callable[[Cell, Record], None]
