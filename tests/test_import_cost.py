@@ -7,7 +7,9 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -51,6 +53,15 @@ from archbench.kernels.attention_op import register_flop_formulas
 from archbench.kernels.triton_guard import flop_counter
 register_flop_formulas()
 assert flop_counter().FlopCounterMode
+"""
+_EMPTY = """
+import typer
+app = typer.Typer()
+@app.command()
+def one(number: int = 1): "The first."
+@app.command()
+def two(): "The second."
+app(["--help"])
 """
 _REGISTRY = "import json, sys, archbench; archbench.available(); print(json.dumps(sorted(sys.modules)))"
 
@@ -113,14 +124,21 @@ def test_triton_is_kept_from_the_flop_counter_and_from_nobody_else(imported: Pat
     assert imported.exists()
 
 
-def test_help_answers_in_under_0_4_seconds_of_cpu_time() -> None:
-    """CPU time of the child, user and system: the least of three, so that a busy machine does not decide."""
-    script = Path(sys.executable).with_name("archbench")
-    times = []
-    for _ in range(3):
-        child = subprocess.Popen([script, "--help"], stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        assert child.returncode == 0
-        times.append(used.ru_utime + used.ru_stime)
-    assert min(times) < 0.4, times
+def cpu_time(command: Sequence[str | Path]) -> float:
+    """CPU time of a child, user and system, in seconds."""
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return used.ru_utime + used.ru_stime
+
+
+def test_help_answers_in_twice_the_time_of_an_empty_typer_application() -> None:
+    """Which is 0.4 s of CPU time where the empty one takes 0.2 s; in seconds, a slow machine would decide.
+
+    Medians of nine in turns: on a shared machine the least of a few differs by half from one time to the next.
+    """
+    commands = [Path(sys.executable).with_name("archbench"), "--help"], [sys.executable, "-c", _EMPTY]
+    times = [[cpu_time(command) for command in commands] for _ in range(9)]
+    ours, empty = (median(column) for column in zip(*times, strict=True))
+    assert ours < 2 * empty, times
