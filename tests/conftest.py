@@ -63,7 +63,11 @@ def cli(tmp_path: Path) -> RunCLI:
     """Run the installed ``archbench`` command in a fresh process and an empty folder; stdin is closed."""
 
     def run_cli(
-        *arguments: str | Path, cwd: Path | None = None, module: bool = False, env: dict[str, str] | None = None
+        *arguments: str | Path,
+        cwd: Path | None = None,
+        module: bool = False,
+        env: dict[str, str] | None = None,
+        timeout: float = 300,  # seconds
     ) -> subprocess.CompletedProcess[str]:
         script = Path(sys.executable).with_name("archbench")
         command = [sys.executable, "-m", "archbench"] if module else [str(script)]
@@ -76,7 +80,7 @@ def cli(tmp_path: Path) -> RunCLI:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=timeout,
             check=False,
         )
 

@@ -106,7 +106,7 @@ def test_a_killed_ladder_leaves_no_process_goes_on_and_is_fitted(cli: RunCLI, tm
     )  # fmt: skip
     kill_when_said("[3/", *command)
     assert not (out / "scale.json").exists()
-    again = cli(*command)
+    again = cli(*command, timeout=1800)  # 56 runs of 5 to 30 s, as the machine is
     assert again.returncode == 0, again.stderr
     assert "of them known" in again.stderr
     (finding,) = outcome_of(out)["findings"]

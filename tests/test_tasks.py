@@ -145,17 +145,18 @@ def test_a_task_of_which_everything_is_held_out_is_refused():
         sampler.batch(0)
 
 
-@pytest.mark.parametrize("pairs", recall.PAIRS)
-def test_recall_shows_distinct_pairs_asks_each_key_once_and_has_no_key_among_what_fills(pairs):
-    examples = recall.draw(random(), 500, pairs)
+@pytest.mark.parametrize(("pairs", "n_keys"), [(4, 16), (8, 16), (16, 16), (8, 48)])
+def test_recall_shows_distinct_pairs_asks_each_key_once_and_has_no_key_among_what_fills(pairs, n_keys):
+    examples = recall.draw(random(), 500, pairs, n_keys)
     shown, rest = examples.inputs[:, : 2 * pairs], examples.inputs[:, 2 * pairs :]
     keys, values = shown[:, ::2], shown[:, 1::2]
-    assert keys.max() < recall.KEYS <= values.min()
-    assert values.max() < recall.FILLER
+    filler = n_keys + recall.VALUES
+    assert keys.max() == n_keys - 1 < values.min()
+    assert values.max() < filler
     assert all(len(set(row)) == pairs for part in (keys, values) for row in part.tolist())
     asked = examples.targets[:, 2 * pairs :] != IGNORED
     assert (examples.targets[:, : 2 * pairs] == IGNORED).all()
-    assert (rest[~asked] == recall.FILLER).all()
+    assert (rest[~asked] == filler).all()
     assert np.array_equal(np.sort(rest[asked].reshape(500, pairs)), np.sort(keys))
     assert not asked[:, 1::2].any()  # queries keep a slot's distance, as in the reference
 

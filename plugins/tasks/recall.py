@@ -28,17 +28,20 @@ POWER = 0.01
 """a: a gap of g slots has a probability proportional to a (g + 1)^(a - 1)."""
 
 
-def draw(random: np.random.Generator, count: int, pairs: int) -> Examples:
-    """inputs (B, 64): ``pairs`` times key and value, then the keys in slots of two; asked where a key comes again."""
-    keys = random.permuted(np.tile(np.arange(KEYS), (count, 1)), axis=1)[:, :pairs]
-    values = KEYS + random.permuted(np.tile(np.arange(VALUES), (count, 1)), axis=1)[:, :pairs]
+def draw(random: np.random.Generator, count: int, pairs: int, n_keys: int = KEYS) -> Examples:
+    """inputs (B, 64): ``pairs`` times key and value, then the keys in slots of two; asked where a key comes again.
+
+    Ids are the ``n_keys`` keys, the values, and the filler, in this order.
+    """
+    keys = random.permuted(np.tile(np.arange(n_keys), (count, 1)), axis=1)[:, :pairs]
+    values = n_keys + random.permuted(np.tile(np.arange(VALUES), (count, 1)), axis=1)[:, :pairs]
     slots = (T - 2 * pairs) // 2
     likelihood = (POWER - 1) * np.log(np.arange(1, slots + 1))
     # The largest of log p + Gumbel noise are a draw without replacement (Kool et al. 2019, arXiv:1903.06059).
     order = np.argsort(-(likelihood + random.gumbel(size=(count, slots))), axis=1)[:, :pairs]
     places = 2 * pairs + 2 * order  # (B, pairs)
 
-    inputs = np.full((count, T), FILLER)
+    inputs = np.full((count, T), n_keys + VALUES)
     targets = np.full((count, T), IGNORED)
     inputs[:, 0 : 2 * pairs : 2] = keys
     inputs[:, 1 : 2 * pairs : 2] = values
