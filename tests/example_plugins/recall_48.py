@@ -6,8 +6,9 @@ width 8 has room for all of them.
 
 from functools import partial
 
-from archbench import Task, hookimpl
 from archbench_plugins.tasks.recall import VALUES, T, draw
+
+from archbench import Task, hookimpl
 
 KEYS = 48
 PAIRS = 8
