@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -153,6 +154,9 @@ def test_a_killed_comparison_leaves_no_process_and_goes_on_where_it_was(
     assert ("llama", 4) in readable
     assert ("gpt1", 2) not in readable  # a table of positions has no more rows
     assert any(row["architecture"] == "gpt1" and row["cause"] for row in outcome["positions"])
+
+    again = cli(*arguments)
+    assert re.search(r"(\d+) runs, \1 of them known, about 0 s left", again.stderr), again.stderr
 
 
 def test_a_run_that_fails_is_a_record_and_not_the_end(tmp_path: Path, hostile: Path, corpus: Path) -> None:

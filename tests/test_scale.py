@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,16 @@ def test_a_killed_ladder_leaves_no_process_goes_on_and_is_fitted(cli: RunCLI, tm
     again = cli(*command, timeout=1800)  # 56 runs of 5 to 30 s, as the machine is
     assert again.returncode == 0, again.stderr
     assert "of them known" in again.stderr
-    (finding,) = outcome_of(out)["findings"]
+    outcome = outcome_of(out)
+    (finding,) = outcome["findings"]
     assert len(finding["points"]) == 12
     assert all(len(point["losses"]) == 2 for point in finding["points"])
     assert (finding["fitted"] is None) != (finding["held_out"] is not None)
-    rungs = outcome_of(out)["rungs"]
+    rungs = outcome["rungs"]
     assert all(len(rung["tuning"]["points"]) >= 4 for rung in rungs)
     rates = {(point["size"], point["learning_rate"]) for point in finding["points"]}
     assert rates == {(rung["size"], rung["tuning"]["learning_rate"]) for rung in rungs}
+
+    done = cli(*command, timeout=1800)  # nothing is left, and that is what is foretold
+    assert re.search(r"(\d+) runs, \1 of them known, about 0 s left", done.stderr), done.stderr
+    assert outcome_of(out)["findings"] == outcome["findings"]

@@ -189,14 +189,18 @@ class _Work:
         return stages.tuning_points(self.folder, tried, self.plan.run.training.learning_rate)
 
     def _planned(self, confirms: bool) -> list[tuple[list[Cell], int]]:
-        """The cells to come, as far as they are known: the recipe's learning rate stands for those to be chosen."""
+        """The cells to come, as far as they are known."""
         plan, jobs = self.plan, self.plan.jobs
-        factors = plan.factors if plan.tunes else ()
-        tuning = [cell for one in self._in() for cell in stages.tuning_cells(plan, one, self.budget, factors)]
+        foreseen = [(one, *stages.foreseen(plan, one, self.budget, self.folder)) for one in self._in()]
+        tuning = [cell for _, trials, _ in foreseen for cell in trials]
         if not confirms:
             return [(tuning, jobs)]
-        rate = plan.run.training.learning_rate
-        seeds = [cell for one in self._in() for cell in stages.seed_cells(plan, one, self.budget, rate)]
+        seeds = [
+            cell
+            for one, _, rate in foreseen
+            if rate is not None
+            for cell in stages.seed_cells(plan, one, self.budget, rate)
+        ]
         costs = [cell for one in self._in() for cell in stages.cost_cells(plan, one)]
         return [(tuning, jobs), (seeds, jobs), (stages.speed_cells(plan, self._in()), 1), (costs, 1)]
 

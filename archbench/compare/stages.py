@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from archbench.compare.cells import Cell, Record, Stage, bits_per_byte, cell_key
-from archbench.compare.learning_rates import Point
+from archbench.compare.cells import Cell, Record, Stage, bits_per_byte, cell_key, known_record
+from archbench.compare.learning_rates import Point, choose, next_factor
 from archbench.compare.plan import FIRST_TUNING_SEED, ComparePlan
 from archbench.config import RunConfig
 from archbench.measure.machine import usable_cpus
@@ -42,6 +42,10 @@ class TuningPlan(SharedPlan, Protocol):
     def tuning_seeds(self) -> int: ...
     @property
     def tuning_share(self) -> float: ...
+    @property
+    def tunes(self) -> bool: ...
+    @property
+    def factors(self) -> tuple[float, ...]: ...
 
 
 _NO_BUDGET = {"tokens": None, "steps": None, "flops": None, "seconds": None}
@@ -115,6 +119,29 @@ def tuning_points(folder: Path, tried: Sequence[tuple[Cell, Record]], learning_r
         assert cell.factor is not None
         found.setdefault(cell.factor, []).append(bits_per_byte(folder, record))
     return [Point(learning_rate * factor, factor, tuple(bits)) for factor, bits in found.items()]
+
+
+def foreseen(plan: TuningPlan, contender: Contender, budget: Budget, folder: Path) -> tuple[list[Cell], float | None]:
+    """The trials as far as they are known, and the learning rate that they lead to.
+
+    That is the recipe's for as long as a trial is still to be made, and None where no rate that was tried will do.
+
+    Raises:
+        StorageError: a cell's record or rows cannot be read.
+    """
+    rate = plan.run.training.learning_rate
+    if not plan.tunes:
+        return [], rate
+    cells = tuning_cells(plan, contender, budget, plan.factors)
+    while True:
+        tried = [(cell, record) for cell in cells if (record := known_record(folder, cell.key)) is not None]
+        if len(tried) < len(cells):
+            return cells, rate
+        points = tuning_points(folder, tried, rate)
+        further = next_factor(points, plan.factors)
+        if further is None:
+            return cells, choose(points).learning_rate
+        cells += tuning_cells(plan, contender, budget, [further])
 
 
 def seed_cells(plan: ComparePlan, contender: Contender, budget: Budget, learning_rate: float) -> list[Cell]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from archbench.compare.cells import Cell
 from archbench.compare.contenders import matched, shared_fields
-from archbench.compare.stages import Contender, run_cell, tokens_per_update, tuning_cells
+from archbench.compare.stages import Contender, foreseen, run_cell, tokens_per_update, tuning_cells
 from archbench.errors import UsageError
 from archbench.registry import load
 from archbench.scaling.plan import ScalePlan
@@ -48,6 +49,11 @@ def rungs(plan: ScalePlan) -> list[Rung]:
 def trials(plan: ScalePlan, rung: Rung, factors: Sequence[float]) -> list[Cell]:
     """Learning rates at the smallest budget."""
     return tuning_cells(plan, rung.contender, {"tokens": plan.tuning_budget}, factors)
+
+
+def foreseen_trials(plan: ScalePlan, rung: Rung, folder: Path) -> tuple[list[Cell], float | None]:
+    """Those that are known to be made, and the learning rate that they lead to, as far as that is known."""
+    return foreseen(plan, rung.contender, {"tokens": plan.tuning_budget}, folder)
 
 
 def points(plan: ScalePlan, rung: Rung, learning_rate: float) -> list[Cell]:

@@ -158,12 +158,14 @@ class _Work:
         return by_rung
 
     def _planned(self) -> list[tuple[Rung, Cell]]:
-        """The cells to come, as far as they are known: the recipe's learning rate stands for those to be chosen."""
-        plan, rate = self.plan, self.plan.run.training.learning_rate
-        factors = plan.factors if plan.tunes else ()
-        return [(rung, cell) for rung in self._in() for cell in ladder.trials(plan, rung, factors)] + [
-            (rung, cell) for rung in self._in() for cell in ladder.points(plan, rung, rate)
-        ]
+        """The cells to come, as far as they are known."""
+        trials, points = [], []
+        for rung in self._in():
+            tried, rate = ladder.foreseen_trials(self.plan, rung, self.folder)
+            trials += [(rung, cell) for cell in tried]
+            if rate is not None:
+                points += [(rung, cell) for cell in ladder.points(self.plan, rung, rate)]
+        return trials + points
 
     def _predicted(self, cells: Sequence[tuple[Rung, Cell]]) -> float:
         seconds, trials = [], {}
