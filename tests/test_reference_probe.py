@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,18 @@ def test_the_known_marks_were_had_again() -> None:
         for folder in marks.iterdir()
     }
     assert min(recalled["attention"]["8 pairs"]) >= 0.99
-    widths = [sum(recalled[f"linear-attention-{N}"]["8 pairs"]) / 3 for N in (4, 8, 64)]
+    widths = [statistics.fmean(recalled[f"linear-attention-{N}"]["8 pairs"]) for N in (4, 8)]
     assert widths[0] < 0.9 < 0.99 < widths[1]
-    assert widths[2] > 0.99
+    among_48 = [statistics.fmean(recalled[f"recall-48-width-{N}"]["8 pairs"]) for N in (4, 8, 16, 64)]
+    assert among_48 == pytest.approx([0.55, 0.80, 0.92, 0.998], abs=0.04)  # one seed of an earlier trial; ours of three
     states = {(one["architecture"], one["condition"]): one for one in outcome_of(marks / "state")["scores"]}
     assert min(states["lstm", "length 128"]["values"]) >= 0.99
     assert states["no-positions", "length 32"]["verdict"] == "not learned under this budget"
+
+
+def test_the_documentation_has_the_marks_as_they_were_had() -> None:
+    text = (ROOT / "docs" / "probe.md").read_text()
+    for width in (4, 8, 16, 64):
+        (score,) = outcome_of(REFERENCE / "probe-marks" / f"recall-48-width-{width}")["scores"]
+        told = f"| {score['mean']:.3f} ({min(score['values']):.3f}–{max(score['values']):.3f}) |"
+        assert re.search(rf"{width} \| `recall-48`.*{re.escape(told)}", text)
