@@ -78,4 +78,4 @@ def test_the_documentation_has_the_marks_as_they_were_had() -> None:
     for width in (4, 8, 16, 64):
         (score,) = outcome_of(REFERENCE / "probe-marks" / f"recall-48-width-{width}")["scores"]
         told = f"| {score['mean']:.3f} ({min(score['values']):.3f}–{max(score['values']):.3f}) |"
-        assert re.search(rf"{width} \| `recall-48`.*{re.escape(told)}", text)
+        assert re.search(rf"\b{width} \| `recall-48`.*{re.escape(told)}", text)

@@ -65,7 +65,7 @@ def tasks() -> list[Task]:
             name="recall",
             summary="Which value stood beside this key? Every key is asked for once",
             source="Arora et al. 2023, Zoology (multi-query associative recall), arXiv:2312.04927",
-            vocab_size=KEYS + VALUES + 1,
+            vocab_size=FILLER + 1,
             context_length=T,
             train=mixed,
             tests={f"{pairs} pairs": partial(draw, pairs=pairs) for pairs in PAIRS},
