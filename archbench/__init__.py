@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from archbench.inference.sampling import Sampling as Sampling
     from archbench.kernels import causal_attention as causal_attention
     from archbench.kernels import linear_cross_entropy as linear_cross_entropy
-    from archbench.registry import Architecture as Architecture
-    from archbench.registry import available as available
-    from archbench.registry import load as load
+    from archbench.plugin.architecture import Architecture as Architecture
+    from archbench.plugin.registry import available as available
+    from archbench.plugin.registry import load as load
     from archbench.results.store import read_results as read_results
     from archbench.runner import run as run
     from archbench.training.state import TrainState as TrainState
@@ -34,7 +34,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ArchbenchError": "archbench.errors",
-    "Architecture": "archbench.registry",
+    "Architecture": "archbench.plugin.architecture",
     "ArchitectureInfo": "archbench.hookspecs",
     "Examples": "archbench.data.tasks",
     "IGNORED": "archbench.data.tasks",
@@ -43,13 +43,13 @@ _HOMES = {
     "Sampling": "archbench.inference.sampling",
     "Task": "archbench.data.tasks",
     "TrainState": "archbench.training.state",
-    "available": "archbench.registry",
+    "available": "archbench.plugin.registry",
     "causal_attention": "archbench.kernels",
     "decode_with_cache": "archbench.inference.decoding",
     "decode_without_cache": "archbench.inference.decoding",
     "hookimpl": "archbench.hookspecs",
     "linear_cross_entropy": "archbench.kernels",
-    "load": "archbench.registry",
+    "load": "archbench.plugin.registry",
     "next_token_step": "archbench.training.steps",
     "read_results": "archbench.results.store",
     "run": "archbench.runner",

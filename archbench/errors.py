@@ -164,3 +164,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {close[0]!r}? Known: {', '.join(known)}"
     return f"Known: {', '.join(known)}" if known else "There are none"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's type and message as one clause of a sentence."""
+    message = " ".join(str(error).split()).rstrip(".")
+    if len(message) > 400:
+        message = message[:400] + " …"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -17,8 +17,10 @@ from archbench.phases.conformance import conformance, require_conformance, take_
 from archbench.phases.folder import RunFolder, open_run
 from archbench.phases.published import published_model, require_same
 from archbench.phases.supervisor import CHECK, run_phase
+from archbench.plugin.architecture import Architecture
+from archbench.plugin.discovery import plugin_paths
+from archbench.plugin.registry import load
 from archbench.profiles import PROFILES
-from archbench.registry import Architecture, load, plugin_paths
 from archbench.results.schema import FAILED
 from archbench.results.store import new_run_id, prepare_folder, read_results, run_failed, write_run
 from archbench.trackers.following import Trackers, followed_by

@@ -15,7 +15,7 @@ import torch
 import archbench
 from archbench.cli import main
 from archbench.errors import UnknownNameError, UsageError
-from archbench.registry import available
+from archbench.plugin.registry import available
 from archbench.scaffold.origin import find_origin
 from archbench.scaffold.package import check_name, package_files, write_package
 from installations import RunCLI

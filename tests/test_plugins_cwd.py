@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from archbench.registry import available
+from archbench.plugin.registry import available
 from installations import RunCLI, write_package
 
 TRAP = """

@@ -11,7 +11,7 @@ import pytest
 
 import archbench
 from archbench import errors
-from archbench.registry import plugin_paths
+from archbench.plugin.discovery import plugin_paths
 
 EXAMPLES = Path(__file__).parent / "example_plugins"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 import archbench
-from archbench.discovery import project_plugin
 from archbench.errors import DuplicateNameError, UsageError
+from archbench.plugin.discovery import project_plugin
 from archbench.scaffold.package import package_files, write_package
 
 

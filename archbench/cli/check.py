@@ -52,7 +52,7 @@ def check(
     each failed check is shown.
     """
     from archbench.cli.check_progress import CheckProgress
-    from archbench.discovery import plugin_paths
+    from archbench.plugin.discovery import plugin_paths
     from archbench.testing.expectations import parsed_expectations
     from archbench.testing.isolation import Request, check_apart
 

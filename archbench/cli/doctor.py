@@ -120,7 +120,7 @@ def _attention(device: torch.device) -> Iterator[Fact]:
 
 
 def _plugins(plugins: list[str]) -> Iterator[Fact]:
-    from archbench.registry import available
+    from archbench.plugin.registry import available
 
     for entry in available(plugins):
         yield {"name": entry.name, "package": entry.package, "version": entry.version, "source": entry.source}

@@ -90,7 +90,8 @@ def _own(head_widths: Sequence[int] | None, dtype: str | None) -> Launches:
 
 
 def _of_plugin(plugin: str) -> Launches:
-    from archbench.discovery import import_file, plugin_files, plugin_paths
+    from archbench.plugin.discovery import plugin_files, plugin_paths
+    from archbench.plugin.importing import import_file
 
     (path, *_) = plugin_paths([plugin])
     modules = [import_file(file) for file in plugin_files(path)]

@@ -10,7 +10,7 @@ import typer
 from archbench.cli.options import Json, Plugins
 
 if TYPE_CHECKING:
-    from archbench.registry import Entry
+    from archbench.plugin.discovery import Entry
 
 
 def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
@@ -19,7 +19,7 @@ def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
     A broken plugin is shown with its error, and the exit code stays 0: the others work.
     """
     from archbench.errors import ArchbenchWarning
-    from archbench.registry import available
+    from archbench.plugin.registry import available
 
     claims: dict[str, list[Entry]] = {}
     for entry in available(plugin or ()):
@@ -33,7 +33,7 @@ def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
 def _described(name: str, entries: list[Entry], plugins: list[str]) -> dict[str, Any]:
     """One architecture as plain values; ``error`` is null unless it is broken."""
     from archbench.errors import ArchbenchError
-    from archbench.registry import load
+    from archbench.plugin.registry import load
 
     row: dict[str, Any] = {
         "name": name,

@@ -24,7 +24,7 @@ def new(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to make the package's folder.")] = Path("."),
 ) -> None:
     """Write an installable plugin package: one module, its tests, pyproject.toml and a README."""
-    from archbench.registry import available
+    from archbench.plugin.registry import available
     from archbench.scaffold.origin import find_origin
     from archbench.scaffold.package import check_name, package_files, write_package
 

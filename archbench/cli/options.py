@@ -22,7 +22,7 @@ def architectures(names: Sequence[str] | None, plugins: Sequence[str], command: 
     Raises:
         UsageError: none is named.
     """
-    from archbench.registry import available
+    from archbench.plugin.registry import available
 
     if not names:
         step = f"Name one: archbench {command} gpt1; archbench list shows what there is"

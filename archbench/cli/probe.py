@@ -89,9 +89,9 @@ def describe_trial(trial: Trial) -> str:
 def _plan(given: dict[str, Any]) -> ProbePlan:
     from archbench.measure.machine import usable_cpus
     from archbench.phases.device import default_device, resolve_device
+    from archbench.plugin.discovery import plugin_paths
+    from archbench.plugin.tasks import load_tasks
     from archbench.probing.plan import ProbePlan
-    from archbench.registry import plugin_paths
-    from archbench.tasks import load_tasks
 
     plugins = plugin_paths(given["plugin"] or ())
     names = architectures(given["architecture"], plugins, "probe")
@@ -119,7 +119,7 @@ def _plan(given: dict[str, Any]) -> ProbePlan:
 
 def _print_tasks(plugin: list[str] | None, as_json: bool) -> None:
     from archbench.cli.output import console, table
-    from archbench.tasks import available_tasks
+    from archbench.plugin.tasks import available_tasks
 
     tasks = available_tasks(plugin or ()).values()
     if as_json:

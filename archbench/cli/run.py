@@ -283,7 +283,7 @@ def _names(asked: list[str] | None, written: dict[str, Any], plugins: tuple[str,
         raise UsageError("archbench run", "no architecture is named", step)
     if "all" not in names:
         return names
-    from archbench.registry import available
+    from archbench.plugin.registry import available
 
     return list(dict.fromkeys(entry.name for entry in available(plugins or written.get("plugins", ()))))
 

@@ -10,7 +10,7 @@ from archbench.cli.options import Json, Plugins, assignments
 
 if TYPE_CHECKING:
     from archbench.config import ModelConfig
-    from archbench.registry import Architecture
+    from archbench.plugin.architecture import Architecture
 
 
 def show(
@@ -25,7 +25,7 @@ def show(
     json: Json = False,
 ) -> None:
     """Show an architecture: configuration, parameters, FLOPs, cache bytes and layers, all on the meta device."""
-    from archbench.registry import load
+    from archbench.plugin.registry import load
 
     loaded = load(architecture, plugin or ())
     overrides: dict[str, Any] = {**assignments(set_, "--set")}

@@ -19,7 +19,7 @@ from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, StorageError
 from archbench.phases.conformance import read_findings
 from archbench.phases.folder import CONFIG, open_run
-from archbench.registry import Architecture
+from archbench.plugin.architecture import Architecture
 from archbench.results.reading import read_results, run_failed
 
 Stage = Literal["pilot", "tune", "seed", "speed", "cost", "point"]

@@ -14,7 +14,8 @@ from archbench.config import ModelConfig, RunConfig
 from archbench.data.dataset import prepare
 from archbench.errors import ArchbenchError, UnknownNameError, UsageError
 from archbench.measure.sizes import Size, size_of
-from archbench.registry import Architecture, load
+from archbench.plugin.architecture import Architecture
+from archbench.plugin.registry import load
 
 QUANTITIES: dict[str, Quantity | None] = {
     "flops": "non_embedding_active_parameters",

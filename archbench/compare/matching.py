@@ -18,9 +18,9 @@ from archbench.compare.shapes import VARIED, Family, Quantity, Shape, kept_state
 from archbench.errors import HookFailedError, UsageError
 
 if TYPE_CHECKING:
-    from archbench.architecture import Architecture
     from archbench.config import ModelConfig
     from archbench.measure.sizes import Size
+    from archbench.plugin.architecture import Architecture
 
 MOST_BUILDS = 300
 

@@ -14,7 +14,7 @@ from archbench.phases.conformance import Findings
 from archbench.phases.folder import RunFolder
 from archbench.phases.loading import count_parameters, load_architecture
 from archbench.phases.rows import Rows
-from archbench.registry import Architecture
+from archbench.plugin.architecture import Architecture
 
 VALUES = {"passed": 1.0, "failed": 0.0}
 

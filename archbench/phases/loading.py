@@ -14,7 +14,8 @@ from archbench.errors import CheckpointError
 from archbench.measure.malloc import tune_malloc
 from archbench.phases.device import resolve_device
 from archbench.phases.folder import RunFolder, open_run
-from archbench.registry import Architecture, load
+from archbench.plugin.architecture import Architecture
+from archbench.plugin.registry import load
 from archbench.training.checkpoints import latest_checkpoint, load_weights
 
 

@@ -14,7 +14,7 @@ from archbench.measure.quality import position_losses
 from archbench.phases.folder import RunFolder
 from archbench.phases.loading import count_parameters, load_architecture, load_dataset, trained_model
 from archbench.phases.rows import Rows
-from archbench.registry import Architecture
+from archbench.plugin.architecture import Architecture
 
 MULTIPLES = (1, 2, 4)
 """Lengths of the windows, in contexts that the model was trained on."""

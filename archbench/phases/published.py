@@ -7,7 +7,8 @@ from pathlib import Path
 
 from archbench.config import ModelConfig
 from archbench.errors import ArchbenchError, CheckpointError, ConfigError, UsageError
-from archbench.registry import Architecture, available, load
+from archbench.plugin.architecture import Architecture
+from archbench.plugin.registry import available, load
 from archbench.training.published import Published, read_published
 
 

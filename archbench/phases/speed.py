@@ -27,7 +27,7 @@ from archbench.measure.steady import Samples, count_outliers, repeat_until_stead
 from archbench.phases.folder import RunFolder
 from archbench.phases.loading import count_parameters, load_architecture, load_dataset, trained_model
 from archbench.phases.rows import Rows
-from archbench.registry import Architecture
+from archbench.plugin.architecture import Architecture
 
 GREEDY = Sampling(greedy=True)
 

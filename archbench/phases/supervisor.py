@@ -10,12 +10,13 @@ import sys
 import threading
 
 from archbench.config import RunConfig
-from archbench.discovery import PLUGINS_VARIABLE, clean_environment
 from archbench.errors import ArchbenchError, PhaseError, from_dict
 from archbench.measure import environment
 from archbench.measure.machine import versions
 from archbench.phases.conformance import read_findings
 from archbench.phases.folder import RunFolder
+from archbench.plugin.discovery import PLUGINS_VARIABLE
+from archbench.plugin.importing import clean_environment
 from archbench.processes import end_group
 
 CHECK = "check"

@@ -15,8 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-from archbench.discovery import Entry, one_line
-from archbench.errors import ArchbenchError, PhaseError
+from archbench.errors import ArchbenchError, PhaseError, one_line
 from archbench.kernels import attention_backend
 from archbench.phases.check import run_check
 from archbench.phases.folder import RunFolder, open_run, write_text
@@ -26,6 +25,7 @@ from archbench.phases.quality import run_quality
 from archbench.phases.rows import Rows
 from archbench.phases.speed import run_decode, run_prefill
 from archbench.phases.train import run_train
+from archbench.plugin.discovery import Entry
 from archbench.processes import end_with_parent
 from archbench.testing.global_state import watched
 

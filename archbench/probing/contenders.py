@@ -13,9 +13,10 @@ from archbench.compare.matching import match
 from archbench.data.tasks import Task
 from archbench.errors import ArchbenchError, UnknownNameError
 from archbench.measure.sizes import Size, size_of
+from archbench.plugin.architecture import Architecture
+from archbench.plugin.registry import load
 from archbench.probing.plan import TOLERANCE, ProbePlan
 from archbench.probing.trials import model_config
-from archbench.registry import Architecture, load
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from archbench.compare.pool import Follower, run_cells
 from archbench.compare.prediction import PROCESS_SECONDS, together
 from archbench.data.tasks import Task
 from archbench.errors import UsageError
+from archbench.plugin.tasks import load_tasks
 from archbench.probing.contenders import Contender, contenders
 from archbench.probing.outcome import Measured, write_outcome
 from archbench.probing.plan import PLAN, ProbePlan
 from archbench.probing.trials import Kind, Trial, TrialRecord, known_trial, measure_trial, rates_of, trial_key
 from archbench.results.lock import locked
-from archbench.tasks import load_tasks
 
 
 def probe(plan: ProbePlan, folder: Path, follower: Follower[Trial, TrialRecord], command: str) -> dict[str, Any]:

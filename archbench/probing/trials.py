@@ -17,17 +17,17 @@ from torch import nn
 from archbench.compare.files import identity_key, read_record, write_record
 from archbench.config import ModelConfig, TrainingConfig
 from archbench.data.tasks import Task, TaskSampler
-from archbench.discovery import one_line
-from archbench.errors import ArchbenchError, ConformanceError
+from archbench.errors import ArchbenchError, ConformanceError, one_line
 from archbench.measure.accuracy import accuracy
 from archbench.measure.clock import clock_for
 from archbench.measure.malloc import tune_malloc
 from archbench.phases.device import resolve_device
 from archbench.phases.loading import build_model
+from archbench.plugin.architecture import Architecture
+from archbench.plugin.registry import load
+from archbench.plugin.tasks import load_tasks
 from archbench.probing.plan import ProbePlan
-from archbench.registry import Architecture, load
 from archbench.results.store import new_run_id
-from archbench.tasks import load_tasks
 from archbench.training.loop import train
 from archbench.training.state import TrainState
 

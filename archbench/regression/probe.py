@@ -28,7 +28,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import archbench
-from archbench.architecture import Architecture
 from archbench.config import ModelConfig, TrainingConfig
 from archbench.data.batches import Batch
 from archbench.errors import ArchbenchError, PhaseError
@@ -36,6 +35,7 @@ from archbench.inference.sampling import Sampling
 from archbench.kernels.triton_guard import without_triton
 from archbench.measure.flops import cache_bytes_per_token, count_flops, measured_cache_bytes, on_meta
 from archbench.measure.malloc import tune_malloc
+from archbench.plugin.architecture import Architecture
 from archbench.processes import end_with_parent
 from archbench.training.state import TrainState
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from archbench.discovery import PLUGINS_VARIABLE, clean_environment
 from archbench.errors import PhaseError, from_dict
+from archbench.plugin.discovery import PLUGINS_VARIABLE
+from archbench.plugin.importing import clean_environment
 from archbench.processes import end_group
 
 PROBE = Path(__file__).with_name("probe.py")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from archbench.discovery import Entry, source_path
 from archbench.errors import ArchbenchError, UnknownNameError, UsageError, did_you_mean
+from archbench.plugin.discovery import Entry, source_path
 
 
 @dataclass(frozen=True)

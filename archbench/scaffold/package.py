@@ -7,8 +7,8 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from archbench.discovery import Entry
 from archbench.errors import UsageError
+from archbench.plugin.discovery import Entry
 from archbench.scaffold.origin import Origin
 
 TEMPLATE = "my-arch"

@@ -10,7 +10,7 @@ from archbench.compare.cells import Cell
 from archbench.compare.contenders import matched, shared_fields
 from archbench.compare.stages import Contender, foreseen, run_cell, tokens_per_update, tuning_cells
 from archbench.errors import UsageError
-from archbench.registry import load
+from archbench.plugin.registry import load
 from archbench.scaling.plan import ScalePlan
 
 

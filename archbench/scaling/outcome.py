@@ -16,7 +16,7 @@ from archbench.compare.files import heading, write_outcome
 from archbench.compare.learning_rates import Curve
 from archbench.data.dataset import prepare
 from archbench.measure.machine import device_name, versions
-from archbench.registry import load
+from archbench.plugin.registry import load
 from archbench.results.schema import arrow_schema
 from archbench.scaling.findings import Finding, Point, find, rank
 from archbench.scaling.ladder import Rung

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from archbench.discovery import plugin_paths
 from archbench.errors import StorageError
+from archbench.plugin.discovery import plugin_paths
 from archbench.regression.baselines import Baseline, Key, key, missing, others, read, save
 from archbench.regression.comparison import Plan, compare_saved, levels_of
 from archbench.regression.probe import Subject

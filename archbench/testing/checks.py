@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from archbench.discovery import one_line
-from archbench.errors import ArchbenchError, HookFailedError, UsageError, did_you_mean
+from archbench.errors import ArchbenchError, HookFailedError, UsageError, did_you_mean, one_line
 from archbench.testing.frames import plugin_line
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from archbench.config import ModelConfig
-from archbench.discovery import one_line
-from archbench.errors import ArchbenchError, ConfigError, HookFailedError
+from archbench.errors import ArchbenchError, ConfigError, HookFailedError, one_line
 from archbench.inference.sampling import Sampling
 from archbench.protocols import CachedModel
 from archbench.testing.causality import Passes

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archbench.architecture import Architecture
 from archbench.config import DTypeName, ModelConfig, TrainingConfig
 from archbench.data.batches import Batch
+from archbench.plugin.architecture import Architecture
 from archbench.training.state import TrainState
 
 NOISE = 0.02

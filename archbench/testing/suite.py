@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 import pytest
 
-from archbench.discovery import project_plugin
 from archbench.errors import ArchbenchError, UsageError
-from archbench.registry import load
+from archbench.plugin.discovery import project_plugin
+from archbench.plugin.registry import load
 from archbench.testing.catalogue import CHECKS
 from archbench.testing.checks import Check, Fault, NotApplicable, Result, evaluate, judged
 from archbench.testing.expectations import checked_expectations

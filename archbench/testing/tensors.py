@@ -11,8 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from archbench.config import ModelConfig
-from archbench.discovery import one_line
-from archbench.errors import ArchbenchError
+from archbench.errors import ArchbenchError, one_line
 from archbench.testing.checks import Check, Fault
 from archbench.testing.interface import dtype_name, more, raised
 from archbench.testing.subject import Subject

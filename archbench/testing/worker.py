@@ -17,8 +17,8 @@ from typing import Any
 
 from archbench.errors import ArchbenchError
 from archbench.kernels.triton_guard import without_triton
+from archbench.plugin.registry import load
 from archbench.processes import end_with_parent
-from archbench.registry import load
 from archbench.testing.catalogue import CHECKS
 from archbench.testing.checks import evaluate, selected
 from archbench.testing.expectations import checked_expectations

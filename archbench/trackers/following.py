@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from archbench.discovery import clean_environment
 from archbench.errors import (
     ArchbenchError,
     ArchbenchWarning,
@@ -25,6 +24,7 @@ from archbench.errors import (
     UsageError,
     did_you_mean,
 )
+from archbench.plugin.importing import clean_environment
 from archbench.processes import end_group
 from archbench.trackers.tracker import GROUP, Status
 

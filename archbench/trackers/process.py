@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from archbench.discovery import one_line
+from archbench.errors import one_line
 from archbench.trackers.feed import FeedReader
 from archbench.trackers.tracker import GROUP, Tracker
 

@@ -6,10 +6,11 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from archbench.config import ModelConfig
-from archbench.contract import call_hook, checked_info, hook_failed, missing_hook, new_manager, wrong_result
-from archbench.discovery import Entry, loaded_from, one_line, strangers_code
-from archbench.errors import ArchbenchError, HookFailedError, UnknownNameError, did_you_mean
+from archbench.errors import ArchbenchError, HookFailedError, UnknownNameError, did_you_mean, one_line
 from archbench.hookspecs import ArchitectureInfo
+from archbench.plugin.contract import call_hook, checked_info, hook_failed, missing_hook, new_manager, wrong_result
+from archbench.plugin.discovery import Entry
+from archbench.plugin.importing import loaded_from, plugin_code
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -60,7 +61,7 @@ class Architecture:
 
     def describe(self) -> ArchitectureInfo:
         """What the plugin says of itself now; :attr:`info` is what it said when it was loaded."""
-        with strangers_code():
+        with plugin_code():
             described = call_hook(self._hooks.describe, "describe", self._culprit)
         return checked_info(described, self._entry)
 
@@ -80,7 +81,7 @@ class Architecture:
         if vocab_size is not None:
             overrides["vocab_size"] = vocab_size
         try:
-            with strangers_code():
+            with plugin_code():
                 return (self.info.presets[preset] if isinstance(preset, str) else preset).override(**overrides)
         except ArchbenchError:
             raise
@@ -176,7 +177,7 @@ class Architecture:
         """
         if not self.offers("import_config"):
             raise missing_hook("import_config", self._culprit, self._plugin)
-        with strangers_code():
+        with plugin_code():
             config = call_hook(self._hooks.import_config, "import_config", self._culprit, published=published)
         if not isinstance(config, self.info.config):
             raise wrong_result(self._culprit, "import_config", config, f"a {self.info.config.__name__}")

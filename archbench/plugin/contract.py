@@ -15,7 +15,6 @@ import pluggy
 
 from archbench import hookspecs
 from archbench.config import ModelConfig
-from archbench.discovery import Entry, one_line
 from archbench.errors import (
     ArchbenchError,
     HookArgumentError,
@@ -24,8 +23,10 @@ from archbench.errors import (
     MissingHookError,
     MisspeltHookError,
     did_you_mean,
+    one_line,
 )
 from archbench.hookspecs import GROUP, OPTIONAL_HOOKS, REQUIRED_HOOKS, ArchitectureInfo
+from archbench.plugin.discovery import Entry
 
 HOOKS = REQUIRED_HOOKS + OPTIONAL_HOOKS
 

@@ -12,18 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from archbench.architecture import Architecture
-from archbench.contract import check_hooks, hooks_of, is_wrapper
-from archbench.discovery import (
-    Entry,
-    file_entry,
-    import_file,
-    import_installed,
-    installed,
-    is_same_plugin,
-    plugin_files,
-    plugin_paths,
-)
 from archbench.errors import (
     ArchbenchWarning,
     DuplicateNameError,
@@ -33,6 +21,10 @@ from archbench.errors import (
     did_you_mean,
 )
 from archbench.hookspecs import REQUIRED_HOOKS
+from archbench.plugin.architecture import Architecture
+from archbench.plugin.contract import check_hooks, hooks_of, is_wrapper
+from archbench.plugin.discovery import Entry, file_entry, installed, is_same_plugin, plugin_files, plugin_paths
+from archbench.plugin.importing import import_file, import_installed
 
 __all__ = ["Architecture", "Entry", "available", "load", "plugin_paths"]
 

@@ -11,19 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archbench.contract import call_hook, check_hooks, hooks_of, new_manager, wrong_result
-from archbench.discovery import (
-    Entry,
-    file_entry,
-    import_file,
-    import_installed,
-    installed,
-    plugin_files,
-    plugin_paths,
-    strangers_code,
-)
 from archbench.errors import ArchbenchWarning, DuplicateNameError, PluginError, UnknownNameError, did_you_mean
 from archbench.hookspecs import TASK_GROUP
+from archbench.plugin.contract import call_hook, check_hooks, hooks_of, new_manager, wrong_result
+from archbench.plugin.discovery import Entry, file_entry, installed, plugin_files, plugin_paths
+from archbench.plugin.importing import import_file, import_installed, plugin_code
 
 if TYPE_CHECKING:
     from archbench.data.tasks import Task
@@ -83,7 +75,7 @@ def _installed() -> Iterable[tuple[Entry, object]]:
 
 
 def _files(plugins: Iterable[str | Path]) -> Iterable[tuple[Entry, object]]:
-    """Files with the hook; one that is broken in another way is :mod:`archbench.registry`'s to complain of."""
+    """Files with the hook; one that is broken in another way is :mod:`archbench.plugin.registry`'s to complain of."""
     for place in plugin_paths(plugins):
         for path in plugin_files(place):
             try:
@@ -103,7 +95,7 @@ def _tasks_of(entry: Entry, plugin: object) -> list[Task]:
 
     manager = new_manager()
     manager.register(plugin, name=entry.source)
-    with strangers_code():
+    with plugin_code():
         offered = call_hook(manager.hook.tasks, "tasks", entry.culprit)
         if not isinstance(offered, Sequence):
             raise wrong_result(entry.culprit, "tasks", offered, "a list of archbench.Task")

@@ -1,0 +1,109 @@
+"""Importing plugins: installed ones by entry point, files and folders by path; and what their code does meanwhile.
+
+A file is loaded under a private module name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+from archbench.errors import PluginImportError, one_line
+from archbench.hookspecs import GROUP
+from archbench.plugin.discovery import Entry
+
+_overwritten: dict[str, str | None] = {}
+"""Environment variables that plugins have set in this process, and their values before; None: they were not there."""
+
+
+@contextmanager
+def plugin_code() -> Iterator[None]:
+    """Around what a plugin does in this process: its prints go to stderr, and a copy of the process that it forks ends.
+
+    Standard output is for results; a copy that went on would do everything a second time.
+    """
+    process, before = os.getpid(), dict(os.environ)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        if os.getpid() != process:
+            os._exit(1)
+        for name in before.keys() | os.environ.keys():
+            if before.get(name) != os.environ.get(name):
+                _overwritten.setdefault(name, before.get(name))
+
+
+def clean_environment() -> dict[str, str]:
+    """This process's environment variables without what plugins made of them: for the processes of other plugins."""
+    variables = {**os.environ, **_overwritten}
+    return {name: value for name, value in variables.items() if value is not None}
+
+
+def import_installed(entry: Entry) -> object:
+    """Import the module, or the object in it, that an entry point names.
+
+    Raises:
+        PluginImportError: whatever went wrong while importing it.
+    """
+    try:
+        with plugin_code():
+            return metadata.EntryPoint(entry.name, entry.source, GROUP).load()
+    except (Exception, SystemExit) as error:  # a stranger's module may even exit
+        step = f"Repair or reinstall it (pip install --force-reinstall {entry.package}), or uninstall it"
+        raise PluginImportError(entry.culprit, f"importing {entry.source} failed: {one_line(error)}", step) from error
+
+
+_loaded: dict[str, tuple[int, ModuleType]] = {}
+
+
+def import_file(path: str) -> ModuleType:
+    """Load a plugin file, or a package's folder, by path; again only when the file has changed.
+
+    Raises:
+        PluginImportError: whatever went wrong while executing it.
+    """
+    place = Path(path)
+    package = place.is_dir()
+    file = place / "__init__.py" if package else place
+    stamp = file.stat().st_mtime_ns
+    if path in _loaded and _loaded[path][0] == stamp:
+        return _loaded[path][1]
+    name = f"_archbench_plugin_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[path] if package else None)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and relative imports look their module up there
+    try:
+        with plugin_code():
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # a stranger's module may even exit
+        del sys.modules[name]
+        raise PluginImportError(
+            f"plugin {path}", f"loading it failed: {one_line(error)}", _after_failed_file(place, error)
+        ) from error
+    _loaded[path] = (stamp, module)
+    return module
+
+
+def loaded_from(plugin: object) -> str:
+    """The path that :func:`import_file` was given for this plugin."""
+    return next(path for path, (_, module) in _loaded.items() if module is plugin)
+
+
+def _after_failed_file(place: Path, error: BaseException) -> str:
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing and not place.is_dir() and (place.parent / f"{missing}.py").exists():
+        return (
+            f"A plugin file is loaded by path, so {missing}.py beside it cannot be imported: make the folder a package "
+            f"(with __init__.py), and write 'from . import {missing}'"
+        )
+    return f"Install {missing}, or correct the import" if missing else "Correct the file; --debug shows where it failed"
