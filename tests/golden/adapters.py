@@ -1,0 +1,148 @@
+"""Where the golden files meet archbench's own modules: a module that moves or a function that is renamed changes a
+line here, and nothing else of the golden test."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from archbench.cli import main
+from archbench.compare.contenders import contenders as compare_contenders
+from archbench.compare.plan import ComparePlan
+from archbench.compare.stages import budget_of, cost_cells, pilot_cell, seed_cells, speed_cells, tuning_cells
+from archbench.config import RunConfig
+from archbench.plugin.tasks import load_tasks
+from archbench.probing.plan import ProbePlan
+from archbench.probing.trials import trial_key
+from archbench.report.ladder import read_ladder
+from archbench.report.outcome import read_outcome
+from archbench.results.schema import ARROW_SCHEMA
+from archbench.scaling import ladder
+from archbench.scaling.plan import ScalePlan
+
+MEASURING = {
+    "run": ("archbench.runner", "run"),
+    "compare": ("archbench.compare.comparison", "compare"),
+    "tune": ("archbench.compare.comparison", "tune"),
+    "probe": ("archbench.probing.probe", "probe"),
+    "scale": ("archbench.scaling.scale", "scale"),
+    "kernels": ("archbench.phases.kernel_process", "measure_kernels"),
+}
+"""Command -> the function that it hands its frozen plan to."""
+
+READERS = {"compare-nano/comparison.json": read_outcome, "scale-nano/scale.json": read_ladder}
+"""An outcome's file in results/reference -> what reads its folder into a model."""
+
+SCHEMA = ARROW_SCHEMA
+
+
+class _HandedOver(BaseException):
+    pass
+
+
+def output(*arguments: str) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of ``archbench ARGUMENTS``, in this process."""
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error), warnings.catch_warnings():
+        code = main(arguments)
+    return code, out.getvalue(), error.getvalue()
+
+
+def handed_over(*arguments: str) -> tuple[Any, Path | None]:
+    """The plan that a command line is understood as, and the folder that its study goes to; nothing is measured."""
+    found: list[Any] = []
+
+    def take(plan: Any, folder: Path | None = None, *others: Any, **more: Any) -> None:
+        found.extend([plan, folder])
+        raise _HandedOver
+
+    module, name = MEASURING[arguments[0]]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.import_module(module), name, take)
+        with contextlib.suppress(_HandedOver):
+            code, _, error = output(*arguments)
+            raise AssertionError(f"{' '.join(arguments)} measured nothing: exit code {code}: {error}")
+    return found[0], found[1]
+
+
+def compare_cells(plan: ComparePlan) -> dict[str, Any]:
+    """Sizes, and the keys of every cell that is known before anything runs."""
+    found = compare_contenders(plan)
+    budget = budget_of(plan, found[0], 0.125)
+    rate = plan.run.training.learning_rate
+    cells = {
+        "pilot": [pilot_cell(plan, one) for one in found],
+        "tune": [cell for one in found for cell in tuning_cells(plan, one, budget, plan.factors)],
+        "seed": [cell for one in found for cell in seed_cells(plan, one, budget, rate)],
+        "speed": speed_cells(plan, found),
+        "cost": [cell for one in found for cell in cost_cells(plan, one)],
+    }
+    return {
+        "budget": budget,
+        "overrides": {one.architecture: dict(one.overrides) for one in found},
+        "keys": {stage: [cell.key for cell in own] for stage, own in cells.items()},
+        "config_hashes": {stage: [cell.config.config_hash() for cell in own] for stage, own in cells.items()},
+    }
+
+
+def scale_cells(plan: ScalePlan) -> dict[str, Any]:
+    """Sizes, and the keys of pilots, of trials of learning rates, and of points at the recipe's rate."""
+    rungs = ladder.rungs(plan)
+    rate = plan.run.training.learning_rate
+    cells = {
+        "pilot": [pilot_cell(plan, one.contender) for one in rungs],
+        "tune": [cell for one in rungs for cell in ladder.trials(plan, one, plan.factors)],
+        "point": [cell for one in rungs for cell in ladder.points(plan, one, rate)],
+    }
+    return {
+        "overrides": {f"{one.architecture} {one.size}": dict(one.contender.overrides) for one in rungs},
+        "keys": {stage: [cell.key for cell in own] for stage, own in cells.items()},
+    }
+
+
+def probe_trials(plan: ProbePlan) -> dict[str, Any]:
+    """The keys of pilots and trials, by task; of an architecture whose code has the digest "source"."""
+    keys: dict[str, list[str]] = {}
+    for task in load_tasks(plan.tasks, plan.plugins):
+        for stage in ("pilot", "trial"):
+            place = {
+                "stage": stage, "architecture": "golden-left", "overrides": {"d_ff": 48}, "learning_rate": 1e-3,
+                "seed": 0, "checks": stage == "pilot" and task.name == plan.tasks[0],
+            }  # fmt: skip
+            keys.setdefault(task.name, []).append(trial_key(plan, task, "source", **place))
+    return {"digest": plan.digest(), "keys": keys}
+
+
+def run_config(**values: Any) -> RunConfig:
+    return RunConfig(**values)
+
+
+def probe_plan(**values: Any) -> ProbePlan:
+    return ProbePlan(**values)
+
+
+def plan_of(command: Sequence[str]) -> Any:
+    return handed_over(*command)[0]
+
+
+def subjects() -> Iterator[tuple[str, Any]]:
+    """Every wrong plugin: its name, and a function of a folder that gives each check's status."""
+    from archbench.testing.catalogue import CHECKS
+    from archbench.testing.checks import evaluate
+    from rotary_edits import subject
+    from wrong_plugins import WRONG_PLUGINS
+
+    for wrong in WRONG_PLUGINS:
+
+        def statuses(folder: Path, wrong: Any = wrong) -> dict[str, str]:
+            found = evaluate(subject(wrong.name, wrong.edits, folder), CHECKS)
+            return {result.name: result.status for result in found}
+
+        yield wrong.name, statuses

@@ -1,0 +1,61 @@
+"""What people have on their disks and in their scripts stays: results, plans, keys, exit codes, what programs read.
+
+The golden files are written by ``python tests/golden/freeze.py``; a difference here is a contract that was broken.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from golden import adapters, snapshots
+from golden.error_catalogue import CATALOGUE, FILES
+
+HERE = snapshots.HERE
+
+
+@pytest.fixture
+def _in_golden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(HERE)
+
+
+def assert_same(expected: Any, found: Any, name: str) -> None:
+    """Equal, or a diff of the lines that are not."""
+    if expected == found:
+        return
+    before, after = (json.dumps(one, indent=1, ensure_ascii=False).splitlines() for one in (expected, found))
+    lines = list(difflib.unified_diff(before, after, f"{name}, frozen", f"{name}, now", lineterm="", n=1))
+    pytest.fail("\n".join([*lines[:60], f"({len(lines)} lines differ)"]), pytrace=False)
+
+
+@pytest.mark.usefixtures("_in_golden")
+@pytest.mark.parametrize("name", [name for name in snapshots.SNAPSHOTS if name != "cell_keys"])
+def test_it_is_as_it_was_frozen(name: str) -> None:
+    assert_same(snapshots.golden(name), snapshots.current(name), name)
+
+
+@pytest.mark.usefixtures("_in_golden")
+def test_what_an_earlier_session_measured_is_found_by_its_keys() -> None:
+    expected = snapshots.golden("cell_keys")
+    if expected["versions"] != snapshots.versions():
+        pytest.skip(f"keys contain the versions, and were frozen with {expected['versions']}")
+    assert_same(expected, snapshots.current("cell_keys"), "cell_keys")
+
+
+def test_every_error_has_its_exit_code_and_names_the_culprit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    wrong = []
+    for command, code, culprit in CATALOGUE:
+        given = command.replace("REFERENCE", str(snapshots.REFERENCE)).split()
+        found, out, error = adapters.output(*given)
+        if found != code or culprit not in error or out or error.count("\n") != 1 or "Traceback" in error:
+            wrong.append(f"archbench {command}: exit code {found}, not {code}; {culprit!r} in: {out}{error}")
+    assert not wrong, "\n".join(wrong)
+    assert {path.name for path in tmp_path.iterdir()} <= {*FILES, "results"}
+    assert not list(tmp_path.rglob("*.parquet"))[1:], "nothing was measured"
