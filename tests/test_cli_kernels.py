@@ -21,7 +21,7 @@ from archbench import read_results
 from archbench.errors import UsageError
 from installations import RunCLI
 
-pytest.importorskip("matplotlib", reason="needs archbench[plot]")
+pytest.importorskip("vl_convert", reason="needs archbench[plot]")
 
 SMALL = [
     "kernels", "--device", "cpu", "--lengths", "32,64", "--heads", "4", "--head-widths", "16,32", "--groups", "1,2",
@@ -181,11 +181,12 @@ def test_a_gpu_that_is_not_there_is_said_before_anything_is_measured(tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plot_without_what_draws_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     from archbench.cli import kernels_plot
+    from archbench.report import files
 
-    monkeypatch.setattr(kernels_plot, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"--plot: matplotlib is not installed.*pip install 'archbench\[plot\]'"):
+    monkeypatch.setattr(files, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"--plot: vl-convert-python is not .*install 'archbench\[plot\]'"):
         kernels_plot.check_plot("plot.png")
 
 

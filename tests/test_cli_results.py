@@ -63,9 +63,9 @@ def test_a_person_sees_median_quartiles_and_repeats_of_the_newest_runs_first(fol
     (decode,) = (line for line in lines[: lines.index("")] if "seconds_per_token" in line)
     assert decode.split() == ["decode", "seconds_per_token", "1", "×", "16", "3", "ms", "2", "ms", "–", "4", "ms", "5"]
     (loss,) = (line for line in lines[: lines.index("")] if " loss " in line)
-    assert "2.000 nats/token" in loss  # the last, not the median
+    assert "2.0000 nats/token" in loss  # the last, not the median
     (mfu,) = (line for line in lines[: lines.index("")] if " mfu " in line)
-    assert "unknown" in mfu  # null is no number
+    assert "–" in mfu  # null is no number
     assert "2 older runs not shown; --limit 0 shows all" in shown
 
 

@@ -19,7 +19,7 @@ from archbench.report.files import title_of, write_page
 from comparison_files import ARCHITECTURES, UNMATCHED, edit, write_comparison
 from installations import RunCLI
 
-pytest.importorskip("plotly", reason="the extra archbench[report] is not installed")
+pytest.importorskip("vl_convert", reason="the extra archbench[report] is not installed")
 pytest.importorskip("jinja2", reason="the extra archbench[report] is not installed")
 
 REFERENCE = next((Path(__file__).parent.parent / "results" / "reference").glob("*.parquet"))
@@ -242,7 +242,7 @@ def test_the_command_writes_page_images_and_summary(folder: Path, cli: RunCLI, t
     made = cli("report", folder, "-o", "out/page.html", "--png", "out/figures", "--md", "out/summary.md", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert made.stdout.splitlines()[0].startswith("llama is better than gpt1")
-    assert (tmp_path / "out/page.html").stat().st_size > 4e6
+    assert (tmp_path / "out/page.html").stat().st_size > 1e6
     assert len(list((tmp_path / "out/figures").glob("*.png"))) == 9
     assert "![Training loss](figures/loss.png)" in (tmp_path / "out/summary.md").read_text()
 
@@ -253,25 +253,13 @@ def test_the_command_says_where_nothing_is(cli: RunCLI) -> None:
     assert made.stderr.startswith("Error: nowhere: there are no results.")
 
 
-@pytest.mark.parametrize(("package", "options"), [("plotly", []), ("jinja2", []), ("matplotlib", ["--png", "figures"])])
-def test_a_missing_package_is_named_with_the_extra_that_has_it(
-    package: str, options: list[str], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(("module", "package"), [("vl_convert", "vl-convert-python"), ("jinja2", "jinja2")])
+def test_a_missing_package_is_named_with_the_extra_that_has_it(module: str, package: str, tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.modules[{package!r}] = None\n"
-        f"from archbench.cli import main; sys.exit(main(['report', {str(REFERENCE)!r}, *{options!r}]))"
+        f"import sys; sys.modules[{module!r}] = None\n"
+        f"from archbench.cli import main; sys.exit(main(['report', {str(REFERENCE)!r}]))"
     )
     made = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert made.returncode == 2
     assert f"{package} is not installed. Install it with: pip install 'archbench[report]'." in made.stderr
     assert not list(tmp_path.iterdir())
-
-
-def test_without_matplotlib_the_page_is_made_all_the_same(tmp_path: Path) -> None:
-    code = (
-        "import sys; sys.modules['matplotlib'] = None\n"
-        f"from archbench.cli import main; sys.exit(main(['report', {str(REFERENCE)!r}]))"
-    )
-    made = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    assert (tmp_path / "report.html").exists()

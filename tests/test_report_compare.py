@@ -11,7 +11,7 @@ from archbench.report.contents import read
 from archbench.report.files import write_page
 from installations import RunCLI
 
-pytest.importorskip("plotly", reason="the extra archbench[report] is not installed")
+pytest.importorskip("vl_convert", reason="the extra archbench[report] is not installed")
 pytest.importorskip("jinja2", reason="the extra archbench[report] is not installed")
 
 

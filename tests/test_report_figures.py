@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from itertools import combinations
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import numpy as np
 import pytest
 
 from archbench.compare.costs import CostRow
+from archbench.presentation.quantities import duration, number, percent, quantity, ratio
 from archbench.report.contents import Contents, read
 from archbench.report.cost_figures import pareto_figure
 from archbench.report.evidence import Evidence, Score, of_comparison
 from archbench.report.figures import Axis, Figure, Series, data_of, tick_text, ticks_of
 from archbench.report.markdown import escaped, markdown
-from archbench.report.numbers import percent, quantity, ratio
 from archbench.report.styles import DARK, HEAT, LIGHT, ink_on, styles_of
 from comparison_files import ARCHITECTURES, SEEDS, STEPS, T, frame_of, write_comparison
 
@@ -224,46 +225,55 @@ def test_ratios_have_three_digits_however_far_from_one(value: float | None, text
 @pytest.mark.parametrize(
     ("value", "unit", "text"),
     [
-        (0.0041, "s", "4.10 ms"), (4000.0, "s", "67 min"), (9000.0, "s", "2 h 30 min"), (393216.0, "B", "384 KiB"),
-        (1.74e12, "FLOP", "1.74 TFLOP"), (245760.0, "token", "246 k"), (None, "s", "–"), (float("nan"), "B", "–"),
-        (2.5, "bit/byte", "2.5000"), (-0.00314, "relative", "−0.31 %"),
+        (0.0041, "s", "4.10 ms"), (5500.0, "s", "92 min"), (9000.0, "s", "2 h 30 min"), (393216.0, "B", "384 KiB"),
+        (1.74e12, "FLOP", "1.74 TFLOP"), (245760.0, "token", "246 k tokens"), (25431.0, "token/s", "25,431 tokens/s"),
+        (None, "s", "–"), (float("nan"), "B", "–"),
+        (2.5, "bit/byte", "2.5000 bit/byte"), (-0.00314, "relative", "−0.31 %"),
     ],
 )  # fmt: skip
 def test_numbers_are_shown_with_a_prefix_and_three_digits(value: float | None, unit: str, text: str) -> None:
     assert quantity(value, unit) == text
+    assert text.startswith(number(value, unit))
     assert percent(0.0) == "+0.00 %"
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(40.2, "40 s"), (5500, "92 min"), (9000, "2 h 30 min"), (108_000, "30 h"), (math.inf, "–")]
+)
+def test_a_time_that_people_wait_is_said_in_one_way(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
 def test_images_are_whole_and_not_blank(contents: Contents) -> None:
-    pytest.importorskip("matplotlib", reason="the extra archbench[report] is not installed")
+    pytest.importorskip("vl_convert", reason="the extra archbench[report] is not installed")
     from PIL import Image
 
-    from archbench.report.images import png
+    from archbench.report.vega import image
 
     for one in contents.figures:
-        image = Image.open(io.BytesIO(png(one)))
-        image.load()
-        assert image.format == "PNG"
-        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.1)
-        assert image.width >= 1500
-        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+        drawn = Image.open(io.BytesIO(image(one)))
+        drawn.load()
+        assert drawn.format == "PNG"
+        assert drawn.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert drawn.width >= 1500
+        pixels = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
         assert 0.005 < (pixels != 255).any(axis=1).mean() < 0.95, one.key
         for name, style in one.legend:
-            colour = [int(style.light[start : start + 2], 16) for start in (1, 3, 5)]
+            colour = [int(LIGHT[style.colour][start : start + 2], 16) for start in (1, 3, 5)]
             assert (pixels == colour).all(axis=1).any(), f"{name} is not drawn in {one.key}"
 
 
 def test_a_dollar_in_a_name_is_a_dollar(folder: Path) -> None:
-    pytest.importorskip("matplotlib", reason="the extra archbench[report] is not installed")
+    pytest.importorskip("vl_convert", reason="the extra archbench[report] is not installed")
     from dataclasses import replace
 
-    from archbench.report.images import png
+    from archbench.report.vega import image
 
     drawn = figure(read([str(folder)])[0], "pareto")
     broken = tuple(
         replace(panel, series=tuple(replace(one, label="$\\frac{$") for one in panel.series)) for panel in drawn.panels
     )
-    assert png(replace(drawn, panels=broken)).startswith(b"\x89PNG")
+    assert image(replace(drawn, panels=broken)).startswith(b"\x89PNG")
 
 
 def test_the_summary_has_verdict_tables_and_images(contents: Contents) -> None:

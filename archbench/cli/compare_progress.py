@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import typer
 
 from archbench.cli.output import say
+from archbench.presentation.quantities import duration
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -119,10 +120,3 @@ def describe_cell(cell: Cell) -> str:
         "cost": f" {cell.context_length:,}",
     }.get(cell.stage, "")
     return f"{cell.architecture}, {STAGES[cell.stage]}{detail}"
-
-
-def duration(seconds: float) -> str:
-    """As people say it: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from archbench.cli.units import humanise
+from archbench.presentation.quantities import quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +54,7 @@ def _cell(frame: pd.DataFrame, phase: str, metric: str, unit: str) -> str:
     if rows.empty:
         return "–"
     # Where there is no prefix to choose, the unit stands in the title alone.
-    return humanise(float(rows.value.median()), unit).removesuffix(" bit/byte").removesuffix(" tokens/s")
+    return quantity(float(rows.value.median()), unit).removesuffix(" bit/byte").removesuffix(" tokens/s")
 
 
 def _remark(frames: Sequence[pd.DataFrame], seeds: set[int]) -> str:

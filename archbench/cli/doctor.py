@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 EXTRAS = {
     "datasets": "corpora from the hub (hf:NAME); pip install 'archbench[datasets]'",
-    "plotly": "archbench report; pip install 'archbench[report]'",
-    "matplotlib": "plots; pip install 'archbench[plot]'",
+    "vl-convert-python": "archbench report and plots; pip install 'archbench[report]'",
     "transformers": "comparison with published implementations in the tests; pip install 'archbench[test]'",
     "triton": "compiled kernels on GPUs, and archbench kernels --static; pip install 'archbench[kernels]'",
 }
@@ -139,22 +138,22 @@ def _extras() -> Iterator[Fact]:
 
 def _show_environment(facts: list[Fact]) -> None:
     from archbench.cli.output import console, table
-    from archbench.cli.units import humanise
+    from archbench.presentation.quantities import quantity
 
     made = table("environment", "")
     for name, value in facts[0].items():
-        shown = "unknown" if value is None else humanise(value, "B") if name.endswith("_bytes") else str(value)
+        shown = "unknown" if value is None else quantity(value, "B") if name.endswith("_bytes") else str(value)
         made.add_row(name.removesuffix("_bytes").replace("_", " "), shown)
     console().print(made)
 
 
 def _show_peaks(facts: list[Fact]) -> None:
     from archbench.cli.output import console, table
-    from archbench.cli.units import humanise
+    from archbench.presentation.quantities import quantity
 
     made = table("best of this device", "measured", "published", right=("measured", "published"))
     for fact in facts:
-        made.add_row(fact["what"], humanise(fact["measured"], fact["unit"]), humanise(fact["published"], fact["unit"]))
+        made.add_row(fact["what"], quantity(fact["measured"], fact["unit"]), quantity(fact["published"], fact["unit"]))
     console().print(made)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.cli.output import PIPE_WIDTH, console, table
-from archbench.cli.units import humanise
+from archbench.presentation.quantities import quantity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,7 +189,7 @@ def _spread(seconds: pd.Series[float]) -> tuple[str, str]:
     if seconds.empty:
         return _NOTHING, ""
     median, reach = seconds.median(), (seconds.quantile(0.75) - seconds.quantile(0.25)) / 2
-    return humanise(float(median), "s"), f"{reach / median:.0%}" if len(seconds) >= 4 else ""
+    return quantity(float(median), "s"), f"{reach / median:.0%}" if len(seconds) >= 4 else ""
 
 
 def _teraflops(trial: pd.DataFrame, metric: str) -> str:
@@ -202,7 +202,7 @@ def _costs(trial: pd.DataFrame) -> tuple[str, str, str]:
     errors = (_values(trial, metric) for metric in ("output_error", "gradient_error"))
     shown = (_NOTHING if values.empty else f"{values.iloc[0]:.1e}" for values in errors)
     memory = _values(trial, "peak_extra_bytes")
-    return _NOTHING if memory.empty else humanise(float(memory.iloc[0]), "B"), *shown  # type: ignore[return-value]
+    return _NOTHING if memory.empty else quantity(float(memory.iloc[0]), "B"), *shown  # type: ignore[return-value]
 
 
 def _ratio(trial: pd.DataFrame, whole: pd.DataFrame, what: str) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 import typer
 
-from archbench.cli.compare_progress import duration
 from archbench.cli.output import console, table
-from archbench.cli.units import humanise
+from archbench.presentation.quantities import duration, quantity
 
 STYLES = {"solved": "bold green", "partly learned": "", "not learned under this budget": "dim", "not measured": "red"}
 
@@ -61,4 +60,4 @@ def _cell(score: dict[str, Any]) -> Any:
 
 
 def _state(score: dict[str, Any]) -> str:
-    return "no cache" if score["state_bytes"] is None else humanise(score["state_bytes"], "B")
+    return "no cache" if score["state_bytes"] is None else quantity(score["state_bytes"], "B")

@@ -30,24 +30,19 @@ def report(
     The page opens from the disk and needs no network; every figure's data and provenance are one click away. Runs
     without a comparison are shown too, without a verdict. Needs the extra "report" to be installed.
     """
+    from archbench.presentation.quantities import counted
     from archbench.report.contents import read
     from archbench.report.files import require, title_of, write_images, write_markdown, write_page
 
-    require("archbench report", "plotly", "jinja2")
-    if png is not None:
-        require(f"--png {png}", "matplotlib")
+    require("archbench report", "report", "vl_convert", "jinja2")
     contents = read(runs or ["results"])
     page = write_page(contents, output, title=title_of(contents))
     images = [] if png is None else write_images(contents, png)
     size = page.stat().st_size / 1e6
     for part in contents:
         typer.echo(part.title if part.verdict is None else part.verdict.headline)
-    typer.echo(f"{page} ({size:.1f} MB, {_counted(sum(len(part.figures) for part in contents), 'figure')})")
+    typer.echo(f"{page} ({size:.1f} MB, {counted(sum(len(part.figures) for part in contents), 'figure')})")
     if png is not None:
-        typer.echo(f"{Path(png)}: {_counted(sum(len(part) for part in images), 'PNG file')}")
+        typer.echo(f"{Path(png)}: {counted(sum(len(part) for part in images), 'PNG file')}")
     if md is not None:
         typer.echo(str(write_markdown(contents, md, images)))
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -140,21 +140,21 @@ def summarise(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _cells(line: dict[str, Any]) -> tuple[str, ...]:
-    from archbench.cli.units import humanise
+    from archbench.presentation.quantities import quantity
 
     B, P, unit = line["batch_size"], line["prompt_length"], line["unit"]
     case = "" if P is None else f"{B} × {P}"
     spread = "the last one" if line["last"] else ""
     if line["lower"] is not None:
-        spread = f"{humanise(line['lower'], unit)} – {humanise(line['upper'], unit)}"
-    return line["metric"], case, humanise(line["median"], unit), spread, str(line["n"])
+        spread = f"{quantity(line['lower'], unit)} – {quantity(line['upper'], unit)}"
+    return line["metric"], case, quantity(line["median"], unit), spread, str(line["n"])
 
 
 def _print_raw(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
     from archbench.cli.kernels_table import case_name
     from archbench.cli.output import console, table
     from archbench.cli.summary import failures
-    from archbench.cli.units import humanise
+    from archbench.presentation.quantities import quantity
 
     numbers = ("seed", "batch", "prompt", "repeat", "value")
     cases = ("case",) if frame.operation.notna().any() else ()
@@ -165,7 +165,7 @@ def _print_raw(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
         case = ("" if B is None else str(B), "" if P is None else str(P))
         named = [str(row[name]) for name in ("run_id", *names[1:])]
         made.add_row(
-            *named, *([case_name(row)] if cases else []), *case, str(row["repeat"]), humanise(row["value"], row["unit"])
+            *named, *([case_name(row)] if cases else []), *case, str(row["repeat"]), quantity(row["value"], row["unit"])
         )
     out = console()
     out.print(made)

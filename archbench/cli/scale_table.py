@@ -7,8 +7,8 @@ from typing import Any
 
 import typer
 
-from archbench.cli.compare_progress import duration
 from archbench.cli.output import console, table
+from archbench.presentation.quantities import duration
 from archbench.report.ladder import Ladder
 from archbench.report.ladder_tables import loss_table
 from archbench.report.ladder_texts import law_sentences, notes

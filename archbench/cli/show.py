@@ -101,7 +101,7 @@ def _print_json(facts: dict[str, Any]) -> None:
 
 def _print_tables(facts: dict[str, Any]) -> None:
     from archbench.cli.output import console, table
-    from archbench.cli.units import humanise
+    from archbench.presentation.quantities import quantity
 
     out = console()
     out.print(f"{facts['name']}: {facts['summary']}", style="bold")
@@ -120,11 +120,11 @@ def _print_tables(facts: dict[str, Any]) -> None:
     costs = table("cost", "value", "", right=("value",))
     costs.add_row("parameters", f"{facts['parameters']:,}", "tied ones once")
     costs.add_row(
-        "forward", humanise(facts["forward_flops_per_token"], "FLOP/token"), f"a whole context of {T:,} tokens"
+        "forward", quantity(facts["forward_flops_per_token"], "FLOP/token"), f"a whole context of {T:,} tokens"
     )
-    costs.add_row("training", humanise(facts["training_flops_per_token"], "FLOP/token"), "forward and backward")
+    costs.add_row("training", quantity(facts["training_flops_per_token"], "FLOP/token"), "forward and backward")
     cache = facts["cache_bytes_per_token"]
-    costs.add_row("cache", "none" if cache is None else humanise(cache, "B/token"), "a sequence and position")
+    costs.add_row("cache", "none" if cache is None else quantity(cache, "B/token"), "a sequence and position")
     out.print()
     out.print(costs)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from archbench.cli.units import humanise
+from archbench.presentation.quantities import quantity
 from archbench.results.schema import FAILED, UNCHECKED
 
 if TYPE_CHECKING:
@@ -95,26 +95,26 @@ class _Section:
         """The median of a metric's rows, with the middle half where there are several; nothing if there are none."""
         values = self.values(metric)
         if len(values):
-            self.line(name, humanise(float(values.median()), unit), _spread(values, unit), note)
+            self.line(name, quantity(float(values.median()), unit), _spread(values, unit), note)
 
     def memory(self) -> None:
         peak, baseline = self.value("peak_memory_bytes"), self.value("baseline_memory_bytes")
         if peak is not None:
-            note = "" if baseline is None else f"{humanise(peak - baseline, 'B')} new"
-            self.line("peak memory", humanise(peak, "B"), note=note)
+            note = "" if baseline is None else f"{quantity(peak - baseline, 'B')} new"
+            self.line("peak memory", quantity(peak, "B"), note=note)
 
     def cases(self, name: str, metric: str) -> None:
         """A line for each batch size B and prompt length P, with tokens/s beside it."""
         for (B, P), rows in self.rows.dropna(subset=["prompt_length"]).groupby(["batch_size", "prompt_length"]):
             case = _Section(self.table, self.title, rows)
-            case.measured(name.format(B=B, P=P), metric, "s", note=humanise(case.value("tokens_per_second"), "token/s"))
+            case.measured(name.format(B=B, P=P), metric, "s", note=quantity(case.value("tokens_per_second"), "token/s"))
             self.title = ""
 
 
 def _spread(values: pd.Series[float], unit: str) -> str:
     if len(values) < 4:
         return ""
-    low, high = (humanise(float(values.quantile(share)), unit) for share in (0.25, 0.75))
+    low, high = (quantity(float(values.quantile(share)), unit) for share in (0.25, 0.75))
     number, _, scale = low.partition(" ")
     return f"{number if high.endswith(' ' + scale) else low} – {high}"
 

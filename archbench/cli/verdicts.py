@@ -7,10 +7,9 @@ from typing import Any
 
 import typer
 
-from archbench.cli.compare_progress import duration
 from archbench.cli.output import console, table
-from archbench.cli.units import humanise
-from archbench.report import numbers
+from archbench.presentation import quantities as numbers
+from archbench.presentation.quantities import duration, quantity
 
 
 def print_comparison(outcome: dict[str, Any], folder: Path) -> None:
@@ -76,7 +75,7 @@ def _heading(plan: dict[str, Any]) -> str:
     unit = {"flops": "FLOP", "tokens": "token", "seconds": "s"}[budget["unit"]]
     return (
         f"{plan['corpus']} as {plan['tokenizer']}, context {plan['context_length']}; {plan['matched_on']}; "
-        f"{humanise(budget['amount'], unit)} a run"
+        f"{quantity(budget['amount'], unit)} a run"
     )
 
 
@@ -110,7 +109,7 @@ def _sizes(outcome: dict[str, Any]) -> Any:
             continue
         own, rate = spent[name], rates.get(name)
         deviation = "" if not model["deviation"] else f" ({model['deviation']:+.1%})"
-        state = "none" if model["state_bytes"] is None else humanise(model["state_bytes"], "B")
+        state = "none" if model["state_bytes"] is None else quantity(model["state_bytes"], "B")
         made.add_row(
             name, f"{model['parameters']:,}", f"{model['active_parameters']:,}",
             f"{model['non_embedding_active_parameters']:,}{deviation}", _number(own["training_tokens"], "token"),
@@ -132,4 +131,4 @@ def _costs(outcome: dict[str, Any]) -> Any:
 
 
 def _number(value: float | None, unit: str) -> str:
-    return "–" if value is None else humanise(value, unit)
+    return "–" if value is None else quantity(value, unit)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archbench.compare.verdicts import QualityRow
-from archbench.report.numbers import compact, percent, percent_interval, quantity
+from archbench.presentation.quantities import compact, number, percent, percent_interval, quantity
 from archbench.report.outcome import Outcome
 
 TOKENS_A_PARAMETER = 20
@@ -70,9 +70,7 @@ def _details(outcome: Outcome) -> str:
         row for row in outcome.quality if row.verdict == "baseline" or row.architecture == outcome.plan.baseline
     )
     level = f"{outcome.plan.confidence:.0%}"
-    sentences = [
-        f"{base.architecture} needs {quantity(base.bits_per_byte, 'bit/byte')} bits for a byte of unseen text."
-    ]
+    sentences = [f"{base.architecture} needs {number(base.bits_per_byte, 'bit/byte')} bits for a byte of unseen text."]
     for verdict in ("better", "worse", "below margin"):
         decided = [row for row in outcome.quality if row.verdict == verdict and row.difference is not None]
         if len(decided) <= 3:
@@ -114,7 +112,7 @@ def _difference(row: QualityRow, level: str) -> str:
 def _matched(outcome: Outcome) -> tuple[str, ...]:
     plan = outcome.plan
     unit = {"flops": "FLOP", "tokens": "token", "seconds": "s"}[plan.budget.unit]
-    budget = quantity(plan.budget.amount, unit) + (" tokens" if unit == "token" else "")
+    budget = quantity(plan.budget.amount, unit)
     deviations = [abs(model.deviation) for model in outcome.models if model.matched and model.deviation is not None]
     held = plan.matched_on or f"what --match {plan.match} holds equal"
     sentences = [f"{held[:1].upper()}{held[1:]}."]
@@ -187,7 +185,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _range(values: Sequence[float], unit: str) -> str:
-    low, high = quantity(min(values), unit), quantity(max(values), unit)
+    low, high = number(min(values), unit), number(max(values), unit)
     return low if low == high else f"{low} to {high}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from archbench.compare.plan import COMPARISON
 from archbench.errors import ArchbenchWarning, StorageError
+from archbench.presentation.quantities import duration
 from archbench.report.conclusions import Conclusions, conclusions
 from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
 from archbench.report.evidence import Evidence, of_comparison, of_runs
@@ -179,7 +180,7 @@ def of_ladder(folder: Path) -> Contents:
             ("finished", f"{ladder.finished:%Y-%m-%d %H:%M %Z}".strip()),
             ("versions", ", ".join([f"archbench {ladder.archbench_version}", *_revision(ladder.git_revision)])),
             ("machine", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in ladder.machine.items())),
-            ("time", f"{ladder.seconds.measured / 60:,.0f} min, predicted {ladder.seconds.predicted / 60:,.0f} min"),
+            ("time", f"{duration(ladder.seconds.measured)}, predicted {duration(ladder.seconds.predicted)}"),
         ),
         styles=styles,
     )
@@ -225,7 +226,7 @@ def _plan(outcome: Outcome) -> tuple[tuple[str, str], ...]:
         ),
         ("text scored", f"{outcome.units.count:,} {outcome.units.kind}, {outcome.units.empty:,} empty ones left out"),
         ("cells", f"{done:,} of {len(outcome.cells):,} finished"),
-        ("time", f"{outcome.seconds.measured / 60:,.0f} min, predicted {outcome.seconds.predicted / 60:,.0f} min"),
+        ("time", f"{duration(outcome.seconds.measured)}, predicted {duration(outcome.seconds.predicted)}"),
     )
 
 

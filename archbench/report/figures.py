@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from archbench.report.numbers import BINARY, compact, quantity
+from archbench.presentation.quantities import BINARY, compact, quantity
 from archbench.report.styles import Style
 
 Scale = Literal["linear", "log"]

@@ -11,17 +11,19 @@ from urllib.parse import quote
 
 from archbench.errors import StorageError, UsageError
 from archbench.report.contents import Contents
+from archbench.report.figures import Figure
 
 
-def require(option: str, *packages: str) -> None:
-    """That what draws is installed: asked before the work, not after.
+def require(option: str, extra: str, *modules: str) -> None:
+    """Check, before the work, that the modules of an optional extra are installed.
 
     Raises:
-        UsageError: it is not.
+        UsageError: one is not.
     """
-    for package in packages:
-        if find_spec(package) is None:
-            raise UsageError(option, f"{package} is not installed", "Install it with: pip install 'archbench[report]'")
+    for module in modules:
+        if find_spec(module) is None:
+            name = {"vl_convert": "vl-convert-python"}.get(module, module)
+            raise UsageError(option, f"{name} is not installed", f"Install it with: pip install 'archbench[{extra}]'")
 
 
 def write_page(contents: Sequence[Contents], path: str | Path, *, title: str) -> Path:
@@ -35,6 +37,17 @@ def write_page(contents: Sequence[Contents], path: str | Path, *, title: str) ->
     return _written(Path(path), page(contents, title=title).encode())
 
 
+def write_image(figure: Figure, path: str | Path, *, heading: str = "") -> Path:
+    """The figure, below ``heading``, in the format that the file's suffix names: .png, .svg or .pdf.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    from archbench.report.vega import image
+
+    return _written(Path(path), image(figure, Path(path).suffix[1:].lower(), heading=heading))
+
+
 def write_images(contents: Sequence[Contents], folder: str | Path) -> list[dict[str, Path]]:
     """One PNG file a figure; for each part, the files by the figure's key.
 
@@ -43,13 +56,11 @@ def write_images(contents: Sequence[Contents], folder: str | Path) -> list[dict[
     Raises:
         StorageError: one cannot be written.
     """
-    from archbench.report.images import png
-
     parts = []
     for number, part in enumerate(contents):
         prefix = f"{number}-" if len(contents) > 1 else ""
         parts.append(
-            {figure.key: _written(Path(folder) / f"{prefix}{figure.key}.png", png(figure)) for figure in part.figures}
+            {figure.key: write_image(figure, Path(folder) / f"{prefix}{figure.key}.png") for figure in part.figures}
         )
     return parts
 

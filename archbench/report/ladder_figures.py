@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
+from archbench.presentation.quantities import short
 from archbench.report.figures import Axis, Figure, Panel, Series, thinned
 from archbench.report.ladder import Finding, Ladder
-from archbench.report.ladder_texts import short
 from archbench.report.styles import Style
 from archbench.scaling.findings import Point
 from archbench.scaling.law import Law

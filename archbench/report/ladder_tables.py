@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from archbench.presentation.quantities import ABSENT, count, digits, interval, percent, short
 from archbench.report.ladder import Finding, Interval, Ladder
-from archbench.report.ladder_texts import short
-from archbench.report.numbers import ABSENT, count, digits, interval, percent
 from archbench.report.tables import Cell, Column, Table
 
 

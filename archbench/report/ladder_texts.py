@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from archbench.presentation.quantities import digits, percent, short
 from archbench.report.conclusions import Conclusions
 from archbench.report.ladder import Finding, Fit, HeldOut, Interval, Ladder
-from archbench.report.numbers import compact, digits, percent
 from archbench.scaling.law import VANISHED
 
 _GREEK = {"alpha": "α", "beta": "β"}
-
-
-def short(value: float) -> str:
-    """A size or a budget as it was asked for: 25k, 1.5M."""
-    return compact(value).replace(" ", "")
 
 
 def law_sentences(ladder: Ladder) -> list[str]:

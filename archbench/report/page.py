@@ -9,9 +9,9 @@ from typing import Any
 
 from archbench import __version__
 from archbench.report.contents import NO_VERDICT, Contents
-from archbench.report.figures import Figure, Panel, data_of
-from archbench.report.interactive import plotly_js, spec
+from archbench.report.figures import Figure, data_of
 from archbench.report.styles import DARK, LIGHT
+from archbench.report.vega import chart, height_of, script
 
 
 def page(contents: Sequence[Contents], *, title: str) -> str:
@@ -38,13 +38,13 @@ def page(contents: Sequence[Contents], *, title: str) -> str:
         parts=contents,
         no_verdict=NO_VERDICT,
         version=__version__,
-        height=_height,
+        height=height_of,
         figures=figures,
         light=LIGHT,
         dark=DARK,
         css=_template("page.css"),
         script=_template("page.js"),
-        plotly=plotly_js(),
+        vega=script(),
     )
 
 
@@ -58,16 +58,11 @@ def embedded(value: Any) -> str:
 
 def _embedded(figure: Figure) -> dict[str, Any]:
     columns, rows = data_of(figure)
-    return {"panels": [spec(panel) for panel in figure.panels], "columns": columns, "rows": rows}
-
-
-def _height(figure: Figure, panel: Panel) -> int:
-    """Pixels of one plot on the page."""
-    if panel.heat is not None:
-        return 70 + 38 * len(panel.heat.rows)
-    if panel.y.labels:
-        return 80 + 56 * len(panel.y.labels)
-    return 440 if len(figure.panels) == 1 or figure.arrangement == "switch" else 330
+    return {
+        "panels": [chart(panel, height=height_of(figure, panel)) for panel in figure.panels],
+        "columns": columns,
+        "rows": rows,
+    }
 
 
 def _template(name: str) -> str:

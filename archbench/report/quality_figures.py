@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from archbench.presentation.quantities import percent
 from archbench.report.evidence import Evidence
 from archbench.report.figures import Axis, Figure, Panel, Rule, Series
-from archbench.report.numbers import percent
 
 _PARTS: tuple[tuple[str, str, float], ...] = (
     ("seed", "seeds alone", 0.24),

@@ -23,26 +23,18 @@ HEAT = ((0.0, "#f1f5fa"), (0.5, "#7fb3d9"), (1.0, "#0b3c6f"))
 """Of a heat map, from 0 to 1: one hue, so that lightness alone tells values apart."""
 
 
-@dataclass(frozen=True)
-class Marker:
-    """One shape, by plotly's name, by matplotlib's, and as an SVG path in a box from -5 to 5."""
-
-    plotly: str
-    matplotlib: str
-    path: str
-
-
 MARKERS = (
-    Marker("circle", "o", "M4,0A4,4 0 1,1 -4,0A4,4 0 1,1 4,0Z"),
-    Marker("square", "s", "M-3.6,-3.6H3.6V3.6H-3.6Z"),
-    Marker("triangle-up", "^", "M0,-4.6L4.4,3.4H-4.4Z"),
-    Marker("diamond", "D", "M0,-4.8L4.8,0L0,4.8L-4.8,0Z"),
-    Marker("triangle-down", "v", "M0,4.6L4.4,-3.4H-4.4Z"),
-    Marker("cross", "P", "M-1.6,-4.6H1.6V-1.6H4.6V1.6H1.6V4.6H-1.6V1.6H-4.6V-1.6H-1.6Z"),
-    Marker("pentagon", "p", "M0,-4.6L4.4,-1.4L2.7,3.7H-2.7L-4.4,-1.4Z"),
-    Marker("star", "*", "M0,-5L1.3,-1.7L4.8,-1.5L2.1,0.7L3,4.1L0,2.2L-3,4.1L-2.1,0.7L-4.8,-1.5L-1.3,-1.7Z"),
-    Marker("hexagon", "h", "M0,-4.6L4,-2.3V2.3L0,4.6L-4,2.3V-2.3Z"),
+    "M.8,0A.8,.8 0 1,1 -.8,0A.8,.8 0 1,1 .8,0Z",
+    "M-.72,-.72H.72V.72H-.72Z",
+    "M0,-.92L.88,.68H-.88Z",
+    "M0,-.96L.96,0L0,.96L-.96,0Z",
+    "M0,.92L.88,-.68H-.88Z",
+    "M-.32,-.92H.32V-.32H.92V.32H.32V.92H-.32V.32H-.92V-.32H-.32Z",
+    "M0,-.92L.88,-.28L.54,.74H-.54L-.88,-.28Z",
+    "M0,-1L.26,-.34L.96,-.3L.42,.14L.6,.82L0,.44L-.6,.82L-.42,.14L-.96,-.3L-.26,-.34Z",
+    "M0,-.92L.8,-.46V.46L0,.92L-.8,.46V-.46Z",
 )
+"""Markers as SVG paths in a box from -1 to 1: circle, square, triangles, diamond, cross, pentagon, star, hexagon."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +51,7 @@ class Style:
         return f"var(--series-{self.colour})"
 
     @property
-    def light(self) -> str:
-        return LIGHT[self.colour]
-
-    @property
-    def shape(self) -> Marker:
+    def path(self) -> str:
         return MARKERS[self.marker]
 
 

@@ -7,19 +7,19 @@ from typing import Literal
 
 from archbench.compare.costs import CostRow
 from archbench.compare.verdicts import QualityRow
-from archbench.report.evidence import Evidence
-from archbench.report.numbers import (
+from archbench.presentation.quantities import (
     ABSENT,
     compact,
     count,
     interval,
+    number,
     percent,
     percent_interval,
     probability,
-    quantity,
     ratio,
     ratio_interval,
 )
+from archbench.report.evidence import Evidence
 from archbench.report.outcome import Model, Outcome
 
 Kind = Literal["name", "text", "number", "verdict", "code", "list"]
@@ -89,7 +89,7 @@ def _verdict_row(row: QualityRow) -> tuple[Cell, ...]:
     return (
         Cell(row.architecture, row.architecture),
         Cell(row.verdict, row.verdict),
-        Cell(quantity(row.bits_per_byte, "bit/byte"), row.bits_per_byte),
+        Cell(number(row.bits_per_byte, "bit/byte"), row.bits_per_byte),
         Cell(interval(row.low, row.high, 4), row.low),
         Cell(percent(row.difference), row.difference),
         Cell(percent_interval(row.combined_low, row.combined_high), row.combined_low),
@@ -140,16 +140,16 @@ def size_table(outcome: Outcome) -> Table:
         score = scores.get(model.architecture)
         rows.append((
             Cell(model.architecture, model.architecture),
-            Cell(quantity(score, "bit/byte") if model.matched else "not matched", score),
+            Cell(number(score, "bit/byte") if model.matched else "not matched", score),
             Cell(compact(model.parameters), model.parameters),
             Cell(compact(model.active_parameters), model.active_parameters),
             Cell(compact(model.non_embedding_active_parameters), model.non_embedding_active_parameters),
             Cell(percent(model.deviation), model.deviation),
-            Cell(quantity(model.training_flops_per_token, "FLOP"), model.training_flops_per_token),
-            Cell(quantity(tokens, "token"), tokens),
-            Cell(quantity(flops, "FLOP"), flops),
-            Cell(quantity(seconds, "s"), seconds),
-            Cell("none" if model.state_bytes is None else quantity(model.state_bytes, "B"), model.state_bytes),
+            Cell(number(model.training_flops_per_token, "FLOP"), model.training_flops_per_token),
+            Cell(number(tokens, "token"), tokens),
+            Cell(number(flops, "FLOP"), flops),
+            Cell(number(seconds, "s"), seconds),
+            Cell("none" if model.state_bytes is None else number(model.state_bytes, "B"), model.state_bytes),
             Cell(changed or ABSENT, changed),
         ))  # fmt: skip
     return Table(
@@ -192,7 +192,7 @@ def _cost_row(row: CostRow) -> tuple[Cell, ...]:
     return (
         Cell(row.label, row.label),
         Cell(row.architecture, row.architecture),
-        Cell(quantity(row.value, row.unit), row.value),
+        Cell(number(row.value, row.unit), row.value),
         Cell(ratio(row.ratio), row.ratio),
         Cell(ratio_interval(row.low, row.high), row.low),
         Cell(ratio_interval(row.floor_low, row.floor_high), row.floor_low),
@@ -259,7 +259,7 @@ def run_table(evidence: Evidence) -> Table | None:
         for phase, metric, _, unit in _RUN_METRICS:
             values = own[(own.phase == phase) & (own.metric == metric)].value.dropna()
             value = None if values.empty else float(values.median())
-            cells.append(Cell(quantity(value, unit), value))
+            cells.append(Cell(number(value, unit), value))
         failed = own[own.status != "ok"]
         diverged = own[own.metric == "diverged"]
         ended = "finished" if failed.empty else f"failed in {failed.phase.iloc[0]}: {failed.status.iloc[0]}"

@@ -9,6 +9,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from archbench.presentation.quantities import duration
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
@@ -62,7 +64,7 @@ class Progress:
         speed = (tokens - self._first_tokens) / elapsed
         spent = progress - self._first_progress
         left = elapsed / spent * (1.0 - progress) if spent > 0 else float("inf")
-        text = f"step {step:,}  loss {loss:.3f}  {speed:,.0f} tokens/s  ETA {_duration(left)}"
+        text = f"step {step:,}  loss {loss:.3f}  {speed:,.0f} tokens/s  ETA {duration(left)}"
         if self._bar is None:
             self._write(f"{self.label} {progress:4.0%}  {text}")
         else:
@@ -109,14 +111,3 @@ class Progress:
         self._bar.add_task(self.label, total=1.0, text="")
         self._bar.update(self._bar.task_ids[0], completed=progress)
         self._bar.start()
-
-
-def _duration(seconds: float) -> str:
-    if seconds == float("inf"):
-        return "unknown"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

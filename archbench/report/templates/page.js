@@ -4,52 +4,46 @@
   const hidden = new Map(); // part -> names not shown
   const many = 500; // rows of a figure's data that are listed; the CSV has all
 
-  // Colours come as CSS variables, so that one palette serves both schemes; plotly wants what they stand for.
-  function resolved(value, style) {
-    if (typeof value === "string") {
-      return value.startsWith("var(") ? style.getPropertyValue(value.slice(4, -1)).trim() : value;
-    }
-    if (Array.isArray(value)) return typeof value[0] === "number" ? value : value.map((one) => resolved(one, style));
-    if (value && typeof value === "object") {
-      return Object.fromEntries(Object.entries(value).map(([key, one]) => [key, resolved(one, style)]));
-    }
-    return value;
-  }
+  const views = new Map(); // plot -> its Vega view
 
-  function draw(plot) {
+  const specOf = (plot) => {
     const figure = plot.closest("figure");
-    const panels = [...figure.querySelectorAll(".plot")];
-    const spec = figures[figure.dataset.figure].panels[panels.indexOf(plot)];
-    const names = hidden.get(plot.closest(".part")) || new Set();
-    const { data, layout } = resolved(spec, getComputedStyle(document.documentElement));
-    for (const trace of data) trace.visible = !names.has(trace.meta);
-    layout.dragmode = matchMedia("(pointer: coarse)").matches ? false : "zoom";
-    const config = {
-      responsive: true, displaylogo: false, scrollZoom: false,
-      modeBarButtonsToRemove: ["select2d", "lasso2d", "zoomIn2d", "zoomOut2d", "autoScale2d"],
-      toImageButtonOptions: { filename: figure.dataset.figure, scale: 3 },
-    };
-    return Plotly.react(plot, data, layout, config).then(() => {
-      if (plot.dataset.drawn) return;
-      plot.dataset.drawn = "true";
-      plot.on("plotly_afterplot", () => scalable(plot));
-      scalable(plot);
-    });
+    return figures[figure.dataset.figure].panels[[...figure.querySelectorAll(".plot")].indexOf(plot)];
+  };
+
+  // `ast`: expressions are interpreted, because the page forbids itself to evaluate strings.
+  const embed = (plot, spec, renderer) => vegaEmbed(plot, spec, {
+    renderer, ast: true, actions: false, defaultStyle: false, tooltip: { disableDefaultStyle: true },
+  });
+
+  async function draw(plot) {
+    if (!views.has(plot)) {
+      const spec = specOf(plot);
+      if (spec.layer && matchMedia("(pointer: coarse)").matches) delete spec.layer.at(-1).params; // a finger scrolls
+      views.set(plot, (await embed(plot, spec, "svg")).view);
+    }
+    const names = hidden.get(plot.closest(".part"));
+    if (names && specOf(plot).layer) await views.get(plot).signal("hidden", [...names]).runAsync();
   }
 
-  // On paper the drawing shrinks with the page: that takes a viewBox, which plotly does not set.
-  function scalable(plot) {
-    const { width, height } = plot._fullLayout;
-    plot.style.setProperty("--aspect", `${width} / ${height}`);
-    for (const svg of plot.querySelectorAll(".main-svg")) svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+  // A canvas knows no CSS variables: an image is drawn with the colours that they have now.
+  async function saveImage(plot, name) {
+    const style = getComputedStyle(document.documentElement);
+    const text = JSON.stringify({ ...specOf(plot), width: plot.clientWidth, background: "var(--paper)" });
+    const spec = text.replace(/var\((--[\w-]+)\)/g, (_, variable) => style.getPropertyValue(variable).trim());
+    const { view } = await embed(document.createElement("div"), JSON.parse(spec), "canvas");
+    save(await view.toImageURL("png", 3), `${name}.png`);
+  }
+
+  function save(url, name) {
+    const link = document.createElement("a");
+    link.href = url;
+    link.download = name;
+    link.click();
   }
 
   const shown = () => [...document.querySelectorAll(".plot")].filter((plot) => !plot.parentElement.hidden);
   const drawAll = () => Promise.all(shown().map(draw));
-
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawAll);
-  addEventListener("beforeprint", () => { document.documentElement.classList.add("light"); drawAll(); });
-  addEventListener("afterprint", () => { document.documentElement.classList.remove("light"); drawAll(); });
 
   for (const input of document.querySelectorAll(".choice input")) {
     input.addEventListener("change", () => {
@@ -105,11 +99,9 @@
   }
 
   function download(name, rows) {
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([csv(rows)], { type: "text/csv" }));
-    link.download = `${name}.csv`;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+    const url = URL.createObjectURL(new Blob([csv(rows)], { type: "text/csv" }));
+    save(url, `${name}.csv`);
+    setTimeout(() => URL.revokeObjectURL(url), 1000);
   }
 
   for (const button of document.querySelectorAll("[data-download]")) {
@@ -127,6 +119,13 @@
       });
       const rows = [...table.tBodies[0].rows].map((row) => [...row.cells].map((cell) => cell.dataset.value));
       download(button.dataset.download, [heads, ...rows]);
+    });
+  }
+
+  for (const button of document.querySelectorAll("[data-image]")) {
+    button.addEventListener("click", () => {
+      const plots = [...button.closest("figure").querySelectorAll(".plot")].filter((plot) => !plot.parentElement.hidden);
+      plots.forEach((plot, index) => saveImage(plot, button.dataset.image + (index ? `-${index}` : "")));
     });
   }
 

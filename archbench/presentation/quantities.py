@@ -1,11 +1,15 @@
-"""Numbers as a page shows them: a fitting prefix, about three digits, a real minus sign."""
+"""Values as text: a fitting prefix, about three digits, a real minus sign. Results hold base units only.
+
+Base units: s, B, FLOP, token, parameter, bit/byte, nats/token, 1 (a plain number), relative (a share, shown as
+percent), and rates of them such as FLOP/s or token/s.
+"""
 
 from __future__ import annotations
 
 import math
 
 ABSENT = "–"
-"""Shown where a number is not known, or makes no sense."""
+"""Shown where a value is not known, or makes no sense."""
 
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
@@ -13,29 +17,43 @@ _DECIMAL = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k",
 
 
 def quantity(value: float | None, unit: str) -> str:
-    """``value``, in the base unit ``unit``, with a prefix: ``quantity(0.0041, "s")`` is "4.1 ms"."""
+    """``value`` in the base unit ``unit``, with prefix and unit: ``quantity(0.0041, "s")`` is "4.10 ms"."""
+    text = number(value, unit)
+    if text == ABSENT:
+        return text
+    base, slash, per = unit.partition("/")
+    if base == "token":
+        return f"{text} tokens{slash}{per}"
+    return f"{text} {unit}" if unit in ("bit/byte", "nats/token", "parameter") else text
+
+
+def number(value: float | None, unit: str) -> str:
+    """The same without the name of a unit that a heading has said: bit/byte, nats/token, tokens, parameters."""
     if value is None or not math.isfinite(value):
         return ABSENT
     base, slash, per = unit.partition("/")
     if base == "s":
-        if abs(value) >= 120:
-            return duration(value) + slash + per
-        return _scaled(value, _SECONDS) + slash + per
+        return (duration(value) if abs(value) >= 120 else _scaled(value, _SECONDS)) + slash + per
     if base == "B":
         return _scaled(value, BINARY) + slash + per
+    if base == "FLOP":
+        prefix, scale = _prefix(value)
+        return f"{digits(value / scale)} {prefix}{unit}"
+    if unit in ("token", "parameter"):
+        return compact(value)
     if unit == "relative":
         return percent(value)
-    if unit == "bit/byte":
-        return f"{value:.4f}"
-    if base in ("FLOP", "token", "parameter"):
-        prefix, scale = next(((p, s) for p, s in _DECIMAL if abs(value) >= s), ("", 1.0))
-        name = base if base == "FLOP" else ""
-        return f"{digits(value / scale)} {prefix}{name}".rstrip() + (slash + per if name else "")
-    return digits(value) if unit == "1" else f"{digits(value)} {unit}"
+    if unit in ("bit/byte", "nats/token"):
+        return _minus(f"{value:.4f}")
+    return digits(value) if unit in ("", "1") or base == "token" else f"{digits(value)} {unit}"
 
 
 def duration(seconds: float) -> str:
-    """Long times: ``duration(4000)`` is "1 h 7 min"."""
+    """A time that people wait: 40 s, 92 min, 2 h 30 min, 30 h."""
+    if not math.isfinite(seconds):
+        return ABSENT
+    if seconds < 120:
+        return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     if minutes < 120:
         return f"{minutes} min"
@@ -44,25 +62,24 @@ def duration(seconds: float) -> str:
 
 
 def percent(value: float | None, *, signed: bool = True) -> str:
-    """A share as percent with two decimals; a sign, because it says which way."""
+    """A share as percent with two decimals; signed where it is a difference."""
     if value is None or not math.isfinite(value):
         return ABSENT
-    text = f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
-    return _minus(text) + " %"
+    return _minus(f"{100 * value:{'+' if signed else ''}.2f}") + " %"
 
 
 def percent_interval(low: float | None, high: float | None) -> str:
     """``[−0.21, +0.14]``, in percent."""
     if low is None or high is None:
         return ABSENT
-    return f"[{_minus(f'{100 * low:+.2f}')}, {_minus(f'{100 * high:+.2f}')}]"
+    return _minus(f"[{100 * low:+.2f}, {100 * high:+.2f}]")
 
 
 def interval(low: float | None, high: float | None, places: int) -> str:
     """``[2.431, 2.446]``."""
     if low is None or high is None:
         return ABSENT
-    return f"[{_minus(f'{low:.{places}f}')}, {_minus(f'{high:.{places}f}')}]"
+    return _minus(f"[{low:.{places}f}, {high:.{places}f}]")
 
 
 def ratio(value: float | None) -> str:
@@ -89,12 +106,22 @@ def count(value: float | None) -> str:
     return ABSENT if value is None else f"{value:,.0f}"
 
 
+def counted(number: int, noun: str) -> str:
+    """``1 figure``, ``2 figures``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def compact(value: float | None) -> str:
     """Large counts: 1.11 M."""
     if value is None:
         return ABSENT
-    prefix, scale = next(((p, s) for p, s in _DECIMAL if abs(value) >= s), ("", 1.0))
+    prefix, scale = _prefix(value)
     return f"{digits(value / scale)} {prefix}".rstrip()
+
+
+def short(value: float) -> str:
+    """A size or a budget as it is typed: 25k, 1.5M."""
+    return compact(value).replace(" ", "")
 
 
 def digits(value: float) -> str:
@@ -109,6 +136,10 @@ def digits(value: float) -> str:
 def _scaled(value: float, scales: tuple[tuple[str, float], ...]) -> str:
     name, scale = next(((name, scale) for name, scale in scales if abs(value) >= scale), scales[-1])
     return f"{digits(value / scale)} {name}"
+
+
+def _prefix(value: float) -> tuple[str, float]:
+    return next(((name, scale) for name, scale in _DECIMAL if abs(value) >= scale), ("", 1.0))
 
 
 def _minus(text: str) -> str:
