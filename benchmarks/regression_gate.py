@@ -35,10 +35,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import binomtest
 
+from archbench.child.process import end_group
 from archbench.measure.machine import cpu_model, versions
-from archbench.processes import end_group
 from archbench.regression.comparison import SAMPLES, Plan, compare_alternated, decided, one_round
-from archbench.regression.processes import Request, Side
+from archbench.regression.sides import Request, Side
 from archbench.regression.statistics import Estimate, level, paired, unpaired
 from archbench.regression.verdicts import LIMIT
 
@@ -89,10 +89,10 @@ def slower_tokens(tokens):
         yield token
 """
 LOAD = """
-import random, time
+import os, random, time
 import torch
-from archbench.processes import end_with_parent
-end_with_parent()
+from archbench.child.entry import end_with_parent
+end_with_parent(os.getppid())
 torch.set_num_threads(1)
 x, y = torch.randn(700, 700), torch.randn(8, 1 << 20)
 while True:

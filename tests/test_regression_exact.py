@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from archbench.regression.probe import Subject, exact_costs, graph_breaks
+from archbench.regression.benchmark import Subject, exact_costs, graph_breaks
 from archbench.regression.verdicts import UNITS, Row, accepted, exact_rows
 
 SMALL = {"vocab_size": "64", "context_length": "16", "n_layer": "1", "n_head": "2", "d_model": "16", "d_ff": "32"}

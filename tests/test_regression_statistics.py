@@ -43,7 +43,7 @@ def test_the_intervals_are_those_of_scipy() -> None:
 
 def test_what_only_measures_does_not_wait_for_scipy() -> None:
     """Each process of a comparison would, and its memory would be other than that of a revision without it."""
-    code = "import sys, archbench.regression.probe, archbench.regression.statistics; print('scipy' in sys.modules)"
+    code = "import sys, archbench.regression.benchmark, archbench.regression.statistics; print('scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -13,7 +13,7 @@ from archbench.errors import ArchbenchError, MissingBaselineError, RegressionErr
 
 if TYPE_CHECKING:
     from archbench.regression.comparison import Counted, Plan
-    from archbench.regression.processes import Side
+    from archbench.regression.sides import Side
     from archbench.regression.trees import Tree
     from archbench.regression.verdicts import Row
 
@@ -146,7 +146,7 @@ def _side(
     overrides: Mapping[str, str],
     device: str,
 ) -> Side:
-    from archbench.regression.processes import Request, Side
+    from archbench.regression.sides import Request, Side
 
     paths = [str(place) for plugin in plugins if (place := tree.project / plugin).exists()]
     request = Request(list(names), paths, preset, dict(overrides), device)

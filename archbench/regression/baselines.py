@@ -15,7 +15,7 @@ from archbench.errors import StorageError
 from archbench.measure.machine import device_name, versions
 from archbench.regression import statistics
 from archbench.regression.comparison import SAMPLES, Plan
-from archbench.regression.processes import PROBE
+from archbench.regression.sides import BENCHMARK
 
 FORMAT = 1
 
@@ -53,7 +53,7 @@ def key(device: str, *, preset: str, overrides: Mapping[str, str] | None = None)
     """The key of this machine and benchmark."""
     asked = [device.partition(":")[0], preset, dict(overrides or {}), SAMPLES, Plan().turns]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    for file in (PROBE, Path(statistics.__file__)):
+    for file in (BENCHMARK, Path(statistics.__file__)):
         digest.update(file.read_bytes())
     return Key(device_name(device), str(versions()["torch_version"]), 1, digest.hexdigest()[:12])
 

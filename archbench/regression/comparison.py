@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from archbench.errors import ArchbenchError, from_dict
-from archbench.regression.processes import Probe, Side
+from archbench.regression.sides import Samples, Side, SideProcess
 from archbench.regression.statistics import Estimate, level, paired, unpaired
 from archbench.regression.verdicts import LIMIT, Row, timed_row
 
@@ -65,29 +65,29 @@ class Counted:
 def counted(sides: Sequence[Side]) -> list[Counted]:
     """Counts of each side, all at the same time: what else runs does not change them."""
     with ExitStack() as stack:
-        probes = [stack.enter_context(Probe(side)) for side in sides]
-        for probe in probes:
-            probe.ask_exact()
+        processes = [stack.enter_context(SideProcess(side)) for side in sides]
+        for process in processes:
+            process.ask_exact()
         found = []
-        for probe in probes:
-            said, answer = probe.answer(), probe.answer()
+        for process in processes:
+            said, answer = process.answer(), process.answer()
             errors = {name: from_dict(error) for name, error in {**said["errors"], **answer["errors"]}.items()}
             found.append(Counted(said["archbench"], said["files"], answer["costs"], errors))
         return found
 
 
-def one_round(sides: Sequence[Side], plan: Plan, first: int) -> list[dict[str, dict[str, list[tuple[float, float]]]]]:
+def one_round(sides: Sequence[Side], plan: Plan, first: int) -> list[Samples]:
     """Samples of one fresh process a side; they take turns, so that what the machine does meanwhile hits all alike."""
     with ExitStack() as stack:
-        probes = [stack.enter_context(Probe(side)) for side in sides]
-        for probe in probes:
-            for error in probe.answer()["errors"].values():
+        processes = [stack.enter_context(SideProcess(side)) for side in sides]
+        for process in processes:
+            for error in process.answer()["errors"].values():
                 raise from_dict(error)
-        found: list[dict[str, dict[str, list[tuple[float, float]]]]] = [{} for _ in sides]
+        found: list[Samples] = [{} for _ in sides]
         for turn in range(plan.turns):
             order = range(len(sides)) if (turn + first) % 2 == 0 else reversed(range(len(sides)))
             for number in order:
-                for architecture, metrics in probes[number].turn(plan.samples).items():
+                for architecture, metrics in processes[number].turn(plan.samples).items():
                     kept = found[number].setdefault(architecture, {})
                     for metric, samples in metrics.items():
                         kept.setdefault(metric, []).extend(samples)

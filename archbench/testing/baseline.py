@@ -12,10 +12,10 @@ import pytest
 from archbench.errors import StorageError
 from archbench.plugin.discovery import plugin_paths
 from archbench.regression.baselines import Baseline, Key, key, missing, others, read, save
+from archbench.regression.benchmark import Subject
 from archbench.regression.comparison import Plan, compare_saved, levels_of
-from archbench.regression.probe import Subject
-from archbench.regression.processes import Request, Side
 from archbench.regression.report import COLUMNS, as_json, cells, conclusion, markdown, write_summary
+from archbench.regression.sides import Request, Side
 from archbench.regression.verdicts import Row, exact_rows
 
 WIDTH = 160

@@ -16,8 +16,8 @@ import torch
 
 import pytest_archbench
 from archbench.errors import ArchbenchError
+from archbench.regression.benchmark import Subject, Timing, exact_costs, seconds
 from archbench.regression.comparison import SAMPLES
-from archbench.regression.probe import Subject, Timing, exact_costs, seconds
 from archbench.regression.statistics import level
 from archbench.testing.baseline import BaselineSession
 

@@ -1,19 +1,15 @@
-"""What one process measures of one tree: exact costs, and CPU times beside a reference.
+"""The benchmark of one revision: exact costs, and CPU times beside a reference.
 
-``python -P probe.py COMMANDS ANSWERS REQUEST``: numbers of two pipes, and the fields of
-:class:`archbench.regression.processes.Request` as JSON. It says whose code it has loaded, then answers each line of
-COMMANDS; each answer is a line of JSON.
+Runs in a child process (:mod:`archbench.regression.sides`), which says whose code it has loaded, then answers each
+message: "exact", or metric -> number of samples.
 
-A script as much as a module: two revisions are measured by one benchmark only if neither brings its own, so this very
-file is run beside the archbench of either. Hence it imports what archbench has long offered, and nothing of this
-package.
+Both revisions have to be measured by one benchmark, so this very file runs beside the archbench of either. Hence it
+imports only what archbench has long offered, and nothing of this package.
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import os
 import sys
 import time
 import traceback
@@ -21,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -35,9 +31,11 @@ from archbench.inference.sampling import Sampling
 from archbench.kernels.triton_guard import without_triton
 from archbench.measure.flops import cache_bytes_per_token, count_flops, measured_cache_bytes, on_meta
 from archbench.measure.malloc import tune_malloc
-from archbench.plugin.architecture import Architecture
-from archbench.processes import end_with_parent
 from archbench.training.state import TrainState
+
+if TYPE_CHECKING:
+    from archbench.child.entry import Parent
+    from archbench.plugin.architecture import Architecture
 
 TIMED = ("train_step", "prefill", "decode")
 """What is timed."""
@@ -292,72 +290,36 @@ def each(names: Sequence[str], do: Callable[[str], Any]) -> tuple[dict[str, Any]
     for name in names:
         try:
             results[name] = do(name)
-        except Exception as error:  # noqa: BLE001  a stranger's code: what it raises is told, and the next one goes on
+        except ArchbenchError as error:
             traceback.print_exc()
-            errors[name] = _known(error, name).as_dict()
+            errors[name] = error.as_dict()
+        except Exception as error:  # noqa: BLE001  a plugin's code: what it raises is reported, and the next one goes on
+            traceback.print_exc()
+            cause = " ".join(f"it failed with {type(error).__name__}: {error}".split())[:400].rstrip(".")
+            errors[name] = PhaseError(f"measuring {name}", cause, "See the traceback above").as_dict()
     return results, errors
 
 
-def _known(error: Exception, names: str) -> ArchbenchError:
-    if isinstance(error, ArchbenchError):
-        return error
-    cause = " ".join(f"{type(error).__name__}: {error}".split())[:400].rstrip(".")
-    return PhaseError(f"measuring {names}", f"it failed with {cause}", "See the traceback above")
+def main(parent: Parent, request: dict[str, Any]) -> None:
+    """Load what is asked for, say so, and answer until the parent has no more questions.
 
-
-def serve(
-    commands: int,
-    answers: int,
-    *,
-    architectures: Sequence[str],
-    plugins: Sequence[str],
-    preset: str,
-    overrides: Mapping[str, str],
-    device: str,
-) -> None:
-    """Load, say so, and answer until the other end closes."""
-
-    def send(message: dict[str, Any]) -> None:
-        line = (json.dumps(message) + "\n").encode()
-        while line:
-            line = line[os.write(answers, line) :]
-
-    subjects, errors = each(architectures, lambda name: Subject.load(name, plugins, preset, overrides))
-    files = {name: subject.file for name, subject in subjects.items()}
-    # Whose code this process measures.
-    send({"archbench": str(Path(archbench.__file__).parent), "files": files, "errors": errors})
-    timings: dict[str, Timing] = {}
-    with open(commands) as lines:
-        for command in lines:
-            if command == "exact\n":
-                costs, errors = each(list(subjects), lambda name: exact_costs(subjects[name]))
-                send({"costs": costs, "errors": errors})
-            else:
-                timings = timings or {name: Timing(subject, torch.device(device)) for name, subject in subjects.items()}
-                samples = json.loads(command)
-                send({name: timing.turn(samples) for name, timing in timings.items()})
-
-
-def main(arguments: list[str]) -> int:
-    """Serve one parent, and end with it; an error is the last answer."""
-    end_with_parent()
-    commands, answers, request = int(arguments[0]), int(arguments[1]), json.loads(arguments[2])
+    Args:
+        request: the fields of :class:`archbench.regression.sides.Request`.
+    """
     tune_malloc()
     torch.set_num_threads(1)
+    device = torch.device(request["device"])
     # Torch's compiler would import Triton, which runs on a CPU do without.
-    with without_triton() if request["device"] == "cpu" else nullcontext():
-        try:
-            serve(commands, answers, **request)
-        except BrokenPipeError:
-            return 1  # the parent is gone
-        except Exception as error:  # noqa: BLE001  the boundary of the process: the parent raises it again
-            traceback.print_exc()
-            said = _known(error, ", ".join(request["architectures"])).as_dict()
-            os.write(answers, (json.dumps({"error": said}) + "\n").encode())
-    return 0
-
-
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stderr.flush()
-    os._exit(code)  # what a plugin has left running gets no say
+    with without_triton() if device.type == "cpu" else nullcontext():
+        names, plugins, preset = request["architectures"], request["plugins"], request["preset"]
+        subjects, errors = each(names, lambda name: Subject.load(name, plugins, preset, request["overrides"]))
+        files = {name: subject.file for name, subject in subjects.items()}
+        parent.send({"archbench": str(Path(archbench.__file__).parent), "files": files, "errors": errors})
+        timings: dict[str, Timing] = {}
+        while (order := parent.receive()) is not None:
+            if order == "exact":
+                costs, errors = each(list(subjects), lambda name: exact_costs(subjects[name]))
+                parent.send({"costs": costs, "errors": errors})
+            else:
+                timings = timings or {name: Timing(subject, device) for name, subject in subjects.items()}
+                parent.send({name: timing.turn(order) for name, timing in timings.items()})

@@ -1,0 +1,100 @@
+"""One function called for many items, several at a time, each child process taking one item after the other."""
+
+from __future__ import annotations
+
+import base64
+import pickle
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from archbench.child.process import Child, Inbox, LostError
+from archbench.errors import PhaseError
+
+if TYPE_CHECKING:
+    from archbench.child.entry import Parent
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def run_all(
+    function: Callable[[T], R],
+    items: Sequence[T],
+    jobs: int,
+    *,
+    culprit: str,
+    lost: Callable[[T, str], R] | None = None,
+) -> Iterator[tuple[T, R]]:
+    """Call ``function(item)`` in child processes: each item with its result, in the order in which they finish.
+
+    Closing the iterator, or an error, ends the children and all that they have started.
+
+    Args:
+        function: of a module, so that another process finds it.
+        items: arguments and results are pickled.
+        jobs: children at a time.
+        culprit: names the children in errors.
+        lost: the result for an item whose child died, given the item and how (``died of SIGSEGV``); without it the
+            first such child ends everything.
+
+    Raises:
+        ArchbenchError: what ``function`` raised.
+        PhaseError: a child died, or ``function`` raised what is no ArchbenchError.
+        KeyboardInterrupt: as ever; the children were interrupted too, and had time to put their files in order.
+    """
+    inbox: Inbox = queue.SimpleQueue()
+    waiting = list(items)[::-1]
+    running: dict[Child, T] = {}
+    with ExitStack() as children:
+
+        def start() -> None:
+            child = children.enter_context(Child(__name__, _packed(function), culprit=culprit, inbox=inbox))
+            give(child)
+
+        def give(child: Child) -> None:
+            running[child] = waiting.pop()
+            child.send(_packed(running[child]))
+
+        try:
+            for _ in range(min(jobs, len(items))):
+                start()
+            while running:
+                child, line = inbox.get()
+                if child not in running:
+                    continue  # its end, after its last item
+                item = running.pop(child)
+                try:
+                    result: R = _unpacked(child.opened(line))
+                except LostError as error:
+                    if lost is None:
+                        cause = f"a process that was measuring {error}"
+                        step = "Free some memory or use fewer --jobs, then run the same command again"
+                        raise PhaseError(culprit, cause, f"{step}: what is finished is kept") from None
+                    result = lost(item, str(error))
+                    if waiting:
+                        start()
+                else:
+                    if waiting:
+                        give(child)
+                yield item, result
+        except KeyboardInterrupt:
+            for child in running:
+                child.interrupt()
+            raise
+
+
+def main(parent: Parent, request: str) -> None:
+    """In the child: call the function for each item that comes."""
+    function = _unpacked(request)
+    while (item := parent.receive()) is not None:
+        parent.send(_packed(function(_unpacked(item))))
+
+
+def _packed(value: Any) -> str:
+    return base64.b64encode(pickle.dumps(value)).decode()
+
+
+def _unpacked(text: str) -> Any:
+    return pickle.loads(base64.b64decode(text))

@@ -1,0 +1,209 @@
+"""The parent's side of a child process: :class:`Child`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from archbench.errors import PhaseError, from_dict
+from archbench.plugin.importing import clean_environment
+
+ENTRY = Path(__file__).with_name("entry.py")
+
+GRACE = 5.0
+"""Seconds in which an interrupted child may put its files in order."""
+
+
+class LostError(Exception):
+    """The child will not answer. The message is a verb phrase: ``died of SIGSEGV``.
+
+    Attributes:
+        code: the exit code; None where it took too long.
+    """
+
+    def __init__(self, how: str, code: int | None) -> None:
+        super().__init__(how)
+        self.code = code
+
+
+Inbox = queue.SimpleQueue[tuple["Child", bytes | None]]
+"""Messages of one child or several; None when a child has ended."""
+
+
+class Child:
+    """A process that runs ``main(parent, request)`` of ``target``, in a process group of its own.
+
+    Leaving the context kills the group. Where a KeyboardInterrupt ends the context, the child gets it too, and
+    :data:`GRACE` seconds. On Linux the child also dies with its parent, however that ends. While this process waits,
+    it sleeps: it takes no part in what the child measures.
+
+    Args:
+        target: a module, or the path of a file (:mod:`archbench.child.entry`).
+        request: the first message, any JSON value.
+        culprit: names the child in errors that are none of archbench's own.
+        variables: environment variables, beside this process's own without what plugins made of them; None removes.
+        quiet: drop what the child prints; it goes to standard error otherwise.
+        traced: keep where the child was when it took too long or crashed, for :meth:`position`.
+        lingers: the child outlives its parent. It gets no more messages then, and ends by itself.
+        inbox: where its messages arrive; shared by the children of a pool.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        request: Any,
+        *,
+        culprit: str,
+        variables: Mapping[str, str | None] | None = None,
+        quiet: bool = False,
+        traced: bool = False,
+        lingers: bool = False,
+        inbox: Inbox | None = None,
+    ) -> None:
+        self._culprit = culprit
+        self._inbox: Inbox = inbox or queue.SimpleQueue()
+        self._ended = threading.Event()
+        self._interrupted = False
+        self._trace = _new_file() if traced else None
+        wanted = {**clean_environment(), **(variables or {})}
+        # -P: the working directory is not on the path, so nothing in it is imported unasked.
+        command = [sys.executable, "-P", str(ENTRY), str(os.getpid()), "1" if lingers else "0"]
+        self._process = subprocess.Popen(
+            [*command, str(self._trace or ""), target],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL if quiet or sys.__stderr__ is None else None,
+            env={name: value for name, value in wanted.items() if value is not None},
+            process_group=0,
+        )
+        reader = threading.Thread(target=self._read, daemon=True)
+        reader.start()
+        threading.Thread(target=self._await_end, args=(reader,), daemon=True).start()
+        self.send(request)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            self.interrupt()
+            self._ended.wait(GRACE)
+        self._kill()
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
+        if self._trace is not None:
+            self._trace.unlink(missing_ok=True)
+
+    def send(self, message: Any) -> None:
+        """Send any JSON value. A child that has ended says so when it is asked for its answer."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def receive(self, limit: float | None = None) -> Any:
+        """The next message, within ``limit`` seconds; a child that takes longer is killed.
+
+        Raises:
+            ArchbenchError: what the child raised; its traceback is a note.
+            LostError: the child has ended, or took too long.
+        """
+        try:
+            _, line = self._inbox.get(timeout=limit)
+        except queue.Empty:
+            self._ask_position()
+            self._kill()
+            raise LostError(f"took longer than {limit:g} s", None) from None
+        return self.opened(line)
+
+    def opened(self, line: bytes | None) -> Any:
+        """The content of one message from the inbox; raises as :meth:`receive` does."""
+        if line is None:
+            self._inbox.put((self, None))  # for whoever asks again
+            code = self._process.returncode
+            raise LostError(ending(code), code)
+        content = json.loads(line)
+        if "error" not in content:
+            return content["message"]
+        if content["error"] is not None:
+            error = from_dict(content["error"])
+        else:
+            cause = f"it failed with {content['unexpected']}"
+            error = PhaseError(self._culprit, cause, "Run again with --debug for the traceback")
+        error.add_note(f"in the process for {self._culprit}:\n{content['traceback']}")
+        raise error
+
+    def interrupt(self) -> None:
+        """Pass on an interruption: a terminal interrupts its own process group, and the child has another."""
+        if not self._interrupted and not self._ended.is_set():
+            self._interrupted = True
+            self._process.send_signal(signal.SIGINT)
+
+    def position(self) -> str:
+        """The stack on which a ``traced`` child took too long or crashed; "" where it left none."""
+        return "" if self._trace is None else self._trace.read_text(errors="replace")
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as lines:
+            for line in lines:
+                if line.endswith(b"\n"):  # what a process was killed over has no end
+                    self._inbox.put((self, line))
+
+    def _await_end(self, reader: threading.Thread) -> None:
+        self._process.wait()
+        end_group(self._process.pid)  # forked copies would hold the pipe open
+        reader.join(1.0)
+        self._inbox.put((self, None))
+        self._ended.set()
+
+    def _kill(self) -> None:
+        end_group(self._process.pid)
+        self._process.kill()  # a process can leave its group
+        self._ended.wait()
+
+    def _ask_position(self) -> None:
+        if self._trace is None or self._ended.is_set():
+            return
+        self._process.send_signal(signal.SIGUSR1)
+        patience = time.monotonic() + 1.0
+        while not self._trace.stat().st_size and time.monotonic() < patience:
+            time.sleep(0.01)
+        time.sleep(0.1)  # for the rest of it
+
+
+def ending(code: int) -> str:
+    """How a process ended, as a verb phrase."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    if code == -signal.SIGKILL:
+        return "was killed, most often for want of memory"
+    return f"died of {signal.Signals(-code).name}"
+
+
+def end_group(leader: int) -> None:
+    """Kill what is left of the process group of ``leader`` (``Popen(process_group=0)``)."""
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(leader, signal.SIGKILL)
+
+
+def _new_file() -> Path:
+    handle, name = tempfile.mkstemp(prefix="archbench-position-")
+    os.close(handle)
+    return Path(name)

@@ -1,0 +1,101 @@
+"""The sides of a comparison of revisions, each measured by :mod:`archbench.regression.benchmark` in a child process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from archbench.child.process import Child, LostError
+from archbench.errors import ArchbenchError, PhaseError
+from archbench.plugin.discovery import PLUGINS_VARIABLE
+from archbench.plugin.importing import clean_environment
+
+BENCHMARK = Path(__file__).with_name("benchmark.py")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+
+Samples = dict[str, dict[str, list[tuple[float, float]]]]
+"""Architecture -> metric -> (seconds of the reference, seconds of the work) of each sample."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to measure.
+
+    Attributes:
+        architectures: their names.
+        plugins: absolute paths of plugin files and folders.
+        preset: of the models.
+        overrides: fields of their configurations, as text.
+        device: where models are timed; counts are taken on the CPU and the meta device.
+    """
+
+    architectures: Sequence[str]
+    plugins: Sequence[str] = ()
+    preset: str = "nano"
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a process measures.
+
+    Attributes:
+        name: for errors, as in ``base 1a2b3c4``.
+        request: what.
+        path: folders that come first when it imports: the tree's own code.
+    """
+
+    name: str
+    request: Request
+    path: tuple[str, ...] = ()
+
+
+class SideProcess:
+    """One side's process; its first answer says whose code it has loaded, and what it could not load."""
+
+    def __init__(self, side: Side) -> None:
+        # One thread, the tree's code first, and no plugins that the user's environment names for all trees.
+        variables: dict[str, str | None] = {**ONE_THREAD, PLUGINS_VARIABLE: None}
+        if side.path:
+            variables["PYTHONPATH"] = os.pathsep.join(
+                [*side.path, *filter(None, [clean_environment().get("PYTHONPATH")])]
+            )
+        self._side = side
+        self._child = Child(str(BENCHMARK), vars(side.request), culprit="the benchmark", variables=variables)
+
+    def __enter__(self) -> Self:
+        self._child.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._child.__exit__(*error)
+
+    def ask_exact(self) -> None:
+        """Have it count; :meth:`answer` is architecture -> metric -> count."""
+        self._child.send("exact")
+
+    def turn(self, samples: Mapping[str, int]) -> Samples:
+        """Take so many samples of each metric."""
+        self._child.send(dict(samples))
+        answer: Samples = self.answer()
+        return answer
+
+    def answer(self) -> dict[str, Any]:
+        """The next one.
+
+        Raises:
+            ArchbenchError: what happened instead.
+        """
+        try:
+            answer: dict[str, Any] = self._child.receive()
+        except LostError as lost:
+            cause = f"its process {lost} before it had an answer"
+            raise PhaseError(f"measuring {self._side.name}", cause, "See what it printed above") from None
+        except ArchbenchError as error:
+            error.culprit = f"{self._side.name}: {error.culprit}"
+            raise
+        return answer

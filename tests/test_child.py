@@ -1,0 +1,170 @@
+"""A child process: its messages, errors and time limit, and that nothing of it is left running."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from archbench.child.pool import run_all
+from archbench.child.process import Child, LostError
+from archbench.errors import PhaseError, UsageError
+
+CHILD = """
+import os, signal, subprocess, sys, time
+from archbench.errors import UsageError
+
+def main(parent, request):
+    while (order := parent.receive()) is not None:
+        if order == "refuse":
+            raise UsageError("--much", "it is too much", "Ask for less")
+        if order == "fail":
+            {}["missing"]
+        if order == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if order == "exit":
+            os._exit(3)
+        if order == "sleep":
+            parent.send(os.getpid())
+            time.sleep(1000)
+        if order == "tidy":
+            parent.send("ready")
+            try:
+                time.sleep(1000)
+            finally:
+                open(request, "w").close()
+        if order == "start":
+            sleeper = subprocess.Popen(["sleep", "1000"])
+            if os.fork() == 0:
+                time.sleep(1000)
+            parent.send(sleeper.pid)
+            os._exit(0)
+        if order == "fork":
+            if os.fork() == 0:
+                parent.send("from the copy")
+        print("printed")
+        parent.send([request, order])
+"""
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> str:
+    (tmp_path / "child.py").write_text(CHILD)
+    return str(tmp_path / "child.py")
+
+
+def runs(process: int) -> bool:
+    """Whether it exists and is more than an entry that nobody has collected."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(seen: Callable[[], bool], seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not seen():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_messages_go_both_ways_and_prints_are_no_messages(target: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with Child(target, {"a": 1}, culprit="it") as child:
+        for order in ("one", ["two", None], "fork"):
+            child.send(order)
+            assert child.receive(20) == [{"a": 1}, order]
+    assert capfd.readouterr() == ("", "printed\n" * 3)
+
+
+@pytest.mark.parametrize(
+    ("order", "kind", "said"),
+    [("refuse", UsageError, "--much: it is too much. Ask for less."), ("fail", PhaseError, "KeyError: 'missing'")],
+)
+def test_errors_come_home_with_their_traceback(target: str, order: str, kind: type[Exception], said: str) -> None:
+    with Child(target, None, culprit="the measuring") as child:
+        child.send(order)
+        with pytest.raises(kind) as raised:
+            child.receive(20)
+    assert said in str(raised.value)
+    assert target in raised.value.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    ("order", "how"), [("die", "was killed, most often for want of memory"), ("exit", "ended with exit code 3")]
+)
+def test_a_child_that_dies_says_how_as_often_as_it_is_asked(target: str, order: str, how: str) -> None:
+    with Child(target, None, culprit="it") as child:
+        child.send(order)
+        for _ in range(2):
+            with pytest.raises(LostError, match=how):
+                child.receive(20)
+
+
+def test_a_child_that_takes_too_long_is_ended_and_its_position_known(target: str) -> None:
+    with Child(target, None, culprit="it", traced=True) as child:
+        child.send("sleep")
+        process = child.receive(20)
+        with pytest.raises(LostError, match=r"took longer than 0\.5 s"):
+            child.receive(0.5)
+        assert not runs(process)
+        line = CHILD.splitlines().index("            time.sleep(1000)") + 1
+        assert f'child.py", line {line} in main' in child.position()
+
+
+def test_what_a_child_started_ends_with_it(target: str) -> None:
+    with Child(target, None, culprit="it") as child:
+        child.send("start")
+        sleeper = child.receive(20)
+        with pytest.raises(LostError, match="exit code 0"):  # although a forked copy holds the pipe
+            child.receive(20)
+        wait_for(lambda: not runs(sleeper))
+
+
+def test_an_interrupted_child_puts_its_files_in_order(target: str, tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with Child(target, str(tmp_path / "tidied"), culprit="it") as child:
+            child.send("tidy")
+            assert child.receive(20) == "ready"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert (tmp_path / "tidied").exists()
+
+
+def test_a_child_dies_with_its_parent_while_it_still_imports(tmp_path: Path) -> None:
+    place = tmp_path / "process"
+    slow = f"import os, time\nopen({str(place)!r}, 'w').write(str(os.getpid()))\ntime.sleep(1000)\n"
+    (tmp_path / "slow.py").write_text(slow)
+    program = f"""
+from archbench.child.process import Child
+with Child({str(tmp_path / "slow.py")!r}, None, culprit="it") as child:
+    child.receive()
+"""
+    parent = subprocess.Popen([sys.executable, "-P", "-c", program])
+    wait_for(lambda: place.exists() and place.read_text() != "")
+    child = int(place.read_text())
+    assert runs(child)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    wait_for(lambda: not runs(child))
+
+
+def test_a_pool_gives_each_item_its_result(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    assert dict(run_all(os.fspath, paths, 2, culprit="it")) == {path: str(path) for path in paths}
+
+
+def test_a_child_of_a_pool_that_dies_costs_its_item_or_everything() -> None:
+    codes = [3, 4, 5]
+    assert dict(run_all(os._exit, codes, 2, culprit="it", lost=lambda code, how: f"{code} {how}")) == {
+        code: f"{code} ended with exit code {code}" for code in codes
+    }
+    with pytest.raises(PhaseError, match="ended with exit code 3"):
+        list(run_all(os._exit, [3], 1, culprit="it"))
