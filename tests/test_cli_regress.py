@@ -191,7 +191,7 @@ def test_a_measuring_process_that_dies_is_exit_code_8(repository: Repository) ->
     dying = "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n"
     repository.commit({"pyproject.toml": PYPROJECT, "archbench_mine.py": dying})
     _, err = repository.regress("HEAD", "HEAD", code=8)
-    assert "its process was killed by signal 9 before it had an answer" in err
+    assert "its process was killed" in err
 
 
 @pytest.mark.exhaustive

@@ -93,7 +93,7 @@ class SideProcess:
         try:
             answer: dict[str, Any] = self._child.receive()
         except LostError as lost:
-            cause = f"its process {lost} before it had an answer"
+            cause = f"before it had an answer, its process {lost}"
             raise PhaseError(f"measuring {self._side.name}", cause, "See what it printed above") from None
         except ArchbenchError as error:
             error.culprit = f"{self._side.name}: {error.culprit}"
