@@ -34,8 +34,8 @@ def main(parent, request):
             parent.send(os.getpid())
             time.sleep(1000)
         if order == "tidy":
-            parent.send("ready")
             try:
+                parent.send("ready")
                 time.sleep(1000)
             finally:
                 open(request, "w").close()
