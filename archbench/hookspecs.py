@@ -47,6 +47,9 @@ GROUP = "archbench"
 TASK_GROUP = "archbench.tasks"
 """Entry-point group of plugins that offer diagnostic tasks."""
 
+TRACKER_GROUP = "archbench.trackers"
+"""Entry-point group of experiment trackers: classes, by name."""
+
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 

@@ -247,7 +247,7 @@ def test_the_tasks_are_listed_with_those_of_a_file_and_of_an_installed_package(
     copy.write_text(OWN_TASK)
     claimed = cli("probe", "--list", "--plugin", echo, "--plugin", copy)
     assert claimed.returncode == 3
-    assert "two plugins offer it" in claimed.stderr
+    assert "2 plugins claim that name" in claimed.stderr
     unmarked = tmp_path / "unmarked.py"
     unmarked.write_text(OWN_TASK.replace("@hookimpl", ""))
     silent = cli("probe", "--list", "--plugin", unmarked)

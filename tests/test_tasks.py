@@ -14,7 +14,7 @@ from archbench import IGNORED, Examples, Task
 from archbench.data.tasks import TaskSampler, check_task
 from archbench.errors import HookResultError
 from archbench.measure.accuracy import accuracy
-from archbench.plugin.tasks import available_tasks
+from archbench.plugin.registry import available_tasks
 from task_solvers import GUESSES, SOLVERS, Solver
 
 TASKS = available_tasks()
@@ -83,7 +83,7 @@ def test_the_same_seed_gives_the_same_bits_and_leaves_global_generators_alone(na
 
 def test_another_process_draws_the_same_test_examples():
     code = (
-        "import hashlib; from archbench.plugin.tasks import available_tasks\n"
+        "import hashlib; from archbench.plugin.registry import available_tasks\n"
         "for name, task in available_tasks().items():\n"
         "    for one in task.tests: print(name, one, hashlib.sha256(task.test(one, 50).inputs.tobytes()).hexdigest())"
     )

@@ -15,8 +15,9 @@ import pandas as pd
 import pytest
 
 from archbench import read_results
+from archbench.plugin.registry import find
 from archbench.trackers.feed import Feed
-from archbench.trackers.following import find, followed_by
+from archbench.trackers.following import followed_by
 from test_run import UNCHECKED, archbench, losses, with_small_corpus
 
 pytestmark = pytest.mark.slow
@@ -62,7 +63,7 @@ def bits_per_byte(frame: pd.DataFrame) -> float:
 
 
 def test_the_three_are_found_under_their_names() -> None:
-    assert list(find(LIBRARIES)) == list(LIBRARIES)
+    assert list(find(TRACKER, LIBRARIES)) == list(LIBRARIES)
 
 
 @pytest.mark.parametrize("name", LIBRARIES)

@@ -90,7 +90,7 @@ def _plan(given: dict[str, Any]) -> ProbePlan:
     from archbench.measure.machine import usable_cpus
     from archbench.phases.device import default_device, resolve_device
     from archbench.plugin.discovery import plugin_paths
-    from archbench.plugin.tasks import load_tasks
+    from archbench.plugin.registry import load_tasks
     from archbench.probing.plan import ProbePlan
 
     plugins = plugin_paths(given["plugin"] or ())
@@ -119,7 +119,7 @@ def _plan(given: dict[str, Any]) -> ProbePlan:
 
 def _print_tasks(plugin: list[str] | None, as_json: bool) -> None:
     from archbench.cli.output import console, table
-    from archbench.plugin.tasks import available_tasks
+    from archbench.plugin.registry import available_tasks
 
     tasks = available_tasks(plugin or ()).values()
     if as_json:

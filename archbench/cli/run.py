@@ -152,9 +152,9 @@ def run(
         _frozen(written, {**_given(**values), "architecture": name, "seed": one}) for name in names for one in seeds
     ]
     if runs and runs[0].trackers:
-        from archbench.trackers.following import find
+        from archbench.plugin.registry import TRACKER, find
 
-        find(runs[0].trackers)  # a wrong name concerns all runs
+        find(TRACKER, runs[0].trackers)  # a wrong name concerns all runs
     if len(runs) == 1:
         _show(_measured(runs[0], quiet=quiet), runs[0].out, json=json_)
     else:

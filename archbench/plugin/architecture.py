@@ -1,3 +1,4 @@
+# mypy: disable-error-code="type-abstract"
 """The typed face of one architecture: hooks' results are checked here, and pluggy's ``Any`` ends here."""
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from archbench.config import ModelConfig
 from archbench.errors import ArchbenchError, HookFailedError, UnknownNameError, did_you_mean, one_line
 from archbench.hookspecs import ArchitectureInfo
-from archbench.plugin.contract import call_hook, checked_info, hook_failed, missing_hook, new_manager, wrong_result
+from archbench.plugin.contract import Hooks, check_info
 from archbench.plugin.discovery import Entry
 from archbench.plugin.importing import loaded_from, plugin_code
 
@@ -28,7 +29,7 @@ class Architecture:
         package: the distribution the plugin comes with, or the path of its file.
         version: that distribution's version; empty for files.
         source: module or path of the plugin.
-        wrappers: names of the cross-cutting plugins around its hooks; empty unless asked for.
+        wrappers: names of the plugins that wrap its hooks; empty unless asked for.
         files: absolute paths of the plugin files and packages it is made of, for another process to load.
 
     Every method raises HookFailedError when the plugin's hook raises, with the cause chained, and HookResultError
@@ -36,20 +37,14 @@ class Architecture:
     """
 
     def __init__(self, entry: Entry, plugin: object, wrappers: Mapping[str, object] | None = None) -> None:
+        wrappers = wrappers or {}
         self.package = entry.package
         self.version = entry.version
         self.source = entry.source
-        self.wrappers = tuple(wrappers or ())
+        self.wrappers = tuple(wrappers)
+        self.files = (*((entry.source,) if entry.is_file else ()), *map(loaded_from, wrappers.values()))
         self._entry = entry
-        self._plugin = plugin
-        self._culprit = entry.culprit + (f", wrapped by {', '.join(self.wrappers)}" if self.wrappers else "")
-        manager = new_manager()
-        manager.register(plugin, name=entry.source)
-        for name, wrapper in (wrappers or {}).items():
-            manager.register(wrapper, name=f"wrapper {name}")
-        self._hooks = manager.hook
-        own = (entry.source,) if entry.is_file else ()
-        self.files = (*own, *(loaded_from(wrapper) for wrapper in (wrappers or {}).values()))
+        self._hooks = Hooks(plugin, entry, wrappers)
         self.info = self.describe()
 
     @property
@@ -62,8 +57,8 @@ class Architecture:
     def describe(self) -> ArchitectureInfo:
         """What the plugin says of itself now; :attr:`info` is what it said when it was loaded."""
         with plugin_code():
-            described = call_hook(self._hooks.describe, "describe", self._culprit)
-        return checked_info(described, self._entry)
+            info = self._hooks.call("describe", ArchitectureInfo, "an archbench.ArchitectureInfo")
+        return check_info(info, self._entry)
 
     def config(
         self, preset: str | ModelConfig = "nano", vocab_size: int | None = None, **overrides: Any
@@ -87,16 +82,14 @@ class Architecture:
             raise
         except (Exception, SystemExit) as error:
             cause = f"its configuration {self.info.config.__name__} raised {one_line(error)}"
-            raise HookFailedError(self._culprit, cause, "Raise ValueError, or archbench.errors.ConfigError") from error
+            step = "Raise ValueError, or archbench.errors.ConfigError"
+            raise HookFailedError(self._hooks.culprit, cause, step) from error
 
     def build(self, config: ModelConfig) -> nn.Module:
         """The model: tokens (B, T) int64 -> logits (B, T, V); on the ambient device, which may be meta."""
         from torch import nn
 
-        model = call_hook(self._hooks.build, "build", self._culprit, config=config)
-        if not isinstance(model, nn.Module):
-            raise wrong_result(self._culprit, "build", model, "a torch.nn.Module")
-        return model
+        return self._hooks.call("build", nn.Module, "a torch.nn.Module", config=config)
 
     def state_bytes(self, config: ModelConfig, context_length: int) -> int | None:
         """Bytes that decoding keeps of one sequence with room for ``context_length`` positions, in float32.
@@ -117,19 +110,18 @@ class Architecture:
         """One optimizer update on ``batch``; the mean loss, shape (), nats/token."""
         from torch import Tensor
 
-        loss = call_hook(self._hooks.train_step, "train_step", self._culprit, state=state, batch=batch)
-        if not isinstance(loss, Tensor) or loss.ndim != 0:
-            raise wrong_result(self._culprit, "train_step", loss, "the mean loss, a tensor of shape ()")
+        expected = "the mean loss, a tensor of shape ()"
+        loss = self._hooks.call("train_step", Tensor, expected, state=state, batch=batch)
+        if loss.ndim != 0:
+            raise self._hooks.wrong("train_step", loss, expected)
         return loss
 
     def generate(self, model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
         """Continue ``prompt`` (B, P) int64: one tensor (B,) int64 a new token, as soon as it is known."""
-        tokens = call_hook(
-            self._hooks.generate, "generate", self._culprit,
+        tokens = self._hooks.call(
+            "generate", Iterator, "an iterator of tensors, one a new token",
             model=model, prompt=prompt, max_new_tokens=max_new_tokens, sampling=sampling,
         )  # fmt: skip
-        if not isinstance(tokens, Iterator):
-            raise wrong_result(self._culprit, "generate", tokens, "an iterator of tensors, one a new token")
         return self._checked_tokens(tokens, batch_size=prompt.shape[0])
 
     def _checked_tokens(self, tokens: Iterator[Tensor], batch_size: int) -> Iterator[Tensor]:
@@ -139,18 +131,16 @@ class Architecture:
             for first in tokens:
                 if not isinstance(first, torch.Tensor) or first.shape != (batch_size,) or first.dtype != torch.int64:
                     expected = f"an iterator of tensors of shape ({batch_size},) and dtype int64"
-                    raise wrong_result(self._culprit, "generate", first, expected, inside="an iterator that yields ")
+                    raise self._hooks.wrong("generate", first, expected, inside="an iterator that yields ")
                 yield first
                 break
             yield from tokens
         except ArchbenchError:
             raise
         except (Exception, SystemExit) as error:
-            raise hook_failed(self._culprit, "generate", error) from error
+            raise self._hooks.failed("generate", error) from error
         finally:
-            if isinstance(
-                tokens, Generator
-            ):  # a caller that stops early must not leave the plugin's cleaning up to chance
+            if isinstance(tokens, Generator):  # of a caller that stops early, too
                 tokens.close()
 
     def import_weights(self, state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -159,31 +149,20 @@ class Architecture:
         Raises:
             MissingHookError: the plugin has no such hook.
         """
-        if not self.offers("import_weights"):
-            raise missing_hook("import_weights", self._culprit, self._plugin)
-        weights = call_hook(
-            self._hooks.import_weights, "import_weights", self._culprit, state_dict=state_dict, config=config
-        )
-        if not isinstance(weights, dict):
-            raise wrong_result(self._culprit, "import_weights", weights, "a dict of tensors by parameter name")
-        return weights
+        expected = "a dict of tensors by parameter name"
+        return self._hooks.call("import_weights", dict, expected, state_dict=state_dict, config=config)
 
     def import_config(self, published: Mapping[str, Any]) -> ModelConfig:
         """A published configuration, by the names in a transformers ``config.json``, as this architecture's.
 
         Raises:
             MissingHookError: the plugin has no such hook.
-            CheckpointError: it says what this architecture does not have.
+            CheckpointError: it has something that this architecture does not have.
         """
-        if not self.offers("import_config"):
-            raise missing_hook("import_config", self._culprit, self._plugin)
+        kind = self.info.config
         with plugin_code():
-            config = call_hook(self._hooks.import_config, "import_config", self._culprit, published=published)
-        if not isinstance(config, self.info.config):
-            raise wrong_result(self._culprit, "import_config", config, f"a {self.info.config.__name__}")
-        return config
+            return self._hooks.call("import_config", kind, f"a {kind.__name__}", published=published)
 
     def offers(self, hook: str) -> bool:
         """Whether the plugin has the optional hook of that name; wrappers around it do not count."""
-        implementations = getattr(self._hooks, hook).get_hookimpls()
-        return any(implementation.plugin is self._plugin for implementation in implementations)
+        return self._hooks.offers(hook)

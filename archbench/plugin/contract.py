@@ -1,7 +1,6 @@
-"""Does a plugin keep the contract of :mod:`archbench.hookspecs`? Each way not to has its own error.
+"""Does a plugin keep the contract of :mod:`archbench.hookspecs`? Each way to break it has its own error.
 
-pluggy by itself accepts hooks with unknown names and calls whatever is there; a benchmark wants to know before it
-starts.
+pluggy by itself accepts hooks with unknown names and calls whatever is there; a benchmark has to know before it starts.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import pluggy
 
@@ -30,16 +29,62 @@ from archbench.plugin.discovery import Entry
 
 HOOKS = REQUIRED_HOOKS + OPTIONAL_HOOKS
 
+_T = TypeVar("_T")
 
-def new_manager() -> pluggy.PluginManager:
-    """An empty manager that knows archbench's hooks; every architecture has one of its own."""
-    manager = pluggy.PluginManager(GROUP)
-    manager.add_hookspecs(hookspecs)
-    return manager
+
+class Hooks:
+    """The hooks of one plugin, in a pluggy manager of their own; their results are checked here.
+
+    Attributes:
+        culprit: how errors name the plugin and the wrappers around it.
+    """
+
+    def __init__(self, plugin: object, entry: Entry, wrappers: Mapping[str, object] | None = None) -> None:
+        wrappers = wrappers or {}
+        self.culprit = entry.culprit + (f", wrapped by {', '.join(wrappers)}" if wrappers else "")
+        self._plugin = plugin
+        manager = pluggy.PluginManager(GROUP)
+        manager.add_hookspecs(hookspecs)
+        manager.register(plugin, name=entry.source)
+        for name, wrapper in wrappers.items():
+            manager.register(wrapper, name=f"wrapper {name}")
+        self._callers = manager.hook
+
+    def offers(self, hook: str) -> bool:
+        """Whether the plugin has the hook; wrappers around it do not count."""
+        implementations = getattr(self._callers, hook).get_hookimpls()
+        return any(implementation.plugin is self._plugin for implementation in implementations)
+
+    def call(self, hook: str, kind: type[_T], expected: str, /, **arguments: Any) -> _T:
+        """The hook's result, which is a ``kind``: in words, ``expected``.
+
+        Raises:
+            MissingHookError: the plugin does not have this optional hook.
+            HookFailedError: the hook raised; archbench's own errors pass through.
+            HookResultError: it returned None, or something else.
+        """
+        if hook in OPTIONAL_HOOKS and not self.offers(hook):
+            raise _missing(self._plugin, hook, self.culprit)
+        try:
+            result = getattr(self._callers, hook)(**arguments)
+        except ArchbenchError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise self.failed(hook, error) from error
+        if not isinstance(result, kind):
+            raise self.wrong(hook, result, expected)
+        return result
+
+    def failed(self, hook: str, error: BaseException) -> HookFailedError:
+        step = "Rerun with --debug for the traceback, and tell the plugin's author"
+        return HookFailedError(self.culprit, f"its {hook} hook raised {one_line(error)}", step)
+
+    def wrong(self, hook: str, result: object, expected: str, *, inside: str = "") -> HookResultError:
+        return HookResultError(self.culprit, f"its {hook} hook returned {inside}{_shown(result)}", f"Return {expected}")
 
 
 def is_wrapper(plugin: object) -> bool:
-    """Whether all hooks of ``plugin`` are wrappers (``@hookimpl(wrapper=True)``): cross-cutting, no architecture."""
+    """Whether all hooks of ``plugin`` are wrappers (``@hookimpl(wrapper=True)``): it is no architecture."""
     options = [options for _, _, options in _implementations(plugin)]
     return bool(options) and all(_wraps(option) for option in options)
 
@@ -49,8 +94,8 @@ def hooks_of(plugin: object) -> set[str]:
     return {hook for hook, _, _ in _implementations(plugin)}
 
 
-def check_hooks(plugin: object, culprit: str, *, required: Iterable[str] = REQUIRED_HOOKS) -> None:
-    """Names and arguments of every hook in ``plugin``, and that none of those ``required`` is missing.
+def check_hooks(plugin: object, culprit: str, *, required: Iterable[str]) -> None:
+    """Check names and arguments of every hook in ``plugin``, and that it has those ``required``.
 
     Raises:
         MisspeltHookError, HookArgumentError, MissingHookError: see there.
@@ -58,7 +103,7 @@ def check_hooks(plugin: object, culprit: str, *, required: Iterable[str] = REQUI
     found = set()
     for hook, function, options in _implementations(plugin):
         if hook not in HOOKS:
-            step = did_you_mean(hook, HOOKS) + "; functions that are no hook go without @hookimpl"
+            step = did_you_mean(hook, HOOKS) + "; other functions go without @hookimpl"
             raise MisspeltHookError(culprit, f"there is no hook called {hook!r}", step)
         _check_arguments(hook, function, culprit)
         if not _wraps(options):
@@ -71,23 +116,16 @@ def check_hooks(plugin: object, culprit: str, *, required: Iterable[str] = REQUI
             raise _missing(plugin, hook, culprit)
 
 
-def missing_hook(hook: str, culprit: str, plugin: object) -> MissingHookError:
-    """The error of calling an optional hook that ``plugin`` does not have."""
-    return _missing(plugin, hook, culprit)
-
-
-def checked_info(info: object, entry: Entry) -> ArchitectureInfo:
+def check_info(info: ArchitectureInfo, entry: Entry) -> ArchitectureInfo:
     """``describe()``'s answer, if it is a usable one.
 
     Raises:
-        HookResultError: it is no ArchitectureInfo, or one with a wrong or missing part.
+        HookResultError: a part of it is wrong or missing.
     """
 
     def refuse(cause: str, step: str) -> HookResultError:
         return HookResultError(entry.culprit, f"its describe hook returned {cause}", step)
 
-    if not isinstance(info, ArchitectureInfo):
-        raise wrong_result(entry.culprit, "describe", info, "an archbench.ArchitectureInfo")
     if not (isinstance(info.config, type) and issubclass(info.config, ModelConfig)):
         raise refuse(f"the config type {info.config!r}", "Give a subclass of archbench.ModelConfig")
     for name in ("name", "summary", "paper"):
@@ -98,44 +136,13 @@ def checked_info(info: object, entry: Entry) -> ArchitectureInfo:
     if not entry.is_file and info.name != entry.name:
         raise refuse(f"the name {info.name!r}, and its entry point says {entry.name!r}", "Make the two agree")
     if not isinstance(info.presets, Mapping) or "nano" not in info.presets:
-        raise refuse(
-            "no preset called 'nano'",
-            "Give ArchitectureInfo.presets a small size of that name: tests and smoke runs use it",
-        )
+        step = "Give ArchitectureInfo.presets a small size of that name: tests and smoke runs use it"
+        raise refuse("no preset called 'nano'", step)
     for name, preset in info.presets.items():
         if not isinstance(preset, info.config):
-            raise refuse(
-                f"the preset {name!r}, which is no {info.config.__name__}", f"Make it {info.config.__name__}(...)"
-            )
+            kind = info.config.__name__
+            raise refuse(f"the preset {name!r}, which is no {kind}", f"Make it {kind}(...)")
     return info
-
-
-def call_hook(hook: Callable[..., Any], name: str, culprit: str, /, **arguments: Any) -> Any:
-    """Call one hook; what it raises becomes a HookFailedError, archbench's own errors pass through."""
-    try:
-        return hook(**arguments)
-    except ArchbenchError:
-        raise
-    except (Exception, SystemExit) as error:
-        raise hook_failed(culprit, name, error) from error
-
-
-def hook_failed(culprit: str, hook: str, error: BaseException) -> HookFailedError:
-    step = "Rerun with --debug for the traceback, and tell the plugin's author"
-    return HookFailedError(culprit, f"its {hook} hook raised {one_line(error)}", step)
-
-
-def wrong_result(culprit: str, hook: str, result: object, expected: str, *, inside: str = "") -> HookResultError:
-    return HookResultError(culprit, f"its {hook} hook returned {inside}{_shown(result)}", f"Return {expected}")
-
-
-def signature_of(hook: str) -> str:
-    """``train_step(state, batch)``: how the hook is written."""
-    return f"{hook}({', '.join(_spec_arguments(hook))})"
-
-
-def _spec_arguments(hook: str) -> list[str]:
-    return list(inspect.signature(getattr(hookspecs, hook)).parameters)
 
 
 def _implementations(plugin: object) -> list[tuple[str, Callable[..., Any], Mapping[str, Any]]]:
@@ -153,8 +160,17 @@ def _wraps(options: Mapping[str, Any]) -> bool:
     return bool(options.get("wrapper") or options.get("hookwrapper"))
 
 
+def _arguments(hook: str) -> list[str]:
+    return list(inspect.signature(getattr(hookspecs, hook)).parameters)
+
+
+def _signature(hook: str) -> str:
+    """``train_step(state, batch)``: how the hook is written."""
+    return f"{hook}({', '.join(_arguments(hook))})"
+
+
 def _check_arguments(hook: str, function: Callable[..., Any], culprit: str) -> None:
-    known = _spec_arguments(hook)
+    known = _arguments(hook)
     for name, parameter in inspect.signature(function).parameters.items():
         if name in known and parameter.default is not parameter.empty:
             cause = f"the argument {name!r} of its {hook} hook has a default, so it would never be passed"
@@ -166,7 +182,7 @@ def _check_arguments(hook: str, function: Callable[..., Any], culprit: str) -> N
             cause = f"its {hook} hook takes an argument {name!r}, and nothing of that name is passed"
         else:
             continue
-        step = f"Write it as {signature_of(hook)}; arguments that are not needed may be left out"
+        step = f"Write it as {_signature(hook)}; unused arguments may be left out"
         raise HookArgumentError(culprit, cause, step)
 
 
@@ -174,7 +190,7 @@ def _missing(plugin: object, hook: str, culprit: str) -> MissingHookError:
     if callable(getattr(plugin, hook, None)):
         cause = f"it has a function {hook}() that is not marked as a hook"
         return MissingHookError(culprit, cause, "Write @hookimpl above it (from archbench import hookimpl)")
-    return MissingHookError(culprit, f"it has no {hook} hook", f"Add a function {signature_of(hook)} marked @hookimpl")
+    return MissingHookError(culprit, f"it has no {hook} hook", f"Add a function {_signature(hook)} marked @hookimpl")
 
 
 def _shown(result: object) -> str:

@@ -25,10 +25,10 @@ PLUGINS_VARIABLE = "ARCHBENCH_PLUGINS"
 
 @dataclass(frozen=True)
 class Entry:
-    """One claim to an architecture's name.
+    """One claim to a name.
 
     Attributes:
-        name: the architecture; the path, for a file that cannot even say its name.
+        name: the architecture, task or tracker; the path, for a file whose name is not known.
         package: the distribution it comes with, or the path of the file.
         version: the distribution's version; ``sha256:…`` of a file's text, or of all in its package.
         source: the module (``package.module`` or ``package.module:object``), or the absolute path of the file.
@@ -38,6 +38,15 @@ class Entry:
     package: str
     version: str
     source: str
+
+    @classmethod
+    def of_file(cls, path: str, name: str | None = None) -> Entry:
+        """The claim of a plugin file, or of a package's folder."""
+        place = Path(path)
+        digest = hashlib.sha256()
+        for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(file.read_bytes())
+        return cls(name or path, path, f"sha256:{digest.hexdigest()[:12]}", path)
 
     @property
     def is_file(self) -> bool:
@@ -52,16 +61,7 @@ class Entry:
         return f"plugin {self.name!r} (package {self.package} {self.version})"
 
 
-def file_entry(path: str, name: str | None = None) -> Entry:
-    """The claim of a plugin file, or of a package's folder; its path stands in for the name until that is known."""
-    place = Path(path)
-    digest = hashlib.sha256()
-    for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
-        digest.update(file.read_bytes())
-    return Entry(name or path, path, f"sha256:{digest.hexdigest()[:12]}", path)
-
-
-def installed(group: str = GROUP) -> list[Entry]:
+def installed(group: str) -> list[Entry]:
     """Entry points of the group, sorted by name; nothing is imported.
 
     A package that is found twice on ``sys.path`` counts once, the first time, as in Python's own imports.
@@ -71,12 +71,13 @@ def installed(group: str = GROUP) -> list[Entry]:
     seen: set[str] = set()
     for distribution in metadata.distributions(path=path):
         package = distribution.metadata["Name"]
-        if (
-            package is None or (key := re.sub(r"[-_.]+", "-", package).lower()) in seen
-        ):  # a half-removed package has no name
+        if package is None:  # it is half removed
+            continue
+        key = re.sub(r"[-_.]+", "-", package).lower()
+        if key in seen:
             continue
         seen.add(key)
-        points = [point for point in distribution.entry_points if point.group == group]
+        points = distribution.entry_points.select(group=group)
         entries += [Entry(point.name, package, distribution.version, point.value) for point in points]
     return sorted(entries, key=lambda entry: (entry.name, entry.package))
 
@@ -107,7 +108,7 @@ def is_same_plugin(entry: Entry, file: Entry) -> bool:
     if entry.name != file.name:
         return False
     source = source_path(entry)
-    return source is not None and source.exists() and file_entry(str(source)).version == file.version
+    return source is not None and source.exists() and Entry.of_file(str(source)).version == file.version
 
 
 def plugin_paths(plugins: Iterable[str | Path] = ()) -> tuple[str, ...]:

@@ -1,16 +1,17 @@
-"""Which architectures there are, and how to get one.
+"""Which plugins there are of each kind, and how to get one.
 
-Installed plugins are found without importing them. Each architecture has a plugin manager of its own, so exactly one
-plugin answers for it, and a broken one breaks no other: its error is raised when that architecture is asked for.
+A plugin's name is claimed by an entry point, which is read without importing anything, or by a file the user names.
+Each plugin has a pluggy manager of its own, so exactly one answers for a name, and a broken one breaks no other: its
+error is raised when that name is asked for.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from archbench.errors import (
     ArchbenchWarning,
@@ -20,13 +21,66 @@ from archbench.errors import (
     UnknownNameError,
     did_you_mean,
 )
-from archbench.hookspecs import REQUIRED_HOOKS
+from archbench.hookspecs import GROUP, REQUIRED_HOOKS, TASK_GROUP, TRACKER_GROUP
 from archbench.plugin.architecture import Architecture
-from archbench.plugin.contract import check_hooks, hooks_of, is_wrapper
-from archbench.plugin.discovery import Entry, file_entry, installed, is_same_plugin, plugin_files, plugin_paths
-from archbench.plugin.importing import import_file, import_installed
+from archbench.plugin.contract import Hooks, check_hooks, hooks_of, is_wrapper
+from archbench.plugin.discovery import Entry, installed, is_same_plugin, plugin_files, plugin_paths
+from archbench.plugin.importing import import_file, import_installed, plugin_code
 
-__all__ = ["Architecture", "Entry", "available", "load", "plugin_paths"]
+if TYPE_CHECKING:
+    from archbench.data.tasks import Task
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of plugin.
+
+    Attributes:
+        noun: what errors call one.
+        group: the entry points that installed ones are found by.
+        hooks: the hooks that one must have; none where entry points name a class.
+    """
+
+    noun: str
+    group: str
+    hooks: tuple[str, ...] = ()
+
+
+ARCHITECTURE = Kind("architecture", GROUP, REQUIRED_HOOKS)
+TASK = Kind("task", TASK_GROUP, ("tasks",))
+TRACKER = Kind("tracker", TRACKER_GROUP)
+WRAPPER = Kind("wrapper", "")  # a file whose hooks are all wrappers
+
+
+def claimant(kind: Kind, name: str, claims: Iterable[Entry]) -> Entry:
+    """The one plugin among ``claims`` that claims ``name``.
+
+    Raises:
+        UnknownNameError: none does.
+        DuplicateNameError: several do.
+    """
+    claims = list(claims)
+    found = [claim for claim in claims if claim.name == name]
+    if not found:
+        step = did_you_mean(name, {claim.name for claim in claims})
+        raise UnknownNameError(f"{kind.noun} {name!r}", "no installed package and no --plugin provides it", step)
+    if len(found) > 1:
+        who = " and ".join(claim.package if claim.is_file else f"{claim.package} ({claim.source})" for claim in found)
+        step = "Uninstall one of the packages, or give one another name"
+        if any(claim.is_file for claim in found):
+            step = "Rename one, or leave the file out, or bring an outdated package up to date with pip install -e"
+        raise DuplicateNameError(f"{kind.noun} {name!r}", f"{len(found)} plugins claim that name: {who}", step)
+    return found[0]
+
+
+def find(kind: Kind, names: Iterable[str]) -> dict[str, Entry]:
+    """The installed plugins of these names, by name; nothing is imported.
+
+    Raises:
+        UnknownNameError, DuplicateNameError: as :func:`claimant`.
+    """
+    claims = installed(kind.group)
+    return {name: claimant(kind, name, claims) for name in names}
 
 
 def available(plugins: Iterable[str | Path] = ()) -> list[Entry]:
@@ -39,16 +93,11 @@ def available(plugins: Iterable[str | Path] = ()) -> list[Entry]:
     Raises:
         UsageError: a file or folder in ``plugins`` does not exist, or has no plugin.
     """
-    entries = installed()
-    files = [file.entry for file in _files(plugins) if file.kind == "architecture"]
-    files = [file for file in files if not any(is_same_plugin(entry, file) for entry in entries)]
-    return sorted(entries + files, key=lambda entry: (entry.name, entry.package))
+    return _architectures(_files(plugins))
 
 
 def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
-    """Import and check the one plugin that claims ``name``.
-
-    Cross-cutting plugins among ``plugins`` (files whose hooks are all wrappers) are put around its hooks.
+    """Import and check the one architecture called ``name``, with the wrappers among ``plugins`` around its hooks.
 
     Warns:
         ArchbenchWarning: one of ``plugins`` cannot be imported, so it may have been meant for this architecture.
@@ -60,44 +109,61 @@ def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
         UsageError: a file or folder in ``plugins`` does not exist, or has no plugin.
     """
     files = _files(plugins)
-    claims = [entry for entry in installed() if entry.name == name]
-    claimed = [file.entry for file in files if file.entry.name == name and file.kind == "architecture"]
-    claims += [file for file in claimed if not any(is_same_plugin(entry, file) for entry in claims)]
-    if len(claims) > 1:
-        claimants = " and ".join(
-            f"{claim.package} ({claim.source})" if not claim.is_file else claim.package for claim in claims
-        )
-        step = (
-            "Uninstall one of the packages"
-            if not any(claim.is_file for claim in claims)
-            else "Rename one, or leave the file out, or bring an outdated package up to date with pip install -e"
-        )
-        raise DuplicateNameError(f"architecture {name!r}", f"{len(claims)} plugins claim that name: {claimants}", step)
-    if not claims:
-        raise _unknown(name, files)
-    entry = claims[0]
-    file = next((file for file in files if file.entry == entry), None)
-    if file is not None and file.error is not None:
-        raise file.error
-    if file is not None:
+    claims = _architectures(files)
+    if all(claim.name != name for claim in claims):
+        for file in files:
+            file.raise_error()  # it may well have been meant
+    entry = claimant(ARCHITECTURE, name, claims)
+    if entry.is_file:
+        file = next(file for file in files if file.entry == entry)
+        file.raise_error()
         plugin = file.plugin
     else:
-        plugin = import_installed(entry)
-        check_hooks(plugin, entry.culprit)
-    return Architecture(entry, plugin, _wrappers(files))
-
-
-def _wrappers(files: list[_File]) -> dict[str, object]:
-    """The cross-cutting plugins among ``files``, by name; one that is broken is never left out silently."""
+        plugin = _imported(ARCHITECTURE, entry)
+    wrappers = {}
     for file in files:
-        if file.kind == "wrapper" and file.error is not None:
-            raise file.error
-        if isinstance(file.error, PluginImportError):
-            warnings.warn(f"left out {file.error}", ArchbenchWarning, stacklevel=3)
-    return {Path(file.entry.source).stem: file.plugin for file in files if file.kind == "wrapper"}
+        if file.kind is WRAPPER:
+            file.raise_error()
+            wrappers[Path(file.entry.source).stem] = file.plugin
+        elif isinstance(file.error, PluginImportError):
+            warnings.warn(f"left out {file.error}", ArchbenchWarning, stacklevel=2)
+    return Architecture(entry, plugin, wrappers)
 
 
-Kind = Literal["architecture", "wrapper", "tasks"]
+def available_tasks(plugins: Iterable[str | Path] = ()) -> dict[str, Task]:
+    """Every diagnostic task by its name, the built-in ones first.
+
+    Args:
+        plugins: files and folders; those that offer no tasks are ignored.
+
+    Warns:
+        ArchbenchWarning: an installed plugin cannot be used, and is left out.
+
+    Raises:
+        PluginError: one of ``plugins`` offers tasks that cannot be used.
+        DuplicateNameError: two plugins offer a task of one name.
+    """
+    offered = [
+        (replace(entry, name=task.name), task)
+        for entry, plugin in [*_installed_tasks(), *_task_files(plugins)]
+        for task in _tasks_of(entry, plugin)
+    ]
+    claims = [entry for entry, _ in offered]
+    return {claimant(TASK, entry.name, claims).name: task for entry, task in offered}
+
+
+def load_tasks(names: Sequence[str], plugins: Iterable[str | Path] = ()) -> list[Task]:
+    """The tasks of these names, in their order; all of them for no names.
+
+    Raises:
+        UnknownNameError: there is no task of one of the names.
+        PluginError: as :func:`available_tasks`.
+    """
+    tasks = available_tasks(plugins)
+    for name in names:
+        if name not in tasks:
+            claimant(TASK, name, [Entry(task, "", "", "") for task in tasks])
+    return [tasks[name] for name in dict.fromkeys(names or tasks)]
 
 
 @dataclass(frozen=True)
@@ -106,8 +172,12 @@ class _File:
 
     entry: Entry
     plugin: object = None
-    kind: Kind = "architecture"
+    kind: Kind = ARCHITECTURE
     error: PluginError | None = None
+
+    def raise_error(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 def _files(plugins: Iterable[str | Path]) -> list[_File]:
@@ -115,24 +185,54 @@ def _files(plugins: Iterable[str | Path]) -> list[_File]:
 
 
 def _load_file(path: str) -> _File:
-    entry = file_entry(path)
-    kind: Kind = "architecture"
+    entry, plugin, kind = Entry.of_file(path), None, ARCHITECTURE
     try:
         plugin = import_file(path)
-        kind = "wrapper" if is_wrapper(plugin) else "tasks" if hooks_of(plugin) == {"tasks"} else "architecture"
-        check_hooks(plugin, entry.culprit, required=REQUIRED_HOOKS if kind == "architecture" else ())
-        if kind == "architecture":
-            entry = file_entry(path, name=Architecture(entry, plugin).name)
-        return _File(entry, plugin, kind)
+        kind = WRAPPER if is_wrapper(plugin) else TASK if hooks_of(plugin) == {"tasks"} else ARCHITECTURE
+        check_hooks(plugin, entry.culprit, required=kind.hooks)
+        if kind is ARCHITECTURE:
+            entry = Entry.of_file(path, name=Architecture(entry, plugin).name)
     except PluginError as error:
-        return _File(entry, kind=kind, error=error)
+        return _File(entry, plugin, kind, error)
+    return _File(entry, plugin, kind)
 
 
-def _unknown(name: str, files: list[_File]) -> PluginError | UnknownNameError:
-    """What to say of a name nobody claims: a broken file may well have been meant."""
-    for file in files:
-        if file.error is not None:
-            return file.error
-    known = {entry.name for entry in installed()} | {file.entry.name for file in files if file.kind == "architecture"}
-    step = did_you_mean(name, known) if known else "Reinstall archbench: even its built-in plugins are missing"
-    return UnknownNameError(f"architecture {name!r}", "no installed package and no --plugin provides it", step)
+def _architectures(files: Sequence[_File]) -> list[Entry]:
+    entries = installed(ARCHITECTURE.group)
+    mine = [file.entry for file in files if file.kind is ARCHITECTURE]
+    entries += [file for file in mine if not any(is_same_plugin(entry, file) for entry in entries)]
+    return sorted(entries, key=lambda entry: (entry.name, entry.package))
+
+
+def _imported(kind: Kind, entry: Entry) -> object:
+    plugin = import_installed(entry)
+    check_hooks(plugin, entry.culprit, required=kind.hooks)
+    return plugin
+
+
+def _installed_tasks() -> Iterator[tuple[Entry, object]]:
+    for entry in sorted(installed(TASK.group), key=lambda entry: entry.package != "archbench"):
+        try:
+            yield entry, _imported(TASK, entry)
+        except PluginError as error:
+            warnings.warn(f"its tasks are left out: {error}", ArchbenchWarning, stacklevel=3)
+
+
+def _task_files(plugins: Iterable[str | Path]) -> Iterator[tuple[Entry, object]]:
+    """Files that offer tasks; :func:`load` complains of those that are broken in another way."""
+    for file in _files(plugins):
+        if file.plugin is None:
+            warnings.warn(f"its tasks, if it has any, are left out: {file.error}", ArchbenchWarning, stacklevel=3)
+            continue
+        hooks = hooks_of(file.plugin)
+        if "tasks" in hooks or (not hooks and hasattr(file.plugin, "tasks")):  # the latter: the mark is missing
+            check_hooks(file.plugin, file.entry.culprit, required=TASK.hooks)
+            yield file.entry, file.plugin
+
+
+def _tasks_of(entry: Entry, plugin: object) -> list[Task]:
+    from archbench.data.tasks import check_task
+
+    with plugin_code():
+        offered = Hooks(plugin, entry).call("tasks", Sequence, "a list of archbench.Task")  # type: ignore[type-abstract]
+        return [check_task(task, entry.culprit) for task in offered]

@@ -13,7 +13,7 @@ from archbench.compare.pool import Follower, run_cells
 from archbench.compare.prediction import PROCESS_SECONDS, together
 from archbench.data.tasks import Task
 from archbench.errors import UsageError
-from archbench.plugin.tasks import load_tasks
+from archbench.plugin.registry import load_tasks
 from archbench.probing.contenders import Contender, contenders
 from archbench.probing.outcome import Measured, write_outcome
 from archbench.probing.plan import PLAN, ProbePlan

@@ -24,8 +24,7 @@ from archbench.measure.malloc import tune_malloc
 from archbench.phases.device import resolve_device
 from archbench.phases.loading import build_model
 from archbench.plugin.architecture import Architecture
-from archbench.plugin.registry import load
-from archbench.plugin.tasks import load_tasks
+from archbench.plugin.registry import load, load_tasks
 from archbench.probing.plan import ProbePlan
 from archbench.results.store import new_run_id
 from archbench.training.loop import train

@@ -17,42 +17,21 @@ from typing import Any
 from archbench.errors import (
     ArchbenchError,
     ArchbenchWarning,
-    DuplicateNameError,
     PluginError,
     PluginImportError,
-    UnknownNameError,
     UsageError,
-    did_you_mean,
 )
+from archbench.plugin.discovery import Entry
 from archbench.plugin.importing import clean_environment
+from archbench.plugin.registry import TRACKER, find
 from archbench.processes import end_group
-from archbench.trackers.tracker import GROUP, Status
+from archbench.trackers.tracker import Status
 
 LONGEST_START = 120.0
 """Seconds that a tracker may take to be imported, and again to start; W&B waits 90 s for its server."""
 
 LONGEST_FINISH = 300.0
 """Seconds that a tracker may take to send what it still holds."""
-
-
-def find(names: Sequence[str]) -> dict[str, metadata.EntryPoint]:
-    """The entry points of the trackers asked for, by name. Imports none of them.
-
-    Raises:
-        UnknownNameError: no installed package has such a tracker.
-        DuplicateNameError: several have.
-    """
-    known = metadata.entry_points(group=GROUP)
-    for name in names:
-        claims = sorted({_package(point) for point in known.select(name=name)})
-        if not claims:
-            raise UnknownNameError(
-                f"tracker {name!r}", "there is no such tracker", did_you_mean(name, set(known.names))
-            )
-        if len(claims) > 1:
-            step = f"Uninstall one of them, or give its tracker another name in the group {GROUP}"
-            raise DuplicateNameError(f"tracker {name!r}", f"{' and '.join(claims)} both have one", step)
-    return {name: next(iter(known.select(name=name))) for name in names}
 
 
 @contextmanager
@@ -64,7 +43,7 @@ def followed_by(names: Sequence[str], *, quiet: bool) -> Iterator[Trackers]:
         UsageError: the library it needs is not installed.
         PluginError: it cannot be imported, or made.
     """
-    followers = [Follower(point, quiet=quiet) for point in find(names).values()]
+    followers = [Follower(entry, quiet=quiet) for entry in find(TRACKER, names).values()]
     try:
         for follower in followers:
             follower.loaded()
@@ -101,13 +80,13 @@ class Trackers:
 class Follower:
     """One tracker's process; ``lost`` when it has failed."""
 
-    def __init__(self, point: metadata.EntryPoint, *, quiet: bool) -> None:
-        self.name = point.name
+    def __init__(self, entry: Entry, *, quiet: bool) -> None:
+        self.name = entry.name
         self.lost = False
-        self._point = point
+        self._entry = entry
         # -P: the working directory is not on the path, so nothing in it is imported unasked.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "archbench.trackers.process", point.name, point.value],
+            [sys.executable, "-P", "-m", "archbench.trackers.process", entry.name, entry.source],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL if quiet else None,
@@ -166,21 +145,15 @@ class Follower:
         self._process.wait()
 
     def _load_error(self, cause: str, missing: str | None) -> ArchbenchError:
-        culprit = f"tracker {self.name!r}"
-        if missing is None or missing.partition(".")[0] == self._point.module.partition(".")[0]:
-            package = _package(self._point)
+        culprit, package = f"tracker {self.name!r}", self._entry.package
+        if missing is None or missing.partition(".")[0] == self._entry.source.partition(":")[0].partition(".")[0]:
             step = f"Repair or reinstall {package}, or run without this tracker"
             kind = PluginError if missing is None else PluginImportError
             return kind(f"{culprit} (package {package})", f"loading it failed: {cause}", step)
-        extras = (self._point.dist.metadata.get_all("Provides-Extra") or []) if self._point.dist is not None else []
-        wanted = f"'{_package(self._point)}[{self.name}]'" if self.name in extras else missing.partition(".")[0]
-        return UsageError(
-            culprit, f"it needs {missing}, which is not installed", f"Install it with: pip install {wanted}"
-        )
-
-
-def _package(point: metadata.EntryPoint) -> str:
-    return point.dist.name if point.dist is not None else point.module
+        extras = metadata.metadata(package).get_all("Provides-Extra") or []
+        wanted = f"'{package}[{self.name}]'" if self.name in extras else missing.partition(".")[0]
+        cause = f"it needs {missing}, which is not installed"
+        return UsageError(culprit, cause, f"Install it with: pip install {wanted}")
 
 
 def _warn(name: str, *, during: str, cause: str) -> None:

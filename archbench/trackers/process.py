@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from archbench.errors import one_line
+from archbench.hookspecs import TRACKER_GROUP
 from archbench.trackers.feed import FeedReader
-from archbench.trackers.tracker import GROUP, Tracker
+from archbench.trackers.tracker import Tracker
 
 SECONDS_BETWEEN_READINGS = 1.0
 SECONDS_WITHOUT_ORDERS = 60.0
@@ -80,7 +81,7 @@ def main(arguments: list[str]) -> int:
         print(json.dumps(fields), file=answers, flush=True)
 
     try:
-        following = Following(name, metadata.EntryPoint(name, place, GROUP).load()())
+        following = Following(name, metadata.EntryPoint(name, place, TRACKER_GROUP).load()())
     except (Exception, SystemExit) as error:  # noqa: BLE001  as above
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         answer(failure={"during": "load", "cause": one_line(error)}, missing=missing)

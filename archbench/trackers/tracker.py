@@ -8,9 +8,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Protocol
 
-GROUP = "archbench.trackers"
-"""The group of entry points in which trackers are found, by name."""
-
 Status = Literal["finished", "failed", "interrupted"]
 
 
