@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from archbench import RunConfig, run
-from archbench.cli.run_file import read_run_file
+from archbench.cli.run import read_run_file
 
 RUN_FILE = Path(__file__).parents[1] / "results" / "known" / "nanogpt-cpu.toml"
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from archbench import read_results
-from archbench.plugin.registry import find
+from archbench.plugin.registry import TRACKER, find
 from archbench.trackers.feed import Feed
 from archbench.trackers.following import followed_by
 from test_run import UNCHECKED, archbench, losses, with_small_corpus

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Annotated, Any, ClassVar
 
 import typer
+from typer.core import TyperCommand
 
 from archbench import __version__
 from archbench.cli.check import check
 from archbench.cli.compare import compare, tune
 from archbench.cli.doctor import doctor
+from archbench.cli.fields import completed
 from archbench.cli.generate import generate
 from archbench.cli.kernels import kernels
 from archbench.cli.listing import list_architectures
@@ -68,21 +72,41 @@ def _options(
     pass
 
 
-app.command("run", rich_help_panel="Measure")(run)
-app.command("compare", rich_help_panel="Measure")(compare)
-app.command("tune", rich_help_panel="Measure")(tune)
-app.command("probe", rich_help_panel="Measure")(probe)
-app.command("scale", rich_help_panel="Measure")(scale)
-app.command("kernels", rich_help_panel="Measure")(kernels)
-app.command("results", rich_help_panel="Measure")(results)
-app.command("report", rich_help_panel="Measure")(report)
-app.command("generate", rich_help_panel="Measure")(generate)
-app.command("list", rich_help_panel="Look")(list_architectures)
-app.command("show", rich_help_panel="Look")(show)
-app.command("doctor", rich_help_panel="Look")(doctor)
-app.command("new", rich_help_panel="Add your own")(new)
-app.command("check", rich_help_panel="Add your own")(check)
-app.command("regress", rich_help_panel="Add your own")(regress)
+class _Command(TyperCommand):
+    """A command whose options are made when it is called: ``archbench --help`` shows none of them."""
+
+    function: ClassVar[Callable[..., None]]
+
+    @cached_property
+    def whole(self) -> Any:
+        one = typer.Typer(context_settings=app.info.context_settings, add_completion=False)
+        one.command(self.name, help=self.help)(completed(type(self).function))
+        return typer.main.get_command(one)
+
+    def make_context(self, *arguments: Any, **settings: Any) -> Any:
+        return self.whole.make_context(*arguments, **settings)
+
+
+def _add(panel: str, **commands: Callable[..., None]) -> None:
+    for name, function in commands.items():
+        kind = type(name, (_Command,), {"function": staticmethod(function)})
+        app.command(name, cls=kind, help=inspect.getdoc(function), rich_help_panel=panel)(lambda: None)
+
+
+_add(
+    "Measure",
+    run=run,
+    compare=compare,
+    tune=tune,
+    probe=probe,
+    scale=scale,
+    kernels=kernels,
+    results=results,
+    report=report,
+    generate=generate,
+)
+_add("Look", list=list_architectures, show=show, doctor=doctor)
+_add("Add your own", new=new, check=check, regress=regress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

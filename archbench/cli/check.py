@@ -1,4 +1,4 @@
-"""``archbench check``: the conformance kit, run on one architecture."""
+"""``archbench check``: the conformance checks, run on one architecture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archbench.cli.options import Json, Plugins, assignments
+from archbench.cli.options import Device, Json, Name, Plugins, Preset, Quiet, Set, assignments, named
+from archbench.cli.output import console, print_json, table
 from archbench.errors import ConformanceError
 
 if TYPE_CHECKING:
@@ -20,31 +21,26 @@ if TYPE_CHECKING:
 
 
 def check(
-    architecture: Annotated[
-        str, typer.Argument(help="Name of the architecture (see: archbench list).", show_default=False)
-    ],
-    preset: Annotated[str, typer.Option(help="The model's size.")] = "nano",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the model's configuration (repeatable)."),
-    ] = None,
+    architecture: Name = None,
+    preset: Preset = "nano",
+    set_: Set = None,
     plugin: Plugins = None,
     only: Annotated[
         list[str] | None,
-        typer.Option("--check", metavar="CHECK", help="Run this check only (repeatable).", show_default="all"),
+        typer.Option("--check", metavar="CHECK", help="Run this check only (repeatable)", show_default="all"),
     ] = None,
     xfail: Annotated[
         list[str] | None,
         typer.Option(
             metavar="CHECK=REASON",
-            help="A check known to fail, and why (repeatable). It fails if it passes. archbench run takes no excuse.",
+            help="A check known to fail, and why (repeatable); it fails if it passes. archbench run takes no excuse",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and tokens.")] = 0,
-    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that each check may take.")] = 60.0,
+    device: Device = "cpu",
+    seed: Annotated[int, typer.Option(min=0, help="Of the weights and tokens")] = 0,
+    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that each check may take")] = 60.0,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Check that an architecture is what a fair comparison takes it to be; exit code 9 if it is not. Under a minute.
 
@@ -57,7 +53,7 @@ def check(
     from archbench.testing.isolation import Request, check_apart
 
     request = Request(
-        architecture=architecture,
+        architecture=named(architecture, "check"),
         plugins=plugin_paths(plugin or ()),
         preset=preset,
         overrides=assignments(set_, "--set"),
@@ -104,7 +100,7 @@ def _failed(found: Findings) -> list[str]:
 
 
 def _conforms(request: Request, found: Findings) -> bool | None:
-    """Whether every claim holds; None where too few were looked at to say so. An expected failure is a failure."""
+    """Whether every claim holds; None where too few were checked to say so. An expected failure is a failure."""
     if not all(result.status in ("passed", "not applicable") for _, result in found):
         return False
     return True if request.checks is None else None
@@ -150,8 +146,6 @@ def _options(option: str, values: list[str]) -> list[str]:
 
 
 def _print_line(request: Request, claim: Claim, result: Result) -> None:
-    from archbench.cli.output import print_json
-
     line = {
         **_facts(request),
         "check": claim.name,
@@ -165,8 +159,6 @@ def _print_line(request: Request, claim: Claim, result: Result) -> None:
 
 
 def _print_last_line(request: Request, found: Findings, seconds: float) -> None:
-    from archbench.cli.output import print_json
-
     line = {
         **_facts(request),
         "conforms": _conforms(request, found),
@@ -186,8 +178,6 @@ def _facts(request: Request) -> dict[str, Any]:
 
 def _print_table(found: Findings) -> None:
     from rich.text import Text
-
-    from archbench.cli.output import console, table
 
     styles = {"passed": "green", "failed": "red", "unexpected pass": "red", "expected failure": "yellow"}
     made = table("check", "result", "seconds", "evidence", right=("seconds",))

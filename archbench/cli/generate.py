@@ -8,28 +8,30 @@ from typing import Annotated
 
 import typer
 
+from archbench.cli.options import Device, Name, named
 from archbench.errors import DataError, UsageError
 
 
 def generate(
-    architecture: Annotated[str, typer.Argument(help="The architecture that was trained.", show_default=False)],
-    run: Annotated[str, typer.Option(metavar="RUN_ID", help="The run whose model writes, or last.")] = "last",
-    out: Annotated[str, typer.Option(help="Folder of the results.")] = "results",
-    prompt: Annotated[str | None, typer.Option(help="Text to continue; without one, a document begins.")] = None,
-    prompt_file: Annotated[str | None, typer.Option(help="A UTF-8 text file to continue.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, at the most.")] = 200,
-    temperature: Annotated[float, typer.Option(help="Divides the logits; below 1 is bolder, above 1 wilder.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens.")] = None,
+    architecture: Name = None,
+    run: Annotated[str, typer.Option(metavar="RUN_ID", help="The run whose model writes, or last")] = "last",
+    out: Annotated[str, typer.Option(help="Folder of the results")] = "results",
+    prompt: Annotated[str | None, typer.Option(help="Text to continue; without one, a document begins")] = None,
+    prompt_file: Annotated[str | None, typer.Option(help="A UTF-8 text file to continue")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, at most")] = 200,
+    temperature: Annotated[float, typer.Option(help="Divides the logits: the higher, the more varied the text")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Sample among the likeliest tokens that reach this probability.")
+        float | None, typer.Option(help="Sample among the likeliest tokens that reach this probability")
     ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token.")] = False,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token")] = False,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the sampling.", show_default="another text each time")
+        int | None, typer.Option(min=0, help="Seed of the sampling", show_default="another text each time")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
 ) -> None:
     """Continue a prompt with a trained model; the prompt and the text stream to standard output."""
+    architecture = named(architecture, "generate")
     text = _prompt(prompt, prompt_file)
 
     import torch
@@ -106,9 +108,8 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
     except OSError as error:
         raise DataError(f"--prompt-file {prompt_file}", f"{error.strerror}", "Name a text file") from error
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"--prompt-file {prompt_file}", f"it is not UTF-8 ({error.reason})", "Save it as UTF-8"
-        ) from error
+        cause = f"it is not UTF-8 ({error.reason})"
+        raise DataError(f"--prompt-file {prompt_file}", cause, "Save it as UTF-8") from error
 
 
 def _write(text: str) -> None:

@@ -9,25 +9,27 @@ from typing import Annotated
 
 import typer
 
-from archbench.cli.options import Plugins
+from archbench.cli.options import Plugins, named
 
 
 def new(
     name: Annotated[
-        str, typer.Argument(help="Name of the architecture: lower-case letters, digits and '-'.", show_default=False)
-    ],
+        str | None,
+        typer.Argument(help="Name of the architecture: lower-case letters, digits and '-'", show_default=False),
+    ] = None,
     from_: Annotated[
         str | None,
-        typer.Option("--from", metavar="NAME", help="Copy the module of this architecture, instead of a template."),
+        typer.Option("--from", metavar="NAME", help="Copy the module of this architecture instead of the template"),
     ] = None,
     plugin: Plugins = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to make the package's folder.")] = Path("."),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to make the package's folder")] = Path("."),
 ) -> None:
     """Write an installable plugin package: one module, its tests, pyproject.toml and a README."""
     from archbench.plugin.registry import available
     from archbench.scaffold.origin import find_origin
     from archbench.scaffold.package import check_name, package_files, write_package
 
+    name = named(name, "new")
     known = available(plugin or ())
     check_name(name, known)
     written = package_files(name, find_origin(from_, known) if from_ is not None else None)

@@ -1,38 +1,81 @@
-"""Options that several commands share."""
+"""Options that several commands share, and what their values mean."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from archbench.errors import ConfigError, UsageError
 
-Plugins = Annotated[
-    list[str] | None, typer.Option("--plugin", metavar="FILE_OR_DIR", help="Load a plugin by its path (repeatable).")
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Names of the architectures (see: archbench list), or all", show_default=False),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON lines.")]
+Name = Annotated[str | None, typer.Argument(help="Name of the architecture (see: archbench list)", show_default=False)]
+Preset = Annotated[str, typer.Option(help="The model's size: nano, small, paper")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A field of the model's configuration: n_layer=6 (repeatable)"),
+]
+Config = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config",
+        metavar="NAME=VALUE",
+        help="Any field of the run's configuration: training.schedule=wsd (repeatable)",
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Plugins = Annotated[
+    list[str] | None, typer.Option("--plugin", metavar="FILE_OR_DIR", help="Load a plugin by its path (repeatable)")
+]
+Track = Annotated[
+    list[str] | None,
+    typer.Option("--track", help="An experiment tracker: tensorboard, wandb, mlflow (repeatable)"),
+]
+NoTuning = Annotated[
+    bool, typer.Option("--no-tuning", help="Train all at the recipe's learning rate, which favours some of them")
+]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", help="Folder of the study", show_default="in results/, by its kind and a digest of the plan"),
+]
+Unchecked = Annotated[bool, typer.Option("--unchecked", help="Skip the conformance checks; the results will say so")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON lines")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error")]
 
 
-def architectures(names: Sequence[str] | None, plugins: Sequence[str], command: str) -> list[str]:
+def named(architecture: str | None, command: str) -> str:
+    """The one architecture that a command is for.
+
+    Raises:
+        UsageError: none is named.
+    """
+    if architecture is None:
+        step = f"Name one: archbench {command} gpt1; archbench list shows what there is"
+        raise UsageError(f"archbench {command}", "no architecture is named", step)
+    return architecture
+
+
+def all_named(architectures: Sequence[str] | None, plugins: Sequence[str], command: str) -> list[str]:
     """The architectures that are named, where ``all`` names every one there is.
 
     Raises:
         UsageError: none is named.
     """
+    names = list(architectures or ())
+    named(names[0] if names else None, command)
+    if "all" not in names:
+        return names
     from archbench.plugin.registry import available
 
-    if not names:
-        step = f"Name one: archbench {command} gpt1; archbench list shows what there is"
-        raise UsageError(f"archbench {command}", "no architecture is named", step)
-    if "all" in names:
-        return list(dict.fromkeys(entry.name for entry in available(tuple(plugins))))
-    return list(names)
+    return list(dict.fromkeys(entry.name for entry in available(plugins)))
 
 
-def assignments(texts: list[str] | None, option: str) -> dict[str, str]:
+def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     """``["n_layer=6"]`` as ``{"n_layer": "6"}``.
 
     Raises:
@@ -42,15 +85,38 @@ def assignments(texts: list[str] | None, option: str) -> dict[str, str]:
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            raise UsageError(
-                f"{option} {text}", "it is not of the form NAME=VALUE", f"Write for instance {option} n_layer=6"
-            )
+            step = f"Write for instance {option} n_layer=6"
+            raise UsageError(f"{option} {text}", "it is not of the form NAME=VALUE", step)
         pairs[name.strip()] = value.strip()
     return pairs
 
 
-def assign(values: dict[str, Any], path: str, value: str) -> None:
-    """Set ``training.schedule`` and the like; JSON values (null, [1, 2]) are understood, everything else is text.
+def configure(
+    values: dict[str, Any], texts: Sequence[str] | None, *, owner: str = "", own: Mapping[str, str] | None = None
+) -> None:
+    """Set the fields that ``--config`` names; JSON values (null, [1, 2]) are understood, everything else is text.
+
+    Args:
+        owner: who sets some fields itself.
+        own: those fields, or whole sections, with what to do instead.
+
+    Raises:
+        UsageError: one is not of the form NAME=VALUE.
+        ConfigError: a field of ``own``, or a section that has no fields.
+    """
+    own = own or {}
+    for path, text in assignments(texts, "--config").items():
+        if step := own.get(path, own.get(path.partition(".")[0])):
+            raise ConfigError(f"--config {path}", f"{owner} sets it itself", step)
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        assign(values, path, value)
+
+
+def assign(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set ``training.schedule`` and the like.
 
     Raises:
         ConfigError: a section that has no fields.
@@ -59,10 +125,19 @@ def assign(values: dict[str, Any], path: str, value: str) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise ConfigError(
-                f"--config {path}", f"{section} has no fields", "The sections are data, training, quality and speed"
-            )
-    try:
-        values[name] = json.loads(value)
-    except json.JSONDecodeError:
-        values[name] = value
+            step = "The sections are data, training, quality and speed"
+            raise ConfigError(f"--config {path}", f"{section} has no fields", step)
+    values[name] = value
+
+
+def chosen_device(values: dict[str, Any], default: str | None = None) -> bool:
+    """Put the device into ``values``: by default a GPU where there is one. Whether it is a GPU.
+
+    Raises:
+        DeviceError: it is not there.
+    """
+    from archbench.phases.device import default_device, resolve_device
+
+    device = values.get("device", "auto")
+    values["device"] = (default or default_device()) if device == "auto" else device
+    return resolve_device(values["device"]).type == "cuda"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archbench.cli.options import Json, assignments
+from archbench.cli.options import Json, Preset, Quiet, Set, assignments
 from archbench.errors import ArchbenchError, MissingBaselineError, RegressionError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -19,53 +19,46 @@ if TYPE_CHECKING:
 
 
 def regress(
-    base: Annotated[
-        str, typer.Argument(metavar="BASE_REV", help="The revision before the change.", show_default=False)
-    ],
-    head: Annotated[str, typer.Argument(metavar="HEAD_REV", help="The revision after it.", show_default=False)],
+    base: Annotated[str, typer.Argument(metavar="BASE_REV", help="The revision before the change", show_default=False)],
+    head: Annotated[str, typer.Argument(metavar="HEAD_REV", help="The revision after it", show_default=False)],
     arch: Annotated[
         list[str] | None,
         typer.Option(
-            "--arch",
             metavar="NAME",
-            help="An architecture of this repository (repeatable).",
+            help="An architecture of this repository (repeatable)",
             show_default="all that the head's pyproject.toml declares",
         ),
     ] = None,
     timed: Annotated[
         list[str] | None,
-        typer.Option("--timed", metavar="NAME", help="Time only these of them (repeatable).", show_default="all"),
+        typer.Option(metavar="NAME", help="Time only these of them (repeatable)", show_default="all"),
     ] = None,
-    exact_only: Annotated[bool, typer.Option("--exact-only", help="Time nothing.")] = False,
+    exact_only: Annotated[bool, typer.Option("--exact-only", help="Time nothing")] = False,
     plugin: Annotated[
         list[str] | None,
         typer.Option(
-            "--plugin",
             metavar="FILE_OR_DIR",
-            help="A plugin that no pyproject.toml declares, by its path in the repository; taken from either revision.",
+            help="A plugin that no pyproject.toml declares, by its path in the repository; taken from either revision",
         ),
     ] = None,
-    preset: Annotated[str, typer.Option(help="The model's size.")] = "nano",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="A field of the model's configuration (repeatable)."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where to time: cpu, cuda or cuda:N.")] = "cpu",
+    preset: Preset = "nano",
+    set_: Set = None,
+    device: Annotated[str, typer.Option(help="Where to time: cpu, cuda or cuda:N")] = "cpu",
     exclusive: Annotated[
-        bool, typer.Option("--exclusive", help="Nobody else uses the GPU: its times are judged, not only reported.")
+        bool, typer.Option("--exclusive", help="Nobody else uses the GPU: its times are judged, not only reported")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=2, help="Pairs of fresh processes, at least.")] = 3,
-    max_rounds: Annotated[int, typer.Option(min=2, help="Pairs, at most; more than --rounds while unclear.")] = 12,
-    limit: Annotated[float, typer.Option(min=1.0, help="The timing gate: head / base.")] = 1.10,
+    rounds: Annotated[int, typer.Option(min=2, help="Pairs of fresh processes, at least")] = 3,
+    max_rounds: Annotated[int, typer.Option(min=2, help="Pairs, at most; more than --rounds while unclear")] = 12,
+    limit: Annotated[float, typer.Option(min=1.0, help="The timing gate: head / base")] = 1.10,
     accept: Annotated[
         list[str] | None,
-        typer.Option(metavar="METRIC=REASON", help="A regression that is meant; also NAME:METRIC=REASON (repeatable)."),
+        typer.Option(metavar="METRIC=REASON", help="An intended regression; also NAME:METRIC=REASON (repeatable)"),
     ] = None,
     require_baseline: Annotated[
-        bool, typer.Option("--require-baseline", help="Fail where the base has nothing to compare with.")
+        bool, typer.Option("--require-baseline", help="Fail where the base has nothing to compare with")
     ] = False,
     json: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure two revisions of this repository against each other; exit code 10 if the head costs more.
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from archbench.cli.options import Json, Plugins, assignments
+from archbench.cli.options import Json, Name, Plugins, Preset, Set, assignments, named
 
 if TYPE_CHECKING:
     from archbench.config import ModelConfig
@@ -14,20 +12,16 @@ if TYPE_CHECKING:
 
 
 def show(
-    architecture: Annotated[
-        str, typer.Argument(help="Name of the architecture (see: archbench list).", show_default=False)
-    ],
-    preset: Annotated[str, typer.Option(help="A size: nano, small, paper.")] = "nano",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A field of the configuration (repeatable).")
-    ] = None,
+    architecture: Name = None,
+    preset: Preset = "nano",
+    set_: Set = None,
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
     """Show an architecture: configuration, parameters, FLOPs, cache bytes and layers, all on the meta device."""
     from archbench.plugin.registry import load
 
-    loaded = load(architecture, plugin or ())
+    loaded = load(named(architecture, "show"), plugin or ())
     overrides: dict[str, Any] = {**assignments(set_, "--set")}
     config = loaded.config(preset, **overrides)
     facts = _facts(loaded, config, preset)

@@ -63,7 +63,8 @@ def claimant(kind: Kind, name: str, claims: Iterable[Entry]) -> Entry:
     found = [claim for claim in claims if claim.name == name]
     if not found:
         step = did_you_mean(name, {claim.name for claim in claims})
-        raise UnknownNameError(f"{kind.noun} {name!r}", "no installed package and no --plugin provides it", step)
+        where = "no installed package" + (" and no --plugin" if kind.hooks else "")
+        raise UnknownNameError(f"{kind.noun} {name!r}", f"{where} provides it", step)
     if len(found) > 1:
         who = " and ".join(claim.package if claim.is_file else f"{claim.package} ({claim.source})" for claim in found)
         step = "Uninstall one of the packages, or give one another name"

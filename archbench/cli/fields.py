@@ -1,0 +1,255 @@
+"""Options made from the fields of a configuration: their names, types, bounds, help texts and defaults.
+
+The configuration's module is imported when a command is called, not for ``archbench --help``.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
+
+import typer
+
+from archbench.cli.options import assign, assignments
+from archbench.errors import UnknownNameError, UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+Given: TypeAlias = dict[str, Any]
+"""A command's parameter ``given``: the fields that were given as options, by section."""
+
+
+@dataclass(frozen=True)
+class FieldOption:
+    """An option made from a configuration's field; name, type, bounds, help and default are the field's own.
+
+    Attributes:
+        path: of the field: ``training.tokens``.
+        name: of the option, where it is not the field's.
+        default: text that stands for a value that is not given.
+        shown: what ``--help`` calls the default.
+        help: instead of the field's description.
+        many: whether it is repeatable; otherwise commas separate several values.
+    """
+
+    path: str
+    name: str = ""
+    default: str | None = None
+    shown: str = ""
+    help: str = ""
+    many: bool = False
+
+    @property
+    def spelled(self) -> str:
+        return self.name or "--" + self.path.rpartition(".")[2].replace("_", "-")
+
+    @property
+    def parameter(self) -> str:
+        """The name under which Typer passes the option."""
+        return self.path.replace(".", "_")
+
+
+DEVICE = FieldOption("device", shown="auto", help="auto, cpu, cuda or cuda:N")
+SET = FieldOption("overrides", "--set", many=True, help="A field of the model's configuration: n_layer=6 (repeatable)")
+PLUGIN = FieldOption("plugins", "--plugin", many=True, help="Load a plugin by its path (repeatable)")
+RECIPE = (
+    FieldOption("profile", shown="quick on a CPU, standard on a GPU"),
+    FieldOption("preset"),
+    SET,
+    DEVICE,
+    FieldOption("dtype"),
+    FieldOption("threads"),
+    FieldOption("data.corpus"),
+    FieldOption("data.tokenizer"),
+    PLUGIN,
+)
+"""Options of all commands that train by a recipe."""
+
+
+def changed(options: Sequence[FieldOption], *others: FieldOption) -> tuple[FieldOption, ...]:
+    """``options`` with ``others`` instead of those of the same fields."""
+    by_path = {option.path: option for option in others}
+    return tuple(by_path.get(option.path, option) for option in options)
+
+
+def under(section: str, options: Sequence[FieldOption]) -> tuple[FieldOption, ...]:
+    """The same options of a section's fields."""
+    return tuple(replace(option, path=f"{section}.{option.path}") for option in options)
+
+
+def with_fields(model: str, *options: FieldOption) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of ``model``'s fields, in the place of its parameter ``given``.
+
+    Args:
+        model: ``package.module:Class``, a pydantic model; imported only when the command is called.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        command.__dict__["field_options"] = model, options
+        return command
+
+    return decorate
+
+
+def completed(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options that :func:`with_fields` promised it."""
+    if "field_options" not in command.__dict__:
+        return command
+    model, options = command.__dict__["field_options"]
+    module, _, name = model.partition(":")
+    kind = getattr(importlib.import_module(module), name)
+    fields = {option: _field_at(kind, option.path) for option in options}
+
+    @functools.wraps(command)
+    def filled(**values: Any) -> None:
+        given: Given = {}
+        for option, field in fields.items():
+            value = _value(option, field, values.pop(option.parameter))
+            if value is not None:
+                assign(given, option.path, value)
+        command(**values, given=given)
+
+    own = inspect.signature(command, eval_str=True)
+    made = [_parameter(option, field) for option, field in fields.items()]
+    parameters = [
+        parameter
+        for one in own.parameters.values()
+        for parameter in (made if one.name == "given" else [one.replace(kind=one.KEYWORD_ONLY)])
+    ]
+    filled.__dict__["__signature__"] = own.replace(parameters=parameters)
+    filled.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return filled
+
+
+def options_given(command: Callable[..., None], given: Given) -> Iterator[str]:
+    """How the fields in ``given`` are spelled on the command line."""
+    _, options = command.__dict__["field_options"]
+    for option in options:
+        section: Any = given
+        for part in option.path.split("."):
+            section = section.get(part) if section else None
+        if section is not None:
+            yield option.spelled
+
+
+def _field_at(model: Any, path: str) -> FieldInfo:
+    *sections, name = path.split(".")
+    for section in sections:
+        model = model.model_fields[section].annotation
+    field: FieldInfo = model.model_fields[name]
+    return field
+
+
+def _parameter(option: FieldOption, field: FieldInfo) -> inspect.Parameter:
+    """The option as Typer takes it. Values are text: the field itself says later what is wrong with them."""
+    kind = _without_none(field.annotation)
+    text, _, null = (option.help or field.description or "").partition("; null for ")
+    if choices := _choices(kind):
+        text += f": {', '.join(choices)}"
+    shown = option.shown or null
+    if not shown and option.default is None and kind is not bool:
+        shown = "the profile's" if field.is_required() else _written(field.get_default())
+    made = typer.Option(
+        option.spelled,
+        metavar=None if kind is bool else _metavar(kind),
+        help=text[:1].upper() + text[1:],
+        show_default=shown or option.default is not None,
+    )
+    annotation = bool if kind is bool else list[str] if option.many else str
+    return inspect.Parameter(
+        option.parameter,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=option.default,
+        annotation=Annotated[annotation | None, made],
+    )
+
+
+def _value(option: FieldOption, field: FieldInfo, text: Any) -> Any:
+    """What the option's text stands for, as the field takes it; None where it is not given.
+
+    Raises:
+        UsageError: the field does not take it.
+    """
+    kind = _without_none(field.annotation)
+    if text is None or text == []:
+        return None
+    if kind is bool:
+        return not field.default
+    if get_origin(kind) is dict:
+        return assignments(text, option.spelled)
+    from pydantic import TypeAdapter, ValidationError
+
+    adapter: TypeAdapter[Any] = TypeAdapter(Annotated[field.annotation, field])  # type: ignore[arg-type]
+    value = tuple(text) if option.many else _parsed(text, kind)
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        finding = error.errors(include_url=False)[0]
+        culprit = f"{option.spelled} {' '.join(text) if option.many else text}"
+        given, cause = finding["input"], finding["msg"][:1].lower() + finding["msg"][1:]
+        if finding["type"] == "literal_error":
+            raise UnknownNameError(culprit, f"there is no {given!r}", did_you_mean(given, _choices(kind))) from None
+        if finding["type"] == "missing":
+            cause = "a value is missing"
+        step = f"It means: {field.description}"
+        raise UsageError(culprit, f"{cause} (given: {_written(given)})", step) from None
+
+
+_NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*)([kMG]?)")
+
+
+def _parsed(text: str, kind: Any) -> Any:
+    """Text as numbers and tuples: commas separate a tuple's values, x those of a tuple in it; 25k is 25000."""
+    text, bare = text.strip(), _without_none(kind)
+    if get_origin(bare) is tuple:
+        element = get_args(bare)[0]
+        if text in ("", "none") and _without_none(element) is element:
+            return ()
+        return tuple(_parsed(part, element) for part in text.split("," if ... in get_args(bare) else "x"))
+    if text == "none" and bare is not kind:
+        return None
+    found = _NUMBER.fullmatch(text)
+    if found is None or _plain(bare) is not int:
+        return text
+    number = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]]
+    return round(number) if number == round(number) else text
+
+
+def _without_none(kind: Any) -> Any:
+    if get_origin(kind) in (Union, types.UnionType):
+        return next(one for one in get_args(kind) if one is not type(None))
+    return kind
+
+
+def _plain(kind: Any) -> Any:
+    """``int`` of ``Annotated[int, …]``."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The names that a field, or each of several values of it, is one of; none for other types."""
+    if get_origin(kind) is tuple:
+        return _choices(get_args(kind)[0])
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is dict:
+        return "NAME=VALUE"
+    if get_origin(kind) is tuple:
+        return "NxCxV" if ... not in get_args(kind) else _metavar(_without_none(get_args(kind)[0]))
+    return {int: "INTEGER", float: "FLOAT"}.get(_plain(kind), "TEXT")
+
+
+def _written(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if isinstance(value, tuple):
+        return ",".join("none" if one is None else str(one) for one in value)
+    return str(value) if value is not None else ""

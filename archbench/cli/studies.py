@@ -1,0 +1,57 @@
+"""What ``archbench compare``, ``tune``, ``probe`` and ``scale`` share: a plan becomes an outcome in a folder."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from archbench.cli.output import print_json
+
+SET_BY_STUDIES = dict.fromkeys(
+    ("architecture", "seed", "phases", "out", "weights"), "Leave it out: archbench run measures single runs"
+)
+"""Fields of their runs' configuration, and what to do instead."""
+
+
+class Plan(Protocol):
+    def digest(self) -> str: ...
+
+
+def study(
+    kind: str,
+    plan: Plan,
+    measure: Callable[..., Any],
+    show: Callable[[Any, Path], None],
+    *,
+    out: str | None,
+    json: bool,
+    quiet: bool,
+    describe: Callable[[Any], str] | None = None,
+) -> None:
+    """Carry out a plan with progress on standard error, and print its outcome.
+
+    Args:
+        kind: names the folder where ``out`` does not.
+        measure: from plan, folder, progress and command line to the outcome.
+        show: prints the outcome as tables.
+        describe: a cell in a few words.
+    """
+    from archbench.cli.compare_progress import CompareProgress
+
+    folder = Path(out) if out is not None else Path("results") / f"{kind}-{plan.digest()}"
+    with CompareProgress(folder, quiet=quiet, describe=describe) as progress:
+        outcome = measure(plan, folder, progress, shlex.join(["archbench", *sys.argv[1:]]))
+    if json:
+        print_json(outcome)
+    else:
+        show(outcome, folder)
+
+
+def default_jobs(run: dict[str, Any], *, on_gpu: bool) -> int:
+    """Runs at a time: one on a GPU, otherwise one a CPU thread."""
+    from archbench.measure.machine import usable_cpus
+
+    return 1 if on_gpu else run.get("threads") or len(usable_cpus())
