@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from archbench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from archbench.profiles import PROFILES
@@ -25,11 +26,11 @@ AttentionName = Literal["auto", "triton", "sdpa", "flex", "reference"]
 SamplingName = Literal["epochs", "random"]
 
 PUBLISHED = "published"
-"""The preset of a run whose weights bring their own configuration; the runner adds the model's name."""
+"""The preset of a run whose weights bring their own configuration; the run adds the model's name."""
 
 
 class Frozen(BaseModel):
-    """A frozen configuration whose errors are archbench's: what, why and what next."""
+    """A frozen configuration; its errors are archbench's, with culprit, cause and next step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -58,10 +59,10 @@ class ModelConfig(Frozen):
 class DataConfig(Frozen):
     """The text, and how it becomes tokens."""
 
-    corpus: str = Field(description="an embedded corpus's name, a text file, a folder, or hf:NAME[:CONFIG]")
-    tokenizer: str = Field(description="byte, bpe:N, file:tokenizer.json, gguf:FILE or hf:NAME")
+    corpus: str = Field(description="text: shakespeare, python, a file, a folder or hf:NAME[:CONFIG]")
+    tokenizer: str = Field(description="tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE or hf:NAME")
     validation_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of bytes held out, where the corpus has no split of its own"
+        0.1, gt=0, lt=1, description="share of bytes held out where the corpus has no split of its own"
     )
 
 
@@ -72,29 +73,32 @@ class TrainingConfig(Frozen):
     steps: int | None = Field(None, gt=0, description="budget: optimizer updates")
     flops: float | None = Field(None, gt=0, description="budget: model FLOPs, forward and backward")
     seconds: float | None = Field(
-        None, gt=0, description="budget: seconds of training steps (validation and checkpoints apart)"
+        None, gt=0, description="budget: seconds of training steps, without validation and checkpoints"
     )
     batch_size: int = Field(gt=0, description="B, sequences per micro-batch")
     accumulation: int = Field(1, gt=0, description="micro-batches per optimizer update")
     sampling: SamplingName = Field(
-        "epochs", description="epochs: each block of T tokens once an epoch; random: blocks that begin anywhere"
+        "epochs",
+        description="order of the text; epochs: each block of T tokens once an epoch, random: blocks from anywhere",
     )
-    optimizer: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="all from torch.optim")
+    optimizer: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="optimizer, from torch.optim")
     learning_rate: float = Field(gt=0, description="peak learning rate")
     betas: tuple[float, float] = Field(
-        (0.9, 0.95), description="Adam's moment decays (momentum of SGD and Muon: the first)"
+        (0.9, 0.95), description="Adam's moment decays; the first is the momentum of SGD and Muon"
     )
     eps: float = Field(1e-8, gt=0, description="added to Adam's denominator")
     weight_decay: float = Field(
-        0.1, ge=0, description="decoupled, on parameters of two or more dimensions (never on biases and gains)"
+        0.1,
+        ge=0,
+        description="decoupled weight decay, of parameters with two or more dimensions (not of biases and gains)",
     )
     grad_clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for none")
     schedule: Literal["cosine", "wsd", "constant"] = Field(
-        "cosine", description="after the warm-up; wsd: warm-up, stable, decay"
+        "cosine", description="learning-rate schedule after the warm-up; wsd is warm-up, stable, decay"
     )
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the budget spent in linear warm-up")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="share of the budget spent in the decay of wsd")
-    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="last learning rate / peak")
+    min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate / peak")
     validate_every: int | None = Field(
         None, gt=0, description="optimizer updates between validations; null for none before the end"
     )
@@ -114,13 +118,13 @@ class TrainingConfig(Frozen):
 
 
 class QualityConfig(Frozen):
-    """How the held-out text is scored: rolling windows, each token scored once."""
+    """How held-out text is scored: rolling windows, each token scored once."""
 
     stride: int | None = Field(
         None, gt=0, description="tokens scored per window; null for the whole context (lm-evaluation-harness's default)"
     )
     batch_size: int = Field(
-        8, gt=0, description="windows scored at a time; fewer where their logits would be more than 4 GiB"
+        8, gt=0, description="windows scored at a time; fewer where their logits would exceed 4 GiB"
     )
 
 
@@ -145,33 +149,41 @@ class RunConfig(Frozen):
     """
 
     architecture: str = Field(description="name of the architecture; see archbench list")
-    profile: str = Field("quick", description="how much work: the defaults of all other fields, below")
-    preset: str = Field(description="named size of the model; published: what the weights' own configuration says")
-    overrides: dict[str, Any] = Field(default_factory=dict, description="model configuration fields replaced")
+    profile: str = Field(
+        "quick", description="how much work: smoke, quick, standard or paper; it sets the defaults of the other fields"
+    )
+    preset: str = Field(
+        description="size of the model: nano, small, paper, or published (what the weights' configuration says)"
+    )
+    overrides: dict[str, Any] = Field(
+        default_factory=dict, description="fields of the model's configuration to replace"
+    )
     vocabulary: Literal["tokenizer", "preset"] = Field(
-        description="V: as large as the tokenizer, or the preset's published one (which must be no smaller)"
+        description="V: the tokenizer's size, or the preset's published one, which must be no smaller"
     )
     weights: str | None = Field(
-        None, description="a folder, .safetensors or .gguf file with published weights to start from"
+        None, description="published weights to start from: a folder, .safetensors or .gguf file"
     )
     phases: tuple[PhaseName, ...] = Field(
-        ("train", "quality", "prefill", "decode"), description="what is measured, in this order"
+        ("train", "quality", "prefill", "decode"), description="phases to measure, in this order"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of initial weights, batches and dropout")
-    device: str = Field("cpu", description="cpu, cuda or cuda:N")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of initial weights, batches and dropout")
+    device: str = Field("cpu", description="where to run: cpu, cuda or cuda:N")
     dtype: DTypeName = Field(
-        description="of matrix products: autocast in training and scoring, the weights' own in prefill and decode"
+        description="precision of matrix products: autocast in training and scoring, the weights' in prefill and decode"
     )
-    attention: AttentionName = Field("auto", description="attention backend; what ran is in the rows")
+    attention: AttentionName = Field("auto", description="attention backend; the rows say what ran")
     compile: bool = Field(False, description="train with torch.compile")
-    threads: int | None = Field(None, gt=0, description="CPU threads; null for one a core this process may use")
-    checked: bool = Field(True, description="measure nothing before the architecture has passed the conformance checks")
+    threads: int | None = Field(None, gt=0, description="CPU threads; null for one per core this process may use")
+    checked: bool = Field(True, description="run the conformance checks first, and measure nothing if one fails")
     time_limit: float = Field(
-        3600.0, gt=0, description="seconds that any phase but training may take; the conformance checks at most 300"
+        3600.0, gt=0, description="seconds that each phase but training may take; the conformance checks at most 300"
     )
     plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")
-    out: str = Field("results", description="folder the results go to")
-    trackers: tuple[str, ...] = Field((), description="experiment trackers that follow the run; see trackers.md")
+    out: str = Field("results", description="folder for the results")
+    trackers: tuple[str, ...] = Field(
+        (), description="experiment trackers, such as tensorboard, wandb and mlflow; see trackers.md"
+    )
     data: DataConfig
     training: TrainingConfig
     quality: QualityConfig
@@ -194,9 +206,9 @@ class RunConfig(Frozen):
 class KernelConfig(Frozen):
     """What the kernel phase measures: causal attention at every combination of sizes, and a head's loss."""
 
-    operations: tuple[OperationName, ...] = Field(("attention", "loss"), min_length=1, description="what is measured")
+    operations: tuple[OperationName, ...] = Field(("attention", "loss"), min_length=1, description="what to measure")
     backends: tuple[BackendName, ...] = Field(
-        ("triton", "sdpa", "flex", "reference"), min_length=1, description="attention backends, alternating"
+        ("triton", "sdpa", "flex", "reference"), min_length=1, description="attention backends to alternate"
     )
     lengths: tuple[PositiveInt, ...] = Field(min_length=1, description="T, positions")
     head_widths: tuple[Annotated[int, Field(ge=16, le=256)], ...] = Field(
@@ -205,19 +217,19 @@ class KernelConfig(Frozen):
     query_heads: PositiveInt | None = Field(None, description="H, query heads; null for 2048 / D, a multiple of 8")
     groups: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="H/G, query heads to a key/value head")
     windows: tuple[PositiveInt | None, ...] = Field(
-        (None,), min_length=1, description="W, positions that each sees, itself included; null for all"
+        (None,), min_length=1, description="W, positions each query sees, itself included; null for all"
     )
     batch_size: PositiveInt | None = Field(None, description="B, sequences; null for 16384 / T, at least 1")
     losses: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = Field(
-        min_length=1, description="N positions, C width and V vocabulary of each loss"
+        min_length=1, description="sizes of each loss, NxCxV: N positions, C width, V vocabulary"
     )
     repeats: int = Field(10, ge=1, description="timed repeats of each case, after warm-up")
     warmup: int = Field(3, ge=1, description="untimed repeats after the first, at the least")
-    seed: int = Field(0, ge=0, lt=2**31, description="of the inputs")
-    device: str = Field("cpu", description="cpu, cuda or cuda:N")
-    dtype: DTypeName = Field("float32", description="of the inputs")
-    threads: int | None = Field(None, gt=0, description="CPU threads; null for one a core this process may use")
-    out: str = Field("results", description="folder the results go to")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the inputs")
+    device: str = Field("cpu", description="where to run: cpu, cuda or cuda:N")
+    dtype: DTypeName = Field("float32", description="precision of the inputs")
+    threads: int | None = Field(None, gt=0, description="CPU threads; null for one per core this process may use")
+    out: str = Field("results", description="folder for the results")
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:
@@ -251,7 +263,7 @@ _BUDGETS = ("tokens", "steps", "flops", "seconds")
 
 def _hash(config: BaseModel, leave_out: set[str]) -> str:
     values = config.model_dump(mode="json", exclude=leave_out)
-    if values.get("training", {}).get("sampling") == "epochs":  # a later field: runs of before it were no others
+    if values.get("training", {}).get("sampling") == "epochs":  # a later field: earlier runs had no other
         del values["training"]["sampling"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -269,42 +281,33 @@ def filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def config_error(kind: type[BaseModel], error: ValidationError) -> UsageError:
-    """pydantic's findings as one of ours: the first field at fault, why, and what it may be."""
+    """pydantic's first finding as an error of ours: the field at fault, why, and what it means."""
     finding = error.errors(include_url=False)[0]
     nested = finding.get("ctx", {}).get("error")
     if isinstance(nested, UsageError):  # a section or a validator that already said it all
         return nested
     field = ".".join(str(part) for part in finding["loc"])
     if finding["type"] == "extra_forbidden":
-        known = _fields_at(kind, finding["loc"][:-1])
-        return ConfigError(
-            f"{kind.__name__}.{field}", "there is no such field", did_you_mean(str(finding["loc"][-1]), known)
-        )
+        *path, name = finding["loc"]
+        section = field_at(kind, path)
+        known = getattr(section.annotation if section is not None else kind, "model_fields", {})
+        return ConfigError(f"{kind.__name__}.{field}", "there is no such field", did_you_mean(str(name), known))
     cause = finding["msg"].removeprefix("Value error, ")
     culprit = f"{kind.__name__}.{field}" if field else kind.__name__
     if finding["type"] != "missing":
         given = finding["input"]
         cause += f" (given: {given!r})" if not isinstance(given, dict) else ""
-    description = _description_at(kind, finding["loc"])
+    found = field_at(kind, finding["loc"])
+    description = found.description if found is not None else None
     return ConfigError(culprit, cause, f"It means: {description}" if description else "Correct the value")
 
 
-def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def field_at(kind: type[BaseModel], path: Iterable[int | str]) -> FieldInfo | None:
+    """The field that ``path`` leads to or into: ``("training", "betas", 0)`` to ``betas``; None if there is none."""
+    field = None
     for part in path:
-        annotation = kind.model_fields[str(part)].annotation if str(part) in kind.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        field = kind.model_fields.get(str(part))
+        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
             break
-        kind = annotation
-    return list(kind.model_fields)
-
-
-def _description_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> str | None:
-    for part in path:
-        info = kind.model_fields.get(str(part))
-        if info is None:
-            return None
-        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
-            kind = info.annotation
-        else:
-            return info.description
-    return None
+        kind = field.annotation
+    return field

@@ -13,7 +13,7 @@
     │   ├── HookArgumentError                3
     │   ├── HookResultError                  3   a hook returned None or the wrong type
     │   ├── HookFailedError                  3   a hook raised
-    │   └── DuplicateNameError               3   two packages claim one architecture name
+    │   └── DuplicateNameError               3   two plugins claim one name
     ├── DataError (ValueError)               4   a corpus or tokenizer that cannot be used
     ├── DeviceError                          5   hardware, dtype, backend or compiler asked for is not there
     ├── CheckpointError                      6   a checkpoint or weights file that cannot be read

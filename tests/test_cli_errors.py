@@ -22,7 +22,7 @@ Install = Callable[..., Path]
     [
         (["lst"], "No such command 'lst'"),
         (["list", "--jsn"], "No such option"),
-        (["show"], "Missing argument"),
+        (["regress"], "Missing argument"),
         (["results", "--limit", "many"], "--limit"),
     ],
 )

@@ -224,7 +224,7 @@ def test_documents_are_the_units_where_there_are_enough_and_empty_ones_are_left_
         (("compare", "gpt1"), "a comparison is of two architectures or more"),
         (("compare", "gpt1", "llama", "--match", "size"), "match"),
         (("compare", "gpt1", "llama", "--baseline", "gpt2"), "baseline 'gpt2': it is not among those compared"),
-        (("compare", "gpt1", "llama", "--contexts", "1,x"), "it is no list of whole numbers"),
+        (("compare", "gpt1", "llama", "--contexts", "1,x"), "--contexts 1,x"),
         (("compare", "gpt1", "llama", "--config", "seed=3"), "a comparison sets it itself"),
         (("compare", "gpt1", "llama", "--match", "time", "--jobs", "2"), "take each other's time"),
         (("tune", "gpt11"), "no installed package"),

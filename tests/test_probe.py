@@ -203,7 +203,7 @@ def test_trainings_that_all_fail_are_not_measured_and_say_why(cli: RunCLI, bigra
         (("gpt1", "--task", "recal"), "Did you mean 'recall'"),
         (("gpt1", "gpt1"), "named twice"),
         (("gpt1", "--parameters", "10"), "parameters"),
-        (("gpt1", "--learning-rate", "-1"), "learning_rates"),
+        (("gpt1", "--learning-rate", "-1"), "--learning-rate -1"),
         (("gpt1", "--set", "n_layers=3"), "n_layer"),
         (("gpt1", "--preset", "huge"), "preset"),
     ],

@@ -65,7 +65,7 @@ def test_a_short_ladder_is_drawn_and_not_fitted_and_goes_on_with_more_budgets(cl
         (("gtp1",), "Did you mean 'gpt1'"),
         (("gpt1", "gpt1"), "named twice"),
         (("gpt1", "--sizes", "25k,25k"), "named twice"),
-        (("gpt1", "--sizes", "little"), "no positive whole number"),
+        (("gpt1", "--sizes", "little"), "--sizes little"),
         (("gpt1", "--budgets", "10"), "one update reads 512 tokens"),
         (("gpt1", "--preset", "huge"), "preset"),
         (("gpt1", "--config", "training.tokens=5"), "--budgets"),

@@ -9,8 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from archbench.cli.units import whole_numbers
-from archbench.errors import UsageError
 from archbench.scaling import findings
 from archbench.scaling.findings import Finding, Point, find, rank
 from archbench.scaling.law import Law, fit
@@ -131,13 +129,3 @@ def test_exponents_that_are_the_same_are_seldom_told_apart(monkeypatch: pytest.M
         ranking, _ = rank(pair)
         claims += any(one.verdict != "not told apart" for one in ranking)
     assert claims <= 5, claims  # of 30 at 5 %, more than 5 come of chance once in 300 times
-
-
-def test_sizes_and_budgets_are_read_as_people_write_them() -> None:
-    assert whole_numbers("25k, 1.5M,300,2G,10_000", "--sizes") == [25_000, 1_500_000, 300, 2_000_000_000, 10_000]
-
-
-@pytest.mark.parametrize("text", ["", "0", "25K", "k", "1.5", "-3", "25k,,50k", "1e6", "many"])
-def test_what_is_no_size_names_the_option(text: str) -> None:
-    with pytest.raises(UsageError, match="--sizes"):
-        whole_numbers(text, "--sizes")

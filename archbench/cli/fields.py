@@ -56,9 +56,9 @@ class FieldOption:
         return self.path.replace(".", "_")
 
 
-DEVICE = FieldOption("device", shown="auto", help="auto, cpu, cuda or cuda:N")
-SET = FieldOption("overrides", "--set", many=True, help="A field of the model's configuration: n_layer=6 (repeatable)")
-PLUGIN = FieldOption("plugins", "--plugin", many=True, help="Load a plugin by its path (repeatable)")
+DEVICE = FieldOption("device", shown="auto", help="where to run: auto, cpu, cuda or cuda:N")
+SET = FieldOption("overrides", "--set", many=True, help="A field of the model's configuration: n_layer=6")
+PLUGIN = FieldOption("plugins", "--plugin", many=True, help="Load a plugin by its path")
 RECIPE = (
     FieldOption("profile", shown="quick on a CPU, standard on a GPU"),
     FieldOption("preset"),
@@ -139,11 +139,11 @@ def options_given(command: Callable[..., None], given: Given) -> Iterator[str]:
             yield option.spelled
 
 
-def _field_at(model: Any, path: str) -> FieldInfo:
-    *sections, name = path.split(".")
-    for section in sections:
-        model = model.model_fields[section].annotation
-    field: FieldInfo = model.model_fields[name]
+def _field_at(kind: Any, path: str) -> FieldInfo:
+    from archbench.config import field_at
+
+    field = field_at(kind, path.split("."))
+    assert field is not None, path
     return field
 
 
@@ -152,7 +152,9 @@ def _parameter(option: FieldOption, field: FieldInfo) -> inspect.Parameter:
     kind = _without_none(field.annotation)
     text, _, null = (option.help or field.description or "").partition("; null for ")
     if choices := _choices(kind):
-        text += f": {', '.join(choices)}"
+        text += f" ({', '.join(choices)})"
+    if option.many:
+        text += " (repeatable)"
     shown = option.shown or null
     if not shown and option.default is None and kind is not bool:
         shown = "the profile's" if field.is_required() else _written(field.get_default())
@@ -198,7 +200,7 @@ def _value(option: FieldOption, field: FieldInfo, text: Any) -> Any:
             raise UnknownNameError(culprit, f"there is no {given!r}", did_you_mean(given, _choices(kind))) from None
         if finding["type"] == "missing":
             cause = "a value is missing"
-        step = f"It means: {field.description}"
+        step = f"It means: {(field.description or '').partition('; null for ')[0]}"
         raise UsageError(culprit, f"{cause} (given: {_written(given)})", step) from None
 
 

@@ -28,7 +28,7 @@ Config = Annotated[
         help="Any field of the run's configuration: training.schedule=wsd (repeatable)",
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")]
+Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda or cuda:N")]
 Plugins = Annotated[
     list[str] | None, typer.Option("--plugin", metavar="FILE_OR_DIR", help="Load a plugin by its path (repeatable)")
 ]

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     FieldOption("training.learning_rate", "--lr"),
     FieldOption("training.optimizer"),
     FieldOption("training.schedule"),
-    FieldOption("weights"),
+    FieldOption("weights", help="published weights: a folder, .safetensors or .gguf file; skips training"),
     FieldOption("phases"),
     FieldOption("trackers", "--track", many=True),
     FieldOption("out"),

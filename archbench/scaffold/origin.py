@@ -1,4 +1,4 @@
-"""The module of an architecture that is there already, to be copied under another name; nothing is imported."""
+"""The module of an existing architecture, to be copied under another name; nothing is imported."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from archbench.errors import ArchbenchError, UnknownNameError, UsageError, did_you_mean
+from archbench.errors import UsageError
 from archbench.plugin.discovery import Entry, source_path
+from archbench.plugin.registry import ARCHITECTURE, claimant
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Origin:
     """The one module that an architecture is written in.
 
     Attributes:
-        entry: who claims the name.
+        entry: the plugin.
         text: the module's source.
         attribute: the object in the module that is the plugin; "" where it is the module itself.
     """
@@ -31,7 +32,7 @@ class Origin:
         """The source as that of the architecture ``name``, with a line on where it comes from.
 
         Raises:
-            UsageError: the name in its ``ArchitectureInfo`` is no literal, so that nobody can tell what to replace.
+            UsageError: the name in its ``ArchitectureInfo`` is no literal, so it cannot be replaced.
         """
         found = _name_literal(ast.parse(self.text), self.entry.name)
         if found is None:
@@ -39,9 +40,8 @@ class Origin:
             raise _unusable(self.entry, cause)
         lines = self.text.splitlines(keepends=True)
         line = lines[found.lineno - 1].encode()  # ast counts columns in bytes
-        lines[found.lineno - 1] = (
-            line[: found.col_offset] + f'"{name}"'.encode() + line[found.end_col_offset :]
-        ).decode()
+        changed = line[: found.col_offset] + f'"{name}"'.encode() + line[found.end_col_offset :]
+        lines[found.lineno - 1] = changed.decode()
         return f"# Copied from {self._provenance()} by archbench new.\n" + "".join(lines)
 
     def _provenance(self) -> str:
@@ -57,17 +57,11 @@ def find_origin(name: str, known: Sequence[Entry]) -> Origin:
     """The module behind the architecture ``name`` among those ``known``.
 
     Raises:
-        UnknownNameError: nobody has that name.
-        UsageError: two have it, its source cannot be found or read, or it is more than one module.
+        UnknownNameError: there is no such architecture.
+        DuplicateNameError: two plugins have that name.
+        UsageError: its source cannot be found or read, or it is more than one module.
     """
-    claims = [entry for entry in known if entry.name == name]
-    if not claims:
-        step = did_you_mean(name, {entry.name for entry in known})
-        raise UnknownNameError(f"--from {name}", "there is no such architecture", step)
-    if len(claims) > 1:
-        claimants = " and ".join(entry.package for entry in claims)
-        raise UsageError(f"--from {name}", f"{claimants} both claim that name", "Uninstall or leave out one of them")
-    entry = claims[0]
+    entry = claimant(ARCHITECTURE, name, known)
     module, _, attribute = ("", "", "") if entry.is_file else entry.source.partition(":")
     file = source_path(entry)
     if file is None:
@@ -91,8 +85,7 @@ def _own_imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
     """(line, module) of each import of a neighbour, which a copy would not have."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
-            name = "." * node.level + (node.module or "")
-            names = [name]
+            names = ["." * node.level + (node.module or "")]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         else:
@@ -122,6 +115,6 @@ def _name_literal(tree: ast.Module, name: str) -> ast.Constant | None:
     return None
 
 
-def _unusable(entry: Entry, cause: str) -> ArchbenchError:
+def _unusable(entry: Entry, cause: str) -> UsageError:
     step = "Copy it by hand, or start from the template: leave --from out"
     return UsageError(f"--from {entry.name} ({entry.package})", cause, step)

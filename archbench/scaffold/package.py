@@ -41,7 +41,7 @@ def write_package(folder: Path, written: dict[str, str]) -> None:
         UsageError: there is something in it, or it is a file.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        cause = "it is there already, and nothing is overwritten"
+        cause = "it exists already, and nothing is overwritten"
         raise UsageError(str(folder), cause, "Choose another name, or another folder with --out")
     for path, text in written.items():
         file = folder / path
@@ -50,20 +50,20 @@ def write_package(folder: Path, written: dict[str, str]) -> None:
 
 
 def check_name(name: str, known: list[Entry]) -> None:
-    """Whether a new architecture can be called ``name``.
+    """Check that a new architecture can be called ``name``.
 
     Raises:
-        UsageError: it is no name for one, or somebody has it, or the module's name, already.
+        UsageError: it is not a valid name, or the name or the module's name is taken.
     """
     culprit = f"name {name!r}"
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         step = "Use lower-case letters and digits, beginning with a letter, with single hyphens in between"
-        raise UsageError(culprit, "it is no name for an architecture", step)
+        raise UsageError(culprit, "it is not a valid name for an architecture", step)
     for entry in known:
         if entry.name == name:
             raise UsageError(culprit, f"{entry.culprit} has it already", "Choose another name")
     if importlib.util.find_spec(module_name(name)) is not None:
-        cause = f"a module {module_name(name)} is installed already, and would be hidden or hide the new one"
+        cause = f"a module {module_name(name)} is installed already, and would hide the new one or be hidden by it"
         raise UsageError(culprit, cause, "Choose another name")
 
 
