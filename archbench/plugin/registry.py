@@ -60,7 +60,7 @@ def claimant(kind: Kind, name: str, claims: Iterable[Entry]) -> Entry:
         DuplicateNameError: several do.
     """
     claims = list(claims)
-    found = [claim for claim in claims if claim.name == name]
+    found = sorted((claim for claim in claims if claim.name == name), key=lambda claim: claim.is_file)
     if not found:
         step = did_you_mean(name, {claim.name for claim in claims})
         where = "no installed package" + (" and no --plugin" if kind.hooks else "")
