@@ -200,7 +200,7 @@ def _value(option: FieldOption, field: FieldInfo, text: Any) -> Any:
             raise UnknownNameError(culprit, f"there is no {given!r}", did_you_mean(given, _choices(kind))) from None
         if finding["type"] == "missing":
             cause = "a value is missing"
-        step = f"It means: {(field.description or '').partition('; null for ')[0]}"
+        step = f"It sets {option.path}: {(field.description or '').partition('; null for ')[0]}"
         raise UsageError(culprit, f"{cause} (given: {_written(given)})", step) from None
 
 

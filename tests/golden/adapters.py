@@ -18,7 +18,7 @@ from archbench.compare.contenders import contenders as compare_contenders
 from archbench.compare.plan import ComparePlan
 from archbench.compare.stages import budget_of, cost_cells, pilot_cell, seed_cells, speed_cells, tuning_cells
 from archbench.config import RunConfig
-from archbench.plugin.tasks import load_tasks
+from archbench.plugin.registry import load_tasks
 from archbench.probing.plan import ProbePlan
 from archbench.probing.trials import trial_key
 from archbench.report.ladder import read_ladder
