@@ -86,7 +86,8 @@ def test_every_metric_and_verdict_is_in_its_table_and_the_gate_is_the_real_one()
 
 
 def test_the_page_has_every_option_of_the_command_or_its_help_has() -> None:
-    options = {name for option in typer.main.get_command(app).commands["regress"].params for name in option.opts}
+    command = typer.main.get_command(app).commands["regress"].make_context("regress", ["base", "head"]).command
+    options = {name for option in command.params for name in option.opts}
     options |= {"--runs", "--slowdowns"}  # of benchmarks/regression_gate.py
     for mentioned in set(re.findall(r"--[a-z][a-z-]+", PAGE)):
         assert mentioned in options or mentioned.startswith(("--archbench-", "--benchmark-", "--pyargs")), mentioned

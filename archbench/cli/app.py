@@ -87,26 +87,16 @@ class _Command(TyperCommand):
         return self.whole.make_context(*arguments, **settings)
 
 
-def _add(panel: str, **commands: Callable[..., None]) -> None:
-    for name, function in commands.items():
+def _add(panel: str, *functions: Callable[..., None]) -> None:
+    for function in functions:
+        name = function.__name__.removesuffix("_architectures")
         kind = type(name, (_Command,), {"function": staticmethod(function)})
         app.command(name, cls=kind, help=inspect.getdoc(function), rich_help_panel=panel)(lambda: None)
 
 
-_add(
-    "Measure",
-    run=run,
-    compare=compare,
-    tune=tune,
-    probe=probe,
-    scale=scale,
-    kernels=kernels,
-    results=results,
-    report=report,
-    generate=generate,
-)
-_add("Look", list=list_architectures, show=show, doctor=doctor)
-_add("Add your own", new=new, check=check, regress=regress)
+_add("Measure", run, compare, tune, probe, scale, kernels, results, report, generate)
+_add("Look", list_architectures, show, doctor)
+_add("Add your own", new, check, regress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

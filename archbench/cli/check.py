@@ -70,10 +70,25 @@ def check(
             progress.ended(result)
             found.append((claim, result))
             if json:
-                _print_line(request, claim, result)
+                _print_line(
+                    request,
+                    check=claim.name,
+                    status=result.status,
+                    gate=claim.gate,
+                    why=claim.why,
+                    evidence=result.evidence,
+                    seconds=result.seconds,
+                )
     seconds = time.monotonic() - start
     if json:
-        _print_last_line(request, found, seconds)
+        _print_line(
+            request,
+            conforms=_conforms(request, found),
+            failed=_names(found, "failed", "unexpected pass"),
+            expected_failures=_names(found, "expected failure"),
+            not_run=_names(found, "not run"),
+            seconds=seconds,
+        )
     else:
         _print_table(found)
         typer.echo(f"\n{_verdict(request, found, seconds)}")
@@ -145,35 +160,10 @@ def _options(option: str, values: list[str]) -> list[str]:
     return [word for value in values for word in (option, value)]
 
 
-def _print_line(request: Request, claim: Claim, result: Result) -> None:
-    line = {
-        **_facts(request),
-        "check": claim.name,
-        "status": result.status,
-        "gate": claim.gate,
-        "why": claim.why,
-        "evidence": result.evidence,
-        "seconds": result.seconds,
-    }
-    print_json(line)
-
-
-def _print_last_line(request: Request, found: Findings, seconds: float) -> None:
-    line = {
-        **_facts(request),
-        "conforms": _conforms(request, found),
-        "failed": _names(found, "failed", "unexpected pass"),
-        "expected_failures": _names(found, "expected failure"),
-        "not_run": _names(found, "not run"),
-        "seconds": seconds,
-    }
-    print_json(line)
-
-
-def _facts(request: Request) -> dict[str, Any]:
+def _print_line(request: Request, **fields: Any) -> None:
     from archbench.testing.checks import LEVEL
 
-    return {"architecture": request.architecture, "preset": request.preset, "level": LEVEL}
+    print_json({"architecture": request.architecture, "preset": request.preset, "level": LEVEL, **fields})
 
 
 def _print_table(found: Findings) -> None:
