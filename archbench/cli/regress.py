@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from archbench.cli.options import Json, Preset, Quiet, Set, assignments
-from archbench.errors import ArchbenchError, MissingBaselineError, RegressionError, UsageError, did_you_mean
+from archbench.errors import MissingBaselineError, RegressionError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from archbench.regression.comparison import Counted, Plan
@@ -68,6 +68,7 @@ def regress(
     neither revision.
     """
     from archbench.regression.comparison import Plan
+    from archbench.regression.sides import Request, Side
     from archbench.regression.trees import checked_out
     from archbench.regression.verdicts import accepted
 
@@ -77,23 +78,29 @@ def regress(
         names = _names(arch, trees[1], plugin)
         timed_names = [] if exact_only else _chosen(timed, names)
 
-        def side(tree: Tree, kind: str, chosen: Sequence[str]) -> Side:
-            return _side(kind, tree, chosen, plugin or (), preset, assignments(set_, "--set"), device)
+        def side(kind: str, tree: Tree, chosen: Sequence[str]) -> Side:
+            paths = [str(place) for one in plugin or () if (place := tree.project / one).exists()]
+            request = Request(list(chosen), paths, preset, assignments(set_, "--set"), device)
+            return Side(f"{kind} {tree.name}", request, tree.imports)
 
-        say = _progress(quiet)
+        def sides(chosen: Sequence[str]) -> tuple[Side, Side]:
+            return side("base", trees[0], chosen), side("head", trees[1], chosen)
+
+        def say(text: str) -> None:
+            if not quiet:
+                typer.echo(text, err=True)
+
         say(f"counting: {', '.join(names)}")
-        rows = _rows(trees, names, timed_names, side, plan, judged=device == "cpu" or exclusive, say=say)
-    rows = accepted(rows, reasons)
+        rows = _rows(trees, names, timed_names, sides, plan, judged=device == "cpu" or exclusive, say=say)
     title = f"archbench regress {trees[0].name} {trees[1].name}"
-    _publish(rows, title, json=json)
-    _judge(rows, title, require_baseline=require_baseline)
+    _conclude(accepted(rows, reasons), title, json=json, require_baseline=require_baseline)
 
 
 def _rows(
     trees: Sequence[Tree],
     names: Sequence[str],
     timed_names: Sequence[str],
-    side: Callable[[Tree, str, Sequence[str]], Side],
+    sides: Callable[[Sequence[str]], tuple[Side, Side]],
     plan: Plan,
     *,
     judged: bool,
@@ -102,7 +109,7 @@ def _rows(
     from archbench.regression.comparison import SAMPLES, compare_alternated, counted
     from archbench.regression.verdicts import exact_rows, timed_row
 
-    before, after = counted([side(trees[0], "base", names), side(trees[1], "head", names)])
+    before, after = counted(sides(names))
     for name in names:
         if name in after.errors:
             raise after.errors[name]
@@ -116,8 +123,7 @@ def _rows(
     ]
     both = [name for name in timed_names if name not in absent]
     if both:
-        pair = side(trees[0], "base", both), side(trees[1], "head", both)
-        rows += compare_alternated(*pair, plan, judged=judged, progress=say)
+        rows += compare_alternated(*sides(both), plan, judged=judged, progress=say)
     for name in timed_names:
         if name in absent:
             rows += _noted([timed_row(name, metric, (), (), None) for metric in SAMPLES], absent[name])
@@ -128,22 +134,6 @@ def _noted(rows: list[Row], note: str | None) -> list[Row]:
     from dataclasses import replace
 
     return rows if note is None else [replace(row, note=note) for row in rows]
-
-
-def _side(
-    kind: str,
-    tree: Tree,
-    names: Sequence[str],
-    plugins: Sequence[str],
-    preset: str,
-    overrides: Mapping[str, str],
-    device: str,
-) -> Side:
-    from archbench.regression.sides import Request, Side
-
-    paths = [str(place) for plugin in plugins if (place := tree.project / plugin).exists()]
-    request = Request(list(names), paths, preset, dict(overrides), device)
-    return Side(f"{kind} {tree.name}", request, tree.imports)
 
 
 def _own(tree: Tree, kind: str, counted: Counted) -> None:
@@ -199,44 +189,35 @@ def _reasons(accept: list[str] | None) -> dict[str, str]:
     return reasons
 
 
-def _progress(quiet: bool) -> Callable[[str], None]:
-    return (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
+def _conclude(rows: Sequence[Row], title: str, *, json: bool, require_baseline: bool) -> None:
+    """Print the rows, write the job's summary, and judge.
 
-
-def _publish(rows: Sequence[Row], title: str, *, json: bool) -> None:
+    Raises:
+        RegressionError: something regressed.
+        MissingBaselineError: the base has nothing to compare with, where that is required.
+    """
     from archbench.cli.output import console, print_json, table
     from archbench.regression.report import COLUMNS, as_json, cells, conclusion, markdown, write_summary
 
-    write_summary(markdown(rows, title, conclusion(rows)))
+    verdict = conclusion(rows)
+    failed, new = (
+        [f"{row.architecture}:{row.metric}" for row in rows if row.verdict == one] for one in ("FAIL", "NEW")
+    )
+    write_summary(markdown(rows, title, verdict))
     if json:
         for row in rows:
             print_json(as_json(row))
-        print_json({"title": title, "conclusion": conclusion(rows), "failed": _failed(rows), "new": _new(rows)})
-        return
-    made = table(*COLUMNS, right=("base", "head", "ratio"))
-    for row in rows:
-        made.add_row(*cells(row))
-    console().print(made)
-    typer.echo(f"\n{conclusion(rows)}.")
-
-
-def _failed(rows: Sequence[Row]) -> list[str]:
-    return [f"{row.architecture}:{row.metric}" for row in rows if row.verdict == "FAIL"]
-
-
-def _new(rows: Sequence[Row]) -> list[str]:
-    return [f"{row.architecture}:{row.metric}" for row in rows if row.verdict == "NEW"]
-
-
-def _judge(rows: Sequence[Row], title: str, *, require_baseline: bool) -> None:
-    error: ArchbenchError | None = None
-    if failed := _failed(rows):
-        first = failed[0].partition(":")[2]
-        step = f"Undo what costs more, or say that it is meant: --accept '{first}=why'"
-        error = RegressionError(title, f"{len(failed)} of {len(rows)} regressed ({', '.join(failed)})", step)
-    elif require_baseline and (new := _new(rows)):
+        print_json({"title": title, "conclusion": verdict, "failed": failed, "new": new})
+    else:
+        made = table(*COLUMNS, right=("base", "head", "ratio"))
+        for row in rows:
+            made.add_row(*cells(row))
+        console().print(made)
+        typer.echo(f"\n{verdict}.")
+    if failed:
+        step = f"Undo what costs more, or say that it is meant: --accept '{failed[0].partition(':')[2]}=why'"
+        raise RegressionError(title, f"{len(failed)} of {len(rows)} regressed ({', '.join(failed)})", step)
+    if require_baseline and new:
         named = ", ".join(new[:5]) + " …" * (len(new) > 5)
         cause = f"the base has nothing to compare {len(new)} of {len(rows)} with ({named})"
-        error = MissingBaselineError(title, cause, "Leave --require-baseline out for the change that brings them")
-    if error is not None:
-        raise error
+        raise MissingBaselineError(title, cause, "Leave --require-baseline out for the change that brings them")
