@@ -201,7 +201,7 @@ def _value(option: FieldOption, field: FieldInfo, text: Any) -> Any:
         if finding["type"] == "missing":
             cause = "a value is missing"
         step = f"It sets {option.path}: {(field.description or '').partition('; null for ')[0]}"
-        raise UsageError(culprit, f"{cause} (given: {_written(given)})", step) from None
+        raise UsageError(culprit, f"{cause} (given: {given!r})", step) from None
 
 
 _NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*)([kMG]?)")

@@ -48,6 +48,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON 
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error")]
 
 
+SECTIONS = ("data", "training", "quality", "speed", "overrides")
+"""Of a run's configuration: what has fields."""
+
+
 def named(architecture: str | None, command: str) -> str:
     """The one architecture that a command is for.
 
@@ -106,7 +110,10 @@ def configure(
     """
     own = own or {}
     for path, text in assignments(texts, "--config").items():
-        if step := own.get(path, own.get(path.partition(".")[0])):
+        section, *fields = path.split(".")
+        if fields and section not in SECTIONS:
+            raise _no_fields(path, section)
+        if step := own.get(path, own.get(section)):
             raise ConfigError(f"--config {path}", f"{owner} sets it itself", step)
         try:
             value = json.loads(text)
@@ -125,9 +132,13 @@ def assign(values: dict[str, Any], path: str, value: Any) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            step = "The sections are data, training, quality and speed"
-            raise ConfigError(f"--config {path}", f"{section} has no fields", step)
+            raise _no_fields(path, section)
     values[name] = value
+
+
+def _no_fields(path: str, section: str) -> ConfigError:
+    step = "The sections are data, training, quality and speed"
+    return ConfigError(f"--config {path}", f"{section} has no fields", step)
 
 
 def chosen_device(values: dict[str, Any], default: str | None = None) -> bool:
