@@ -23,6 +23,7 @@ from archbench.kernels import (
 )
 from archbench.kernels.fused.configurations import configuration_for
 from attention_definition import naive_attention
+from pairwise import pairwise
 
 BACKENDS = ("sdpa", "reference")
 
@@ -39,10 +40,7 @@ SHAPES = [  # B, H, G, T, S, D
 ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("window", [None, 1, 3, 50])
-@pytest.mark.parametrize("scale", [None, 0.3])
+@pairwise(shape=SHAPES, window=[None, 1, 3, 50], backend=BACKENDS, scale=[None, 0.3])
 def test_backends_equal_the_definition(
     backend: str, shape: tuple[int, ...], window: int | None, scale: float | None
 ) -> None:

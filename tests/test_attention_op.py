@@ -19,6 +19,7 @@ from archbench.errors import UsageError
 from archbench.kernels import causal_attention
 from archbench.kernels.attention_op import fused_attention, register_flop_formulas
 from attention_definition import naive_attention
+from pairwise import pairwise
 
 FORWARD = torch.ops.archbench.causal_attention_forward.default
 BACKWARD = torch.ops.archbench.causal_attention_backward.default
@@ -46,9 +47,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None = None, scale: fl
     return fused_attention(q, k, v, window=window, scale=scale, precision="ieee")
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("transposed", [False, True], ids=["packed", "transposed"])
-@pytest.mark.parametrize("scale", [0.3, -0.3, 0.0])
+@pairwise(case=list(CASES), scale=[0.3, -0.3, 0.0], transposed=[False, True])
 def test_values_and_gradients_are_the_definitions(case: str, transposed: bool, scale: float) -> None:
     window = CASES[case][-1]
     inputs = [x.requires_grad_() for x in make(case, transposed=transposed)]

@@ -6,7 +6,7 @@ import ast
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -22,11 +22,20 @@ names = pytest.mark.parametrize("name", NAMES)
 
 
 class TestConformance(ArchitectureChecks):
-    """Every check of the kit, for each of them."""
+    """Every check, for each architecture with a short context: two blocks of a recurrence, and more than a window."""
+
+    SIZES: ClassVar[dict[str, int]] = {"context_length": 40, "vocab_size": 128}
 
     @classmethod
     def examinations(cls, config: pytest.Config) -> dict[str, Examination]:
-        return {f"{name}-": Examination(name) for name in NAMES}
+        return {f"{name}-": Examination(name, overrides=cls.SIZES) for name in NAMES}
+
+
+@pytest.mark.exhaustive
+class TestConformanceOfThePreset(TestConformance):
+    """Every check, for the preset ``nano`` as it is."""
+
+    SIZES: ClassVar[dict[str, int]] = {}
 
 
 def test_ten_architectures_are_built_in() -> None:

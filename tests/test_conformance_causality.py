@@ -3,97 +3,21 @@
 from __future__ import annotations
 
 import re
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 
-import archbench
 from archbench.testing.causality import BATCH_INVARIANCE, CAUSALITY
 from archbench.testing.checks import Check, run_check
-from archbench.testing.subject import Subject
 from archbench.testing.token_gradients import token_gradients
-
-EXAMPLES = Path(__file__).parent / "example_plugins"
-
-_PLUGIN = """
-import os, random, signal, threading
-import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
-from archbench import ArchitectureInfo, ModelConfig, decode_without_cache, hookimpl, next_token_step
-
-class Model(nn.Module):
-    def __init__(self, config):
-        super().__init__()
-        self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, 16)
-        self.mix = nn.Linear(16, 16)
-        self.head = nn.Linear(16, config.vocab_size)
-        self.drop = nn.Dropout(0.1)
-        self.register_buffer("mean", torch.zeros(16))
-
-    def past(self, x):  # the mean of each position and those before it
-        return self.mix(x.cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device, dtype=x.dtype)[:, None])
-
-    def forward(self, tokens):
-        x = self.embedding(tokens)
-        x = self.drop(x + torch.tanh(self.past(x)))
-{forward}
-        return self.head(x)
-
-@hookimpl
-def describe():
-    presets = {{"nano": ModelConfig(vocab_size=61, context_length=24)}}
-    return ArchitectureInfo("wrong", "A wrong model", "Nobody 2020", ModelConfig, presets)
-
-@hookimpl
-def build(config):
-{build}
-    return Model(config)
-
-@hookimpl
-def train_step(state, batch):
-{train_step}
-    return next_token_step(state, batch)
-
-@hookimpl
-def generate(model, prompt, max_new_tokens, sampling):
-{generate}
-    return decode_without_cache(model, prompt, max_new_tokens, sampling)
-"""
-
-
-def small_gpt1() -> Subject:
-    gpt1 = archbench.load("gpt1")
-    sizes = {"context_length": 24, "n_layer": 1, "d_model": 32, "n_head": 2, "d_ff": 64}
-    return Subject(gpt1, gpt1.config("nano", vocab_size=61, **sizes))
-
-
-def example(name: str) -> Subject:
-    architecture = archbench.load(name, plugins=[EXAMPLES / f"{name}.py"])
-    return Subject(architecture, architecture.config("nano"))
-
-
-def plugin(folder: Path, forward: str = "", *, build: str = "", train_step: str = "", generate: str = "") -> Subject:
-    """A right model with lines added to its forward pass (``x`` is (B, T, C)) or to its hooks."""
-    parts = {"build": build, "train_step": train_step, "generate": generate}
-    body = {name: textwrap.indent(textwrap.dedent(lines), " " * 4) for name, lines in parts.items()}
-    file = folder / "wrong.py"
-    file.write_text(_PLUGIN.format(forward=textwrap.indent(textwrap.dedent(forward), " " * 8), **body))
-    architecture = archbench.load("wrong", plugins=[file])
-    return Subject(architecture, architecture.config("nano"))
+from edited_plugins import plugin, tiny
 
 
 @pytest.mark.parametrize("check", [CAUSALITY, BATCH_INVARIANCE], ids=lambda check: check.name)
 @pytest.mark.parametrize("name", ["gpt1", "bigram", "with dropout"])
 def test_right_models_pass_by_values_and_by_gradient(check: Check, name: str, tmp_path: Path) -> None:
-    subject = {"gpt1": small_gpt1, "bigram": lambda: example("bigram"), "with dropout": lambda: plugin(tmp_path)}[
-        name
-    ]()
-    result = run_check(check, subject)
+    result = run_check(check, plugin(tmp_path) if name == "with dropout" else tiny(name))
     assert result.status == "passed", result.evidence
     assert "no gradient flows to what they must not see" in result.evidence
 
@@ -251,7 +175,6 @@ def test_a_model_without_a_lookup_is_judged_by_values_and_says_so(tmp_path: Path
 
 
 def test_a_context_of_one_position_has_no_future() -> None:
-    bigram = archbench.load("bigram", plugins=[EXAMPLES / "bigram.py"])
-    subject = Subject(bigram, bigram.config("nano", context_length=1))
+    subject = tiny("bigram", context_length=1)
     assert run_check(CAUSALITY, subject).status == "not applicable"
     assert run_check(BATCH_INVARIANCE, subject).status == "passed"

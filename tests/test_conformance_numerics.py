@@ -19,14 +19,13 @@ from archbench.testing.checks import Check, run_check
 from archbench.testing.global_state import watched
 from archbench.testing.numerics import BFLOAT16, COMPILE, SEED
 from archbench.testing.side_effects import SIDE_EFFECTS
-from test_conformance_causality import example, plugin, small_gpt1
+from edited_plugins import plugin, tiny
 
 
 @pytest.mark.parametrize("check", [SIDE_EFFECTS, SEED, BFLOAT16, COMPILE], ids=lambda check: check.name)
 @pytest.mark.parametrize("name", ["gpt1", "bigram", "with dropout"])
 def test_right_models_pass(check: Check, name: str, tmp_path: Path) -> None:
-    subjects = {"gpt1": small_gpt1, "bigram": lambda: example("bigram"), "with dropout": lambda: plugin(tmp_path)}
-    result = run_check(check, subjects[name]())
+    result = run_check(check, plugin(tmp_path) if name == "with dropout" else tiny(name))
     assert result.status == "passed", result.evidence
 
 
@@ -147,7 +146,7 @@ def test_threads_from_before_are_nobody_s_fault() -> None:
     thread = threading.Thread(target=done.wait)
     thread.start()
     try:
-        assert run_check(SIDE_EFFECTS, example("bigram")).status == "passed"
+        assert run_check(SIDE_EFFECTS, tiny("bigram")).status == "passed"
     finally:
         done.set()
         thread.join()

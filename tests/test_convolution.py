@@ -10,6 +10,7 @@ from torch import Tensor
 from archbench.errors import ConfigError
 from archbench.kernels.convolution import causal_convolution, reference_causal_convolution
 from archbench.nn import CausalConv1d
+from pairwise import pairwise
 
 
 def published(x: Tensor, layer: CausalConv1d) -> Tensor:
@@ -19,9 +20,7 @@ def published(x: Tensor, layer: CausalConv1d) -> Tensor:
     return y[:, :, :T].transpose(1, 2)
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("width", [1, 2, 4])
-@pytest.mark.parametrize("T", [1, 2, 7])
+@pairwise(T=[1, 2, 7], width=[1, 2, 4], bias=[True, False])
 def test_values_and_gradients_equal_conv1d(T: int, width: int, bias: bool) -> None:
     torch.manual_seed(0)
     layer = CausalConv1d(5, width, bias=bias).double()

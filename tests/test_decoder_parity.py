@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import archbench
 from archbench.config import ModelConfig
 from archbench.errors import CheckpointError, ConfigError
 from archbench.kernels import attention_backend
+from parity import assert_same_gradients, logits_and_gradients, parameter_count, randomise
 
 transformers = pytest.importorskip("transformers")
 
@@ -85,32 +85,17 @@ def our_config(name: str, **changes: Any) -> ModelConfig:
     return archbench.load(name).config("nano", **{**sizes, **FAMILIES[name].sizes, **changes})
 
 
-def randomise(model: nn.Module) -> None:
-    """Every parameter N(0, 0.2), gains about 1 (Gemma's about 0), so that none can be forgotten or mixed up unseen."""
-    gemma = "Gemma" in type(model).__name__
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            gain = name.endswith("weight") and parameter.dim() == 1 and not gemma
-            parameter.normal_(mean=1.0 if gain else 0.0, std=0.2)
-
-
 def twins(name: str, **changes: Any) -> tuple[nn.Module, nn.Module]:
     """Ours and theirs with the same random weights, in evaluation mode."""
     torch.manual_seed(0)
     config = our_config(name, **changes)
     theirs = FAMILIES[name].published(config).eval()
-    randomise(theirs)
+    # Gemma's gains are added to 1.
+    randomise(theirs, lambda label, parameter: label.endswith("weight") and parameter.dim() == 1 and name != "gemma")
     architecture = archbench.load(name)
     ours = architecture.build(config)
     ours.load_state_dict(architecture.import_weights(theirs.state_dict(), config))
     return ours.eval(), theirs
-
-
-def logits_and_gradients(model: nn.Module, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    output = model(tokens[:, :-1])
-    logits = output if isinstance(output, Tensor) else output.logits
-    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @names
@@ -125,10 +110,7 @@ def test_logits_and_gradients_equal_transformers(name: str, backend: str) -> Non
     assert (logits - expected).abs().max() < 1e-4
     architecture = archbench.load(name)
     mapped = architecture.import_weights(their_gradients, our_config(name))
-    assert mapped.keys() == gradients.keys()
-    for parameter, gradient in mapped.items():
-        torch.testing.assert_close(gradients[parameter], gradient, atol=1e-4, rtol=1e-4, msg=parameter)
-        assert gradients[parameter].norm().item() == pytest.approx(gradient.norm().item(), rel=1e-4, abs=1e-6)
+    assert_same_gradients(gradients, mapped, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama"])
@@ -161,8 +143,8 @@ def test_published_size_has_the_published_parameters(name: str) -> None:
         theirs = getattr(transformers, {"gpt2": "GPT2LMHeadModel"}.get(name, f"{family.default}ForCausalLM"))(
             getattr(transformers, f"{family.default}Config")()
         )
-    assert sum(parameter.numel() for parameter in ours.parameters()) == family.parameters
-    assert sum(parameter.numel() for parameter in theirs.parameters()) == family.parameters
+    assert parameter_count(ours) == family.parameters
+    assert parameter_count(theirs) == family.parameters
 
 
 @names

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import archbench
 from archbench.errors import CheckpointError
 from archbench.measure.flops import cache_bytes, count_flops
+from parity import assert_same_gradients, logits_and_gradients, parameter_count, randomise
 
 transformers = pytest.importorskip("transformers")
 
@@ -82,19 +83,8 @@ def our_model(theirs: nn.Module, **sizes: Any) -> nn.Module:
     return model
 
 
-def randomise(model: nn.Module) -> None:
-    """Every parameter N(0, 0.2), gains 1 ± 0.2, so that none can be forgotten or mixed up unseen."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(mean=1.0 if "norm" in name else 0.0, std=0.2)
-
-
-def logits_and_gradients(model: nn.Module, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    output = model(tokens[:, :-1])
-    logits = output if isinstance(output, Tensor) else output.logits
-    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+def is_gain(name: str, parameter: nn.Parameter) -> bool:
+    return "norm" in name
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -104,7 +94,7 @@ def test_logits_and_gradients_equal_transformers(randomised: bool, tied: bool) -
     sizes = {**SIZES, "tied_head": tied}
     theirs = published_model(**sizes).eval()
     if randomised:
-        randomise(theirs)
+        randomise(theirs, is_gain)
     ours = our_model(theirs, **sizes).eval()
     tokens = torch.randint(SIZES["vocab_size"], (3, SIZES["context_length"] + 1))
 
@@ -115,17 +105,14 @@ def test_logits_and_gradients_equal_transformers(randomised: bool, tied: bool) -
     gated_deltanet = archbench.load("gated-deltanet")
     renamed = published_names(their_gradients, SIZES["n_head"] * SIZES["d_head"])
     mapped = gated_deltanet.import_weights(renamed, gated_deltanet.config("paper", **sizes))
-    assert mapped.keys() == our_gradients.keys()
-    for name, gradient in mapped.items():
-        torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-4)
-        assert gradient.norm() > 0, name
+    assert_same_gradients(our_gradients, mapped, atol=1e-5)
 
 
 def test_in_float64_they_differ_by_rounding_alone() -> None:
     # transformers computes the recurrence in float32 whatever the dtype; ours follows the model's.
     torch.manual_seed(0)
     theirs = published_model(**SIZES).eval()
-    randomise(theirs)
+    randomise(theirs, is_gain)
     ours = our_model(theirs, **SIZES).eval()
     tokens = torch.randint(SIZES["vocab_size"], (3, SIZES["context_length"]))
     with torch.inference_mode():
@@ -138,7 +125,7 @@ def test_in_float64_they_differ_by_rounding_alone() -> None:
 def test_decoding_from_a_state_equals_transformers_whole_pass() -> None:
     torch.manual_seed(0)
     theirs = published_model(**SIZES).eval()
-    randomise(theirs)
+    randomise(theirs, is_gain)
     ours: Any = our_model(theirs, **SIZES).eval()
     tokens = torch.randint(SIZES["vocab_size"], (2, 60))
     with torch.inference_mode():
@@ -167,7 +154,7 @@ def test_the_layer_equals_qwen3_nexts_in_values_and_gradients() -> None:
         ),
         layer_idx=0,
     )  # fmt: skip
-    randomise(theirs)
+    randomise(theirs, is_gain)
 
     def ours_of(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Their rows are head by head q, k, v and gate, and head by head b and a."""
@@ -206,8 +193,8 @@ def test_published_size_has_1309295488_parameters_as_transformers_has() -> None:
     with torch.device("meta"):
         ours, theirs = gated_deltanet.build(gated_deltanet.config("paper")), published_model()
     theirs.tie_weights()
-    assert sum(parameter.numel() for parameter in ours.parameters()) == 1_309_295_488
-    assert sum(parameter.numel() for parameter in theirs.parameters()) == 1_309_295_488
+    assert parameter_count(ours) == 1_309_295_488
+    assert parameter_count(theirs) == 1_309_295_488
 
 
 def test_initial_weights_have_the_published_distribution() -> None:
@@ -266,7 +253,7 @@ def test_flash_linear_attentions_configuration_gives_a_model_of_its_1387348732_p
     assert (config.d_ff, config.d_value, config.norm_eps) == (5632, 512, 1e-6)
     with torch.device("meta"):
         model = gated_deltanet.build(config)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 1_387_348_732
+    assert parameter_count(model) == 1_387_348_732
     wide = gated_deltanet.import_config({**FLASH_LINEAR_ATTENTION, "intermediate_size": 999, "num_v_heads": 6})
     assert wide == config.override(d_ff=999)
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import archbench
 from archbench.kernels import attention_backend
+from parity import assert_same_gradients, logits_and_gradients, parameter_count, randomise
 
 transformers = pytest.importorskip("transformers")
 
@@ -42,19 +42,8 @@ def our_model(theirs: nn.Module, preset: str = "paper", **sizes: int) -> nn.Modu
     return model
 
 
-def randomise(model: nn.Module) -> None:
-    """Every parameter N(0, 0.2), gains 1 ± 0.2, so that none can be forgotten or mixed up unseen."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.normal_(mean=1.0 if "ln_" in name and name.endswith("weight") else 0.0, std=0.2)
-
-
-def logits_and_gradients(model: nn.Module, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    output = model(tokens[:, :-1])
-    logits = output if isinstance(output, Tensor) else output.logits
-    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+def is_gain(name: str, parameter: nn.Parameter) -> bool:
+    return "ln_" in name and name.endswith("weight")
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
@@ -63,7 +52,7 @@ def test_logits_and_gradients_equal_transformers(backend: str, randomised: bool,
     torch.manual_seed(0)
     theirs = published_model(**SIZES).eval()
     if randomised:
-        randomise(theirs)
+        randomise(theirs, is_gain)
     ours = our_model(theirs, **SIZES).eval()
     tokens = torch.randint(SIZES["vocab_size"], (3, SIZES["context_length"] + 1))
 
@@ -74,9 +63,7 @@ def test_logits_and_gradients_equal_transformers(backend: str, randomised: bool,
     assert (logits - expected).abs().max() < tolerance
     gpt1 = archbench.load("gpt1")
     mapped = gpt1.import_weights(their_gradients, gpt1.config("paper", **SIZES))
-    assert mapped.keys() == our_gradients.keys()
-    for name, gradient in mapped.items():
-        torch.testing.assert_close(our_gradients[name], gradient, atol=tolerance, rtol=1e-4)
+    assert_same_gradients(our_gradients, mapped, atol=tolerance)
 
 
 @pytest.mark.slow  # for its memory: three models of 116 million parameters, one in float64
@@ -87,7 +74,7 @@ def test_published_size_is_as_near_to_exact_logits_as_transformers_is(randomised
     torch.manual_seed(0)
     theirs = published_model().eval()
     if randomised:
-        randomise(theirs)
+        randomise(theirs, is_gain)
     ours = our_model(theirs).eval()
     tokens = torch.randint(40_478, (1, 64))
     with torch.inference_mode():
@@ -100,8 +87,8 @@ def test_published_size_has_116534784_parameters_as_transformers_has() -> None:
     gpt1 = archbench.load("gpt1")
     with torch.device("meta"):
         ours, theirs = gpt1.build(gpt1.config("paper")), published_model()
-    assert sum(parameter.numel() for parameter in ours.parameters()) == 116_534_784
-    assert sum(parameter.numel() for parameter in theirs.parameters()) == 116_534_784
+    assert parameter_count(ours) == 116_534_784
+    assert parameter_count(theirs) == 116_534_784
 
 
 def test_initial_weights_have_the_published_distribution() -> None:

@@ -19,6 +19,7 @@ from archbench.kernels.grouped_matmul import (
     reference_grouped_matmul,
     register_flop_formulas,
 )
+from pairwise import pairwise
 
 COUNTS = {
     "even": [4, 4, 4],
@@ -48,15 +49,16 @@ def assert_same(out: Tensor, expected: Tensor, inputs: list[Tensor], atol: float
         torch.testing.assert_close(found, wanted, atol=atol, rtol=rtol)
 
 
-@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS)
-@pytest.mark.parametrize(("K", "N"), [SMALL, LARGE])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float64, 1e-12)], ids=str
+@pairwise(
+    counts=COUNTS,
+    precision={"float32": (torch.float32, 1e-5), "bfloat16": (torch.bfloat16, 2e-2), "float64": (torch.float64, 1e-12)},
+    sizes=[SMALL, LARGE],
 )
 def test_values_and_gradients_equal_the_reference(
-    counts: list[int], K: int, N: int, dtype: torch.dtype, tolerance: float
+    counts: list[int], precision: tuple[torch.dtype, float], sizes: tuple[int, int]
 ) -> None:
-    x, weight, ends = operands(counts, K, N, dtype)
+    dtype, tolerance = precision
+    x, weight, ends = operands(counts, *sizes, dtype)
     # bfloat16 keeps 8 bits, and the two need not add up in the same order.
     expected = reference_grouped_matmul(x, weight, ends)
     assert_same(grouped_matmul(x, weight, ends), expected, [x, weight], tolerance, tolerance)

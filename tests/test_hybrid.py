@@ -17,6 +17,7 @@ from archbench.kernels import attention_backend, rotate
 from archbench.nn import RGLRU, RotaryAttention
 from archbench.nn.rg_lru import BlockLinear
 from archbench.protocols import LinearHeadModel
+from parity import assert_same_gradients, logits_and_gradients, parameter_count
 
 transformers = pytest.importorskip("transformers")
 
@@ -68,13 +69,6 @@ def both_models(**sizes: Any) -> tuple[Any, Any]:
     return theirs, ours
 
 
-def logits_and_gradients(model: nn.Module, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    output: Any = model(tokens[:, :-1])
-    logits = output if isinstance(output, Tensor) else output.logits
-    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-
-
 def some_tokens(B: int, length: int) -> Tensor:
     return torch.randint(V, (B, length), generator=torch.Generator().manual_seed(1))
 
@@ -90,11 +84,7 @@ def test_logits_and_gradients_equal_transformers(backend: str, sizes: dict[str, 
     assert expected.std() > 1
     assert (logits - expected).abs().max() < 1e-4
     mapped = archbench.load("hybrid").import_weights(their_gradients, ours.config)
-    assert mapped.keys() == our_gradients.keys()
-    for name, gradient in mapped.items():
-        assert gradient.any(), name
-        torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-4, msg=name)
-        torch.testing.assert_close(our_gradients[name].norm(), gradient.norm(), atol=0, rtol=1e-4, msg=name)
+    assert_same_gradients(our_gradients, mapped, atol=1e-5)
 
 
 @torch.inference_mode()
@@ -116,8 +106,8 @@ def test_published_size_has_2682862080_parameters_as_transformers_has() -> None:
     hybrid = archbench.load("hybrid")
     with torch.device("meta"):
         ours, theirs = hybrid.build(configured()), published_model(configured())
-    assert sum(parameter.numel() for parameter in ours.parameters()) == 2_682_862_080
-    assert sum(parameter.numel() for parameter in theirs.parameters()) == 2_682_862_080
+    assert parameter_count(ours) == 2_682_862_080
+    assert parameter_count(theirs) == 2_682_862_080
     kinds = ["a" if "Attention" in type(layer.temporal_block).__name__ else "r" for layer in theirs.model.layers]
     assert "".join(kinds) == ours.config.mixers
 

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import archbench
+import parity
 from archbench.errors import CheckpointError, ConfigError
 from archbench.measure.flops import cache_bytes, count_flops
+from parity import assert_same_gradients, logits_and_gradients, parameter_count
 
 transformers = pytest.importorskip("transformers")
 
@@ -58,24 +60,14 @@ def our_model(theirs: nn.Module, **sizes: Any) -> Any:
 
 
 def randomise(model: nn.Module) -> None:
-    """Every parameter, so that none can be forgotten or mixed up unseen; most heads remember a few to 100 positions."""
+    """Every parameter; most heads remember a few to 100 positions."""
+    parity.randomise(model, lambda name, parameter: name.endswith(("norm.weight", "norm_f.weight", ".D")))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("dt_bias"):
                 parameter.uniform_(-4, 0)
             elif name.endswith("A_log"):
                 parameter.uniform_(-2, 1)
-            else:
-                gain = name.endswith(("norm.weight", "norm_f.weight", ".D"))
-                parameter.normal_(mean=1.0 if gain else 0.0, std=0.2)
-
-
-def logits_and_gradients(model: nn.Module, tokens: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    model.zero_grad()
-    output = model(tokens[:, :-1])
-    logits = output if isinstance(output, Tensor) else output.logits
-    F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
-    return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize(
@@ -98,10 +90,7 @@ def test_logits_and_gradients_equal_transformers(sizes: dict[str, Any]) -> None:
     assert (logits - expected).abs().max() < 1e-4
     mamba2 = archbench.load("mamba2")
     mapped = mamba2.import_weights(their_gradients, mamba2.config("paper", **sizes))
-    assert mapped.keys() == our_gradients.keys()
-    for name, gradient in mapped.items():
-        torch.testing.assert_close(our_gradients[name], gradient, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(our_gradients[name].norm(), gradient.norm(), atol=0, rtol=1e-5)
+    assert_same_gradients(our_gradients, mapped, atol=1e-5)
 
 
 def test_decoding_from_the_state_equals_transformers_decoding_and_a_whole_pass() -> None:
@@ -162,8 +151,8 @@ def test_published_sizes_have_as_many_parameters_as_in_transformers(name: str) -
     mamba2 = archbench.load("mamba2")
     with torch.device("meta"):
         ours, theirs = mamba2.build(mamba2.config("paper", **sizes)), published_model(**sizes)
-    assert sum(parameter.numel() for parameter in theirs.parameters()) == parameters
-    assert sum(parameter.numel() for parameter in ours.parameters()) == parameters
+    assert parameter_count(theirs) == parameters
+    assert parameter_count(ours) == parameters
 
 
 def test_transformers_default_configuration_has_as_many_parameters_here() -> None:
@@ -173,8 +162,8 @@ def test_transformers_default_configuration_has_as_many_parameters_here() -> Non
     )  # fmt: skip
     with torch.device("meta"):
         ours, theirs = mamba2.build(config), transformers.Mamba2ForCausalLM(transformers.Mamba2Config())
-    assert sum(parameter.numel() for parameter in theirs.parameters()) == 7_285_403_648
-    assert sum(parameter.numel() for parameter in ours.parameters()) == 7_285_403_648
+    assert parameter_count(theirs) == 7_285_403_648
+    assert parameter_count(ours) == 7_285_403_648
 
 
 def test_flops_a_token_do_not_grow_with_the_context() -> None:

@@ -13,6 +13,7 @@ import archbench
 from archbench.data.batches import Batch
 from archbench.errors import CheckpointError
 from archbench.kernels import attention_backend
+from parity import assert_same_gradients, gradients, parameter_count, randomise
 
 transformers = pytest.importorskip("transformers")
 
@@ -49,13 +50,6 @@ def published_model(config: Any) -> nn.Module:
     return transformers.MixtralForCausalLM(theirs)
 
 
-def randomise(model: nn.Module) -> None:
-    """Every parameter N(0, 0.2), gains about 1, so that none can be forgotten or mixed up unseen."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(mean=1.0 if parameter.dim() == 1 else 0.0, std=0.2)
-
-
 def twins(**changes: Any) -> tuple[nn.Module, nn.Module]:
     """Ours and theirs with the same random weights, in evaluation mode."""
     torch.manual_seed(0)
@@ -65,10 +59,6 @@ def twins(**changes: Any) -> tuple[nn.Module, nn.Module]:
     ours = MIXTRAL.build(config)
     ours.load_state_dict(MIXTRAL.import_weights(theirs.state_dict(), config))
     return ours.eval(), theirs
-
-
-def gradients(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
@@ -87,11 +77,7 @@ def test_logits_balancing_loss_and_gradients_equal_transformers(backend: str, ch
     assert (logits - expected.logits).abs().max() < 1e-4
     assert balance.item() == pytest.approx(expected.aux_loss.item(), rel=1e-5)
     mapped = MIXTRAL.import_weights(gradients(theirs), our_config(**changes))
-    found = gradients(ours)
-    assert mapped.keys() == found.keys()
-    for parameter, gradient in mapped.items():
-        torch.testing.assert_close(found[parameter], gradient, atol=1e-4, rtol=1e-4, msg=parameter)
-        assert found[parameter].norm().item() == pytest.approx(gradient.norm().item(), rel=1e-4, abs=1e-6)
+    assert_same_gradients(gradients(ours), mapped, atol=1e-4)
 
 
 def test_every_layer_routes_as_transformers_does() -> None:
@@ -124,8 +110,8 @@ def test_published_size_has_46702792704_parameters_as_transformers_has() -> None
     with torch.device("meta"):
         ours = MIXTRAL.build(MIXTRAL.config("paper"))
         theirs = transformers.MixtralForCausalLM(transformers.MixtralConfig())
-    assert sum(parameter.numel() for parameter in ours.parameters()) == 46_702_792_704
-    assert sum(parameter.numel() for parameter in theirs.parameters()) == 46_702_792_704
+    assert parameter_count(ours) == 46_702_792_704
+    assert parameter_count(theirs) == 46_702_792_704
 
 
 def test_published_size_reads_each_token_with_12879925248_of_them() -> None:
@@ -136,7 +122,7 @@ def test_published_size_reads_each_token_with_12879925248_of_them() -> None:
     with torch.device("meta"):
         model = MIXTRAL.build(config)
     idle = 32 * 6 * 3 * 4096 * 14_336
-    assert sum(parameter.numel() for parameter in model.parameters()) - idle == 12_879_925_248
+    assert parameter_count(model) - idle == 12_879_925_248
     embedding, gains = 32_000 * 4096, (2 * 32 + 1) * 4096
     attention = 32 * 2 * 2 * 8 * 4096  # scores and mixtures, 2 FLOPs each, over 8 positions
     assert count_flops(model, 1, 8).forward_per_token == 2 * (12_879_925_248 - embedding - gains) + attention

@@ -14,6 +14,7 @@ from archbench.errors import DeviceError, UsageError
 from archbench.measure.flops import count_flops
 from archbench.measure.sizes import active_parameters, non_embedding_active_parameters, size_of
 from archbench.nn import SparseExperts
+from parity import parameter_count
 
 V, C, T = 50, 16, 24
 
@@ -27,7 +28,7 @@ def on_meta(name: str, preset: str = "nano", **overrides: Any) -> nn.Module:
 def test_mixtral_has_46_7_billion_parameters_of_which_a_token_uses_12_9_billion() -> None:
     # Mistral AI's announcement; 47B and 13B in Jiang et al. 2024, arXiv:2401.04088, section 1.
     model = on_meta("mixtral", "paper")
-    total = sum(parameter.numel() for parameter in model.parameters())
+    total = parameter_count(model)
     assert (round(total / 1e9, 1), round(active_parameters(model) / 1e9, 1)) == (46.7, 12.9)
 
 
@@ -163,7 +164,7 @@ def test_more_inactive_parameters_than_there_are_is_an_error_that_names_the_modu
 def test_a_size_holds_the_costs_that_are_counted_elsewhere() -> None:
     model = on_meta("mistral", window=32)
     size, flops = size_of(model, 128), count_flops(model, 1, 128)
-    assert size.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert size.parameters == parameter_count(model)
     assert size.active_parameters == size.parameters == size.non_embedding_active_parameters + 2 * 1024 * 192
     assert (size.forward_flops_per_token, size.training_flops_per_token) == (
         flops.forward_per_token,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from archbench.kernels.recurrence.ssd import FORGOTTEN, reference_ssd, ssd, ssd_step
+from pairwise import pairwise
 
 NAMES = ("x", "dt", "a", "b", "c", "state")
 
@@ -41,10 +42,9 @@ def inputs(
     return [value.requires_grad_() for value in values]
 
 
-@pytest.mark.parametrize("T", [1, 7, 8, 9, 16, 21])
-@pytest.mark.parametrize(("H", "G"), [(4, 2), (3, 1), (2, 2)])
-@pytest.mark.parametrize("given", [True, False], ids=["a state", "no state"])
-def test_chunks_equal_the_recurrence(T: int, H: int, G: int, given: bool) -> None:
+@pairwise(T=[1, 7, 8, 9, 16, 21], heads=[(4, 2), (3, 1), (2, 2)], given=[True, False])
+def test_chunks_equal_the_recurrence(T: int, heads: tuple[int, int], given: bool) -> None:
+    H, G = heads
     given_inputs = inputs(T=T, H=H, G=G)[: 6 if given else 5]
     expected, expected_state = reference_ssd(*given_inputs)
     y, state = ssd(*given_inputs, chunk=8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,6 @@ from attention_cases import Case
 from attention_reference import GRADIENTS, Expected, expected
 from torch import Tensor
 
-from archbench.kernels.fused import launches
 from archbench.kernels.fused.configurations import KERNELS
 from archbench.kernels.launch import Launch
 
@@ -92,12 +90,6 @@ def in_sections(launch: Launch, section: int | None) -> Launch:
     if section is None or "section" not in launch.arguments:
         return launch
     return replace(launch, arguments={**launch.arguments, "section": section})
-
-
-@cache
-def findings(case: Case) -> tuple[Finding, ...]:
-    """All that is wrong with the kernels in this case. Executed once, however many tests ask."""
-    return tuple(examine(case, launches))
 
 
 def examine(case: Case, kernels: Any) -> Iterator[Finding]:
