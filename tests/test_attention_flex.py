@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from archbench.errors import DeviceError
 from archbench.kernels import causal_attention, resolve_attention
@@ -20,20 +21,40 @@ def _compiler() -> None:
         pytest.skip(error.cause)
 
 
+def inputs(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """q (B, H, T, D) as a projection leaves it, k and v (B, G, S, D)."""
+    torch.manual_seed(0)
+    B, H, G, T, S, D = shape
+    return torch.randn(B, T, H, D).transpose(1, 2), *torch.randn(2, B, G, S, D)
+
+
+SMALL = (1, 4, 2, 9, 9, 16), 4
+"""Shape and window of the one kernel that the fast tests compile: each takes seconds."""
+
+
 @pytest.mark.parametrize(
     ("shape", "window"),
     [
-        ((1, 4, 2, 9, 9, 16), None),
-        ((1, 6, 1, 130, 200, 80), 37),
+        SMALL,
+        pytest.param(SMALL[0], None, marks=pytest.mark.slow),
+        pytest.param((1, 6, 1, 130, 200, 80), 37, marks=pytest.mark.slow),
     ],
 )
 def test_values_are_the_definitions(shape: tuple[int, ...], window: int | None) -> None:
-    torch.manual_seed(0)
-    B, H, G, T, S, D = shape
-    q = torch.randn(B, T, H, D).transpose(1, 2)
-    k, v = torch.randn(2, B, G, S, D)
+    q, k, v = inputs(shape)
     out = causal_attention(q, k, v, window=window, scale=0.2, backend="flex")
     assert out.dtype == q.dtype
+    torch.testing.assert_close(out, naive_attention(q, k, v, window, 0.2).float(), atol=1e-5, rtol=1e-5)
+
+
+def test_training_on_a_cpu_is_refused_with_the_reason_and_evaluation_is_not() -> None:
+    shape, window = SMALL
+    q, k, v = inputs(shape)
+    q.requires_grad_()
+    with pytest.raises(DeviceError, match=r"no backward pass on CPUs\. Use auto, or one of sdpa, reference"):
+        causal_attention(q, k, v, window=window, scale=0.2, backend="flex")
+    with torch.no_grad():
+        out = causal_attention(q, k, v, window=window, scale=0.2, backend="flex")
     torch.testing.assert_close(out, naive_attention(q, k, v, window, 0.2).float(), atol=1e-5, rtol=1e-5)
 
 
@@ -60,15 +81,6 @@ def test_as_part_of_a_compiled_graph_it_is_the_definition_too() -> None:
         torch.testing.assert_close(out, naive_attention(q, k, v, 4, 0.25).float(), atol=1e-5, rtol=1e-5)
     with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="part of a larger graph"):
         torch.compile(causal_attention, fullgraph=True, backend="aot_eager")(q, k, v, backend="flex")
-
-
-def test_training_on_a_cpu_is_refused_with_the_reason_and_evaluation_is_not() -> None:
-    q, k, v = torch.randn(1, 4, 9, 16, requires_grad=True), *torch.randn(2, 1, 2, 9, 16)
-    with pytest.raises(DeviceError, match=r"no backward pass on CPUs\. Use auto, or one of sdpa, reference"):
-        causal_attention(q, k, v, backend="flex")
-    with torch.no_grad():
-        out = causal_attention(q, k, v, backend="flex")
-    torch.testing.assert_close(out, naive_attention(q, k, v, None, None).float(), atol=1e-5, rtol=1e-5)
 
 
 def test_what_it_has_not_is_refused_with_the_reason() -> None:

@@ -116,3 +116,13 @@ def test_dropout_acts_where_the_published_model_has_it_and_only_in_training() ->
         assert not torch.equal(model(tokens), model(tokens)), rate
         model.eval()
         assert torch.equal(model(tokens), model(tokens)), rate
+
+
+def test_compiled_model_drops_out() -> None:
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    gpt1 = archbench.load("gpt1")
+    config = gpt1.config("nano", vocab_size=64, embd_dropout=0.1, resid_dropout=0.1, attn_dropout=0.1)
+    compiled = torch.compile(gpt1.build(config), fullgraph=True, backend="aot_eager")
+    tokens = torch.randint(64, (2, 32))
+    assert not torch.equal(compiled(tokens), compiled(tokens))
