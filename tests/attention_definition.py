@@ -1,4 +1,4 @@
-"""Causal attention as its definition says, one position at a time in float64, to compare with."""
+"""The definition of causal attention, one position at a time in float64, to compare with."""
 
 from __future__ import annotations
 

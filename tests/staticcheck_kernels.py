@@ -67,7 +67,7 @@ def attention(name: str, M: int, N: int, D: int, warps: int, stages: int = 2) ->
 
 
 def launches(chip: str) -> list[Launch]:
-    """What the command line finds: each launch is named after what is wrong with it."""
+    """The launches that the command line finds, each named after its fault."""
     single = torch.empty(8192, device="meta")
     # a CDNA compute unit has twice the registers and a third of the shared memory
     keys, stages = (128, 3) if chip == "gfx942" else (32, 8)

@@ -205,7 +205,7 @@ def test_auto_leaves_single_queries_on_a_gpu_to_torchs_attention_and_says_why(
         "attention auto: triton on cuda, bfloat16, head width 64",
     ]
     assert resolve_attention("triton", **{**ON_GPU, "T": 1}) == "triton"
-    assert resolve_attention("auto", **{**ON_GPU, "T": 1}, precision="tf32") == "triton", "which sdpa would not heed"
+    assert resolve_attention("auto", **{**ON_GPU, "T": 1}, precision="tf32") == "triton", "which sdpa ignores"
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)])
@@ -270,7 +270,7 @@ def test_a_gpu_that_torch_does_not_see_leaves_auto_with_torchs_attention() -> No
 
 
 @pytest.mark.parametrize("backend", ["auto", "sdpa"])
-def test_a_precision_that_nothing_would_heed_is_refused(backend: str) -> None:
+def test_a_precision_that_no_backend_obeys_is_refused(backend: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 6, 16)
     with pytest.raises(UsageError, match="precision 'tf32': it is the Triton kernel's, and sdpa attention runs here"):
         causal_attention(q, k, v, backend=backend, precision="tf32")

@@ -1,4 +1,4 @@
-"""Batches: every transition once an epoch, and the same batch for the same seed and step whatever came before."""
+"""Batches: every transition once an epoch; a batch depends on seed and step alone."""
 
 from __future__ import annotations
 

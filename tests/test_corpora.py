@@ -1,4 +1,4 @@
-"""Corpora: text arrives byte for byte, is cut once, and what cannot be used is refused by name."""
+"""Corpora: text arrives byte for byte, is split once, and an error names what cannot be used."""
 
 from __future__ import annotations
 

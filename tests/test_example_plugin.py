@@ -68,7 +68,7 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    """An empty folder, and an environment that has what this one has, and keeps to itself what is installed in it."""
+    """An empty folder, and a virtual environment of its own over the packages of this one."""
     venv.create(tmp_path / "venv", with_pip=False)
     places = {
         name: sysconfig.get_path(name, "venv", vars={"base": str(tmp_path / "venv")}) for name in ("purelib", "scripts")
@@ -128,7 +128,7 @@ def blocks(section: str) -> list[tuple[str, str]]:
 
 
 def conversation(block: str) -> list[tuple[str, list[str]]]:
-    """(command, lines it is said to print) of a console block."""
+    """(command, lines it should print) of a console block."""
     said: list[tuple[str, list[str]]] = []
     for line in block.splitlines():
         if line.startswith("$ "):

@@ -1,4 +1,4 @@
-"""Published weights are taken as transformers names them, or refused by name."""
+"""Published weights are read by the names transformers gives them, or an error names the tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published configurations are taken as transformers writes them, and what an architecture lacks is refused by name."""
+"""Published configurations are read as transformers writes them; an error names a field the architecture lacks."""
 
 from __future__ import annotations
 

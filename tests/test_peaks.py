@@ -1,4 +1,4 @@
-"""Peaks: published ones by the driver's names, nothing for what is not known, and measured ones that make sense."""
+"""Peaks: published ones by the driver's names, none for unknown devices, and plausible measured ones."""
 
 from __future__ import annotations
 

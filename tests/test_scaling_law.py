@@ -1,4 +1,4 @@
-"""The scaling law: a published refit is had again, a fit that stopped early is found out, intervals hold the truth."""
+"""The scaling law: a published refit is reproduced, a fit that stopped early is detected, intervals cover the truth."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def chinchilla() -> Points:
     return N, frame["Training FLOP"].to_numpy() / (6 * N), L
 
 
-def test_the_published_refit_of_chinchilla_is_had_again(chinchilla: Points) -> None:
+def test_the_published_refit_of_chinchilla_is_reproduced(chinchilla: Points) -> None:
     found = fit(*chinchilla)
     assert found.points == 240
     assert found.converged
@@ -57,7 +57,7 @@ def test_the_intervals_of_the_refit_are_as_wide_as_published(chinchilla: Points)
     assert found["exponent"].low < 0.5 < found["exponent"].high  # parameters and tokens in equal measure
 
 
-def test_a_fit_that_stopped_early_is_found_out(chinchilla: Points) -> None:
+def test_a_fit_that_stopped_early_is_detected(chinchilla: Points) -> None:
     """Averaged losses with L-BFGS-B's default tolerance: it says CONVERGENCE, and α is wrong."""
     points = np.log(np.stack(chinchilla))
     scale = law.DELTA**2 / points.shape[1]
@@ -107,7 +107,7 @@ def test_points_that_show_no_floor_have_none_and_their_intervals_are_numbers() -
 
 
 @pytest.mark.slow
-def test_the_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+def test_the_intervals_cover_the_truth_about_as_often_as_they_claim() -> None:
     held = dict.fromkeys(("E", "alpha", "beta", "exponent"), 0)
     repeats = 60
     for seed in range(repeats):

@@ -106,7 +106,7 @@ def test_the_driver_that_was_there_comes_back_after_an_error():
 
 def test_a_kernel_the_compiler_refuses_or_crashes_on_is_a_result_of_its_own():
     refused = Launch("refused", kernels.refused, (1,), {"x": kernels.half(8), "BLOCK": 16}, kernels.FUSED)
-    # A compiler's crash cannot be had to order: this one is the process ending as it would.
+    # No source crashes the compiler reliably: this process ends as a crashed one would.
     crash = SimpleNamespace(warmup=lambda **arguments: os.kill(os.getpid(), signal.SIGKILL))
     clean = kernels.launches("sm_80")[4]
     sm_80 = CHIPS["sm_80"]

@@ -1,4 +1,4 @@
-"""Wrong plugins that train wrongly, or do what is not theirs to do: see wrong_plugins.py."""
+"""Wrong plugins that train wrongly, or have side effects: see wrong_plugins.py."""
 
 from __future__ import annotations
 
