@@ -149,13 +149,14 @@ def test_mixed_dtypes_are_refused_by_name() -> None:
         attend(q, k.float(), v)
 
 
-def test_compiles_as_one_graph_forward_and_backward_with_changing_lengths() -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compiles_as_one_graph_forward_and_backward_with_changing_lengths(backend: str) -> None:
     torch._dynamo.reset()
 
     def loss(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return (2 * attend(q, k, v, 5)).square().sum()
 
-    compiled = torch.compile(loss, fullgraph=True)
+    compiled = torch.compile(loss, fullgraph=True, backend=backend)
     for case in ("causal", "cached prefix"):
         inputs = [x.requires_grad_() for x in make(case, transposed=True)]
         values = [f(*inputs) for f in (compiled, loss)]

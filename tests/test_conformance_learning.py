@@ -50,8 +50,16 @@ def test_right_plugins_pass(name: str) -> None:
 @pytest.mark.parametrize("sizes", [{"context_length": 1}, {"context_length": 2}, {"vocab_size": 4}])
 def test_a_context_and_a_vocabulary_of_any_size_can_be_checked(sizes: dict[str, int]) -> None:
     subject = tiny("gpt1", **sizes)
-    for check in (check_initial_loss, check_train_step, check_gradients, check_overfit):
+    for check in (check_initial_loss, check_train_step, check_gradients):
         check(subject)
+
+
+@pytest.mark.parametrize("sizes", [{"context_length": 1}, {"vocab_size": 4}])
+def test_the_smallest_context_and_vocabulary_are_enough_to_overfit(sizes: dict[str, int]) -> None:
+    check_overfit(tiny("gpt1", **sizes))
+
+
+def test_three_ids_are_too_few_to_overfit() -> None:
     with pytest.raises(NotApplicable, match="a vocabulary of 3 ids"):
         check_overfit(tiny("gpt1", vocab_size=3))
 

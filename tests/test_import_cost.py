@@ -103,10 +103,9 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return marker
 
 
-@pytest.mark.parametrize(
-    "code", [_IMPORT, _PUBLIC, _ATTENTION, _COUNTER], ids=["archbench", "its operations", "attention", "FLOP counter"]
-)
-def test_nothing_on_a_cpu_imports_triton(code: str, imported: Path) -> None:
+def test_nothing_on_a_cpu_imports_triton(imported: Path) -> None:
+    """The package, its operations, attention and the FLOP counter, one after the other in one process."""
+    code = "\n".join([_IMPORT, _PUBLIC, _ATTENTION, _COUNTER])
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert not imported.exists(), imported.read_text()
 
@@ -136,9 +135,9 @@ def cpu_time(command: Sequence[str | Path]) -> float:
 def test_help_answers_in_twice_the_time_of_an_empty_typer_application() -> None:
     """Which is 0.4 s of CPU time where the empty one takes 0.2 s; in seconds, a slow machine would decide.
 
-    Medians of nine in turns: on a shared machine the least of a few differs by half from one time to the next.
+    Medians of seven in turns: on a shared machine the least of a few differs by half from one time to the next.
     """
     commands = [Path(sys.executable).with_name("archbench"), "--help"], [sys.executable, "-c", _EMPTY]
-    times = [[cpu_time(command) for command in commands] for _ in range(9)]
+    times = [[cpu_time(command) for command in commands] for _ in range(7)]
     ours, empty = (median(column) for column in zip(*times, strict=True))
     assert ours < 2 * empty, times

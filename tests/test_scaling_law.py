@@ -96,7 +96,7 @@ def test_points_that_show_no_floor_have_none_and_their_intervals_are_numbers() -
     found = fit(N, D, L)
     assert found.converged
     assert found.law.E < 1.0
-    intervals = bootstrap(N, D, L, found, resamples=100)
+    intervals = bootstrap(N, D, L, found, resamples=25)
     assert all(np.isfinite([each.low, each.high]).all() for each in intervals.values())
     assert intervals["alpha"].low < intervals["alpha"].high
 

@@ -132,7 +132,7 @@ def test_bfloat16_arguments_are_computed_with_in_float32() -> None:
 def test_compiled_whole_at_several_lengths() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(wkv7, fullgraph=True, backend="aot_eager")
-    for T in (70, 33):
+    for T in (40, 33):  # two chunks each; the second length is traced as unknown
         tensors = arguments(1, T, 2, 8)
         assert largest_error(results(compiled, tensors), results(wkv7, tensors)) < 1e-12
     torch._dynamo.reset()
