@@ -199,11 +199,10 @@ def test_auto_leaves_single_queries_on_a_gpu_to_torchs_attention_and_says_why(
     with caplog.at_level(logging.INFO, logger="archbench"):
         for T, S in ((1, 1), (1, 90), (1, 4096), (2, 4096), (4096, 4096)):
             assert resolve_attention("auto", **{**ON_GPU, "T": T, "S": S}) == ("sdpa" if T == 1 else "triton")
-    assert [record.getMessage() for record in caplog.records] == [
-        "attention auto: sdpa on cuda, bfloat16, head width 64 "
-        "(for a single query torch's attention divides the keys among programs)",
-        "attention auto: triton on cuda, bfloat16, head width 64",
-    ]
+    single, several = (record.getMessage() for record in caplog.records)
+    assert "sdpa" in single
+    assert "single query" in single
+    assert "triton" in several
     assert resolve_attention("triton", **{**ON_GPU, "T": 1}) == "triton"
     assert resolve_attention("auto", **{**ON_GPU, "T": 1}, precision="tf32") == "triton", "which sdpa ignores"
 
@@ -272,7 +271,7 @@ def test_a_gpu_that_torch_does_not_see_leaves_auto_with_torchs_attention() -> No
 @pytest.mark.parametrize("backend", ["auto", "sdpa"])
 def test_a_precision_that_no_backend_obeys_is_refused(backend: str) -> None:
     q, k, v = torch.randn(3, 1, 2, 6, 16)
-    with pytest.raises(UsageError, match="precision 'tf32': it is the Triton kernel's, and sdpa attention runs here"):
+    with pytest.raises(UsageError, match=r"tf32.*Triton.*sdpa"):
         causal_attention(q, k, v, backend=backend, precision="tf32")
     with pytest.raises(UsageError, match=r"precision 'tf23': .*Did you mean 'tf32'"):
         causal_attention(q, k, v, backend=backend, precision="tf23")
@@ -285,8 +284,9 @@ def test_each_distinct_decision_is_logged_once(caplog: pytest.LogCaptureFixture)
             causal_attention(*torch.randn(3, 1, 2, T, 16))
         causal_attention(*torch.randn(3, 1, 2, 6, 16), backend="reference")
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.startswith("attention auto: sdpa on cpu, float32, head width 16 (the Triton kernel runs on")
-    assert second == "attention reference: reference on cpu, float32, head width 16"
+    for told in ("auto", "sdpa", "cpu", "float32", "head width 16", "Triton"):
+        assert told in first
+    assert "reference" in second
 
 
 def test_compiled_code_decides_too_with_changing_lengths() -> None:

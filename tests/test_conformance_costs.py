@@ -95,7 +95,7 @@ def test_operators_that_torch_cannot_count_have_to_be_declared(tmp_path: Path, l
 def test_what_is_declared_is_part_of_the_count(tmp_path: Path) -> None:
     """10 % of the count beside it, which the closed form then lacks, or has."""
     scan, declared = running("x = x.cumsum(1)"), declaring("{'aten::cumsum': 2_336 * batch_size * context_length}")
-    with pytest.raises(Fault, match=r"says 560,640 FLOP, and 616,704 FLOP are counted.*the model itself \(24%\)"):
+    with pytest.raises(Fault, match=r"560,640 FLOP.*616,704 FLOP.*the model itself \(24%\)"):
         check_flops(edited(tmp_path, "gpt1", scan, declared))
     whole = (RESULT, f"{RESULT} 1168 + {RESULT.removeprefix('return ')}")
     note = check_flops(edited(tmp_path, "gpt1", scan, declared, whole))
@@ -145,5 +145,5 @@ def test_a_declaration_that_is_none_is_refused(tmp_path: Path, flops: str) -> No
 
 
 def test_a_forward_pass_that_cannot_be_counted_is_refused_with_a_next_step(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match=r"GPT1: its FLOPs cannot be counted on the meta device.*has a meta kernel"):
+    with pytest.raises(DeviceError, match=r"GPT1: .*meta device.*meta kernel"):
         check_flops(edited(tmp_path, "gpt1", running("x = x * int(tokens.max())")))

@@ -129,7 +129,7 @@ def test_a_model_that_looks_at_its_tokens_is_refused_with_a_next_step() -> None:
 
     with torch.device("meta"):
         model = Peeking()
-    with pytest.raises(DeviceError, match=r"Peeking: its FLOPs cannot be counted.*independent of the tokens' values"):
+    with pytest.raises(DeviceError, match=r"Peeking: .*FLOPs.*tokens' values"):
         count_flops(model, 1, T)
 
 

