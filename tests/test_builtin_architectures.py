@@ -14,6 +14,8 @@ import torch
 import archbench
 from archbench.measure.flops import measured_cache_bytes
 from archbench.testing import ArchitectureChecks
+from archbench.testing.catalogue import CHECKS
+from archbench.testing.checks import Check, selected
 from archbench.testing.suite import Examination
 
 ROOT = Path(__file__).parents[1]
@@ -22,20 +24,27 @@ names = pytest.mark.parametrize("name", NAMES)
 
 
 class TestConformance(ArchitectureChecks):
-    """Every check, for each architecture with a short context: two blocks of a recurrence, and more than a window."""
+    """Every check on the preset ``nano`` of each; torch.compile of one block of each kind, as tracing takes longest."""
 
-    SIZES: ClassVar[dict[str, int]] = {"context_length": 40, "vocab_size": 128}
+    COMPILED: ClassVar[dict[str, dict[str, Any]]] = {"hybrid": {"n_layer": 2, "pattern": "ra"}}
 
     @classmethod
     def examinations(cls, config: pytest.Config) -> dict[str, Examination]:
-        return {f"{name}-": Examination(name, overrides=cls.SIZES) for name in NAMES}
+        return {f"{name}-": Examination(name) for name in NAMES}
+
+    def test_conformance(self, examination: Examination, check: Check, request: pytest.FixtureRequest) -> None:
+        if check.name == "compile":
+            name = examination.architecture
+            examination = Examination(name, overrides=self.COMPILED.get(name, {"n_layer": 1}))
+        super().test_conformance(examination, check, request)
 
 
 @pytest.mark.exhaustive
-class TestConformanceOfThePreset(TestConformance):
-    """Every check, for the preset ``nano`` as it is."""
-
-    SIZES: ClassVar[dict[str, int]] = {}
+@names
+def test_the_whole_preset_compiles(name: str) -> None:
+    (compiled,) = selected(["compile"], CHECKS)
+    result = Examination(name).result(compiled)
+    assert result.status == "passed", result.evidence
 
 
 def test_ten_architectures_are_built_in() -> None:
