@@ -96,10 +96,15 @@ def test_points_that_show_no_floor_have_none_and_their_intervals_are_numbers() -
     found = fit(N, D, L)
     assert found.converged
     assert found.law.E < 1.0
-    intervals = bootstrap(N, D, L, found, resamples=25)
+    intervals = bootstrap(N, D, L, found, resamples=10)
     assert all(np.isfinite([each.low, each.high]).all() for each in intervals.values())
     assert intervals["alpha"].low < intervals["alpha"].high
 
+
+@pytest.mark.slow
+def test_points_without_noise_that_show_no_floor_give_none() -> None:
+    N, D, _ = simulated(0.0, sizes=4, budgets=4)
+    floorless = Law(E=0.0, A=20.0, B=30.0, alpha=0.1, beta=0.15)
     exact = fit(N, D, floorless.loss(N, D))
     assert exact.converged
     assert exact.law.E < 1e-3
