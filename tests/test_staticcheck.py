@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -42,43 +43,43 @@ EXPECTED = {
     "atomic": r"\d+ atomic instructions",
     "descriptor": r"",
 }
-NAMES = ("sm_80", "sm_90", "gfx942")
+CHIPS_BY_DEFAULT = ("sm_90", "gfx942")
+chips = pytest.mark.parametrize("chip", [*CHIPS_BY_DEFAULT, pytest.param("sm_80", marks=pytest.mark.slow)])
 FILE = Path(kernels.__file__)
 
 
-@pytest.fixture(scope="module")
-def results():
-    """By chip and launch."""
-    jobs = [(CHIPS[name], launch) for name in NAMES for launch in kernels.launches(name)]
-    return {(result.chip, result.launch): result for result in check(jobs)}
+@cache
+def results(chip):
+    """By launch; compiled once, in some seconds."""
+    return {result.launch: result for result in check([(CHIPS[chip], launch) for launch in kernels.launches(chip)])}
 
 
-@pytest.mark.parametrize("chip", NAMES)
-def test_each_fault_is_found_and_nothing_else(results, chip):
-    found = {launch: "; ".join(violations(result)) for (name, launch), result in results.items() if name == chip}
+@chips
+def test_each_fault_is_found_and_nothing_else(chip):
+    found = {launch: "; ".join(violations(result)) for launch, result in results(chip).items()}
     expected = {launch: EXPECTED[launch] for launch in found}
     assert len(found) >= 6
     assert all(re.fullmatch(expected[launch], found[launch]) for launch in found), found
 
 
-def test_a_tensor_descriptor_is_compiled_as_one(results):
+def test_a_tensor_descriptor_is_compiled_as_one():
     launch = next(launch for launch in kernels.launches("sm_90") if launch.name == "descriptor")
     code = compile_launch(launch, CHIPS["sm_90"]).code
     assert "UTMALDG" in code
     assert "UTMASTG" in code
-    assert results["sm_90", "descriptor"].tensor_instructions > 0
+    assert results("sm_90")["descriptor"].tensor_instructions > 0
 
 
-@pytest.mark.parametrize("chip", NAMES)
-def test_flops_read_from_the_code_are_those_of_the_algorithm(results, chip):
+@chips
+def test_flops_read_from_the_code_are_those_of_the_algorithm(chip):
     # two products of 128 × 32 × 64 per iteration, four warps
-    flops = {loop.tensor_flops * 4 for loop in results[chip, "clean"].tensor_loops}
+    flops = {loop.tensor_flops * 4 for loop in results(chip)["clean"].tensor_loops}
     assert flops == {2 * 2 * 128 * 32 * 64}
-    exponentials = {loop.exponentials for loop in results[chip, "clean"].tensor_loops}
+    exponentials = {loop.exponentials for loop in results(chip)["clean"].tensor_loops}
     assert exponentials == {128 * 32 // (4 * CHIPS[chip].warp)}
 
 
-def test_spilled_bytes_are_those_the_assembler_reports(results):
+def test_spilled_bytes_are_those_the_assembler_reports():
     from triton.backends.nvidia.compiler import get_ptxas
 
     launch = next(launch for launch in kernels.launches("sm_90") if launch.name == "spills")
@@ -89,8 +90,8 @@ def test_spilled_bytes_are_those_the_assembler_reports(results):
     log = subprocess.run([get_ptxas(90).path, *options, source], capture_output=True, text=True, check=True).stderr
     said = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
     assert said is not None, log
-    assert results["sm_90", "spills"].spill_bytes == (int(said[1]), int(said[2]))
-    assert f"Used {results['sm_90', 'spills'].registers} registers" in log
+    assert results("sm_90")["spills"].spill_bytes == (int(said[1]), int(said[2]))
+    assert f"Used {results('sm_90')['spills'].registers} registers" in log
 
 
 def test_the_driver_that_was_there_comes_back_after_an_error():
@@ -124,37 +125,37 @@ def test_an_autotuned_kernel_is_refused_because_nothing_can_be_tuned():
         compile_launch(Launch("tuned", tuned, (1,), {"x": kernels.half(8)}), CHIPS["sm_80"])
 
 
-def test_predictions_are_named_predicted_in_every_row(results):
-    made = rows(list(results.values()))
+def test_predictions_are_named_predicted_in_every_row():
+    made = rows(list(results("sm_90").values()))
     clean = next(row for row in made if row["launch"] == "clean" and row["loop"] is None)
     assert clean["predicted_upper_flops"] > clean["predicted_serial_flops"] > 0
     numbers = [name for row in made for name in row if "upper" in name or "serial_" in name or name.endswith("_flops")]
     assert all(name.startswith("predicted_") or name == "tensor_flops" for name in numbers)
-    assert bound(results["sm_80", "wide"]) is None  # no tensor cores: nothing is predicted
+    assert bound(results("sm_90")["wide"]) is None  # no tensor cores: nothing is predicted
 
 
-def test_the_baseline_holds_within_five_percent(results, tmp_path):
+def test_the_baseline_holds_within_five_percent(tmp_path):
     path = tmp_path / "baseline.json"
-    write(path, list(results.values()))
-    clean = results["sm_80", "clean"]
-    others = [result for result in results.values() if result is not clean]
+    write(path, list(results("sm_90").values()))
+    clean = results("sm_90")["clean"]
+    others = [result for result in results("sm_90").values() if result is not clean]
     (loop, *rest) = clean.loops
     near = replace(loop, instructions=loop.instructions + int(loop.instructions * 0.05))
     far = replace(loop, instructions=loop.instructions + int(loop.instructions * 0.05) + 1)
-    assert differences(path, list(results.values())) == []
+    assert differences(path, list(results("sm_90").values())) == []
     assert differences(path, [*others, replace(clean, loops=(near, *rest))]) == []
     (difference,) = differences(path, [*others, replace(clean, loops=(far, *rest))])
-    assert difference.startswith("sm_80, clean, loop 1:")
-    assert differences(path, others) == ["sm_80, clean: in the baseline, and was not checked"]
-    assert differences(path, [*others, clean, replace(clean, launch="new")]) == ["sm_80, new: not in the baseline"]
+    assert difference.startswith("sm_90, clean, loop 1:")
+    assert differences(path, others) == ["sm_90, clean: in the baseline, and was not checked"]
+    assert differences(path, [*others, clean, replace(clean, launch="new")]) == ["sm_90, new: not in the baseline"]
 
 
-def test_another_triton_has_no_baseline_and_is_told_so(results, tmp_path):
+def test_another_triton_has_no_baseline_and_is_told_so(tmp_path):
     path = tmp_path / "baseline.json"
     path.write_text(json.dumps({"3.8.0": {}}))
-    (difference,) = differences(path, list(results.values()))
+    (difference,) = differences(path, list(results("sm_90").values()))
     assert difference.startswith(f"there is no baseline for triton {triton_version()} in {path}, which has 3.8.0")
-    write(path, list(results.values()))
+    write(path, list(results("sm_90").values()))
     assert set(json.loads(path.read_text())) == {"3.8.0", triton_version()}
     with pytest.raises(DataError, match="cannot be read as a baseline"):
         differences(tmp_path / "none.json", [])
