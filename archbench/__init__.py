@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from archbench.plugin.architecture import Architecture as Architecture
     from archbench.plugin.registry import available as available
     from archbench.plugin.registry import load as load
-    from archbench.results.store import read_results as read_results
-    from archbench.runner import run as run
+    from archbench.results.reading import read_results as read_results
+    from archbench.runs.run import run as run
     from archbench.training.state import TrainState as TrainState
     from archbench.training.steps import next_token_step as next_token_step
 
@@ -51,8 +51,8 @@ _HOMES = {
     "linear_cross_entropy": "archbench.kernels",
     "load": "archbench.plugin.registry",
     "next_token_step": "archbench.training.steps",
-    "read_results": "archbench.results.store",
-    "run": "archbench.runner",
+    "read_results": "archbench.results.reading",
+    "run": "archbench.runs.run",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

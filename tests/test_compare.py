@@ -17,7 +17,6 @@ import psutil
 import pytest
 
 import archbench
-from archbench import runner
 from archbench.compare.cells import Cell, Record, cell_key, known_record, measure
 from archbench.compare.outcome import unit_scores
 from archbench.config import RunConfig
@@ -178,7 +177,7 @@ def test_checks_of_the_same_model_are_taken_over_and_of_another_are_not(tmp_path
     first = archbench.run(config, quiet=True).run_id.iloc[0]
     for overrides, taken in (({}, first), ({"n_layer": 1}, None)):
         other = config.override(seed=1, overrides=overrides)
-        frame = runner.run(other, quiet=True, checked_by=tmp_path / first)
+        frame = archbench.run(other, quiet=True, checked_by=tmp_path / first)
         assert set(frame.conformance) == {"1"}
         assert {"causality", "cached_decode"} <= set(frame[frame.phase == "check"].metric)
         findings = json.loads((tmp_path / frame.run_id.iloc[0] / "check.json").read_text())

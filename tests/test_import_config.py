@@ -16,7 +16,7 @@ import archbench
 from archbench import RunConfig, runner
 from archbench.cli.app import main
 from archbench.errors import CheckpointError, HookResultError, MissingHookError, UsageError
-from archbench.phases.check import FLOPS, SHORTEST, _affordable
+from archbench.runs.check import FLOPS, SHORTEST, _affordable
 from test_run import with_small_corpus
 
 transformers = pytest.importorskip("transformers")

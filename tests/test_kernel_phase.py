@@ -19,8 +19,7 @@ from archbench.errors import DeviceError
 from archbench.kernels.attention_backends import BACKENDS
 from archbench.measure.allocations import peak_extra_bytes
 from archbench.measure.clock import CPUClock
-from archbench.phases.kernel import measure_case, run_kernel
-from archbench.phases.kernel_cases import (
+from archbench.runs.kernel_cases import (
     DEFAULTS,
     AttentionCase,
     Candidate,
@@ -30,7 +29,8 @@ from archbench.phases.kernel_cases import (
     exact_attention,
     exact_loss,
 )
-from archbench.phases.rows import Rows
+from archbench.runs.kernel_timing import measure_case, run_kernel
+from archbench.runs.rows import Rows
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {"lengths": (32,), "losses": ((32, 16, 64),), "batch_size": 1, "repeats": 10, "warmup": 1}
@@ -97,7 +97,7 @@ def test_errors_are_against_the_definition_in_float64(
     window: int | None, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The blockwise computation agrees with the whole (T, T) square, written down for each head."""
-    monkeypatch.setattr("archbench.phases.kernel_cases._BLOCK", block)
+    monkeypatch.setattr("archbench.runs.kernel_cases._BLOCK", block)
     B, H, G, T, D = 2, 4, 2, 9, 16
     q, upstream = (torch.randn(B, H, T, D) for _ in range(2))
     k, v = (torch.randn(B, G, T, D) for _ in range(2))
@@ -121,7 +121,7 @@ def test_errors_are_against_the_definition_in_float64(
 
 @pytest.mark.parametrize("block", [70, 2**25], ids=["in blocks", "at once"])
 def test_the_exact_loss_is_that_of_all_logits(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("archbench.phases.kernel_cases._BLOCK", block)
+    monkeypatch.setattr("archbench.runs.kernel_cases._BLOCK", block)
     hidden, weight, targets = torch.randn(9, 5), torch.randn(21, 5), torch.randint(21, (9,))
     hidden64, weight64 = (x.double().requires_grad_() for x in (hidden, weight))
     loss = torch.nn.functional.cross_entropy(hidden64 @ weight64.T, targets)

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from archbench.errors import ArchbenchWarning, StorageError, UnknownNameError, UsageError
+from archbench.results.reading import read_results
 from archbench.results.schema import ARROW_SCHEMA, COLUMNS
-from archbench.results.store import new_run_id, read_results, write_run
+from archbench.results.store import new_run_id, write_run
 from test_results_schema import COMMON
 
 LOSS = {"phase": "quality", "metric": "loss", "value": 1.5}

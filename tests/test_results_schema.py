@@ -12,8 +12,9 @@ import pytest
 
 from archbench.errors import StorageError
 from archbench.results.metrics import METRICS
+from archbench.results.reading import read_results
 from archbench.results.schema import ARROW_SCHEMA, COLUMNS, SCHEMA_VERSION, data_dictionary
-from archbench.results.store import new_run_id, read_results, write_run
+from archbench.results.store import new_run_id, write_run
 
 COMMON: dict[str, Any] = {
     "architecture": "gpt1",

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from archbench.errors import StorageError
-from archbench.results.store import read_results, write_run
+from archbench.errors import StorageError, UsageError
+from archbench.results.lock import locked
+from archbench.results.reading import read_results
+from archbench.results.store import write_run
 from test_results_schema import COMMON
 
 WRITERS = 4
@@ -86,7 +88,7 @@ def test_four_writers_one_killed_nothing_lost_and_no_torn_file_seen(tmp_path: Pa
     acknowledged = [line.split()[1] for log in logs for line in log.read_text().splitlines() if line.startswith("done")]
     assert len(acknowledged) >= 3 * RUNS + 2
     assert set(acknowledged) <= set(seen), "a run was reported as written and is not there"
-    assert list(out.glob(f".*.parquet.{writers[0].pid}-*.tmp")), "the writer was killed with its file half way"
+    assert list(out.glob(f".*.parquet.{writers[0].pid}-*")), "the writer was killed with its file half way"
 
 
 def _kill_in_mid_write(writer: subprocess.Popen[str], out: Path) -> None:
@@ -94,7 +96,7 @@ def _kill_in_mid_write(writer: subprocess.Popen[str], out: Path) -> None:
     for _ in range(5000):
         writer.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, writer.pid, os.WSTOPPED)
-        if list(out.glob(f".*.parquet.{writer.pid}-*.tmp")):
+        if list(out.glob(f".*.parquet.{writer.pid}-*")):
             writer.kill()
             writer.wait()
             return
@@ -134,3 +136,10 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     assert json.loads(path.with_suffix(".json").read_text()) == {"first": True}
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".parquet"], "no temporary file stays behind"
+
+
+def test_a_folder_in_use_is_refused_and_the_process_that_has_it_named(tmp_path: Path) -> None:
+    with locked(tmp_path), pytest.raises(UsageError, match=f"process {os.getpid()} on "), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from archbench.errors import StorageError
-from archbench.results.store import prepare_folder, read_results, run_failed, write_run
+from archbench.results.reading import read_results, run_failed
+from archbench.results.store import prepare_folder, write_run
 from test_results_schema import COMMON
 
 ROW = {"phase": "quality", "metric": "loss", "value": 1.0}

@@ -37,6 +37,11 @@ class LostError(Exception):
         super().__init__(how)
         self.code = code
 
+    @property
+    def killed(self) -> bool:
+        """Whether it was killed from outside, as the system does where memory runs out."""
+        return self.code == -signal.SIGKILL
+
 
 Inbox = queue.SimpleQueue[tuple["Child", bytes | None]]
 """Messages of one child or several; None when a child has ended."""
@@ -99,15 +104,17 @@ class Child:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            self.interrupt()
-            self._ended.wait(GRACE)
-        self._kill()
-        assert self._process.stdin is not None
-        with contextlib.suppress(OSError):
-            self._process.stdin.close()
-        if self._trace is not None:
-            self._trace.unlink(missing_ok=True)
+        try:
+            if kind is not None and issubclass(kind, KeyboardInterrupt):
+                self.interrupt()
+                self._ended.wait(GRACE)
+        finally:  # also where the user interrupts once more
+            self._kill()
+            assert self._process.stdin is not None
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
+            if self._trace is not None:
+                self._trace.unlink(missing_ok=True)
 
     def send(self, message: Any) -> None:
         """Send any JSON value. A child that has ended says so when it is asked for its answer."""

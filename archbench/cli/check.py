@@ -100,7 +100,7 @@ def _device(name: str) -> str:
     """The device asked for, which is there; torch is left alone for the CPU, since the other process loads it."""
     if name == "cpu":
         return name
-    from archbench.phases.device import default_device, resolve_device
+    from archbench.runs.device import default_device, resolve_device
 
     return str(resolve_device(default_device() if name == "auto" else name))
 

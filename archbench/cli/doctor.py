@@ -33,7 +33,7 @@ def doctor(
     The noise floor comes from A/A runs: one workload is timed against itself, so that every difference is chance.
     """
     from archbench.cli.output import print_json
-    from archbench.phases.device import default_device, resolve_device
+    from archbench.runs.device import default_device, resolve_device
 
     chosen = resolve_device(default_device() if device == "auto" else device)
     name = str(chosen)

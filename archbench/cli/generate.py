@@ -37,8 +37,8 @@ def generate(
     import torch
 
     from archbench.inference.sampling import Sampling
-    from archbench.phases.device import default_device
-    from archbench.phases.loading import load_trained
+    from archbench.runs.device import default_device
+    from archbench.runs.models import load_trained
 
     if device == "auto":
         device = default_device()

@@ -78,8 +78,8 @@ def kernels(
         check_plot(plot)
 
     from archbench.config import KernelConfig
-    from archbench.phases.kernel_cases import DEFAULTS
-    from archbench.phases.kernel_process import measure_kernels
+    from archbench.runs.kernel_cases import DEFAULTS
+    from archbench.runs.kernel_run import measure_kernels
 
     kind = "cuda" if chosen_device(given) else "cpu"
     config = KernelConfig(**{**DEFAULTS[kind], **given})
@@ -88,7 +88,7 @@ def kernels(
     from archbench.cli.kernels_plot import draw
     from archbench.cli.kernels_table import print_kernels
     from archbench.cli.summary import print_rows
-    from archbench.results.store import read_results
+    from archbench.results.reading import read_results
 
     frame = read_results(run.path)
     if plot is not None:

@@ -147,7 +147,7 @@ def chosen_device(values: dict[str, Any], default: str | None = None) -> bool:
     Raises:
         DeviceError: it is not there.
     """
-    from archbench.phases.device import default_device, resolve_device
+    from archbench.runs.device import default_device, resolve_device
 
     device = values.get("device", "auto")
     values["device"] = (default or default_device()) if device == "auto" else device

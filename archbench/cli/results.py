@@ -53,7 +53,7 @@ def results(
     --json. Of a run that an error ended there is a line with the error, below what was measured before.
     """
     from archbench.cli.summary import print_rows
-    from archbench.results.store import read_results
+    from archbench.results.reading import read_results
 
     frame = read_results(path, where or None)
     total = frame.run_id.nunique()

@@ -141,10 +141,10 @@ def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool
 
 
 def _measured(config: RunConfig, *, quiet: bool) -> pd.DataFrame:
-    from archbench import runner
+    from archbench.runs.run import run as run_one
 
     with _saying_how_to_resume():
-        return runner.run(config, quiet=quiet)
+        return run_one(config, quiet=quiet)
 
 
 def _show(frame: pd.DataFrame, out: str, *, json: bool) -> None:
@@ -171,7 +171,7 @@ def _resume(
     Raises:
         UsageError: several architectures, or an option that would change the configuration.
     """
-    from archbench import runner
+    from archbench.runs.run import resume
 
     if not architectures:
         raise UsageError("--resume", "no architecture is named", f"Write archbench run NAME --resume {run_id}")
@@ -190,7 +190,7 @@ def _resume(
     except ValueError:
         raise ConfigError("--config time_limit", f"{limit!r} is not a number", "Give seconds") from None
     with _saying_how_to_resume():
-        frame = runner.resume(architectures[0], run_id, out, time_limit=time_limit, quiet=quiet)
+        frame = resume(architectures[0], run_id, out, time_limit=time_limit, quiet=quiet)
     _show(frame, out, json=json)
 
 

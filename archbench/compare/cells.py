@@ -13,14 +13,14 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from archbench import runner
 from archbench.compare.files import identity_key, read_record, write_record
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, StorageError
-from archbench.phases.conformance import read_findings
-from archbench.phases.folder import CONFIG, open_run
 from archbench.plugin.architecture import Architecture
 from archbench.results.reading import read_results, run_failed
+from archbench.runs.conformance import read_findings
+from archbench.runs.folder import CONFIG, open_run
+from archbench.runs.run import resume, run
 
 Stage = Literal["pilot", "tune", "seed", "speed", "cost", "point"]
 OutcomeName = Literal["ok", "diverged", "failed"]
@@ -169,10 +169,10 @@ def _frame(cell: Cell, folder: Path) -> pd.DataFrame:
     if finished and not run_failed(finished[-1]):
         return read_results(finished[-1])
     if (run_id := _run_id(out)) is not None:
-        return runner.resume(cell.architecture, run_id, out, time_limit=cell.config.time_limit, quiet=True)
+        return resume(cell.architecture, run_id, out, time_limit=cell.config.time_limit, quiet=True)
     checked = known_record(folder, cell.checked_by) if cell.checked_by is not None else None
     checked_by = run_folder(folder, checked) if checked is not None and checked.outcome == "ok" else None
-    return runner.run(cell.config.override(out=str(out)), quiet=True, checked_by=checked_by)
+    return run(cell.config.override(out=str(out)), quiet=True, checked_by=checked_by)
 
 
 def _run_id(out: Path) -> str | None:

@@ -19,8 +19,8 @@ from archbench.compare.pool import Follower, run_cells
 from archbench.compare.prediction import Pilot
 from archbench.compare.stages import Contender
 from archbench.errors import StorageError, UsageError
-from archbench.phases.folder import write_text
 from archbench.results.lock import locked
+from archbench.runs.folder import write_text
 
 
 def compare(plan: ComparePlan, folder: Path, follower: Follower[Cell, Record], command: str) -> dict[str, Any]:

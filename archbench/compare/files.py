@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from archbench import __version__
 from archbench.errors import StorageError, UsageError
-from archbench.phases.folder import write_text
+from archbench.runs.folder import write_text
 
 if TYPE_CHECKING:
     from dataclasses import Field

@@ -21,12 +21,12 @@ from archbench.errors import ArchbenchError, ConformanceError, one_line
 from archbench.measure.accuracy import accuracy
 from archbench.measure.clock import clock_for
 from archbench.measure.malloc import tune_malloc
-from archbench.phases.device import resolve_device
-from archbench.phases.loading import build_model
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.registry import load, load_tasks
 from archbench.probing.plan import ProbePlan
 from archbench.results.store import new_run_id
+from archbench.runs.device import resolve_device
+from archbench.runs.models import build_model
 from archbench.training.loop import train
 from archbench.training.state import TrainState
 

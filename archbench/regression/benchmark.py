@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from archbench.plugin.architecture import Architecture
 
 TIMED = ("train_step", "prefill", "decode")
-"""What is timed."""
+"""The timed workloads."""
 
 WARMUP = 3
 TOKENS = 4
-"""New tokens in one sample of ``decode``, so that it is long beside a clock's tick and short beside a time slice."""
+"""New tokens in one sample of ``decode``: long against a clock tick, short against a time slice."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Subject:
 
     @property
     def file(self) -> str | None:
-        """Where the plugin's code came from; None where it does not say."""
+        """The file of the plugin's code; None if it is unknown."""
         if self.architecture.files:
             return str(self.architecture.files[0])
         module = sys.modules.get(self.architecture.source.partition(":")[0])
@@ -85,7 +85,7 @@ class Subject:
 
 
 def exact_costs(subject: Subject) -> dict[str, float | None]:
-    """What can be counted: metric -> value, None where there is no such thing, as the state of a model without one."""
+    """What can be counted: metric -> value; None where it does not exist, as the state of a model that has none."""
     T = subject.config.context_length
     model = subject.build()
     flops = count_flops(on_meta(model), 1, T)
@@ -111,7 +111,7 @@ def saved_activation_bytes(subject: Subject, B: int = 2) -> int:
     live = most = 0
 
     class Saved:
-        """A tensor that autograd holds; it goes when the graph lets go of it."""
+        """A tensor that autograd holds, until the graph releases it."""
 
         def __init__(self, tensor: Tensor) -> None:
             nonlocal live, most
@@ -142,10 +142,10 @@ def saved_activation_bytes(subject: Subject, B: int = 2) -> int:
 
 
 def graph_breaks(model: nn.Module, tokens: Tensor) -> int | None:
-    """How often ``model(tokens)``, compiled, leaves a graph for Python and comes back; None where nothing is traced.
+    """How often ``model(tokens)``, compiled, leaves a graph for Python and returns; None if nothing is traced.
 
-    Graphs are counted as they are run, and not as they are compiled: one that each layer runs is compiled once, and a
-    break within a loop has the loop's whole frame left out.
+    Graphs are counted as they run, not as they are compiled: one that each layer runs is compiled once, and a break
+    within a loop leaves out the loop's whole frame.
     """
     import torch._dynamo as dynamo  # here, for it takes a second to import
 
@@ -212,7 +212,7 @@ class Timing:
         return decode
 
     def prepare(self, metric: str) -> None:
-        """What has to be there before a sample, and is not timed: for ``decode`` a prompt that was read."""
+        """Prepare a sample, untimed: for ``decode``, read a prompt."""
         if metric == "decode" and self._left < TOKENS:
             generate, sampling = self._subject.architecture.generate, Sampling(greedy=True)
             self._generating = generate(self._model, self._prompt, self._room + 1, sampling)
@@ -225,7 +225,7 @@ class Timing:
         return seconds(self.reference, self._device), seconds(self.work[metric], self._device)
 
     def turn(self, samples: dict[str, int]) -> dict[str, list[tuple[float, float]]]:
-        """Some samples of each workload. Another process has had the caches: the first reference is not timed."""
+        """Some samples of each workload. The first reference is not timed, since another process has used the cache."""
         self.reference()
         gc.collect()
         gc.disable()
@@ -236,7 +236,7 @@ class Timing:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """On a CPU this process's own CPU time, which others' work hardly enters; on a GPU the time between two events."""
+    """On a CPU this process's CPU time, which other processes hardly affect; on a GPU the time between two events."""
     if device.type == "cpu":
         start = time.process_time_ns()
         work()
@@ -250,9 +250,9 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 def reference_workload(device: torch.device) -> Callable[[], object]:
-    """A fixed small transformer in plain torch that reads 32 positions, then 2 single ones: like what it stands beside.
+    """A fixed small transformer in plain torch that reads 32 positions, then 2 single ones, like the timed workloads.
 
-    Its weights are as large as a nano model's (4 MB), so that it feels a busy cache as they do.
+    Its weights are as large as a nano model's (4 MB), so that a busy cache slows it as much.
     """
     C, H, V, S = 192, 6, 1024, 64
     generator = torch.Generator().manual_seed(0)

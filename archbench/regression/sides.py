@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from archbench.child.process import Child, LostError
 from archbench.errors import ArchbenchError, PhaseError
@@ -54,7 +54,7 @@ class Side:
     path: tuple[str, ...] = ()
 
 
-class SideProcess:
+class SideProcess(Child):
     """One side's process; its first answer says whose code it has loaded, and what it could not load."""
 
     def __init__(self, side: Side) -> None:
@@ -64,23 +64,16 @@ class SideProcess:
             variables["PYTHONPATH"] = os.pathsep.join(
                 [*side.path, *filter(None, [clean_environment().get("PYTHONPATH")])]
             )
+        super().__init__(str(BENCHMARK), vars(side.request), culprit="the benchmark", variables=variables)
         self._side = side
-        self._child = Child(str(BENCHMARK), vars(side.request), culprit="the benchmark", variables=variables)
-
-    def __enter__(self) -> Self:
-        self._child.__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._child.__exit__(*error)
 
     def ask_exact(self) -> None:
         """Have it count; :meth:`answer` is architecture -> metric -> count."""
-        self._child.send("exact")
+        self.send("exact")
 
     def turn(self, samples: Mapping[str, int]) -> Samples:
         """Take so many samples of each metric."""
-        self._child.send(dict(samples))
+        self.send(dict(samples))
         answer: Samples = self.answer()
         return answer
 
@@ -91,7 +84,7 @@ class SideProcess:
             ArchbenchError: what happened instead.
         """
         try:
-            answer: dict[str, Any] = self._child.receive()
+            answer: dict[str, Any] = self.receive()
         except LostError as lost:
             cause = f"before it had an answer, its process {lost}"
             raise PhaseError(f"measuring {self._side.name}", cause, "See what it printed above") from None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+import filelock
 
 from archbench.errors import UsageError
 from archbench.results.store import prepare_folder
@@ -13,17 +16,24 @@ from archbench.results.store import prepare_folder
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The folder, made if it is missing, for this process alone.
+    """The folder, made if it is missing, for this process alone; a process that dies gives it back.
 
     Raises:
         StorageError: it cannot be made or written.
-        UsageError: another process has it.
+        UsageError: another process has it; the message names the process.
     """
     prepare_folder(folder)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            step = "Wait for it, or choose another folder with --out"
-            raise UsageError(str(folder), "another process is measuring in it", step) from None
+    owner = folder / ".lock-owner"
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        who = f" ({owner.read_text()})" if owner.exists() else ""
+        cause = f"another process is measuring in it{who}"
+        raise UsageError(str(folder), cause, "Wait for it, or choose another folder with --out") from None
+    try:
+        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
+    finally:
+        owner.unlink(missing_ok=True)
+        lock.release()

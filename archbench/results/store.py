@@ -2,7 +2,7 @@
 
 A file is written under a hidden temporary name in the same folder, flushed to disk and then linked to its own
 name, which fails if that name is taken. So readers see whole files only, and any number of processes write side
-by side without locks. The configuration (JSON) appears before the rows: a Parquet file always has one beside it.
+by side without locks. The configuration (JSON) appears before the rows, so every Parquet file has one beside it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from archbench.data.cache import replace_atomically
 from archbench.errors import StorageError
 from archbench.results.metrics import UNITS
-from archbench.results.reading import read_results, run_failed
+from archbench.results.reading import run_failed
 from archbench.results.schema import COLUMNS, OK, SCHEMA_VERSION, Column, arrow_schema, did_you_mean_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["new_run_id", "prepare_folder", "read_results", "run_failed", "run_time", "write_run"]
-
 _TIME_FORMAT = "%Y%m%dT%H%M%S"
 
 
 def new_run_id() -> str:
-    """A new run's name, such as ``20261123T004455-3f9a2c``: the time in UTC, so that names sort by age, and chance."""
+    """A new run's id, such as ``20261123T004455-3f9a2c``: the UTC time, so that ids sort by age, and random digits."""
     return f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(3)}"
 
 
@@ -50,7 +49,7 @@ def run_time(run_id: str) -> datetime:
 
 
 def prepare_folder(out: str | Path) -> Path:
-    """The folder, made if it is missing, after proof that files can be written there: before the work, not after.
+    """The folder, made if it is missing, after a test that files can be written there: before the work, not after.
 
     Raises:
         StorageError: it cannot be made or written.
@@ -89,7 +88,7 @@ def write_run(
             :data:`archbench.results.metrics.METRICS`.
         config: the frozen RunConfig, as JSON-ready values.
         common: columns that are the same in every row; a row's own value wins.
-        replace: a file of this run that says that the run failed (:func:`run_failed`) is replaced, at one stroke.
+        replace: atomically replace a file of this run that says that the run failed (:func:`run_failed`).
 
     Returns:
         Path of the Parquet file, ``out/run_id.parquet``; the configuration is ``out/run_id.json``.
@@ -120,7 +119,7 @@ def write_run(
 
 
 def _rescue(folder: Path, run_id: str) -> str:
-    """What to do when the rows cannot be stored, and where they still are."""
+    """What to do if the rows cannot be stored, and where they still are."""
     kept = sorted((folder / run_id).glob("rows-*.jsonl")) if (folder / run_id).is_dir() else []
     where = f"; the rows measured are kept in {folder / run_id}/rows-*.jsonl" if kept else ""
     return f"Free some space, or choose another folder with --out{where}"
@@ -132,18 +131,15 @@ def _publish(path: Path, content: bytes, *, replace: bool) -> None:
     Without ``replace`` an existing file is never touched. That is atomic where hard links exist; on a file system
     without them the check and the rename are two steps.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            os.replace(temporary, path)
-        else:
+    if replace:
+        replace_atomically(path, lambda file: file.write(content))
+    else:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+        replace_atomically(temporary, lambda file: file.write(content))
+        try:
             _link(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the new name, too, must survive a power cut
         handle = os.open(path.parent, os.O_RDONLY)
         try:

@@ -1,7 +1,7 @@
-"""What training tells its trackers: a line of JSON a step, in a file of the run's folder that they read from.
+"""What trackers read of training: a line of JSON a step, in a file of the run's folder.
 
-A file, and not a pipe: however slow a tracker is, training never waits for it; and a run that is resumed goes on
-with the same one. It is no result, and nothing but trackers reads it.
+A file and not a pipe, so that training never waits for a slow tracker, and a resumed run continues the same one. It is
+no result, and only trackers read it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ FEED = "training.jsonl"
 
 
 class Feed:
-    """The end that training writes to; a context that closes it. No file is made before there is something to tell.
+    """The end that training writes to. No file is made before there is something to write.
 
-    A file that cannot be written costs a warning, and the trackers what comes after.
+    If the file cannot be written, a warning says so, and trackers get no more of this training.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -36,7 +36,7 @@ class Feed:
             self._file.close()
 
     def log(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
-        """A step's values, as :meth:`archbench.trackers.tracker.Tracker.log` gets them but for the ``train/``."""
+        """A step's values, as :meth:`archbench.trackers.tracker.Tracker.log` gets them, without the ``train/``."""
         if self._given_up:
             return
         named = {f"train/{name}": value for name, value in values.items()}
@@ -49,12 +49,12 @@ class Feed:
             message = (
                 f"{self._path}: it cannot be written ({error.strerror}). The trackers see no more of this training"
             )
-            warnings.warn(f"{message}; its results are not touched.", ArchbenchWarning, stacklevel=2)
+            warnings.warn(f"{message}; its results are not affected.", ArchbenchWarning, stacklevel=2)
 
     def _opened(self) -> IO[bytes]:
         whole = self._path.read_bytes().rfind(b"\n") + 1 if self._path.exists() else 0
         file = self._path.open("ab", buffering=0)
-        file.truncate(whole)  # a process that was killed leaves half a line
+        file.truncate(whole)  # a process that was killed may leave half a line
         return file
 
 
@@ -63,7 +63,7 @@ class FeedReader:
 
     Args:
         folder: the run's.
-        position: bytes that were read before.
+        position: bytes that an earlier reader has read.
     """
 
     def __init__(self, folder: Path, position: int = 0) -> None:
@@ -74,7 +74,7 @@ class FeedReader:
             self._last_step |= dict.fromkeys(line["values"], line["step"])
 
     def read(self) -> Iterator[tuple[int, int, dict[str, float]]]:
-        """Step, tokens and values that are new: steps that a resumed run makes again from a checkpoint are not."""
+        """Step, tokens and values that are new; steps that a resumed run repeats from a checkpoint are left out."""
         for line in self._lines(self.position, None):
             step = line["step"]
             new = {name: value for name, value in line["values"].items() if step > self._last_step.get(name, -1)}
@@ -83,7 +83,7 @@ class FeedReader:
                 yield step, line["tokens"], new
 
     def _lines(self, start: int, end: int | None) -> Iterator[dict[str, Any]]:
-        """Whole lines from ``start`` to ``end``; each moves the position behind it."""
+        """Complete lines from ``start`` to ``end``; each advances the position."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:

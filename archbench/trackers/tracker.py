@@ -1,4 +1,4 @@
-"""What a tracker is: three methods, in a class that an entry point names."""
+"""What a tracker is: a class with three methods that an entry point names."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ Status = Literal["finished", "failed", "interrupted"]
 class Tracker(Protocol):
     """Follows one run, in a process of its own; made without arguments.
 
-    What it raises costs a warning, and ends its following; the run and its results never notice. A run that is resumed
-    is started again under the same ``run_id``, and goes on being logged where it had stopped: a tracker is to open
-    again what it made before.
+    What it raises becomes a warning and ends the tracking, not the run. A run that is resumed is started again under
+    the same ``run_id`` and logged from where it had stopped: a tracker has to reopen what it made before.
     """
 
     def start(self, run_id: str, configuration: Mapping[str, Any], folder: Path) -> None:
-        """A run begins, or goes on.
+        """A run begins or is resumed.
 
         Args:
             run_id: the run's, unique.
             configuration: what its ``config.json`` holds: ``run`` (the frozen RunConfig), ``model`` and ``facts``.
-            folder: the run's; a tracker may keep files there, under its own name.
+            folder: the run's; a tracker may keep files there, named after itself.
         """
         ...
 
     def log(self, step: int, tokens: int, values: Mapping[str, float]) -> None:
-        """What was read of training at one step, a second or so after; steps never go back.
+        """The values of one training step, about a second after it; steps never decrease.
 
         Args:
-            step: of ``train/loss`` and the like, the update's number from 0; of validations, updates done.
+            step: for ``train/loss`` and the like, the update's number from 0; for validations, updates done.
             tokens: trained on so far.
             values: by name, in base units: ``train/loss`` (nats/token), ``train/learning_rate``, ``train/grad_norm``,
-                ``train/step_seconds`` and ``train/tokens_per_second`` (not of a process's first step),
+                ``train/step_seconds`` and ``train/tokens_per_second`` (both without a process's first step),
                 ``train/validation_loss`` and ``train/validation_bits_per_byte``. May be NaN or infinite.
         """
         ...
@@ -45,8 +44,8 @@ class Tracker(Protocol):
         """The run is over, for now.
 
         Args:
-            rows: of all finished phases, as they are in the results: ``phase``, ``metric``, ``value``, ``repeat`` …;
-                :func:`summary` makes few numbers of them. None of a run whose program was killed.
+            rows: of all finished phases, as in the results: ``phase``, ``metric``, ``value``, ``repeat`` …; empty for
+                a run that was killed. :func:`summary` reduces them to a few numbers.
             status: ``failed`` and ``interrupted`` runs may be resumed.
         """
         ...
@@ -55,8 +54,8 @@ class Tracker(Protocol):
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """A run's rows as one number a metric: ``quality/bits_per_byte``, ``decode/tokens_per_second/P24_B1`` …
 
-    Repeats are their median, in base units. P is the prompt's length in tokens and B the number of sequences, where
-    phases have several. What :meth:`Tracker.log` was given, and series by position, are left out.
+    The median of repeats, in base units. P is the prompt's length in tokens and B the number of sequences, in phases
+    that have several. What :meth:`Tracker.log` was given and series by position are left out.
     """
     cases: dict[str, list[float]] = {}
     for row in rows:
@@ -69,7 +68,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def flattened(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | bool]:
-    """A configuration as one level: ``run.training.steps``. Lists are JSON, and so is null."""
+    """A configuration with one level of names, such as ``run.training.steps``; lists and null as JSON."""
     flat: dict[str, str | float | bool] = {}
     for name, value in configuration.items():
         if isinstance(value, Mapping):
@@ -80,7 +79,7 @@ def flattened(configuration: Mapping[str, Any], prefix: str = "") -> dict[str, s
 
 
 def title(configuration: Mapping[str, Any]) -> str:
-    """What people call the run: ``gpt1 nano seed 0``."""
+    """A name for people: ``gpt1 nano seed 0``."""
     run = configuration["run"]
     return f"{run['architecture']} {run['preset']} seed {run['seed']}"
 

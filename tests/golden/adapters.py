@@ -28,12 +28,12 @@ from archbench.scaling import ladder
 from archbench.scaling.plan import ScalePlan
 
 MEASURING = {
-    "run": ("archbench.runner", "run"),
+    "run": ("archbench.runs.run", "run"),
     "compare": ("archbench.compare.comparison", "compare"),
     "tune": ("archbench.compare.comparison", "tune"),
     "probe": ("archbench.probing.probe", "probe"),
     "scale": ("archbench.scaling.scale", "scale"),
-    "kernels": ("archbench.phases.kernel_process", "measure_kernels"),
+    "kernels": ("archbench.runs.kernel_run", "measure_kernels"),
 }
 """Command -> the function that it hands its frozen plan to."""
 

@@ -1,4 +1,4 @@
-"""A run's folder: everything its phases need, so that each can run in a process of its own.
+"""A run's folder: everything that its phases need, so that each can run in a child process.
 
 ::
 
@@ -10,6 +10,7 @@
       rows-PHASE.jsonl     one JSON object a measurement, written when the phase is done
       documents.parquet    per-document scores, for later statistics
       blocks.parquet       nats of each 512 tokens of a document, for statistics where documents are few
+      training.jsonl       every step as it is made, for trackers
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class RunFolder:
         path: ``OUT/RUN_ID``.
         config: the frozen configuration.
         model: the resolved model configuration's fields.
-        facts: what the runner found before the first phase: plugin, data, versions.
+        facts: what was found before the first phase: plugin, data, versions.
     """
 
     path: Path
@@ -58,12 +59,12 @@ class RunFolder:
 
     @property
     def resume_command(self) -> str:
-        """What to type to go on with an interrupted run."""
+        """The command that continues the run."""
         out = shlex.quote(str(self.path.parent))
         return f"archbench run {self.config.architecture} --resume {self.run_id} --out {out}"
 
     def as_dict(self) -> dict[str, Any]:
-        """What ``config.json`` holds, and what stands beside the results."""
+        """The content of ``config.json``, and of the JSON file beside the results."""
         return {
             "run_id": self.run_id,
             "run": self.config.model_dump(mode="json"),

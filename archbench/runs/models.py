@@ -1,4 +1,4 @@
-"""Models and tokenizers of a run, from its folder."""
+"""Models and tokenizers of a run, made from its folder."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from archbench.config import ModelConfig
-from archbench.data.dataset import Dataset, prepare
 from archbench.data.tokenizers import Tokenizer, load_tokenizer
 from archbench.errors import CheckpointError
 from archbench.measure.malloc import tune_malloc
-from archbench.phases.device import resolve_device
-from archbench.phases.folder import RunFolder, open_run
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.registry import load
+from archbench.runs.device import resolve_device
+from archbench.runs.folder import RunFolder, open_run
 from archbench.training.checkpoints import latest_checkpoint, load_weights
 
 
@@ -23,11 +22,6 @@ def load_architecture(run: RunFolder) -> tuple[Architecture, ModelConfig]:
     """The run's plugin and its resolved model configuration."""
     architecture = load(run.config.architecture, run.config.plugins)
     return architecture, architecture.info.config(**run.model)
-
-
-def load_dataset(run: RunFolder) -> Dataset:
-    """The run's tokens: from the cache, or made again; the same either way."""
-    return prepare(run.config.data)
 
 
 def build_model(architecture: Architecture, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
@@ -47,7 +41,7 @@ def initial_model(run: RunFolder, architecture: Architecture, config: ModelConfi
     """
     if run.config.weights is None:
         return build_model(architecture, config, run.config.seed, device)
-    # The model comes last: beside what the file holds and what the hook has put together, it would be a third copy.
+    # The model is built last: beside the file's content and what the hook has assembled, it would be a third copy.
     weights = architecture.import_weights(load_weights(Path(run.config.weights)), config)
     model = build_model(architecture, config, run.config.seed, device)
     _fill(model, weights, run.config.weights)
@@ -55,7 +49,7 @@ def initial_model(run: RunFolder, architecture: Architecture, config: ModelConfi
 
 
 def trained_model(run: RunFolder, architecture: Architecture, config: ModelConfig, device: torch.device) -> nn.Module:
-    """The model as training left it, in evaluation mode; at its initial weights where the run has no training phase.
+    """The trained model in evaluation mode; at its initial weights if the run has no training phase.
 
     Raises:
         CheckpointError: training was asked for but left no whole checkpoint, or the checkpoint is corrupt.
@@ -75,12 +69,12 @@ def trained_model(run: RunFolder, architecture: Architecture, config: ModelConfi
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers in the model's parameters, tied ones once."""
+    """Elements of the model's parameters, tied ones counted once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def load_trained(out: str | Path, run_id: str, device: str) -> tuple[Architecture, nn.Module, Tokenizer]:
-    """What a finished run left: its architecture, its trained model in evaluation mode, and its tokenizer.
+    """A finished run's architecture, trained model in evaluation mode, and tokenizer.
 
     Raises:
         UnknownNameError: no such run.

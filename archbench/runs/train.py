@@ -1,4 +1,4 @@
-"""Training: the recipe, every step's loss and seconds, memory, and how much of the machine was used."""
+"""Training: the recipe, loss and seconds of every step, memory, and utilisation of the machine."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import nn
 
 from archbench.data.batches import BatchSampler
-from archbench.kernels import record_attention
+from archbench.data.dataset import prepare
 from archbench.measure.clock import clock_for
 from archbench.measure.flops import count_flops, on_meta
 from archbench.measure.memory import peak_memory
 from archbench.measure.peaks import measure_gemm, mfu, published_peak
 from archbench.measure.quality import score
 from archbench.measure.steady import count_outliers, has_trend
-from archbench.phases.folder import RunFolder
-from archbench.phases.loading import count_parameters, initial_model, load_architecture, load_dataset
-from archbench.phases.rows import Rows
+from archbench.runs.folder import RunFolder
+from archbench.runs.models import count_parameters, initial_model, load_architecture
+from archbench.runs.rows import Rows
 from archbench.trackers.feed import Feed
 from archbench.training.loop import train
 from archbench.training.progress import Progress
@@ -27,10 +27,10 @@ from archbench.training.state import TrainState
 
 
 def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
-    """Train the run's model to its budget, from the last checkpoint where there is one."""
+    """Train the run's model to its budget, from the last checkpoint if there is one."""
     config, recipe = run.config, run.config.training
     architecture, model_config = load_architecture(run)
-    data = load_dataset(run)
+    data = prepare(config.data)
     dtype = getattr(torch, config.dtype)
     T, B = model_config.context_length, recipe.batch_size
 
@@ -38,11 +38,8 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
     sampler = BatchSampler(
         data.train, batch_size=B * recipe.accumulation, context_length=T, seed=config.seed, sampling=recipe.sampling
     )
-    rows.common |= {
-        "parameters": count_parameters(model),
-        "batch_size": B * recipe.accumulation,
-        "attention": _attention_of(model, T, dtype, device),
-    }
+    rows.common |= {"parameters": count_parameters(model), "batch_size": B * recipe.accumulation}
+    _record_attention(model, T, dtype, device, rows)
     flops_per_token = count_flops(on_meta(model), batch_size=1, context_length=T).training_per_token
 
     state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile)
@@ -84,7 +81,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
             observe=tell_trackers if config.trackers else None,
         )
 
-    firsts = set(history.first_steps)  # one a process: more than one in a run that was resumed
+    firsts = set(history.first_steps)  # one a process: several in a run that was resumed
     tokens = 0
     for record in history.steps:
         tokens += record.tokens
@@ -117,10 +114,9 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
         rows.add("diverged", history.diverged_at, repeat=history.diverged_at, **totals)
 
 
-def _attention_of(model: nn.Module, T: int, dtype: torch.dtype, device: torch.device) -> str:
-    """The attention backend a training step really uses, from one forward pass before the clock starts."""
+def _record_attention(model: nn.Module, T: int, dtype: torch.dtype, device: torch.device, rows: Rows) -> None:
+    """Have every row name the attention backend of a training step, from one forward pass before the clock starts."""
     tokens = torch.zeros(1, T, dtype=torch.int64, device=device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
-    with torch.random.fork_rng(), record_attention() as ran, torch.no_grad(), autocast:
+    with torch.random.fork_rng(), rows.recording_attention(), torch.no_grad(), autocast:
         model.train()(tokens)
-    return "+".join(sorted(ran)) or "none"

@@ -1,4 +1,4 @@
-"""The cases of the kernel phase: their sizes, inputs, FLOPs and exact results, and who competes in each.
+"""The cases of the kernel benchmark: their sizes, inputs, FLOPs, exact results and candidates.
 
 FLOPs of attention count visible (query, key) pairs only, so a causal square counts as half: forward is two products,
 4 D FLOPs a pair and query head, backward five, 2.5 times as many, whatever a backend really computes (Dao 2023,
@@ -43,10 +43,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dtype": "bfloat16",
     },
 }
-"""What is measured where nothing else is asked for: a minute on two cores, and the sizes of a model on a GPU."""
+"""What is measured by default: a minute on two cores, and the sizes of a model on a GPU."""
 
 _BLOCK = 2**25
-"""Numbers in one block of the exact computation: a quarter of a gigabyte in float64."""
+"""Elements in one block of the exact computation: a quarter of a gigabyte in float64."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Candidate:
 
     Attributes:
         name: what the table calls it.
-        columns: what tells its rows from the other candidates'.
+        columns: what distinguishes its rows from the other candidates'.
         inputs: the leaves that its gradients are of.
         upstream: gradient of the output; None for a loss.
         run: the inputs, or copies of them -> the output.
@@ -91,7 +91,7 @@ class Case(Protocol):
 
     @property
     def speeds_apart(self) -> bool:
-        """Whether forward and backward have a speed each: whether each does the work that its FLOPs count."""
+        """Whether forward and backward each do the work that their FLOPs count, and so have a speed each."""
         ...
 
     def __str__(self) -> str: ...
@@ -99,7 +99,7 @@ class Case(Protocol):
     def candidates(
         self, seed: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[list[Candidate], Callable[[], Exact]]:
-        """Everyone who competes, on the same inputs, and what the result should be, computed when it is asked for."""
+        """All candidates, on the same inputs, and the exact result, computed when it is called for."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Prefill and decode: seconds to the first token, and between tokens, through the plugin's own ``generate``."""
+"""Prefill and decode: seconds to the first token and between tokens, with the plugin's own ``generate``."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from archbench.data.dataset import prepare
 from archbench.errors import HookResultError
 from archbench.inference.sampling import Sampling
-from archbench.kernels import record_attention
 from archbench.measure.clock import Clock, Mark, clock_for
 from archbench.measure.flops import (
     cache_bytes,
@@ -24,10 +24,10 @@ from archbench.measure.flops import (
 )
 from archbench.measure.memory import peak_memory
 from archbench.measure.steady import Samples, count_outliers, repeat_until_steady
-from archbench.phases.folder import RunFolder
-from archbench.phases.loading import count_parameters, load_architecture, load_dataset, trained_model
-from archbench.phases.rows import Rows
 from archbench.plugin.architecture import Architecture
+from archbench.runs.folder import RunFolder
+from archbench.runs.models import count_parameters, load_architecture, trained_model
+from archbench.runs.rows import Rows
 
 GREEDY = Sampling(greedy=True)
 
@@ -36,7 +36,7 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     """Time from the call to the first token, per prompt length and batch size."""
     architecture, model = _prepared(run, device, rows)
     clock = clock_for(device)
-    with peak_memory(device) as memory, record_attention() as ran:
+    with peak_memory(device) as memory, rows.recording_attention():
         for P, B, prompt in _prompts(run, device):
 
             def first_token(prompt: Tensor = prompt) -> None:
@@ -47,17 +47,16 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
             rows.extend("seconds_to_first_token", samples.seconds, **case)
             rows.add("tokens_per_second", B * P / median(samples.seconds), **case)
             _describe(rows, samples, case)
-    rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
     rows.add_memory(memory)
 
 
 def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
-    """Time every gap between tokens, and weigh the cache, per prompt length and batch size."""
+    """Time every gap between tokens and measure the cache, per prompt length and batch size."""
     architecture, model = _prepared(run, device, rows)
     clock = clock_for(device)
     new_tokens = run.config.speed.new_tokens
     cases: list[dict[str, Any]] = []
-    with peak_memory(device) as memory, record_attention() as ran:
+    with peak_memory(device) as memory, rows.recording_attention():
         for P, B, prompt in _prompts(run, device):
             gaps: list[float] = []
 
@@ -67,13 +66,12 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
                 gaps.extend(clock.seconds(earlier, later) for earlier, later in pairwise(marks))
 
             samples = _timed(run, decode, clock)
-            # The warm-up's gaps come first in the list; the rows hold those of the timed repeats alone.
+            # The warm-up's gaps come first in the list; rows hold only those of the timed repeats.
             timed = gaps[-len(samples.seconds) * (new_tokens - 1) :]
             cases.append(case := {"batch_size": B, "prompt_length": P})
             rows.extend("seconds_per_token", timed, **case)
             rows.add("tokens_per_second", B / median(timed), **case)
             _describe(rows, samples, case, outlying=count_outliers(timed))
-    rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
     rows.add_memory(memory)
 
     described, T = on_meta(model), run.model["context_length"]
@@ -86,7 +84,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
 
 
 def _prepared(run: RunFolder, device: torch.device, rows: Rows) -> tuple[Architecture, nn.Module]:
-    """The architecture, and its model as it is served: weights in the run's dtype, not cast anew at every token."""
+    """The architecture, and its model as it is served: weights in the run's dtype, not cast at every token."""
     architecture, model_config = load_architecture(run)
     dtype: torch.dtype = getattr(torch, run.config.dtype)
     model = trained_model(run, architecture, model_config, device).to(dtype)
@@ -95,7 +93,7 @@ def _prepared(run: RunFolder, device: torch.device, rows: Rows) -> tuple[Archite
 
 
 def _decode(architecture: Architecture, model: nn.Module, prompt: Tensor, new_tokens: int, clock: Clock) -> list[Mark]:
-    """Decode greedily; the moment each token was there.
+    """Decode greedily; the time mark of each token.
 
     Raises:
         HookResultError: ``generate`` gave another number of tokens than it was asked for.
@@ -111,13 +109,13 @@ def _decode(architecture: Architecture, model: nn.Module, prompt: Tensor, new_to
 
 
 def _prompts(run: RunFolder, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
-    """Every case's prompt length P, batch size B and tokens (B, P): training text, a stretch of its own for each.
+    """Prompt length P, batch size B and tokens (B, P) of every case: excerpts of the training text.
 
-    Speed does not depend on what the text says, and the training split is the one sure to be longer than a context.
+    Speed does not depend on the text, and only the training split is sure to be longer than a context.
     """
     lengths = run.config.speed.prompt_lengths
-    assert lengths is not None, "the runner resolves prompt lengths before the first phase"
-    stream = load_dataset(run).train
+    assert lengths is not None, "prompt lengths are resolved before the first phase"
+    stream = prepare(run.config.data).train
     for P, B in product(lengths, run.config.speed.batch_sizes):
         starts = np.linspace(0, len(stream) - P, B).astype(np.int64)
         prompt = np.stack([stream[start : start + P] for start in starts]).astype(np.int64)  # (B, P)
@@ -130,7 +128,7 @@ def _timed(run: RunFolder, fn: Callable[[], None], clock: Clock) -> Samples:
 
 
 def _describe(rows: Rows, samples: Samples, case: dict[str, Any], *, outlying: int | None = None) -> None:
-    """How the samples came about: warm-up seconds, whether they had settled, how many lie far out (none is dropped)."""
+    """Warm-up seconds, whether the samples are stationary, and the number of outliers (none is dropped)."""
     rows.extend("warmup_seconds", samples.warmup_seconds, **case)
     rows.add("stationary", samples.stationary, **case)
     rows.add("outliers", samples.outliers if outlying is None else outlying, **case)

@@ -1,4 +1,4 @@
-"""What the phase ``check`` found: ``RUN_ID/check.json``, and what a run makes of it."""
+"""What the phase ``check`` found (``RUN_ID/check.json``), and what follows from it for the run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from archbench.errors import ConformanceError
-from archbench.phases.folder import RunFolder, open_run, write_text
+from archbench.errors import ConformanceError, StorageError
 from archbench.results.schema import UNCHECKED
+from archbench.runs.folder import RunFolder, open_run, write_text
 from archbench.testing.checks import LEVEL
+
+CHECK = "check"
+"""The phase."""
 
 FILE = "check.json"
 
@@ -23,10 +26,10 @@ class Findings:
 
     Attributes:
         level: version of the set of checks.
-        context_length: T of the models that were looked at; None in files older than this field.
+        context_length: T of the models that were checked; None in files older than this field.
         results: :class:`archbench.testing.checks.Result` as plain values, in the order they were run.
-        running: the check that is being run; None when all are done.
-        taken_from: the run of the same model that was checked in this one's stead.
+        running: the check that did not end; None when all are done.
+        taken_from: the run of the same model whose checks stand for this one's.
     """
 
     results: Sequence[dict[str, Any]] = ()
@@ -43,15 +46,19 @@ class Findings:
         """Keep them in the run's folder.
 
         Raises:
-            OSError: it cannot be written.
+            StorageError: it cannot be written.
         """
-        write_text(run.path / FILE, json.dumps(asdict(self), indent=2) + "\n")
+        try:
+            write_text(run.path / FILE, json.dumps(asdict(self), indent=2) + "\n")
+        except OSError as error:
+            cause = f"it cannot be written ({error.strerror})"
+            raise StorageError(f"run folder {run.path}", cause, "Make room, then run again") from error
 
 
 def take_over(checked: Path, run: RunFolder) -> None:
-    """Let the checks of an earlier run stand for ``run``'s, where both are of one model by one plugin on one device.
+    """Let the checks of an earlier run stand for ``run``'s, if both have the same model, plugin and device.
 
-    Of any other run, or one whose checks did not end, nothing is taken: then ``run`` is checked itself.
+    If they do not, or the earlier checks did not end, nothing is taken over, and ``run`` is checked itself.
     """
     other = open_run(checked.parent, checked.name)
     same = all(
@@ -60,20 +67,20 @@ def take_over(checked: Path, run: RunFolder) -> None:
     same &= other.model == run.model
     same &= all(other.facts[name] == run.facts[name] for name in ("plugin_package", "plugin_version", "versions"))
     findings = read_findings(other)
-    if not same or findings is None or findings.running is not None or not other.rows_file("check").exists():
+    if not same or findings is None or findings.running is not None or not other.rows_file(CHECK).exists():
         return
     replace(findings, taken_from=other.run_id).write(run)
-    run.write_rows("check", other.read_rows("check"))
+    run.write_rows(CHECK, other.read_rows(CHECK))
 
 
 def read_findings(run: RunFolder) -> Findings | None:
-    """What is known of the run's architecture; None before the first check."""
+    """What the checks found; None before they have run."""
     file = run.path / FILE
     return Findings(**json.loads(file.read_text())) if file.exists() else None
 
 
 def conformance(run: RunFolder) -> str | None:
-    """The column of that name: the level passed, ``unchecked``, or what failed; None where the checks did not end."""
+    """The column ``conformance``: the level passed, ``unchecked``, or what failed; None if the checks did not end."""
     if not run.config.checked:
         return UNCHECKED
     findings = read_findings(run)
@@ -85,13 +92,13 @@ def conformance(run: RunFolder) -> str | None:
 
 
 def require_conformance(run: RunFolder) -> None:
-    """Nothing, if the run's architecture passed the checks.
+    """Refuse a run whose architecture failed the checks.
 
     Raises:
-        ConformanceError: it did not; the message has each failed check's evidence.
+        ConformanceError: naming the failed checks, with the evidence of the first.
     """
     findings = read_findings(run)
-    assert findings is not None, "the phase check leaves its findings before its rows"
+    assert findings is not None, "the findings are written before the rows of the phase check"
     if not findings.failed:
         return
     config = run.config

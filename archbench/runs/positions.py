@@ -1,4 +1,4 @@
-"""Loss by position: what more context is worth, and whether the model reads on past the length it was trained on."""
+"""Loss by position: the value of more context, and whether the model can read beyond its trained length."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ import torch
 from torch import nn
 
 from archbench.config import ModelConfig
-from archbench.data.dataset import Dataset
+from archbench.data.dataset import Dataset, prepare
 from archbench.errors import CheckpointError, ConfigError
-from archbench.kernels import record_attention
 from archbench.measure.quality import position_losses
-from archbench.phases.folder import RunFolder
-from archbench.phases.loading import count_parameters, load_architecture, load_dataset, trained_model
-from archbench.phases.rows import Rows
 from archbench.plugin.architecture import Architecture
+from archbench.runs.folder import RunFolder
+from archbench.runs.models import count_parameters, load_architecture, trained_model
+from archbench.runs.rows import Rows
 
 MULTIPLES = (1, 2, 4)
-"""Lengths of the windows, in contexts that the model was trained on."""
+"""Lengths of the windows, in trained contexts."""
 
 BUCKETS = 8
-"""Of positions in one trained context; a row each."""
+"""Buckets of positions in one trained context; a row each."""
 
 
 def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Mean loss at each eighth of a context, in windows of one, two and four times the trained length.
 
-    A longer window is read by the same weights in a model built with that context length: what its positions mean
-    there is the architecture's own (rotary angles go on; a table of positions has no more rows, and then it cannot).
+    A longer window is read by the same weights in a model built with that context length. What its positions mean
+    depends on the architecture: rotary angles continue, while a table of positions has no more rows and cannot be used.
     """
     architecture, trained = load_architecture(run)
-    data = load_dataset(run)
+    data = prepare(run.config.data)
     T = trained.context_length
     width = max(1, T // BUCKETS)
     for multiple in MULTIPLES:
@@ -42,7 +41,7 @@ def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bo
             continue
         rows.common |= {"parameters": count_parameters(model)}
         batch_size = max(1, run.config.quality.batch_size // multiple)
-        with record_attention() as ran:
+        with rows.recording_attention():
             losses = position_losses(
                 model,
                 windows,
@@ -50,7 +49,6 @@ def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bo
                 device=device,
                 dtype=getattr(torch, run.config.dtype),
             )  # (length,)
-        rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
         for first in range(0, length, width):
             loss = float(losses[first : first + width].mean())
             rows.add("loss", loss, repeat=first, context_length=length, batch_size=batch_size)
@@ -68,7 +66,7 @@ def _windows(data: Dataset, length: int) -> np.ndarray[tuple[int, int], np.dtype
 def _model(
     run: RunFolder, architecture: Architecture, trained: ModelConfig, length: int, device: torch.device
 ) -> nn.Module | None:
-    """The trained weights in a model that reads ``length`` positions; None where they do not fit one."""
+    """The trained weights in a model with a context of ``length`` positions; None if they do not fit."""
     try:
         config = architecture.config(trained, context_length=length)
         return trained_model(run, architecture, config, device)

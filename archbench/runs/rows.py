@@ -1,10 +1,12 @@
-"""The rows one phase writes; units and run-wide columns are added when they are stored."""
+"""The rows that one phase measures; units and run-wide columns are added when they are stored."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from archbench.kernels import record_attention
 from archbench.measure.memory import PeakMemory
 
 
@@ -13,7 +15,7 @@ class Rows:
 
     Args:
         phase: the phase's name.
-        common: columns every row of the phase shares (device, threads, attention …); a row's own value wins.
+        common: columns that every row of the phase shares (device, threads, attention …); a row's own value wins.
     """
 
     def __init__(self, phase: str, **common: Any) -> None:
@@ -26,16 +28,23 @@ class Rows:
         number = None if value is None else float(value)
         self._own.append({"phase": self.phase, "metric": metric, "value": number, "repeat": repeat, **columns})
 
-    def extend(self, metric: str, values: Iterable[float], *, first: int = 0, **columns: Any) -> None:
-        """One row a value, numbered from ``first``."""
-        for repeat, value in enumerate(values, start=first):
+    def extend(self, metric: str, values: Iterable[float], **columns: Any) -> None:
+        """One row a value, numbered from 0."""
+        for repeat, value in enumerate(values):
             self.add(metric, value, repeat=repeat, **columns)
 
     def add_memory(self, memory: PeakMemory, **columns: Any) -> None:
-        """What a measured block held at most, and before it began."""
+        """The most that a measured block held, and what it held before."""
         self.add("peak_memory_bytes", memory.peak_bytes, **columns)
         self.add("baseline_memory_bytes", memory.baseline_bytes, **columns)
         self.add("reserved_memory_bytes", memory.reserved_bytes, **columns)
+
+    @contextmanager
+    def recording_attention(self) -> Iterator[None]:
+        """Every row says which attention backends ran in this context, or ``none``."""
+        with record_attention() as ran:
+            yield
+        self.common["attention"] = "+".join(sorted(ran)) or "none"
 
     def finished(self) -> list[dict[str, Any]]:
         """Every row, with the common columns."""

@@ -1,4 +1,4 @@
-"""Quality: how well the trained model predicts the held-out text, beside what counting and compressing reach."""
+"""Quality: how well the trained model predicts the held-out text, beside what n-gram counts and compressors reach."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from archbench.data.dataset import prepare
 from archbench.errors import StorageError
-from archbench.kernels import record_attention
 from archbench.measure.floors import floors
 from archbench.measure.memory import peak_memory
 from archbench.measure.quality import score
-from archbench.phases.folder import RunFolder
-from archbench.phases.loading import count_parameters, load_architecture, load_dataset, trained_model
-from archbench.phases.rows import Rows
+from archbench.runs.folder import RunFolder
+from archbench.runs.models import count_parameters, load_architecture, trained_model
+from archbench.runs.rows import Rows
 
 
 def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Score the whole validation split, each token once, and keep the nats of every document and block."""
     config = run.config
     architecture, model_config = load_architecture(run)
-    data = load_dataset(run)
+    data = prepare(config.data)
     model = trained_model(run, architecture, model_config, device)
     rows.common |= {"parameters": count_parameters(model), "batch_size": config.quality.batch_size}
 
-    with peak_memory(device) as memory, record_attention() as ran:
+    with peak_memory(device) as memory, rows.recording_attention():
         result = score(
             model,
             data.validation,
@@ -35,7 +35,6 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
             device=device,
             dtype=getattr(torch, config.dtype),
         )
-    rows.common |= {"attention": "+".join(sorted(ran)) or "none"}
 
     rows.add("loss", result.loss)
     rows.add("perplexity", result.perplexity)

@@ -1,13 +1,13 @@
-"""The kernel phase: attention backends and losses against each other, case by case, alternating A B A B.
+"""The kernel benchmark: attention backends and losses against each other, case by case, alternating A B A B.
 
-A candidate that cannot run in a case, or is wrong there, gets no speed: its rows say null, and why is kept beside them.
+A candidate that cannot run in a case, or is wrong there, gets no speed: its rows are null, and the reason is kept.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
 from typing import Any
@@ -21,12 +21,12 @@ from archbench.kernels import record_attention
 from archbench.measure.allocations import peak_extra_bytes
 from archbench.measure.clock import Clock, Mark, clock_for
 from archbench.measure.steady import FLAG_LEVEL, WARMUP_LEVEL, WINDOW, count_outliers, has_trend
-from archbench.phases.kernel_cases import Candidate, Case, Exact, cases
-from archbench.phases.rows import Rows
+from archbench.runs.kernel_cases import Candidate, Case, Exact, cases
+from archbench.runs.rows import Rows
 
 WRONG = 0.05
-"""Error from which on a result is wrong, and its speed worth nothing. Rounding to bfloat16 makes about 0.01; a mask
-that is off by one position, about 0.5."""
+"""Error at which a result is wrong and its speed meaningless. Rounding to bfloat16 makes about 0.01; a mask that is off
+by one position about 0.5."""
 
 _MOST_WARMUP = 10
 """Warm-up rounds that a trend in the times may add."""
@@ -50,17 +50,13 @@ class LeftOut:
     what: str
     reason: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """The same as JSON-ready values."""
-        return asdict(self)
-
 
 @dataclass(eq=False)
 class Trial:
     """One candidate's measurements in one case; seconds are of single calls, in order.
 
     Attributes:
-        candidate: who is on trial.
+        candidate: what is measured.
         columns: the candidate's, with the attention backend that really ran.
         backward: whether it has a backward pass here.
         first: seconds of the first forward and backward pass, compilation included.
@@ -87,20 +83,20 @@ class Trial:
 
     @property
     def samples(self) -> list[float]:
-        """What trends and outliers are judged by: whole samples."""
+        """Seconds of whole samples, by which trends and outliers are judged."""
         return self.seconds if self.backward else self.forward_seconds
 
 
 def run_kernel(
     config: KernelConfig, device: torch.device, rows: Rows, *, progress: Callable[[str], None] = lambda line: None
 ) -> list[LeftOut]:
-    """Measure every case of ``config``; what could not be measured is returned, with the reason.
+    """Measure every case of ``config``; returns what could not be measured, with the reason.
 
     Args:
         config: the frozen configuration.
         device: where to measure.
         rows: where the measurements go.
-        progress: told what is being measured, in a line, as each case begins.
+        progress: called with a line as each case begins.
     """
     left_out: list[LeftOut] = []
     clock, every = clock_for(device), list(cases(config))
@@ -148,7 +144,7 @@ def _first_call(candidate: Candidate, exact: Callable[[], Exact], clock: Clock) 
         try:
             marks, output, gradients = _call(trial, clock)
             trial.first = _seconds(marks, clock)
-        except Exception as error:  # noqa: BLE001  (whatever stops one backend is a finding about it; the others go on)
+        except Exception as error:  # noqa: BLE001  (whatever stops one backend is a finding about it; the others continue)
             trial.backward, reason = False, _reason(error)
             try:
                 marks, output, gradients = _call(trial, clock)
@@ -170,7 +166,7 @@ def _first_call(candidate: Candidate, exact: Callable[[], Exact], clock: Clock) 
 
 
 def _alternate(trials: list[Trial], clock: Clock, config: KernelConfig) -> list[tuple[Trial, str]]:
-    """Warm up until nobody's times have a trend, then take the samples; in each round it is everybody's turn once.
+    """Warm up until no candidate's times have a trend, then take the samples; each round runs every candidate once.
 
     Returns:
         Those that failed on the way, although their first call did not, and why; they are no longer in ``trials``.
@@ -218,15 +214,15 @@ def _call(trial: Trial, clock: Clock) -> tuple[list[Mark], Tensor, tuple[Tensor,
 
 
 def _start(clock: Clock) -> Mark:
-    # Flushed after waiting, not before: a GPU is then busy overwriting its L2 while the host submits the kernels, and
-    # the time between the marks is theirs, not the host's.
+    # Flushed after waiting, not before: a GPU then overwrites its L2 while the host submits the kernels, so the time
+    # between the marks is the kernels' and not the host's.
     clock.synchronize()
     clock.flush()
     return clock.mark()
 
 
 def _seconds(marks: list[Mark], clock: Clock) -> tuple[float, float]:
-    """Of forward and backward; 0 for a backward pass that there is none of."""
+    """Seconds of forward and backward; 0 where there is no backward pass."""
     clock.synchronize()
     forward = clock.seconds(marks[0], marks[1])
     return forward, clock.seconds(marks[2], marks[3]) if len(marks) > 2 else 0.0

@@ -1,1 +1,0 @@
-"""The phases of a run. Each runs in a process of its own, so that its memory and its warm-up are its own."""

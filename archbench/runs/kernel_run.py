@@ -1,0 +1,113 @@
+"""A run of the kernel benchmark: measured in a child process, stored when it is done; none of an interrupted one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archbench import __version__
+from archbench.child.process import Child, LostError
+from archbench.config import KernelConfig
+from archbench.errors import DeviceError, PhaseError
+from archbench.measure import environment
+from archbench.measure.machine import describe, versions
+from archbench.results.store import new_run_id, prepare_folder, write_run
+from archbench.runs.device import measuring
+from archbench.runs.kernel_timing import run_kernel
+from archbench.runs.phase import thread_variables, with_environment
+
+if TYPE_CHECKING:
+    from archbench.child.entry import Parent
+
+CULPRIT = "archbench kernels"
+
+
+@dataclass(frozen=True)
+class KernelRun:
+    """A finished run of the kernel benchmark.
+
+    Attributes:
+        path: its Parquet file; the configuration and what was left out is in the .json beside it.
+        left_out: what was asked for and could not be measured, each with ``case``, ``candidate``, ``what``, ``reason``.
+    """
+
+    path: Path
+    left_out: list[dict[str, Any]]
+
+
+def measure_kernels(config: KernelConfig, *, quiet: bool = False) -> KernelRun:
+    """Run the kernel benchmark in a fresh process, and store its rows.
+
+    Args:
+        config: the frozen configuration.
+        quiet: print no progress to standard error.
+
+    Raises:
+        StorageError: the results cannot be written.
+        DeviceError: nothing at all could be measured.
+        PhaseError: the measuring process died.
+        ArchbenchError: whatever else was wrong, named.
+    """
+    prepare_folder(config.out)
+    run_id = new_run_id()
+    before = environment.snapshot(config.device)
+    rows, left_out = _measured_apart(config, quiet=quiet)
+    rows = with_environment(rows, before, environment.snapshot(config.device))
+    facts = {"versions": versions(), "machine": describe(config.device), "left_out": left_out}
+    path = write_run(
+        config.out,
+        run_id,
+        rows,
+        {"run_id": run_id, "kernel": config.model_dump(mode="json"), "facts": facts},
+        {
+            "architecture": "none",
+            "plugin_package": "archbench",
+            "plugin_version": __version__,
+            "preset": "none",
+            "config_hash": config.config_hash(),
+            "seed": config.seed,
+            "dtype": config.dtype,
+            "compile": False,
+        },
+    )
+    return KernelRun(path, left_out)
+
+
+def _measured_apart(config: KernelConfig, *, quiet: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows and what was left out, from the child process."""
+    request = {"config": config.model_dump(mode="json"), "quiet": quiet}
+    # The profiler that counts bytes reports its starts and stops on standard error, unless it is told not to.
+    variables = {"KINETO_LOG_LEVEL": os.environ.get("KINETO_LOG_LEVEL", "99"), **thread_variables(config)}
+    try:
+        with Child(__name__, request, culprit=CULPRIT, variables=variables) as child:
+            rows, left_out = child.receive()
+            return rows, left_out
+    except LostError as lost:
+        step = "See what it printed above, and run again with fewer --backends to find the one at fault"
+        if lost.killed:
+            step = "Leave out the longest --lengths and --losses, or the reference backend"
+        raise PhaseError(CULPRIT, f"the measuring process {lost}", step) from None
+
+
+def main(parent: Parent, request: dict[str, Any]) -> None:
+    """In the child: measure, and send the rows and what was left out.
+
+    Raises:
+        DeviceError: nothing could be measured.
+    """
+    config, quiet = KernelConfig(**request["config"]), request["quiet"]
+
+    def say(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr, flush=True)
+
+    with measuring("kernel", config) as (device, rows):
+        left_out = run_kernel(config, device, rows, progress=say)
+    finished = rows.finished()
+    if all(row["value"] is None for row in finished):
+        reasons = dict.fromkeys(f"{one.candidate}: {one.reason}" for one in left_out)
+        raise DeviceError(CULPRIT, f"nothing could be measured ({'; '.join(reasons)})", "Ask for other --backends")
+    parent.send([finished, [asdict(one) for one in left_out]])

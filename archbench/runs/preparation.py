@@ -1,0 +1,133 @@
+"""Before the first phase: everything that can be checked is checked, and what was left open is resolved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from archbench.config import ModelConfig, RunConfig
+from archbench.data.batches import BatchSampler
+from archbench.data.corpora import EMBEDDED
+from archbench.data.dataset import Dataset, prepare
+from archbench.errors import ConfigError
+from archbench.measure.machine import describe, versions
+from archbench.plugin.architecture import Architecture
+from archbench.plugin.discovery import plugin_paths
+from archbench.plugin.registry import load
+from archbench.results.store import new_run_id, prepare_folder
+from archbench.runs.device import check_attention, check_dtype, resolve_device
+from archbench.runs.folder import RunFolder
+from archbench.runs.weights_config import resolve_published
+
+LONGEST_USUAL_CONTEXT = 2048
+LOGITS_AT_ONCE = 1 << 30
+"""Most logits of the windows that are scored together: 4 GiB in float32."""
+
+
+def start(config: RunConfig) -> RunFolder:
+    """Check a run, resolve what its configuration leaves open, and make its folder.
+
+    Raises:
+        ArchbenchError: plugin, configuration, data, device or output folder cannot be used.
+    """
+    device = resolve_device(config.device)
+    check_dtype(config, device)
+    check_attention(config, device)
+    config = _with_absolute_paths(config)
+    prepare_folder(config.out)
+    architecture = load(config.architecture, config.plugins)
+    config = config.override(plugins=architecture.files)  # no other plugin's code is loaded in this run's processes
+    config, published = resolve_published(config, architecture)
+    data = prepare(config.data)
+    model_config = _resolve_model(config, architecture, data, published)
+    config = config.override(
+        speed=_resolve_speed(config, model_config, len(data.train)), quality=_resolve_quality(config, model_config)
+    )
+    if "train" in config.phases:  # refuses too short a text
+        BatchSampler(data.train, batch_size=1, context_length=model_config.context_length, seed=0)
+
+    folder = RunFolder(
+        path=Path(config.out) / new_run_id(),
+        config=config,
+        model=model_config.model_dump(mode="json"),
+        facts={
+            "plugin_package": architecture.package,
+            "plugin_version": architecture.version,
+            "wrappers": list(architecture.wrappers),
+            "corpus": data.corpus_name,
+            "corpus_sha256": data.corpus_sha256,
+            "tokenizer": data.tokenizer.name,
+            "lossless": data.lossless,
+            "versions": versions(),
+            "machine": describe(config.device),
+        },
+    )
+    folder.create()
+    data.tokenizer.save(folder.tokenizer)
+    return folder
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """The same configuration for child processes and later sessions, which may start in another folder."""
+    corpus, tokenizer = config.data.corpus, config.data.tokenizer
+    if corpus not in EMBEDDED and not corpus.startswith("hf:"):
+        corpus = str(Path(corpus).resolve())
+    kind, colon, place = tokenizer.partition(":")
+    if kind in ("file", "gguf", "saved"):
+        tokenizer = kind + colon + str(Path(place).resolve())
+    return config.override(
+        plugins=plugin_paths(config.plugins),
+        weights=None if config.weights is None else str(Path(config.weights).resolve()),
+        data=config.data.override(corpus=corpus, tokenizer=tokenizer),
+    )
+
+
+def _resolve_model(
+    config: RunConfig, architecture: Architecture, data: Dataset, published: ModelConfig | None
+) -> ModelConfig:
+    """The model's configuration, with the V of the tokenizer, or of the preset if that is asked for.
+
+    Raises:
+        ConfigError: an unknown preset or field, a bad value, or a vocabulary smaller than the tokenizer's.
+    """
+    overrides = dict(config.overrides)
+    if config.vocabulary == "tokenizer":
+        overrides.setdefault("vocab_size", data.tokenizer.vocab_size)
+    model_config = architecture.config(config.preset if published is None else published, **overrides)
+    if model_config.vocab_size < data.tokenizer.vocab_size:
+        raise ConfigError(
+            f"vocab_size {model_config.vocab_size} of {config.architecture}",
+            f"tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} ids",
+            "Use a smaller tokenizer (--tokenizer bpe:N), or leave vocab_size out",
+        )
+    return model_config
+
+
+def _resolve_speed(config: RunConfig, model_config: ModelConfig, n_tokens: int) -> dict[str, Any]:
+    """Prompt lengths, by default a quarter and three quarters of the context, or less to leave room for new tokens.
+
+    Prompts are cut from the ``n_tokens`` of the training text. Contexts count as at most 2,048 here: prompts of a
+    published model's 8,192 would keep a CPU busy for hours.
+    """
+    T = min(model_config.context_length, n_tokens)
+    speed = dict(config.speed)
+    if speed["prompt_lengths"] is None:
+        usual = min(T, LONGEST_USUAL_CONTEXT)
+        longest = max(1, usual - speed["new_tokens"])
+        speed["prompt_lengths"] = tuple(sorted({max(1, min(P, longest)) for P in (usual // 4, 3 * usual // 4)}))
+    too_long = [P for P in speed["prompt_lengths"] if P > T]
+    if too_long and {"prefill", "decode"} & set(config.phases):
+        room = f"a context of {T}" if model_config.context_length == T else f"the training text of {T}"
+        raise ConfigError(
+            "speed.prompt_lengths",
+            f"a prompt of {too_long[0]} tokens does not fit {room}",
+            f"Give lengths of at most {T}",
+        )
+    return speed
+
+
+def _resolve_quality(config: RunConfig, model_config: ModelConfig) -> dict[str, Any]:
+    """The number of windows scored together, such that their logits fit; it changes no score."""
+    logits = model_config.context_length * model_config.vocab_size
+    batch_size = max(1, min(config.quality.batch_size, LOGITS_AT_ONCE // logits))
+    return {**dict(config.quality), "batch_size": batch_size}

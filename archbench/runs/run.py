@@ -1,0 +1,178 @@
+"""The order of a run: prepare, check, phase after phase, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from archbench.config import RunConfig
+from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError
+from archbench.measure.machine import device_name, versions
+from archbench.plugin.registry import load
+from archbench.results.reading import read_results, run_failed
+from archbench.results.schema import FAILED
+from archbench.results.store import write_run
+from archbench.runs.conformance import CHECK, conformance, require_conformance, take_over
+from archbench.runs.device import resolve_device
+from archbench.runs.folder import RunFolder, open_run
+from archbench.runs.phase import run_phase
+from archbench.runs.preparation import start
+from archbench.trackers.following import Trackers, followed_by
+from archbench.trackers.tracker import Status
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run(config: RunConfig, *, quiet: bool = False, checked_by: Path | None = None) -> pd.DataFrame:
+    """Measure one architecture once: all of ``config.phases``, each in a child process.
+
+    Args:
+        config: the frozen configuration.
+        quiet: print no progress to standard error.
+        checked_by: folder of a finished run; if it has the same model, its conformance checks are taken over.
+
+    Returns:
+        The run's rows; the same as ``read_results(path_of_its_parquet_file)``.
+
+    Raises:
+        ConformanceError: the architecture fails the conformance checks; nothing else was measured.
+        ArchbenchError: whatever else was wrong, named; the rows of the finished phases are stored, and one that says
+            what ended the run.
+    """
+    with followed_by(config.trackers, quiet=quiet) as trackers:
+        folder = start(config)
+        if checked_by is not None and config.checked:
+            take_over(checked_by, folder)
+        return _measure(folder, trackers, quiet=quiet)
+
+
+def resume(
+    architecture: str,
+    run_id: str,
+    out: str | Path = "results",
+    *,
+    time_limit: float | None = None,
+    quiet: bool = False,
+) -> pd.DataFrame:
+    """Continue a run that was interrupted or failed: finished phases are kept, training resumes from a checkpoint.
+
+    Args:
+        architecture: the run's, as a safeguard.
+        run_id: the run's, or ``last`` for the newest under ``out``.
+        out: folder of the results.
+        time_limit: seconds for each phase left, instead of what the run was started with.
+        quiet: print no progress to standard error.
+
+    Raises:
+        UnknownNameError: no such run under ``out``.
+        UsageError: the run is finished, of another architecture, or was started with another torch or plugin.
+        ArchbenchError: as :func:`run`.
+    """
+    folder = open_run(out, run_id)
+    finished = folder.path.with_suffix(".parquet")
+    if folder.config.architecture != architecture:
+        raise UsageError(
+            f"run {folder.run_id}",
+            f"it is of {folder.config.architecture}, not of {architecture}",
+            f"Use: {folder.resume_command}",
+        )
+    if finished.exists() and not run_failed(finished):
+        raise UsageError(f"run {folder.run_id}", "it is finished", f"Read it with: archbench results {finished}")
+    started, now = folder.facts["versions"]["torch_version"], versions()["torch_version"]
+    if started != now:
+        raise UsageError(
+            f"run {folder.run_id}", f"it was started with torch {started}, and this is {now}", "Start a new run"
+        )
+    measured, found = folder.facts["plugin_version"], load(architecture, folder.config.plugins).version
+    if measured != found:
+        cause = f"it was started with version {measured} of {architecture}, and this is {found}"
+        raise UsageError(f"run {folder.run_id}", cause, "Start a new run")
+    if time_limit is not None:
+        folder = dataclasses.replace(folder, config=folder.config.override(time_limit=time_limit))
+    with followed_by(folder.config.trackers, quiet=quiet) as trackers:
+        return _measure(folder, trackers, quiet=quiet)
+
+
+def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = []
+    phase = CHECK
+    status: Status = "failed"
+    trackers.start(folder.run_id, folder.as_dict(), folder.path)
+    try:
+        for phase in ((CHECK,) if folder.config.checked else ()) + folder.config.phases:
+            finished = folder.rows_file(phase).exists()
+            rows += folder.read_rows(phase) if finished else run_phase(folder, phase, quiet=quiet)
+            if phase == CHECK:
+                require_conformance(folder)
+            if any(row["metric"] == "diverged" for row in rows):
+                break  # speed and quality of a diverged model cannot be compared
+        written = _write(folder, rows)
+        status = "finished"
+    except StorageError:
+        raise  # the failure could not be stored either
+    except ArchbenchError as error:
+        _record_failure(folder, rows, phase, error)
+        raise
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        trackers.finish(rows, status)
+    return read_results(written)
+
+
+def _write(folder: RunFolder, rows: list[dict[str, Any]]) -> Path:
+    # A resumed run replaces the record of its failure.
+    return write_run(folder.path.parent, folder.run_id, rows, folder.as_dict(), _common(folder), replace=True)
+
+
+def _record_failure(folder: RunFolder, rows: list[dict[str, Any]], phase: str, error: ArchbenchError) -> None:
+    """Store the rows of the finished phases, and one that says what ended the run."""
+    failed = {
+        **_where(folder, rows),
+        "phase": phase,
+        "metric": FAILED,
+        "unit": "1",
+        "status": " ".join(f"{type(error).__name__}: {error.culprit}: {error.cause}".split()),
+    }
+    try:
+        _write(folder, [*rows, failed])
+        if phase == CHECK:  # a resumed run is checked again
+            folder.rows_file(CHECK).unlink(missing_ok=True)
+    except (StorageError, OSError) as storage:
+        warnings.warn(f"this run's failure could not be recorded: {storage}", ArchbenchWarning, stacklevel=2)
+
+
+def _where(folder: RunFolder, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The columns about the machine: as the finished phases have them, or as this process finds it."""
+    names = ("device", "device_name", "threads", "malloc", "parameters", *versions())
+    if rows:
+        return {name: rows[-1].get(name) for name in names}
+    device = resolve_device(folder.config.device)
+    threads = folder.config.threads or torch.get_num_threads()
+    return {**versions(), "device": device.type, "device_name": device_name(device), "threads": threads}
+
+
+def _common(folder: RunFolder) -> dict[str, Any]:
+    """The columns that belong to the whole run."""
+    config, facts = folder.config, folder.facts
+    return {
+        "architecture": config.architecture,
+        "plugin_package": facts["plugin_package"],
+        "plugin_version": facts["plugin_version"],
+        "preset": config.preset,
+        "config_hash": config.config_hash(),
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "compile": config.compile,
+        "context_length": folder.model["context_length"],
+        "corpus": facts["corpus"],
+        "tokenizer": facts["tokenizer"],
+        "lossless": facts["lossless"],
+        "conformance": conformance(folder),
+    }

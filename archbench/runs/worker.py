@@ -1,0 +1,55 @@
+"""One phase in a child process of its own (:mod:`archbench.runs.phase`): it sends its rows, or its error."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from archbench.kernels import attention_backend
+from archbench.plugin.discovery import Entry
+from archbench.runs.check import run_check
+from archbench.runs.conformance import CHECK
+from archbench.runs.device import measuring
+from archbench.runs.folder import RunFolder, open_run
+from archbench.runs.positions import run_positions
+from archbench.runs.quality import run_quality
+from archbench.runs.rows import Rows
+from archbench.runs.speed import run_decode, run_prefill
+from archbench.runs.train import run_train
+from archbench.testing.global_state import watched
+
+if TYPE_CHECKING:
+    from archbench.child.entry import Parent
+
+
+class Phase(Protocol):
+    """Adds its measurements to ``rows``."""
+
+    def __call__(self, run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None: ...
+
+
+PHASES: dict[str, Phase] = {
+    "train": run_train,
+    "quality": run_quality,
+    "positions": run_positions,
+    "prefill": run_prefill,
+    "decode": run_decode,
+}
+
+
+def main(parent: Parent, request: dict[str, Any]) -> None:
+    """Measure the phase ``request["phase"]`` of a run."""
+    # A copy of this process that a plugin forks would measure beside it, and write into the same folder.
+    os.register_at_fork(after_in_child=lambda: os._exit(1))
+    run, name, quiet = open_run(request["out"], request["run_id"]), request["phase"], request["quiet"]
+    with attention_backend(run.config.attention), measuring(name, run.config) as (device, rows):
+        if name == CHECK:  # finds by itself what a plugin changes in the process
+            run_check(run, device, rows, lambda findings: parent.send({"findings": findings}), quiet=quiet)
+        else:
+            package, version = run.facts["plugin_package"], run.facts["plugin_version"]
+            plugin = Entry(run.config.architecture, package, version, package).culprit
+            with watched(f"{plugin}, in phase {name}"):
+                PHASES[name](run, device, rows, quiet=quiet)
+    parent.send({"rows": rows.finished()})
