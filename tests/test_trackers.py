@@ -303,7 +303,7 @@ def test_steps_made_again_and_half_lines_are_not_told(tmp_path: Path) -> None:
 def test_a_feed_that_cannot_be_written_costs_one_warning(tmp_path: Path) -> None:
     (tmp_path / FEED).mkdir()
     with Feed(tmp_path) as feed:
-        with pytest.warns(ArchbenchWarning, match="its results are not touched"):
+        with pytest.warns(ArchbenchWarning, match="its results are not affected"):
             feed.log(0, 10, {"loss": 1.0})
         feed.log(1, 20, {"loss": 1.0})
 
