@@ -13,10 +13,11 @@ import pytest
 import torch
 
 import archbench
-from archbench import RunConfig, runner
+from archbench import RunConfig
 from archbench.cli.app import main
 from archbench.errors import CheckpointError, HookResultError, MissingHookError, UsageError
 from archbench.runs.check import FLOPS, SHORTEST, _affordable
+from archbench.runs.preparation import start
 from test_run import with_small_corpus
 
 transformers = pytest.importorskip("transformers")
@@ -157,7 +158,7 @@ def started(folder: Path, architecture: str = "llama", **values: Any) -> tuple[R
     """The frozen configuration and the model's, of a run that is started and goes no further."""
     data = {"corpus": str(folder / "small.txt"), "tokenizer": "byte"}
     given = {"weights": str(folder / "model"), "phases": ("quality",), "profile": "smoke", "data": data, **values}
-    run = runner._start(RunConfig(architecture=architecture, out=str(folder / "out"), **given))
+    run = start(RunConfig(architecture=architecture, out=str(folder / "out"), **given))
     return run.config, archbench.load(architecture).info.config(**run.model)
 
 
@@ -190,7 +191,7 @@ def test_an_architecture_without_the_hook_has_its_presets(folder: Path, minimal_
         architecture="bigram", profile="smoke", plugins=(str(folder / "bigram.py"),), weights=str(folder / "model"),
         phases=("quality",), data=data, out=str(folder / "out"),
     )  # fmt: skip
-    assert runner._start(config).config.preset == "nano"
+    assert start(config).config.preset == "nano"
 
 
 def test_a_preset_beside_it_has_to_say_the_same(folder: Path) -> None:
