@@ -1,4 +1,4 @@
-"""The rule of the verdict claims a difference where there is one, rarely where there is none, and says the rest."""
+"""The verdict claims a difference where there is one, rarely where there is none, and otherwise gives its reason."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Simulation:
         self.generator = np.random.default_rng(seed)
 
     def text(self, units: int = 40) -> Text:
-        """Bytes of each document, and its nats for a model of no particular luck with it."""
+        """Bytes of each document, and its nats for an average model."""
         sizes = np.ceil(np.exp(self.generator.normal(8, 0.4, units)))
         return sizes, sizes * np.exp(self.generator.normal(0, 0.15, units))
 

@@ -1,4 +1,4 @@
-"""A cache that decodes otherwise than a forward pass, or hides bytes, is caught, and the message names the fault."""
+"""A cache that decodes differently from a forward pass, or hides bytes, is caught, and the message names the fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of side effects, seeds, bfloat16 and torch.compile find what they are for, and put all back."""
+"""The checks of side effects, seeds, bfloat16 and torch.compile find their faults, and restore the process."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_what_watched_work_raises_passes_through_and_the_state_is_put_back() -> 
     assert shared_state() == before
 
 
-def test_a_fork_that_nobody_watches_goes_on() -> None:
+def test_a_fork_outside_a_watch_continues() -> None:
     with watched("phase train of right"):
         pass
     child = os.fork()
@@ -141,7 +141,7 @@ def test_a_fork_that_nobody_watches_goes_on() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
-def test_threads_from_before_are_nobody_s_fault() -> None:
+def test_threads_from_before_are_no_fault() -> None:
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()

@@ -1,4 +1,4 @@
-"""docs/configuration.md says what the code says. To write it anew: python tests/test_docs_configuration.py."""
+"""docs/configuration.md says what the code says. To rewrite it: python tests/test_docs_configuration.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking costs little: ``import archbench`` and ``archbench --help`` leave everything heavy alone, CPU runs Triton."""
+"""``import archbench`` and ``archbench --help`` import nothing heavy, and nothing that runs on a CPU imports Triton."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The machine code of every launch of the table, for chips that are not here. Nothing is run.
+"""The machine code of the table's launches, compiled for chips that are not here and never run.
 
 To make today's code the baseline, and write the table of docs/kernels.md: python tests/test_kernel_code.py
 """
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.machine_code
 
 
 EVERY = 4
-"""Of how many launches of a chip one is compiled by default; the chips begin at different ones."""
+"""One in this many launches of a chip is compiled by default; the chips start at different ones."""
 
 
 def table_results(chip: str, every: int = 1) -> list[Result]:

@@ -1,4 +1,4 @@
-"""Sizes are the published ones: what a token uses, and without what grows with vocabulary and context alone."""
+"""Sizes are the published ones: parameters a token uses, with and without those of vocabulary and context."""
 
 from __future__ import annotations
 
