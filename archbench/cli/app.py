@@ -1,4 +1,4 @@
-"""The commands, and what becomes of their errors."""
+"""The commands, and how their errors are reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from archbench.errors import ArchbenchError, ArchbenchWarning
 
 DEBUG_VARIABLE = "ARCHBENCH_DEBUG"
 BUG = 70
-"""Exit code of an error nobody foresaw (EX_SOFTWARE of sysexits.h)."""
+"""Exit code of an unexpected error (EX_SOFTWARE of sysexits.h)."""
 
 # typer's own usage errors: click's in its earlier releases, its own in later ones.
 _TyperUsageError: Any = next(kind for kind in reversed(typer.BadParameter.__mro__) if hasattr(kind, "format_message"))
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader has gone (| head): nothing more to say, not even at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except Exception as error:  # noqa: BLE001  (the last resort: nobody should meet a traceback unasked)
+    except Exception as error:  # noqa: BLE001  (the last resort: no traceback without --debug)
         if debug:
             traceback.print_exc()
         return _report(error, debug)

@@ -20,14 +20,14 @@ from archbench.hookspecs import GROUP
 from archbench.plugin.discovery import Entry
 
 _overwritten: dict[str, str | None] = {}
-"""Environment variables that plugins have set in this process, and their values before; None: they were not there."""
+"""Environment variables that plugins have changed in this process: their values before, None where there was none."""
 
 
 @contextmanager
 def plugin_code() -> Iterator[None]:
-    """Around what a plugin does in this process: its prints go to stderr, and a copy of the process that it forks ends.
+    """Run a plugin's code in this process: its prints go to stderr, and a process that it forks ends here.
 
-    Standard output is for results; a copy that went on would do everything a second time.
+    Standard output is for results; a forked process that continued would do everything a second time.
     """
     process, before = os.getpid(), dict(os.environ)
     try:
@@ -42,7 +42,7 @@ def plugin_code() -> Iterator[None]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment variables without what plugins made of them: for the processes of other plugins."""
+    """This process's environment variables without plugins' changes: for the processes of other plugins."""
     variables = {**os.environ, **_overwritten}
     return {name: value for name, value in variables.items() if value is not None}
 
@@ -51,12 +51,12 @@ def import_installed(entry: Entry) -> object:
     """Import the module, or the object in it, that an entry point names.
 
     Raises:
-        PluginImportError: whatever went wrong while importing it.
+        PluginImportError: importing it failed, for any reason.
     """
     try:
         with plugin_code():
             return metadata.EntryPoint(entry.name, entry.source, GROUP).load()
-    except (Exception, SystemExit) as error:  # a stranger's module may even exit
+    except (Exception, SystemExit) as error:  # a plugin may even exit
         step = f"Repair or reinstall it (pip install --force-reinstall {entry.package}), or uninstall it"
         raise PluginImportError(entry.culprit, f"importing {entry.source} failed: {one_line(error)}", step) from error
 
@@ -65,10 +65,10 @@ _loaded: dict[str, tuple[int, ModuleType]] = {}
 
 
 def import_file(path: str) -> ModuleType:
-    """Load a plugin file, or a package's folder, by path; again only when the file has changed.
+    """Load a plugin file, or a package's folder, by path; reload it only if the file has changed.
 
     Raises:
-        PluginImportError: whatever went wrong while executing it.
+        PluginImportError: loading it failed, for any reason.
     """
     place = Path(path)
     package = place.is_dir()
@@ -85,11 +85,10 @@ def import_file(path: str) -> ModuleType:
     try:
         with plugin_code():
             spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a stranger's module may even exit
+    except (Exception, SystemExit) as error:  # a plugin may even exit
         del sys.modules[name]
-        raise PluginImportError(
-            f"plugin {path}", f"loading it failed: {one_line(error)}", _after_failed_file(place, error)
-        ) from error
+        cause, step = f"loading it failed: {one_line(error)}", _after_failed_file(place, error)
+        raise PluginImportError(f"plugin {path}", cause, step) from error
     _loaded[path] = (stamp, module)
     return module
 
