@@ -9,21 +9,34 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from command_line import archbench, own_process
 from installations import RunCLI, write_package
 
 # A script's shell has what it starts in the background ignore interrupts, and so would what tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # pytest -n: as many processes as cores, each of one thread
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is not None:  # pytest -n: as many processes as cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if hasattr(os, "sched_setaffinity"):  # each on a core of its own: threads that wait for each other's cores spin
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 os.environ.pop("COLUMNS", None)  # pytest -n sets it for its workers: tables would wrap in what tests start
 
 EXAMPLES = Path(__file__).parent / "example_plugins"
 
 Install = Callable[..., Path]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests go to one worker, so that its fixtures are made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -60,28 +73,20 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 @pytest.fixture
 def cli(tmp_path: Path) -> RunCLI:
-    """Run the installed ``archbench`` command in a fresh process and an empty folder; stdin is closed."""
+    """Run a command in an empty folder, in this process; in a fresh one with ``fresh=True`` or ``module=True``."""
 
     def run_cli(
         *arguments: str | Path,
         cwd: Path | None = None,
+        fresh: bool = False,
         module: bool = False,
         env: dict[str, str] | None = None,
-        timeout: float = 300,  # seconds
+        timeout: float = 300,  # seconds, of a fresh process
     ) -> subprocess.CompletedProcess[str]:
-        script = Path(sys.executable).with_name("archbench")
-        command = [sys.executable, "-m", "archbench"] if module else [str(script)]
         empty = tmp_path / "cwd"
         empty.mkdir(exist_ok=True)
-        return subprocess.run(
-            [*command, *map(str, arguments)],
-            cwd=cwd or empty,
-            env={**os.environ, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        if fresh or module:
+            return own_process(*arguments, cwd=cwd or empty, env=env, module=module, timeout=timeout)
+        return archbench(*arguments, cwd=cwd or empty, env=env)
 
     return run_cli

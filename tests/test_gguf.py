@@ -23,7 +23,7 @@ from archbench.data.tokenizers import Tokenizer, load_tokenizer
 from archbench.errors import CheckpointError, DataError
 from archbench.training.checkpoints import load_weights
 from archbench.training.published import read_published
-from test_run import value, with_small_corpus
+from small_runs import value, with_small_corpus
 
 pytest.importorskip("transformers")
 gguf = pytest.importorskip("gguf")

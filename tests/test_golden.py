@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from golden import adapters, snapshots
+from golden import adapters, snapshots, studies
 from golden.error_catalogue import CATALOGUE, FILES
 
 HERE = snapshots.HERE
@@ -59,3 +61,33 @@ def test_every_error_has_its_exit_code_and_names_the_culprit(tmp_path: Path, mon
     assert not wrong, "\n".join(wrong)
     assert {path.name for path in tmp_path.iterdir()} <= {*FILES, "results"}
     assert not list(tmp_path.rglob("*.parquet"))[1:], "nothing was measured"
+
+
+@pytest.mark.usefixtures("_in_golden")
+@pytest.mark.parametrize("study", studies.OUTCOMES)
+def test_a_finished_study_is_judged_as_it_was_and_measures_nothing(study: str, tmp_path: Path) -> None:
+    if snapshots.golden("cell_keys")["versions"] != snapshots.versions():
+        pytest.skip("cells of other versions are other cells")
+    expected = studies.outcome_in(studies.STUDIES / study, study)
+    assert_same(expected, studies.written_again(study, tmp_path / study), study)
+    cells = {path.name for path in (studies.STUDIES / study / "cells").iterdir()}
+    assert {path.name for path in (tmp_path / study / "cells").iterdir()} == cells
+
+
+@pytest.mark.slow
+def test_a_comparison_begun_by_the_old_archbench_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if snapshots.golden("cell_keys")["versions"] != snapshots.versions():
+        pytest.skip("cells of other versions are other cells")
+    monkeypatch.chdir(tmp_path)
+    for name in ("left.py", "right.py"):
+        shutil.copy(HERE / name, tmp_path)
+    digest = studies.STUDIES / "comparison" / "plan.json"
+    folder = studies.interrupted(tmp_path / "results" / f"compare-{json.loads(digest.read_text())['digest']}")
+    known = {file: (file.read_bytes(), os.stat(file).st_mtime_ns) for file in (folder / "cells").iterdir()}
+    code, out, error = adapters.output(*studies.COMPARE)
+    assert code == 0, error
+    outcome = json.loads(out)
+    assert {cell["outcome"] for cell in outcome["cells"]} == {"ok"}
+    assert {file: (file.read_bytes(), os.stat(file).st_mtime_ns) for file in known} == known
+    before = studies.outcome_in(studies.STUDIES / "comparison", "comparison")
+    assert [cell["key"] for cell in outcome["cells"]] == [cell["key"] for cell in before["cells"]]

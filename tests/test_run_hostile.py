@@ -9,10 +9,23 @@ import pandas as pd
 import pytest
 
 from archbench import read_results
-from test_run import archbench, with_small_corpus
+from command_line import own_process
+from small_runs import with_small_corpus
 
 EXAMPLE = Path(__file__).parent / "example_plugins" / "bigram.py"
-OPTIONS = ["--profile", "smoke", "--corpus", "small.txt", "--steps", "1", "--set", "context_length=16", "--quiet"]
+OPTIONS = [
+    "--profile",
+    "smoke",
+    "--corpus",
+    "small.txt",
+    "--steps",
+    "1",
+    "--set",
+    "context_length=16",
+    "--threads",
+    "1",
+    "--quiet",
+]
 
 IMPORTS = "from torch import nn\n"
 INIT = "        self.config = config\n"
@@ -48,8 +61,14 @@ HOSTILE: dict[str, list[tuple[str, str]]] = {
 }
 
 
-def run(folder: Path, *architectures: str, more: tuple[str, ...]) -> tuple[int, str, dict[str, str]]:
-    """``archbench run ARCHITECTURES gpt1``: exit code, standard output, and the error line of each that has one."""
+def run(
+    folder: Path, *architectures: str, more: tuple[str, ...], besides: bool = True
+) -> tuple[int, str, dict[str, str]]:
+    """``archbench run ARCHITECTURES gpt1``: exit code, standard output, and the error line of each that has one.
+
+    Args:
+        besides: whether gpt1 runs too.
+    """
     plugins = []
     for name in architectures:
         source = EXAMPLE.read_text().replace('"bigram"', f'"{name}"')
@@ -58,7 +77,8 @@ def run(folder: Path, *architectures: str, more: tuple[str, ...]) -> tuple[int, 
             source = source.replace(line, instead)
         (folder / f"{name}.py").write_text(source)
         plugins += ["--plugin", f"{name}.py"]
-    done = archbench("run", *architectures, "gpt1", *plugins, *OPTIONS, *more, cwd=with_small_corpus(folder))
+    good = ["gpt1"] if besides else []
+    done = own_process("run", *architectures, *good, *plugins, *OPTIONS, *more, cwd=with_small_corpus(folder))
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert "Traceback" not in done.stderr
     of = {name: line for line in errors for name in architectures if f"/{name}.py" in line or f"({name})" in line}
@@ -80,24 +100,30 @@ def assert_whole(results: Path, phases: set[str]) -> None:
 
 
 CAUGHT = {
-    "raises": "its build hook raised KeyError: 'no such thing'",
-    "exits": "its train_step hook raised SystemExit: 0",
-    "vanishes": "its process ended with exit code 0 in the check generate and without its rows",
-    "threads": "changed the number of threads",
+    "prints": "printed 'built",
+    "vanishes": "exit code 0",
+}
+MORE_CAUGHT = {
+    "raises": "KeyError: 'no such thing'",
     "forks": "forked",
+    "exits": "SystemExit: 0",
+    "threads": "number of threads",
     "nan": " nan",
     "vocabulary": "300",
     "mutates": "train_step changed",
-    "reseeds": "sets the seed",
-    "prints": "printed 'built",
+    "reseeds": "seed",
 }
+"""What the evidence has to say."""
 
 
-def test_the_checks_end_their_runs_before_anything_is_measured(tmp_path: Path) -> None:
-    code, stdout, errors = run(tmp_path, *CAUGHT, more=("--phases", "decode", "--threads", "1", "--json"))
+@pytest.mark.parametrize(
+    "caught", [CAUGHT, pytest.param(MORE_CAUGHT, marks=pytest.mark.slow)], ids=["most hostile", "others"]
+)
+def test_the_checks_end_their_runs_before_anything_is_measured(caught: dict[str, str], tmp_path: Path) -> None:
+    code, stdout, errors = run(tmp_path, *caught, more=("--phases", "decode", "--json"))
     assert code == 9
     frame = read_results(tmp_path / "results")
-    for name, evidence in CAUGHT.items():
+    for name, evidence in caught.items():
         assert evidence in errors[name]
         assert status(frame, name).split(":")[0] == ("PhaseError" if name == "vanishes" else "ConformanceError")
         assert set(frame[frame.architecture == name].phase) == {"check"}
@@ -105,45 +131,53 @@ def test_the_checks_end_their_runs_before_anything_is_measured(tmp_path: Path) -
     assert {json.loads(line)["architecture"] for line in stdout.splitlines()} == {"gpt1"}
 
 
-def test_unchecked_they_still_cost_only_themselves(tmp_path: Path) -> None:
-    ended = {
-        "raises": "HookFailedError: plugin 'raises'",
-        "exits": "HookFailedError: plugin 'exits'",
-        "forks": "PluginError: plugin 'forks'",
-        "threads": "PluginError: plugin 'threads'",
-    }
-    code, stdout, errors = run(
-        tmp_path, *ended, "nan", "lingers", "prints", more=("--phases", "train", "--unchecked", "--json")
-    )
-    assert code == 3
-    assert errors.keys() == ended.keys()
-    frame = read_results(tmp_path / "results")
-    for name, error in ended.items():
-        assert status(frame, name).startswith(error)
-    assert "diverged" in set(frame[frame.architecture == "nan"].metric)
-    assert_whole(tmp_path / "results", {"train"})
-    rows = [json.loads(line) for line in stdout.splitlines()]
-    assert {row["architecture"] for row in rows} == {"nan", "lingers", "prints", "gpt1"}, (
-        "pure JSON, whatever was printed"
-    )
+ENDED = {
+    "raises": "HookFailedError: plugin 'raises'",
+    "exits": "HookFailedError: plugin 'exits'",
+    "forks": "PluginError: plugin 'forks'",
+    "threads": "PluginError: plugin 'threads'",
+}
 
 
 @pytest.mark.parametrize(
-    ("more", "where"),
-    [((), "in the check generate"), pytest.param(("--unchecked",), "phase decode", marks=pytest.mark.slow)],
-    ids=["checked", "unchecked"],
+    ("ended", "others"),
+    [
+        (("raises", "forks"), ("prints",)),
+        pytest.param(("exits", "threads"), ("nan", "lingers"), marks=pytest.mark.slow),
+    ],
+    ids=["most hostile", "others"],
 )
-def test_one_that_never_ends_is_ended(tmp_path: Path, more: tuple[str, ...], where: str) -> None:
-    limit = (
-        "--config",
-        "time_limit=20",
-        "--threads",
-        "1",
-    )  # threads that wait for each other take long on a busy machine
-    code, _, errors = run(tmp_path, "sleeps", more=("--phases", "decode", *limit, *more))
-    assert code == 8
-    assert "it took longer than 20 s" in errors["sleeps"]
-    assert where in errors["sleeps"]
+def test_unchecked_they_still_cost_only_themselves(
+    ended: tuple[str, ...], others: tuple[str, ...], tmp_path: Path
+) -> None:
+    code, stdout, errors = run(tmp_path, *ended, *others, more=("--phases", "train", "--unchecked", "--json"))
+    assert code == 3
+    assert errors.keys() == set(ended)
     frame = read_results(tmp_path / "results")
-    assert "it took longer than 20 s" in status(frame, "sleeps")
-    assert_whole(tmp_path / "results", {"decode"} if more else {"check", "decode"})
+    for name in ended:
+        assert status(frame, name).startswith(ENDED[name])
+    if "nan" in others:
+        assert "diverged" in set(frame[frame.architecture == "nan"].metric)
+    assert_whole(tmp_path / "results", {"train"})
+    rows = [json.loads(line) for line in stdout.splitlines()]
+    assert {row["architecture"] for row in rows} == {*others, "gpt1"}, "pure JSON, whatever was printed"
+
+
+@pytest.mark.parametrize(
+    ("more", "where", "seconds"),
+    [
+        (("--unchecked",), "phase decode", 10),
+        pytest.param((), "in the check generate", 20, marks=pytest.mark.slow),
+    ],
+    ids=["unchecked", "checked"],
+)
+def test_one_that_never_ends_is_ended(tmp_path: Path, more: tuple[str, ...], where: str, seconds: int) -> None:
+    code, _, errors = run(
+        tmp_path, "sleeps", more=("--phases", "decode", "--config", f"time_limit={seconds}", *more), besides=not more
+    )
+    assert code == 8
+    assert f"{seconds} s" in errors["sleeps"]
+    assert where in errors["sleeps"]
+    assert f"{seconds} s" in status(read_results(tmp_path / "results"), "sleeps")
+    if not more:
+        assert_whole(tmp_path / "results", {"check", "decode"})

@@ -36,16 +36,21 @@ def fitted(name: str, points: Sequence[Point]) -> Finding:
     return Finding(name, tuple(points), found, {}, None, None)
 
 
-def test_twelve_points_are_fitted_and_eleven_are_not() -> None:
-    points = ladder()
-    found = find("some", points)
+@pytest.fixture(scope="module")
+def twelve() -> Finding:
+    """Of a ladder that follows the law exactly."""
+    return find("some", ladder())
+
+
+def test_twelve_points_are_fitted_and_eleven_are_not(twelve: Finding) -> None:
+    points, found = ladder(), twelve
     assert found.fitted is not None
     assert found.reason is None
     assert found.fitted.law.alpha == pytest.approx(TRUTH.alpha, rel=0.01)
     few = find("some", points[1:])
     assert few.fitted is None
     assert few.held_out is None
-    assert "11 points are drawn and not fitted" in (few.reason or "")
+    assert "11 points" in (few.reason or "")
 
 
 def test_twelve_seeds_of_one_size_are_no_twelve_points() -> None:
@@ -81,8 +86,8 @@ def test_the_largest_size_is_tested_and_takes_no_part_in_the_law_that_is_tested(
     assert all(one.error < 0 for one in other.forecasts)
 
 
-def test_a_law_that_holds_foretells_better_than_no_change() -> None:
-    test = find("some", ladder()).held_out
+def test_a_law_that_holds_predicts_better_than_no_change(twelve: Finding) -> None:
+    test = twelve.held_out
     assert test is not None
     assert test.error < 1e-3
     smaller = TRUTH.loss(100_000, np.array(BUDGETS)) / TRUTH.loss(200_000, np.array(BUDGETS)) - 1
@@ -100,9 +105,11 @@ def test_exponents_of_fewer_than_forty_points_are_not_compared() -> None:
     few = [fitted(name, ladder(seed=seed)) for seed, name in enumerate(("one", "two"))]
     ranking, reason = rank(few)
     assert ranking == []
-    assert "one has 12 points, and 40 are needed" in (reason or "")
+    assert "40" in (reason or "")
     without = find("none", ladder()[1:])
-    assert rank([few[0], without]) == ([], "exponents are not compared: none has no law")
+    ranking, reason = rank([few[0], without])
+    assert ranking == []
+    assert "none" in (reason or "")
     assert rank(few[:1]) == ([], None)
 
 
@@ -110,7 +117,7 @@ MANY = (tuple(int(N) for N in np.geomspace(2e4, 2e6, 8)), tuple(int(D) for D in 
 
 
 def test_forty_points_tell_exponents_apart_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(findings, "RANKING_RESAMPLES", 300)
+    monkeypatch.setattr(findings, "RANKING_RESAMPLES", 120)
     steeper = replace(TRUTH, alpha=0.6, A=500.0)
     ranking, reason = rank(
         [fitted("one", ladder(*MANY, noise=0.002)), fitted("two", ladder(*MANY, law=steeper, noise=0.002, seed=1))]

@@ -18,7 +18,8 @@ from archbench import read_results
 from archbench.plugin.registry import TRACKER, find
 from archbench.trackers.feed import Feed
 from archbench.trackers.following import followed_by
-from test_run import UNCHECKED, archbench, losses, with_small_corpus
+from command_line import archbench
+from small_runs import UNCHECKED, losses, with_small_corpus
 
 pytestmark = pytest.mark.slow
 

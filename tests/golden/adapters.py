@@ -7,7 +7,8 @@ import contextlib
 import importlib
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from archbench.report.outcome import read_outcome
 from archbench.results.schema import ARROW_SCHEMA
 from archbench.scaling import ladder
 from archbench.scaling.plan import ScalePlan
+from wrong_plugins import WRONG_PLUGINS
 
 MEASURING = {
     "run": ("archbench.runs.run", "run"),
@@ -132,17 +134,22 @@ def plan_of(command: Sequence[str]) -> Any:
     return handed_over(*command)[0]
 
 
-def subjects() -> Iterator[tuple[str, Any]]:
-    """Every wrong plugin: its name, and a function of a folder that gives each check's status."""
-    from archbench.testing.catalogue import CHECKS
-    from archbench.testing.checks import evaluate
-    from rotary_edits import subject
-    from wrong_plugins import WRONG_PLUGINS
+def faults() -> dict[str, int]:
+    """Check -> how many wrong plugins it is shown to find, and no other check: by ``-m exhaustive``, all of them."""
+    return dict(Counter(wrong.check for wrong in WRONG_PLUGINS))
 
-    for wrong in WRONG_PLUGINS:
 
-        def statuses(folder: Path, wrong: Any = wrong) -> dict[str, str]:
-            found = evaluate(subject(wrong.name, wrong.edits, folder), CHECKS)
-            return {result.name: result.status for result in found}
+class Silent:
+    """Listens to a study, and says nothing."""
 
-        yield wrong.name, statuses
+    def piloting(self, *_: Any) -> None: ...
+    def began(self, *_: Any) -> None: ...
+    def finished(self, *_: Any) -> None: ...
+    def note(self, *_: Any) -> None: ...
+
+
+def probed(plan: ProbePlan, folder: Path) -> dict[str, Any]:
+    """The outcome of a probe whose plan is given: the command line would make its plugins' paths absolute."""
+    from archbench.probing.probe import probe
+
+    return probe(plan, folder, Silent(), "archbench probe")

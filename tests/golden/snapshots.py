@@ -154,6 +154,7 @@ SNAPSHOTS: dict[str, Callable[[], Any]] = {
     "printed": printed,
     "reread_outcomes": reread_outcomes,
     "reference_files": reference_files,
+    "faults_found": adapters.faults,
 }
 """File -> what makes its contents."""
 

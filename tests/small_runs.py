@@ -1,0 +1,37 @@
+"""Runs of a second or two that test files share: their options, the text they read, and what is read off their rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from archbench.data.corpora import load_corpus
+
+SMALL = [
+    "--profile", "smoke", "--corpus", "small.txt", "--steps", "6", "--batch-size", "4", "--set", "n_layer=1",
+    "--set", "context_length=32", "--config", "training.validate_every=3", "--config", "training.checkpoint_every=2",
+    "--threads", "1", "--quiet",
+]  # fmt: skip
+UNCHECKED = [*SMALL, "--unchecked"]
+"""For tests that do not care about the conformance checks: tests/test_run_gate.py does."""
+
+
+def losses(frame: pd.DataFrame) -> list[float]:
+    """Of the training steps, in order."""
+    rows = frame[(frame.phase == "train") & (frame.metric == "loss")]
+    return rows.sort_values("repeat").value.to_list()
+
+
+def value(frame: pd.DataFrame, phase: str, metric: str) -> float:
+    """Of the one row of that metric."""
+    rows = frame[(frame.phase == phase) & (frame.metric == metric)]
+    assert len(rows) == 1, f"{phase}/{metric}: {len(rows)} rows"
+    return float(rows.value.iloc[0])
+
+
+def with_small_corpus(folder: Path) -> Path:
+    """The folder, with some 20 kB of real text in it: scoring the whole embedded split would be most of the time."""
+    document = load_corpus("shakespeare").splits["validation"][0]
+    (folder / "small.txt").write_text(document.text[:20_000])
+    return folder
