@@ -31,7 +31,7 @@ from rich.console import Console
 from torch import Tensor
 
 from archbench.kernels.launch import Launch
-from archbench.kernels.staticcheck import CHIPS, Chip, check, pretended, table
+from archbench_kernelcheck import CHIPS, Chip, check, pretended, table
 
 B, H, T = 4, 16, 4096
 

@@ -106,10 +106,15 @@ def write_llama(
 
 
 def write_gguf(
-    path: Path, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *, architecture: str = "llama"
+    path: Path,
+    metadata: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    *,
+    architecture: str = "llama",
+    byte_order: gguf.GGUFEndian = gguf.GGUFEndian.LITTLE,
 ) -> Path:
     """Any metadata, and tensors as they are: float32 and float16 arrays, or (bytes, type) of a quantised one."""
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, endianess=byte_order)
     for key, value in metadata.items():
         if value is None:
             continue

@@ -240,11 +240,11 @@ def test_a_chip_that_the_table_does_not_have_is_refused_by_name(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"device_type": "cpu"}, "runs on NVIDIA and AMD GPUs only, and q is on cpu"),
+        ({"device_type": "cpu"}, "runs only on NVIDIA and AMD GPUs, but q is on cpu"),
         ({"capability": (7, 5)}, r"compute capability 7\.5 is below the 8\.0"),
         ({"dtype": torch.float64}, "q is float64"),
-        ({"D": 8}, "head widths 16 to 256, and this one is 8"),
-        ({"D": 257}, "head widths 16 to 256, and this one is 257"),
+        ({"D": 8}, "head widths 16 to 256, but this one is 8"),
+        ({"D": 257}, "head widths 16 to 256, but this one is 257"),
         ({"dropout": 0.1}, "no dropout"),
     ],
 )

@@ -121,7 +121,7 @@ def test_unusable_weights_say_which_file_and_why(tmp_path: Path) -> None:
         tmp_path / "nowhere": "no such file",
         empty: "it holds none of model.safetensors",
         garbage: "garbage.bin",
-        nested: "no flat mapping",
+        nested: "not a flat mapping",
         cut: "cannot be read as safetensors",
         lacking: "model-00002-of-00002.safetensors: there is no such file",
     }

@@ -21,7 +21,7 @@ def test_doctor_measures_peaks_and_noise_and_says_what_is_installed(cli: RunCLI)
     (noise,) = (fact for fact in facts if fact["kind"] == "noise")
     assert noise["low"] <= noise["median_low"] <= noise["median"] <= noise["median_high"] <= noise["high"]
     attention = {fact["backend"]: fact for fact in facts if fact["kind"] == "attention"}
-    assert attention["triton"]["why_not_inference"].endswith("runs on NVIDIA and AMD GPUs only, and q is on cpu")
+    assert attention["triton"]["why_not_inference"].endswith("runs only on NVIDIA and AMD GPUs, but q is on cpu")
     assert attention["flex"]["why_not_training"]
     assert [name for name in attention if attention[name]["automatic"]] == ["sdpa"]
     assert "gpt1" in [fact["name"] for fact in facts if fact["kind"] == "plugin"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archbench.cli.generate import TextStream
-from archbench.data.tokenizers import ByteTokenizer
+from archbench.data.byte_tokenizer import ByteTokenizer
 from command_line import archbench, printed
 
 EXAMPLE = Path(__file__).parent / "example_plugins" / "bigram.py"

@@ -36,7 +36,7 @@ def test_training_documents_stand_after_separators_and_validation_documents_alon
     assert data.train.tolist() == stream
     assert [bytes(document.tokens.tolist()) for document in data.validation] == texts[9:]
     assert [(document.name, document.n_bytes) for document in data.validation] == [("9.txt", len(texts[9]))]
-    assert (data.train_text(), data.validation_text()) == (b"".join(texts[:9]), texts[9])
+    assert (data.corpus.to_bytes("train"), data.corpus.to_bytes("validation")) == (b"".join(texts[:9]), texts[9])
 
 
 @pytest.mark.parametrize("spec", ["byte", "bpe:300"])
@@ -45,7 +45,7 @@ def test_token_bytes_add_up_to_raw_bytes(corpus: str, tmp_path: Path, spec: str)
     lengths = data.tokenizer.byte_lengths()
     assert data.lossless
     assert lengths is not None
-    assert lengths[data.train].sum() == len(data.train_text())
+    assert lengths[data.train].sum() == len(data.corpus.to_bytes("train"))
     assert [lengths[document.tokens].sum() for document in data.validation] == [d.n_bytes for d in data.validation]
 
 
@@ -127,7 +127,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert "StorageError: cache folder" in done.stderr
-    assert "Make room" in done.stderr
+    assert "Free space" in done.stderr
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 

@@ -169,5 +169,5 @@ def test_operators_that_a_compiler_sees_are_what_they_say() -> None:
 
 
 def test_a_chunk_that_cannot_be_halved_is_refused() -> None:
-    with pytest.raises(UsageError, match="12 positions"):
+    with pytest.raises(UsageError, match="12 is not a power of two"):
         gated_delta_rule(*inputs(20), chunk=12)

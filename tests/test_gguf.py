@@ -18,11 +18,12 @@ import archbench
 from archbench import read_results
 from archbench.cli.app import main
 from archbench.data import subword
+from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.gguf import read_gguf
-from archbench.data.tokenizers import Tokenizer, load_tokenizer
+from archbench.data.tokenizers import load_tokenizer
 from archbench.errors import CheckpointError, DataError
 from archbench.training.checkpoints import load_weights
-from archbench.training.published import read_published
+from archbench.training.published_config import read_published
 from small_runs import value, with_small_corpus
 
 pytest.importorskip("transformers")
@@ -155,8 +156,8 @@ def test_the_separator_is_what_the_model_saw_before_a_text(tmp_path: Path) -> No
         ({"model": None}, "its kind is None"),
         ({"pre": "tekken"}, "its pre-tokenizer is 'tekken', and archbench knows default, gpt-2, llama-bpe"),
         ({"pre": None}, "its pre-tokenizer is None"),
-        ({"tokens": None}, "its tokens and merges do not make a tokenizer"),
-        ({"merges": ["a nowhere"]}, "its tokens and merges do not make a tokenizer"),
+        ({"tokens": None}, "its tokens and merges do not form a tokenizer"),
+        ({"merges": ["a nowhere"]}, "its tokens and merges do not form a tokenizer"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_read_says_why_and_what_to_name_instead(
@@ -183,29 +184,25 @@ def changed(**changes: Any) -> Callable[[Path, Path], Path]:
     return write
 
 
-def with_version(order: str, version: int) -> Callable[[bytes], bytes]:
-    return lambda content: content[:4] + struct.pack(f"{order}I", version) + content[8:]
-
-
 def torn(content: bytes) -> bytes:
     """A count of keys that no file can hold."""
     return content[:16] + struct.pack("<Q", 1 << 60) + content[24:]
 
 
 BAD: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
-    "empty": (damaged(lambda content: b""), "its first bytes are not those of GGUF"),
-    "magic": (damaged(lambda content: b"GGML" + content[4:]), "its first bytes are not those of GGUF"),
-    "magic alone": (damaged(lambda content: content[:4]), "its header cannot be read to its end"),
-    "header cut": (damaged(lambda content: content[:3000]), "its header cannot be read to its end"),
-    "tensors cut": (damaged(lambda content: content[:-100]), "bytes, and its tensors after"),
-    "endless": (damaged(torn), "its header cannot be read to its end"),
+    "empty": (damaged(lambda content: b""), "it cannot be read as GGUF"),
+    "magic": (damaged(lambda content: b"GGML" + content[4:]), "it cannot be read as GGUF .*magic"),
+    "magic alone": (damaged(lambda content: content[:4]), "it cannot be read as GGUF"),
+    "header cut": (damaged(lambda content: content[:3000]), "it cannot be read as GGUF"),
+    "tensors cut": (damaged(lambda content: content[:-100]), "it cannot be read as GGUF .*Get the file again"),
+    "endless": (damaged(torn), "it cannot be read as GGUF"),
     "version 1": (
         damaged(lambda content: content[:4] + struct.pack("<I", 1) + content[8:]),
-        "it is GGUF of version 1,",
+        "it cannot be read as GGUF .*version 1",
     ),
     "big-endian": (
-        damaged(lambda content: content[:4] + struct.pack(">I", 3) + content[8:]),
-        "in the byte order of another machine",
+        lambda file, folder: write_gguf(folder / "big.gguf", {}, {}, byte_order=gguf.GGUFEndian.BIG),
+        "byte order of another machine",
     ),
     "split": (changed(metadata={"split.count": 3}), "it is one of 3 parts"),
     "other architecture": (changed(architecture="qwen2"), "general.architecture: it is 'qwen2'. Supported: llama."),
@@ -214,7 +211,7 @@ BAD: dict[str, tuple[Callable[[Path, Path], Path], str]] = {
     "experts": (changed(metadata={"llama.expert_count": 8}), "llama.expert_count: it is 8, .* a Mixtral is stored so"),
     "sizes by layer": (changed(metadata={"llama.feed_forward_length": [48, 32]}), "feed_forward_length: it is"),
     "unknown key": (changed(metadata={"llama.logit_scale": 0.5}), "metadata llama.logit_scale: it is 0.5"),
-    "partial rotation": (changed(metadata={"llama.rope.dimension_count": 4}), "it is 4, and a head is 8 wide"),
+    "partial rotation": (changed(metadata={"llama.rope.dimension_count": 4}), "it is 4, but a head is 8 wide"),
     "scaled rotation": (
         changed(metadata={"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}),
         "field rope_scaling: it is .*yarn",
@@ -273,7 +270,7 @@ def test_a_scaling_that_is_off_changes_nothing(tmp_path: Path) -> None:
     ("changes", "cause"),
     [
         ({"leave_out": ("blk.1.ffn_up.weight",)}, r"tensor model\.layers\.1\.mlp\.up_proj\.weight: it is missing"),
-        ({"more": {"blk.2.ffn_up.weight": torch.ones(48, 32)}}, r"layers\.2\.mlp\.up_proj\.weight: a model of this"),
+        ({"more": {"blk.2.ffn_up.weight": torch.ones(48, 32)}}, r"blk\.2\.ffn_up\.weight: transformers'"),
         (
             {"more": {"blk.0.attn_sub_norm.weight": torch.ones(32)}},
             r"blk\.0\.attn_sub_norm\.weight: transformers'",
@@ -290,7 +287,7 @@ def test_tensors_have_to_be_those_of_the_configuration(changes: dict[str, Any], 
 
 def test_a_type_that_the_package_cannot_dequantise_is_named(tmp_path: Path) -> None:
     file = read_gguf(write_gguf(tmp_path / "types.gguf", {}, {"ids": np.arange(4, dtype=np.int32)}))
-    with pytest.raises(CheckpointError, match=r"tensor ids: it is of type I32, which the package gguf .* does not"):
+    with pytest.raises(CheckpointError, match=r"tensor ids: it is of type I32, which the package gguf does not"):
         file.read("ids")
 
 

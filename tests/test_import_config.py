@@ -103,10 +103,10 @@ def test_older_files_leave_out_what_has_a_default() -> None:
 @pytest.mark.parametrize(
     ("architecture", "change", "cause"),
     [
-        ("llama", {"model_type": "mistral"}, "field model_type: it is 'mistral', and this architecture's is 'llama'"),
-        ("llama", {"attention_bias": True}, "field attention_bias: it is 'True', and this architecture has only False"),
+        ("llama", {"model_type": "mistral"}, "field model_type: it is 'mistral', but this architecture's is 'llama'"),
+        ("llama", {"attention_bias": True}, "field attention_bias: it is 'True', but this architecture has only False"),
         ("llama", {"mlp_bias": True}, "field mlp_bias: it is 'True'"),
-        ("llama", {"hidden_act": "gelu"}, "field hidden_act: it is 'gelu', and this architecture has only 'silu'"),
+        ("llama", {"hidden_act": "gelu"}, "field hidden_act: it is 'gelu', but this architecture has only 'silu'"),
         ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "field rope_scaling: it is .*linear"),
         (
             "llama",
@@ -121,8 +121,8 @@ def test_older_files_leave_out_what_has_a_default() -> None:
         ),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "field quantization_config: .* no such thing"),
         ("llama", {"hidden_size": None}, "field hidden_size: it is missing"),
-        ("llama", {"hidden_size": "32"}, "field hidden_size: it is '32', and has to be a number"),
-        ("gpt1", {"afn": "relu"}, "field afn: it is 'relu', and this architecture has only 'gelu'"),
+        ("llama", {"hidden_size": "32"}, "field hidden_size: it is '32', and must be a number"),
+        ("gpt1", {"afn": "relu"}, "field afn: it is 'relu', but this architecture has only 'gelu'"),
         ("gpt1", {"layer_norm_epsilon": 1e-6}, "field layer_norm_epsilon: it is '1e-06'"),
         ("gpt1", {"tie_word_embeddings": False}, "field tie_word_embeddings: it is 'False'"),
         ("gpt1", {"n_special": 3}, "field n_special: it is '3'"),
@@ -211,14 +211,14 @@ def test_a_preset_beside_it_has_to_say_the_same(folder: Path) -> None:
 
 
 BAD = {
-    "not JSON": ("llama", "{", 6, r"configuration .*config\.json: it is not JSON that can be read"),
+    "not JSON": ("llama", "{", 6, r"configuration .*config\.json: it cannot be read as JSON"),
     "of another architecture": (
         "gpt1", json.dumps(LLAMA), 6,
-        r"gpt1 with .*config\.json, published configuration, field model_type: it is 'llama', and this architecture's "
+        r"gpt1 with .*config\.json, published configuration, field model_type: it is 'llama', but this architecture's "
         r"is 'openai-gpt'\. Use an architecture that takes it: archbench run llama --weights ",
     ),
     "of none that is here": (
-        "llama", json.dumps(LLAMA | {"model_type": "bert"}), 6, "it is 'bert', .* Use weights of this very arch",
+        "llama", json.dumps(LLAMA | {"model_type": "bert"}), 6, "it is 'bert', .* Use weights of this arch",
     ),
     "scaled": (
         "llama", json.dumps(LLAMA | {"rope_scaling": {"type": "yarn", "factor": 2}}), 6, "field rope_scaling: .*yarn",
@@ -247,7 +247,7 @@ def test_a_pickle_is_refused_and_not_run(folder: Path, capsys: pytest.CaptureFix
     (folder / "model" / "pytorch_model.bin").write_bytes(pickle.dumps({"a.weight": Malicious()}))
     arguments = ["--weights", "model", "--tokenizer", "byte", "--corpus", "small.txt", "--profile", "smoke", "--quiet"]
     code = main(["run", "llama", *arguments, "--unchecked", "--phases", "quality", "--set", "n_layer=1"])
-    assert_one_paragraph(code, 6, r"pytorch_model\.bin: .*archbench runs no code from a file", capsys)
+    assert_one_paragraph(code, 6, r"pytorch_model\.bin: .*archbench runs no code from files", capsys)
     assert not (folder / "ran").exists()
 
 

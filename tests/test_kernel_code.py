@@ -22,12 +22,12 @@ from archbench.kernels.fused.catalogue import HEAD_WIDTHS, table_launches
 from archbench.kernels.fused.configurations import FAMILIES, KERNELS
 from archbench.kernels.fused.launches import forward_launch
 from archbench.kernels.launch import Launch
-from archbench.kernels.staticcheck import baseline
-from archbench.kernels.staticcheck.bounds import bound
-from archbench.kernels.staticcheck.checking import Result, check
-from archbench.kernels.staticcheck.chips import CHIPS, chip_named
-from archbench.kernels.staticcheck.compilation import compile_launch, pretended
-from archbench.kernels.staticcheck.figures import Figures, violations
+from archbench_kernelcheck import baseline
+from archbench_kernelcheck.bounds import bound
+from archbench_kernelcheck.checking import Result, check
+from archbench_kernelcheck.chips import CHIPS, chip_named
+from archbench_kernelcheck.compilation import compile_launch, pretended
+from archbench_kernelcheck.figures import Figures, violations
 
 BASELINE = Path(__file__).with_name("kernel_code_baseline.json")
 PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"

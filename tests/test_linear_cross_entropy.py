@@ -314,7 +314,7 @@ def test_it_exports() -> None:
         ({"weight": torch.zeros(V, C + 1)}, "do not fit together"),
         ({"weight": torch.zeros(V, C, dtype=torch.bfloat16)}, "in one floating dtype, or under autocast"),
         ({"bias": torch.zeros(V + 1)}, "do not fit together"),
-        ({"chunk": 0}, "0 rows are none"),
+        ({"chunk": 0}, "0 is not a number of rows"),
     ],
     ids=["target V", "target -1", "few targets", "int32", "width", "dtypes", "bias", "chunk"],
 )

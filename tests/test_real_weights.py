@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 import archbench
 from archbench import read_results
-from archbench.data.tokenizers import Tokenizer, load_tokenizer
+from archbench.data.byte_tokenizer import Tokenizer
+from archbench.data.tokenizers import load_tokenizer
 from archbench.testing.subject import TOLERANCE
 from archbench.training.checkpoints import load_weights
-from archbench.training.published import read_published
+from archbench.training.published_config import read_published
 from command_line import archbench as run_archbench
 from small_runs import value
 

@@ -144,7 +144,7 @@ def test_a_corrupt_file_is_named_or_left_out_with_a_warning(tmp_path: Path, dama
     write(tmp_path, "20260101T000000-aaaaaa")
     bad = write(tmp_path, "20260102T000000-bbbbbb")
     bad.write_bytes(damage(bad.read_bytes()))
-    with pytest.raises(StorageError, match=r"bbbbbb\.parquet: it is corrupt or no Parquet file"):
+    with pytest.raises(StorageError, match=r"bbbbbb\.parquet: it is corrupt or not a Parquet file"):
         read_results(tmp_path)
     with pytest.warns(ArchbenchWarning, match=r"bbbbbb\.parquet.*Left out"):
         frame = read_results(tmp_path, errors="warn")

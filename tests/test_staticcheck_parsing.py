@@ -2,10 +2,10 @@
 
 import pytest
 
-from archbench.kernels.staticcheck import CHIPS, Bound, LoopFigures, loop_bound, resident_blocks
-from archbench.kernels.staticcheck.amdgcn import parse as parse_amdgcn
-from archbench.kernels.staticcheck.program import Kind
-from archbench.kernels.staticcheck.sass import parse
+from archbench_kernelcheck import CHIPS, Bound, LoopFigures, loop_bound, resident_blocks
+from archbench_kernelcheck.amdgcn import parse as parse_amdgcn
+from archbench_kernelcheck.program import Kind
+from archbench_kernelcheck.sass import parse
 
 
 def sass(*lines, warps=4):
@@ -31,7 +31,6 @@ def test_only_what_a_loop_repeats_is_inside_it():
     )
     assert kinds(program, Kind.SPILL) == ["LDL"]
     assert [len(program.body(loop)) for loop in program.innermost()] == [3]
-    assert sum(instruction.spilled for instruction in program.instructions()) == 4 + 4 + 8
 
 
 def test_the_inner_of_two_loops_is_the_innermost_and_the_outer_counts_as_a_loop():
@@ -150,7 +149,6 @@ def test_amd_assembly_is_read_alike():
         Kind.TENSOR, Kind.SPILL, Kind.EXP, Kind.NARROW_LOAD, Kind.SCALAR,
     ]  # fmt: skip
     assert body[0].flops == 2 * 32 * 32 * 8
-    assert body[1].spilled == 16
     assert [instruction.opcode for instruction in program.instructions() if instruction.kind is Kind.ATOMIC] == [
         "global_atomic_add_f32"
     ]

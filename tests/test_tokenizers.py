@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from archbench.data import subword
+from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.corpora import Corpus, Document, load_corpus
 from archbench.data.documents import make_corpus
-from archbench.data.tokenizers import Tokenizer, load_tokenizer
+from archbench.data.tokenizers import load_tokenizer
 from archbench.errors import DataError, UnknownNameError, UsageError
 
 HARD = {

@@ -1,23 +1,20 @@
-"""``archbench kernels --static``: kernels compiled for chips that are not there, and what their code says."""
+"""``archbench kernels --static``: compile kernels for chips that are not present, and print what their code says."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from archbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from archbench.kernels.launch import Launch
-    from archbench.kernels.staticcheck.checking import Result
+    from archbench_kernelcheck import Result
+    from archbench_kernelcheck.checking import Launches
 
 WIDTH = 200
-"""Columns of the table, at the least: a narrow terminal had better wrap it than lose digits."""
-
-Launches = Callable[[str], Iterable["Launch"]]
-"""The launches to compile for the chip of that name."""
+"""Least columns of the table: a narrow terminal wraps it, so that no digits are lost."""
 
 
 def static_kernels(
@@ -29,36 +26,26 @@ def static_kernels(
     json: bool,
     quiet: bool,
 ) -> int:
-    """Print the static figures of the fused kernels, or of a plugin's; 1 if something is wrong with them, else 0.
+    """Print the static figures of the fused kernels, or of a plugin's; 1 if they show a fault, else 0.
 
     Args:
-        chips: names of chips; empty for all that are known.
+        chips: names of chips; empty for all known ones.
         plugin: a plugin's path, whose module defines ``launches(chip)``; None for archbench's own kernels.
-        head_widths: of archbench's own kernels; None for all that the static check looks at.
-        dtype: of archbench's own kernels; None for all that the static check looks at.
+        head_widths: of archbench's own kernels; None for all that the static check covers.
+        dtype: of archbench's own kernels; None for all that the static check covers.
         json: print JSON lines instead of a table.
         quiet: no progress on standard error.
 
     Raises:
         UnknownNameError: there is no such chip.
-        UsageError, PluginError: the plugin is not there, cannot be loaded, or defines no ``launches``.
+        UsageError, PluginError: the plugin does not exist, cannot be loaded, or defines no ``launches``.
         DeviceError: Triton is not installed, or its interpreter is on.
     """
     from archbench.cli.output import console, print_json
-    from archbench.kernels.staticcheck.checking import check
-    from archbench.kernels.staticcheck.chips import CHIPS, chip_named
-    from archbench.kernels.staticcheck.compilation import pretended
-    from archbench.kernels.staticcheck.figures import violations
-    from archbench.kernels.staticcheck.table import rows, table
+    from archbench_kernelcheck import check_on, rows, table, violations
 
-    named = [chip_named(name) for name in dict.fromkeys(chips or CHIPS)]
-    launches: Launches | None = None
-    jobs = []
-    for chip in named:
-        with pretended(chip):  # Triton decides by its driver what a kernel is, when the module defines it
-            launches = launches or (_own(head_widths, dtype) if plugin is None else _of_plugin(plugin))
-            jobs += [(chip, launch) for launch in launches(chip.name)]
-    results = check(jobs, progress=None if quiet else _Progress(len(jobs)))
+    load = partial(_own, head_widths, dtype) if plugin is None else partial(_of_plugin, plugin)
+    results = check_on(chips, load, progress=None if quiet else _Progress())
     if json:
         for row in rows(results):
             print_json(row)
@@ -70,14 +57,14 @@ def static_kernels(
 
 
 class _Progress:
-    """A line on standard error for each launch that is done."""
+    """Prints a line on standard error for each launch that is done."""
 
-    def __init__(self, total: int) -> None:
-        self._done, self._total = 0, total
+    def __init__(self) -> None:
+        self._done = 0
 
-    def __call__(self, result: Result) -> None:
+    def __call__(self, result: Result, total: int) -> None:
         self._done += 1
-        print(f"[{self._done}/{self._total}] compiled {result.launch} for {result.chip}", file=sys.stderr, flush=True)
+        print(f"[{self._done}/{total}] compiled {result.launch} for {result.chip}", file=sys.stderr, flush=True)
 
 
 def _own(head_widths: Sequence[int] | None, dtype: str | None) -> Launches:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids to read, and the one that follows each of them.
+    """Token ids, and the token that follows each of them.
 
     Attributes:
         inputs: (B, T) int64.
@@ -33,11 +33,13 @@ class Batch:
         """``n`` micro-batches of equal size, in order.
 
         Raises:
-            UsageError: the sequences do not divide by ``n``.
+            UsageError: the number of sequences is not divisible by ``n``.
         """
         B = self.inputs.shape[0]
         if n < 1 or B % n:
-            raise UsageError("n", f"{B} sequences do not make {n} equal micro-batches", f"Choose a divisor of {B}")
+            raise UsageError(
+                "n", f"{B} sequences do not split into {n} equal micro-batches", f"Choose a divisor of {B}"
+            )
         return [Batch(*pair) for pair in zip(self.inputs.chunk(n), self.targets.chunk(n), strict=True)]
 
     def to(self, device: torch.device | str) -> Batch:
@@ -47,20 +49,19 @@ class Batch:
 class BatchSampler:
     """Blocks of T+1 tokens in random order, epoch by epoch.
 
-    The tokens are read as a ring: after the last comes the first, which in a prepared data set is a separator, as
-    after any document. An epoch cuts the ring at a random place into N // T blocks that share one token with the
-    next, so that every transition is trained once, but for N mod T of them, others each epoch; the blocks come in
-    random order. A batch may straddle two epochs.
+    The tokens form a ring: the last is followed by the first, which in a prepared data set is a separator, as after any
+    document. An epoch cuts the ring at a random place into N // T blocks that overlap by one token, so that each
+    transition is trained once, except N mod T of them, which vary by epoch. A batch may span two epochs.
 
     Args:
         tokens: shape (N,), any integer type; may be memory-mapped.
         batch_size: B, the sequences of one update.
         context_length: T.
-        sampling: ``epochs``, as above, or ``random``: blocks that begin anywhere, whatever came before, as in nanoGPT's
-            ``get_batch``. After as many as an epoch has, a share of 1/e of the text has not been seen.
+        sampling: ``epochs``, as above, or ``random``: independent random positions, as in nanoGPT's ``get_batch``;
+            after as many blocks as an epoch has, a share of 1/e of the text has not been seen.
 
     Raises:
-        DataError: fewer than T+1 tokens.
+        DataError: there are fewer than T+1 tokens.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The cache folder: files named by the hash of what they were made from, each written whole or not at all."""
+"""The cache folder: files named by the hash of their sources, each written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from archbench.errors import StorageError
 
 
 def cache_folder() -> Path:
-    """``$ARCHBENCH_CACHE``, or archbench's folder where the platform keeps caches (Linux: ``~/.cache/archbench``)."""
+    """``$ARCHBENCH_CACHE``, or archbench's folder in the platform's caches (Linux: ``~/.cache/archbench``)."""
     if chosen := os.environ.get("ARCHBENCH_CACHE"):
         return Path(chosen)
     if sys.platform == "darwin":
@@ -25,19 +25,19 @@ def cache_folder() -> Path:
 
 
 def content_key(*parts: str) -> str:
-    """A file name's worth of hash over ``parts``."""
+    """A hash of ``parts``, short enough for a file name."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 
 def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Make ``path`` what ``write`` puts into a file; readers see the old content or the new, never a part.
+    """Replace ``path`` by the file that ``write`` fills; readers see the old or the new content, never a part.
 
-    Any number of processes may write the same path: the last one wins.
+    Several processes may write the same path: the last one wins.
 
     Raises:
-        OSError: the folder cannot be written, or the disk is full; ``path`` is as it was.
+        OSError: the folder cannot be written, or the disk is full; ``path`` is unchanged.
     """
-    # Not tempfile: its files are private, and a cache may be shared.
+    # Not tempfile, whose files are private: a cache may be shared.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         with temporary.open("xb") as file:
@@ -51,7 +51,7 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """:func:`replace_atomically` in the cache folder, which is made if it is missing.
+    """:func:`replace_atomically` in the cache folder, which is created if missing.
 
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
@@ -63,5 +63,5 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise StorageError(
             f"cache folder {str(path.parent)!r}",
             f"it cannot be written ({error.strerror or error})",
-            "Make room there, or set ARCHBENCH_CACHE to a folder that can be written",
+            "Free space there, or set ARCHBENCH_CACHE to a writable folder",
         ) from None

@@ -1,4 +1,4 @@
-"""Corpora by name: shipped with archbench, a text file, a folder, or a data set of the hub. No torch here."""
+"""Corpora by name: shipped with archbench, a text file, a folder, or a data set from the hub. No torch here."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _FOLDER = Path(__file__).parent / "embedded"
 
 @dataclass(frozen=True)
 class EmbeddedCorpus:
-    """Text shipped with archbench; ``embedded/PROVENANCE.md`` tells where it is from.
+    """Text shipped with archbench; its source is in ``embedded/PROVENANCE.md``.
 
     Attributes:
         files: split -> (file name, sha256); a lone ``train`` is split on loading.
-        title: matches at the start of every document, whose name is its group ``name``. The documents of a file,
-            one after the other, are the file, byte for byte.
+        title: matches the start of every document; its group ``name`` is the document's name. Concatenated, the
+            documents of a file are the file, byte for byte.
     """
 
     files: Mapping[str, tuple[str, str]]
@@ -39,18 +39,12 @@ class EmbeddedCorpus:
 EMBEDDED: Mapping[str, EmbeddedCorpus] = {
     "shakespeare": EmbeddedCorpus(
         files={
-            "train": (
-                "shakespeare_train.txt",
-                "08809c8f3e9125977ebd8a4ec3d9778eb18cb6673c3fb911c0110f49d8ba8470",
-            ),
+            "train": ("shakespeare_train.txt", "08809c8f3e9125977ebd8a4ec3d9778eb18cb6673c3fb911c0110f49d8ba8470"),
             "validation": (
                 "shakespeare_validation.txt",
                 "7c07793f93ba4da2c4ee59ea7e8a35fcb4fc9f8fc1777fa36e68c385b1f5645c",
             ),
-            "test": (
-                "shakespeare_test.txt",
-                "f616443460e8ab2786eb4905842199d4295e7fe10495f4a8a1a1d44300091d64",
-            ),
+            "test": ("shakespeare_test.txt", "f616443460e8ab2786eb4905842199d4295e7fe10495f4a8a1a1d44300091d64"),
         },
         title=re.compile(r"^(?P<name>[^\n]+)\n\nby William Shakespeare$", re.MULTILINE),
         licence="public domain",
@@ -58,10 +52,7 @@ EMBEDDED: Mapping[str, EmbeddedCorpus] = {
     ),
     "python": EmbeddedCorpus(
         files={
-            "train": (
-                "python_stdlib.txt",
-                "9ecdbb6041e246e11e2d2029429db5f84ee51d20b16ea992ed7fe46b4db585ac",
-            ),
+            "train": ("python_stdlib.txt", "9ecdbb6041e246e11e2d2029429db5f84ee51d20b16ea992ed7fe46b4db585ac"),
         },
         title=re.compile(r"^# file: (?P<name>[^\n]+)$", re.MULTILINE),
         licence="PSF-2.0",
@@ -75,10 +66,10 @@ def load_corpus(spec: str, *, validation_fraction: float = 0.1) -> Corpus:
 
     Args:
         spec: a name in :data:`EMBEDDED`, a UTF-8 text file, a folder of them, or ``hf:NAME[:CONFIG]``.
-        validation_fraction: share of the bytes held out, at the end, where the corpus has no validation split.
+        validation_fraction: share of the bytes held out, at the end, if the corpus has no validation split.
 
     Raises:
-        DataError: no such corpus; a missing, empty, binary or non-UTF-8 file; too little text for two splits.
+        DataError: there is no such corpus; a file is missing, empty, binary or not UTF-8; the text is too short.
     """
     if spec in EMBEDDED:
         embedded = EMBEDDED[spec]
@@ -105,7 +96,7 @@ def _read_embedded(embedded: EmbeddedCorpus, file_name: str, sha256: str) -> tup
     except OSError as error:
         raise DataError(f"file {str(path)!r}", f"it cannot be read ({error.strerror})", "Reinstall archbench") from None
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise DataError(f"file {str(path)!r}", "its checksum is not the one archbench shipped", "Reinstall archbench")
+        raise DataError(f"file {str(path)!r}", "its checksum differs from the shipped one", "Reinstall archbench")
     text = data.decode("utf-8")
     titles = list(embedded.title.finditer(text))
     ends = [title.start() for title in titles[1:]] + [len(text)]

@@ -1,4 +1,4 @@
-"""From a corpus and a tokenizer to tokens on disk: memory-mapped, cached by what they were made from."""
+"""From a corpus and a tokenizer to tokens on disk: memory-mapped, cached by the hash of their sources."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ import numpy as np
 import numpy.typing as npt
 
 from archbench.config import DataConfig
+from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.cache import cache_folder, content_key, write_atomically
 from archbench.data.corpora import load_corpus
 from archbench.data.documents import Corpus, Document
-from archbench.data.tokenizers import Tokenizer, load_tokenizer
+from archbench.data.tokenizers import load_tokenizer
 from archbench.errors import DataError
 
 _log = logging.getLogger(__name__)
 
 _FORMAT = "1"
-"""Part of every cache key: raised when the same text and tokenizer would be laid out differently."""
+"""Part of every cache key: increased if the layout on disk changes."""
 
 Tokens = npt.NDArray[np.integer]
 
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """A document as tokens, shape (N,), and the raw bytes its text has."""
+    """A document as tokens, shape (N,), and the number of bytes of its text."""
 
     name: str
     tokens: Tokens
@@ -39,12 +40,12 @@ class EncodedDocument:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Text as tokens, ready to train on and to be scored.
+    """Text as tokens, ready for training and scoring.
 
     Attributes:
-        train: tokens, shape (N,), memory-mapped, uint16 or uint32: before each document stands the separator.
+        train: tokens, shape (N,), memory-mapped, uint16 or uint32; each document begins with the separator.
         validation: the held-out documents, each on its own, without separators.
-        lossless: whether the tokens spell the text's bytes; checked, document by document.
+        lossless: whether the tokens spell the text's bytes; checked for each document.
     """
 
     corpus: Corpus
@@ -53,28 +54,12 @@ class Dataset:
     validation: tuple[EncodedDocument, ...]
     lossless: bool
 
-    @property
-    def corpus_name(self) -> str:
-        return self.corpus.name
-
-    @property
-    def corpus_sha256(self) -> str:
-        return self.corpus.sha256
-
-    def train_text(self) -> bytes:
-        """The training documents one after the other, as raw bytes."""
-        return self.corpus.to_bytes("train")
-
-    def validation_text(self) -> bytes:
-        """The validation documents one after the other, as raw bytes."""
-        return self.corpus.to_bytes("validation")
-
 
 def prepare(data: DataConfig, *, cache: Path | None = None) -> Dataset:
-    """Load the corpus and the tokenizer, and encode, or find the tokens in the cache.
+    """Load the corpus and the tokenizer, and encode the text, or read the tokens from the cache.
 
-    Safe with any number of processes preparing the same data at once. Cached tokens whose checksum is wrong are
-    made again, and a warning is logged.
+    Several processes may prepare the same data at once. Cached tokens with a wrong checksum are encoded again, and a
+    warning is logged.
 
     Args:
         cache: folder of trained tokenizers and tokens; None for :func:`archbench.data.cache.cache_folder`.
@@ -93,7 +78,7 @@ def prepare(data: DataConfig, *, cache: Path | None = None) -> Dataset:
         _write(path, corpus, tokenizer)
         cached = _read(path)
     if cached is None:
-        raise DataError(f"file {str(path)!r}", "it is not what was just written", "Check the disk")
+        raise DataError(f"file {str(path)!r}", "it differs from what was just written", "Check the disk")
     tokens, record = cached
     ends = record["ends"]
     documents = corpus.splits["validation"]
@@ -106,7 +91,7 @@ def prepare(data: DataConfig, *, cache: Path | None = None) -> Dataset:
 
 
 def _write(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
-    """One array: the training stream, then the validation documents; beside it a record of what is in it."""
+    """One array, the training stream followed by the validation documents, and a record of its parts."""
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     table = tokenizer.token_bytes()
     lossless = table is not None
@@ -124,7 +109,7 @@ def _write(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     train = [part for ids in encode(corpus.splits["train"]) for part in (separator, ids)]
     validation = encode(corpus.splits["validation"])
     if tokenizer.lossless and not lossless:
-        cause = "it claims to keep every byte, and its tokens do not spell this corpus"
+        cause = "it claims to keep every byte, but its tokens do not spell this corpus"
         raise DataError(f"tokenizer {tokenizer.name!r}", cause, "Report this: it is a fault in archbench")
     tokens = np.concatenate([*train, *validation])
     train_tokens = sum(len(part) for part in train)
@@ -139,9 +124,9 @@ def _spells(ids: Tokens, table: Sequence[bytes] | None, document: Document) -> b
 
 
 def _read(path: Path) -> tuple[Tokens, dict[str, Any]] | None:
-    """Memory-mapped tokens and their record; None where they are not there, or not right."""
+    """Memory-mapped tokens and their record; None if they are missing or damaged."""
     record_path = path.with_suffix(".json")
-    # The record is written last: without it, another process is at work or was interrupted.
+    # The record is written last: if it is missing, another process is writing or was interrupted.
     if not (record_path.exists() and path.exists()):
         return None
     try:
@@ -150,7 +135,7 @@ def _read(path: Path) -> tuple[Tokens, dict[str, Any]] | None:
             raise ValueError("wrong checksum")
         tokens = np.load(path, mmap_mode="r")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.warning("cached tokens %s are damaged (%s) and are made again", path, error)
+        _log.warning("cached tokens %s are damaged (%s) and are encoded again", path, error)
         return None
     return tokens, record
 

@@ -1,4 +1,4 @@
-"""Documents and corpora: what text is, before it becomes tokens. No torch here."""
+"""Documents and corpora: text before it becomes tokens. No torch here."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from archbench.errors import DataError
 
 @dataclass(frozen=True)
 class Document:
-    """A text that is read on its own: a play, a file, a row of a data set."""
+    """A self-contained text: a play, a file, a row of a data set."""
 
     name: str
     text: str
 
     def to_bytes(self) -> bytes:
-        """The document's raw bytes: what bits per byte divides by.
+        """The document's raw bytes, by which bits per byte divides.
 
         Raises:
             DataError: the text holds a lone surrogate, which has no bytes.
@@ -27,11 +27,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in disjoint splits: ``train`` and ``validation`` always, ``test`` where the corpus has one.
+    """Documents in disjoint splits: ``train``, ``validation`` and, in some corpora, ``test``.
 
     Attributes:
-        sha256: hex digest of every split's documents, in order; names do not count, boundaries do.
-        licence: SPDX identifier or plain words; ``"unknown"`` for text of the user's own.
+        sha256: hex digest of every split's documents, in order; it depends on boundaries, not on names.
+        licence: SPDX identifier or words; ``"unknown"`` for the user's own text.
         source: where the text comes from.
     """
 
@@ -42,7 +42,7 @@ class Corpus:
     source: str
 
     def to_bytes(self, split: str) -> bytes:
-        """The documents of ``split``, one after the other, as raw bytes."""
+        """The documents of ``split``, concatenated, as raw bytes."""
         return b"".join(document.to_bytes() for document in self.splits[split])
 
 
@@ -50,7 +50,7 @@ def make_corpus(name: str, splits: Mapping[str, tuple[Document, ...]], *, licenc
     """A corpus with its checksum.
 
     Raises:
-        DataError: a lone surrogate, or no text at all to train on or to validate on.
+        DataError: a lone surrogate, or no text to train or validate on.
     """
     digest = hashlib.sha256()
     for split, documents in sorted(splits.items()):

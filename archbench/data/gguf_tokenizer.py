@@ -1,6 +1,7 @@
 """The byte-level BPE tokenizer inside a GGUF file.
 
-Reference: llama.cpp's src/llama-vocab.cpp, ``llm_tokenizer_bpe``, whose token ids these are.
+Reference: llama.cpp's src/llama-vocab.cpp, ``llm_tokenizer_bpe``, whose token ids these are. transformers builds such
+tokenizers too, but (5.24) has no pattern for ``default`` and ``smollm``, and then falls back to another one silently.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
 def _cut(*patterns: str) -> list[PreTokenizer]:
-    """Cut by one pattern after the other, what lies between its matches being pieces too."""
+    """Cut by one pattern after the other; the text between matches is a piece too."""
     return [*(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns), _BYTES]
 
 
@@ -43,9 +44,9 @@ PRE_TOKENIZERS: dict[str, list[PreTokenizer]] = {
     "qwen2": _gpt4(r"\p{N}"),
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
 }
-"""How text is cut before merging, by ``tokenizer.ggml.pre``: those whose token ids were compared with llama.cpp's."""
+"""How text is cut before merging, by ``tokenizer.ggml.pre``; the token ids of these are verified against llama.cpp."""
 _WHOLE_WORDS = {"llama-bpe"}
-"""Pre-tokenizers of vocabularies that have words which no sequence of merges reaches; each is a token all the same."""
+"""Pre-tokenizers whose vocabularies have words that no sequence of merges reaches; each is a token nevertheless."""
 _BEGINS_TEXTS = {"llama-bpe"}
 """Pre-tokenizers whose models see ``bos`` before a text, unless the file says otherwise."""
 
@@ -55,12 +56,12 @@ _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 def from_gguf(path: Path, *, name: str) -> SubwordTokenizer:
     """The tokenizer in the GGUF file at ``path``.
 
-    Its separator is the token that the model was trained to see before a text (``bos``, where ``add_bos_token`` says
-    so), or else its end-of-text token.
+    Its separator is the token that the model was trained to see before a text (``bos``, if ``add_bos_token`` says so),
+    or else its end-of-text token.
 
     Raises:
         CheckpointError: the file is damaged, or the package gguf is not installed.
-        DataError: it has no tokenizer, or one that archbench does not read.
+        DataError: the file has no tokenizer, or one of a kind that archbench does not read.
     """
     file = read_gguf(path)
     model, pre = (file.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
@@ -73,7 +74,7 @@ def from_gguf(path: Path, *, name: str) -> SubwordTokenizer:
     try:
         tokenizer, separator = _built(file, str(pre))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise _unusable(name, f"its tokens and merges do not make a tokenizer ({error!r})") from None
+        raise _unusable(name, f"its tokens and merges do not form a tokenizer ({error!r})") from None
     return SubwordTokenizer(tokenizer.to_str(), name=name, separator=separator)
 
 
@@ -83,7 +84,7 @@ def _built(file: GGUF, pre: str) -> tuple[tokenizers.Tokenizer, int | None]:
 
     tokens: list[str] = key("tokens")
     ids = {token: i for i, token in enumerate(tokens)}
-    # A merge is two tokens with a space between them, and the first may begin with one.
+    # A merge is two tokens separated by a space, and the first may begin with a space.
     merges = [(merge[:cut], merge[cut + 1 :]) for merge in key("merges") for cut in [merge.index(" ", 1)]]
     tokenizer = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=pre in _WHOLE_WORDS))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre])

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, through the optional extra ``datasets``."""
+"""Data sets from the Hugging Face hub, with the optional extra ``datasets``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from archbench.data.documents import Document
-from archbench.errors import DataError
+from archbench.errors import DataError, one_line
 
 _SPLITS = {
     "train": ("train", "training"),
@@ -17,13 +17,13 @@ _TEXT_COLUMNS = ("text", "content")
 
 
 def read_hub(spec: str) -> dict[str, tuple[Document, ...]]:
-    """The data set ``NAME[:CONFIG]``: each row a document, in the order of the rows; empty rows are left out.
+    """The data set ``NAME[:CONFIG]``: one document per row, in order; empty rows are skipped.
 
     Returns:
-        Splits under archbench's names, as far as the data set has them; ``train`` always.
+        Splits by archbench's names; ``train`` always exists.
 
     Raises:
-        DataError: ``datasets`` is not installed, the data set cannot be loaded, or it has no column of text.
+        DataError: ``datasets`` is not installed, or the data set cannot be loaded or has no text column.
     """
     culprit = f"corpus {'hf:' + spec!r}"
     try:
@@ -33,8 +33,8 @@ def read_hub(spec: str) -> dict[str, tuple[Document, ...]]:
     name, _, config = spec.partition(":")
     try:
         loaded = datasets.load_dataset(name, config or None)
-    except Exception as error:  # the hub's failures (network, name, configuration, script) share no base
-        cause = f"it cannot be loaded ({type(error).__name__}: {str(error).strip().splitlines()[0]})"
+    except Exception as error:  # the hub's errors (network, name, configuration, script) have no common base
+        cause = f"it cannot be loaded ({one_line(error)})"
         raise DataError(culprit, cause, "Check the name and configuration on the hub, and the network") from error
     return _splits(loaded, culprit)
 

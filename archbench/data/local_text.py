@@ -16,14 +16,14 @@ _CODE = (
     *(".js", ".jsx", ".ts", ".tsx", ".css", ".rb", ".php", ".sh", ".sql", ".lua", ".jl", ".r", ".hs", ".ml"),
 )
 SUFFIXES = frozenset(_PROSE + _CODE)
-"""Files a folder is searched for: prose and source code. A file named outright may have any suffix."""
+"""Files that are read in a folder: prose and source code. A file named directly may have any suffix."""
 
 
 def read_path(path: Path) -> list[Document]:
     """A file as one document, or a folder's text files as one document each.
 
     Raises:
-        DataError: missing, unreadable, empty, binary or not UTF-8; names the file.
+        DataError: a file is missing, unreadable, empty, binary or not UTF-8; names it.
     """
     if path.is_dir():
         return _read_folder(path)
@@ -34,7 +34,7 @@ def read_path(path: Path) -> list[Document]:
 
 
 def _read_folder(folder: Path) -> list[Document]:
-    """In the order of their paths. Hidden files and folders, links to folders and empty files are left out."""
+    """Sorted by path. Hidden files and folders, links to folders and empty files are skipped."""
     paths = sorted(_text_files(folder), key=lambda path: path.relative_to(folder).as_posix())
     documents = [_read_file(path, path.relative_to(folder).as_posix()) for path in paths]
     documents = [document for document in documents if document.text]
@@ -45,7 +45,7 @@ def _read_folder(folder: Path) -> list[Document]:
             "the folder has no text files" if not paths else "all of the folder's text files are empty",
             f"Put text into files with one of these suffixes: {suffixes}",
         )
-    # The same file in both splits would be validation text that was trained on.
+    # The same file in both splits would leak training text into validation.
     first: dict[str, Document] = {}
     for document in documents:
         first.setdefault(document.text, document)
@@ -53,7 +53,7 @@ def _read_folder(folder: Path) -> list[Document]:
     if len(unique) < len(documents):
         count = len(documents) - len(unique)
         warnings.warn(
-            f"corpus {str(folder)!r}: {count} of {len(documents)} files repeat another file and are left out",
+            f"corpus {str(folder)!r}: {count} of {len(documents)} files repeat another file and are skipped",
             ArchbenchWarning,
             stacklevel=2,
         )
@@ -76,7 +76,7 @@ def _read_file(path: Path, name: str) -> Document:
     culprit = f"file {str(path)!r}"
     nulls = data.count(0)
     try:
-        text = data.decode("utf-8")  # not utf-8-sig, and no newline translation: the text keeps its exact bytes
+        text = data.decode("utf-8")  # keeps the exact bytes: no utf-8-sig, no newline translation
     except UnicodeDecodeError as error:
         if nulls:
             raise _binary_error(culprit, f"not UTF-8 at byte {error.start}, with {nulls} NUL bytes") from None
@@ -85,7 +85,7 @@ def _read_file(path: Path, name: str) -> Document:
             f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8",
             f"Convert it, for instance: iconv -f LATIN1 -t UTF-8 {path.name}",
         ) from None
-    if nulls > len(data) / 10:  # ASCII in UTF-16 is valid UTF-8, with a NUL for every other byte
+    if nulls > len(data) / 10:  # UTF-16 of ASCII is valid UTF-8 in which every other byte is NUL
         raise _binary_error(culprit, f"{nulls} of {len(data)} bytes are NUL")
     return Document(name, text)
 

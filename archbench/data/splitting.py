@@ -12,14 +12,14 @@ from archbench.errors import DataError
 def split_documents(
     documents: Sequence[Document], validation_fraction: float, *, culprit: str
 ) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-    """Train and validation documents; the validation split holds about ``validation_fraction`` of the bytes.
+    """Training and validation documents; validation has about ``validation_fraction`` of the bytes.
 
-    The cut is the document boundary nearest to the wanted one, if that leaves between half and twice the wanted
-    share for validation. Otherwise (one document, or very uneven ones) the document that straddles the wanted
-    cut is itself cut: after a line end where one is near, else between two characters.
+    The cut is the document boundary nearest to the wanted position, if that leaves between half and twice the wanted
+    share for validation. Otherwise (one document, or very uneven ones) the document at that position is cut: after a
+    line end if one is near, else between two characters.
 
     Raises:
-        DataError: too little text for two splits.
+        DataError: the text is too short for two splits.
     """
     sizes = [len(document.to_bytes()) for document in documents]
     total = sum(sizes)
@@ -48,7 +48,7 @@ def split_documents(
 def _cut(document: Document, offset: int, validation_bytes: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
     data = document.to_bytes()
     line = data.rfind(b"\n", 0, offset) + 1
-    # A line end is worth moving for, but not so far that validation grows by more than a tenth.
+    # Move to a line end, unless validation would grow by more than a tenth.
     cut = line if line > 0 and offset - line <= 0.1 * validation_bytes else offset
     while 0 < cut < len(data) and data[cut] & 0xC0 == 0x80:  # a UTF-8 continuation byte
         cut -= 1

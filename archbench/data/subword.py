@@ -1,4 +1,4 @@
-"""Subword tokenizers: those of Hugging Face ``tokenizers``, and byte-level BPE trained here."""
+"""Subword tokenizers: from Hugging Face ``tokenizers`` files, and byte-level BPE trained here."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from archbench.data.byte_tokenizer import SAVED_AS
 from archbench.data.cache import cache_folder, content_key, write_atomically
 from archbench.data.documents import Corpus, utf8
-from archbench.data.tokenizers import SAVED_AS
-from archbench.errors import DataError
+from archbench.errors import DataError, one_line
 
 _log = logging.getLogger(__name__)
 
 FILE_NAME = "tokenizer.json"
 SMALLEST_BPE = 257
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]", "<unk>")
-"""Names of end-of-text tokens. ``<unk>`` is the last resort for files without one, such as GPT-1's: it keeps V, and
-so lets published weights be scored, where an id of its own would be one that no published model has."""
+"""Names of end-of-text tokens. ``<unk>`` is the last resort for files without one, such as GPT-1's: a new id would
+change V, and published weights could not be scored."""
 _PIECE = 1 << 18
-"""Characters of text encoded as one, at the least, where it can be cut."""
+"""Least characters of a piece of text that is encoded at once."""
 _PIECES_AT_ONCE = 64
 
 
 class SubwordTokenizer:
-    """A ``tokenizers.Tokenizer`` that adds nothing to a text and takes nothing in it for a special token.
+    """A ``tokenizers.Tokenizer`` that adds nothing to a text and recognises no special tokens in it.
 
     Args:
         definition: the content of a ``tokenizer.json``.
-        separator: the separator's id; None for the token that the file puts before a text and nothing behind it, or
-            else its end-of-text token or, without one, a new id.
+        separator: the separator's id; None for the token that the file puts before a text (if it puts none after it),
+            else its end-of-text token, else a new id.
 
     Raises:
         DataError: not a tokenizer.
@@ -70,7 +70,7 @@ class SubwordTokenizer:
         self._cuts_at_lines = _is_gpt2_pattern(self._definition)
 
     def _make_special_tokens_ordinary(self) -> None:
-        # encode_special_tokens covers the added tokens marked special, and the separator has to be among them: else
+        # encode_special_tokens covers the added tokens marked special. The separator must be one of them: otherwise
         # text that spells it could end a document.
         for token in self._definition["added_tokens"]:
             if token["id"] == self.separator and not token["special"]:
@@ -109,7 +109,7 @@ def from_file(path: Path, *, name: str, separator: int | None = None) -> Subword
     """The tokenizer in the ``tokenizer.json`` at ``path``.
 
     Raises:
-        DataError: missing, unreadable, or not a tokenizer.
+        DataError: the file is missing, unreadable, or not a tokenizer.
     """
     try:
         definition = path.read_text(encoding="utf-8")
@@ -123,13 +123,12 @@ def from_hub(hub_name: str, *, name: str) -> SubwordTokenizer:
     """The tokenizer of the hub's repository ``hub_name``.
 
     Raises:
-        DataError: no network, or no such repository, or none with a ``tokenizer.json``.
+        DataError: there is no network, no such repository, or no ``tokenizer.json`` in it.
     """
     try:
         tokenizer = tokenizers.Tokenizer.from_pretrained(hub_name)
-    except Exception as error:  # the hub's failures share no base
-        reason = (str(error).strip().splitlines() or [""])[0]
-        cause = f"it cannot be fetched from the Hugging Face hub ({type(error).__name__}: {reason})"
+    except Exception as error:  # the hub's errors have no common base
+        cause = f"it cannot be fetched from the Hugging Face hub ({one_line(error)})"
         next_step = "Check the name and the network, or download its tokenizer.json and say file:tokenizer.json"
         raise DataError(f"tokenizer {name!r}", cause, next_step) from error
     return SubwordTokenizer(tokenizer.to_str(), name=name)
@@ -138,10 +137,10 @@ def from_hub(hub_name: str, *, name: str) -> SubwordTokenizer:
 def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> SubwordTokenizer:
     """Byte-level BPE (Radford et al. 2019, section 2.2) trained on the training split; the last id is the separator.
 
-    The separator is no token of the file, so no text can spell it. Cached by the corpus's hash and N.
+    The separator is not in the file, so no text can spell it. Cached by the corpus's hash and N.
 
     Raises:
-        DataError: the text is too short to learn that many tokens from.
+        DataError: the text is too short for that many tokens.
         StorageError: the cache folder cannot be written.
     """
     name = f"bpe:{vocab_size}"
@@ -174,7 +173,7 @@ _LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 def _is_gpt2_pattern(definition: dict[str, Any]) -> bool:
-    """Whether text is cut by GPT-2's pattern, and before it at digits at most: :func:`_pieces` then changes nothing."""
+    """Whether text is cut by GPT-2's pattern, after at most a cut at digits: then :func:`_pieces` changes nothing."""
     *first, last = list(_steps(definition["pre_tokenizer"])) or [{"type": None}]
     return (
         all(step["type"] == "Digits" for step in first)
@@ -187,10 +186,9 @@ def _is_gpt2_pattern(definition: dict[str, Any]) -> bool:
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """``text`` in pieces that GPT-2's pattern cuts apart anyway, so that memory is bounded and cores are used.
+    """``text`` in pieces that GPT-2's pattern separates anyway, to bound memory and use all cores.
 
-    A newline between two characters that are not white space is a word of its own to that pattern, so a cut
-    after it changes nothing.
+    To that pattern a newline between two non-space characters is a separate word, so a cut after it changes nothing.
     """
     start = 0
     while start < len(text):
@@ -205,7 +203,7 @@ def _pieces(text: str) -> Iterator[str]:
 def _put_before_texts(definition: dict[str, Any]) -> str | None:
     """The special token of a template like ``<s> $A``, which a model saw at the beginning of every text.
 
-    One with a token behind the text as well (BERT's) is made for other models than those that predict the next token.
+    Templates with a token after the text as well (BERT's) are not for models that predict the next token.
     """
     processor = definition.get("post_processor") or {}
     for step in processor.get("processors", [processor]):
@@ -218,7 +216,7 @@ def _put_before_texts(definition: dict[str, Any]) -> str | None:
 def _token_bytes(
     definition: dict[str, Any], ids: dict[str, int], separator: int, vocab_size: int
 ) -> tuple[bytes, ...] | None:
-    """What each id spells, where the file's alphabet is that of byte-level BPE: one character a byte."""
+    """The bytes of each id, if the file's alphabet is that of byte-level BPE: one character per byte."""
     if not any(step["type"] == "ByteLevel" for step in _steps(definition["pre_tokenizer"])):
         return None
     model = definition["model"]
@@ -232,7 +230,7 @@ def _token_bytes(
             table[i] = added[i].encode()
         elif all(character in alphabet for character in token):
             table[i] = bytes(alphabet[character] for character in token)
-        # else an entry that no text reaches: prepare() would notice the missing bytes
+        # else no text reaches the entry: prepare() would notice the missing bytes
     table[separator] = b""
     return tuple(table)
 
@@ -260,9 +258,9 @@ def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's character -> byte: printable Latin-1 stands for itself, the other bytes follow from U+0100.
+    """Byte-level BPE's character -> byte: printable Latin-1 for itself, the other bytes from U+0100 on.
 
-    The same table as GPT-2's (Radford et al. 2019), as the library's pre-tokenizer writes it.
+    GPT-2's table (Radford et al. 2019), as used by the library's pre-tokenizer.
     """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]

@@ -1,8 +1,7 @@
-"""Diagnostic tasks: generated sequences of which some tokens are asked for, and what an answer is worth.
+"""Diagnostic tasks: generated sequences with tokens to predict.
 
-A task is a plugin (hook ``tasks``). It draws examples from a generator that it is given and from nothing else, so the
-same seed gives the same bits; which are for training and which for testing, and that no example is in both, is seen to
-here.
+A task is a plugin (hook ``tasks``). It draws examples only from the generator that it is given, so that the same seed
+gives the same bits. This module separates examples for training, validation and testing.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from archbench.data.batches import Batch
 from archbench.errors import HookResultError
 
 IGNORED = -100
-"""The target where nothing is asked, as in ``F.cross_entropy``."""
+"""The target of positions without a question, as in ``F.cross_entropy``."""
 
 MOST_REDRAWS = 100
 
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2
-"""First number of a generator's seed: what the examples are for."""
+"""First number of a generator's seed: the purpose of the examples."""
 
 Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Sequences, and what is asked of whoever has read them so far.
+    """Sequences, and the answers expected along them.
 
     Attributes:
         inputs: token ids (B, T) int64.
@@ -45,7 +44,7 @@ class Examples:
 
 
 Draw = Callable[[np.random.Generator, int], Examples]
-"""``draw(random, B)``: B examples, from that generator alone."""
+"""``draw(random, B)``: B examples, drawn only from that generator."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,11 @@ class Task:
         vocab_size: V; every token and every answer is below it.
         context_length: T of the longest example.
         train: draws examples to learn from.
-        tests: condition -> draws examples to be scored on; a condition is named as in ``8 pairs``.
-        chance: condition -> accuracy of the best guess that ignores what has to be remembered, in [0, 1).
-        updates: optimizer updates, at most: the budget.
+        tests: condition, such as ``8 pairs`` -> draws examples to score.
+        chance: condition -> accuracy of the best guess without memory, in [0, 1).
+        updates: most optimizer updates.
         batch_size: B of an update.
-        learning_rates: peak learning rates that are tried.
+        learning_rates: peak learning rates to try.
     """
 
     name: str
@@ -79,11 +78,11 @@ class Task:
     learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
 
     def validation(self, condition: str, count: int, test: Examples) -> Examples:
-        """Examples to choose a learning rate by; always the same ones for one ``test``, and none of that."""
+        """Examples for choosing a learning rate; fixed for a given ``test``, and none of them in it."""
         return distinct(self.tests[condition], self._random(_VALIDATION, condition), count, _rows(test))
 
     def test(self, condition: str, count: int) -> Examples:
-        """Examples to be scored on; always the same ones, whatever the run's seed."""
+        """Examples to score; the same for every seed of a run."""
         return self.tests[condition](self._random(_TEST, condition), count)
 
     def _random(self, purpose: int, condition: str) -> np.random.Generator:
@@ -95,7 +94,7 @@ class TaskSampler:
 
     Args:
         seed: of the run; two seeds have different examples.
-        held_out: validation and test examples, none of which is ever trained on.
+        held_out: validation and test examples, which are never trained on.
     """
 
     def __init__(self, task: Task, seed: int, held_out: Iterable[Examples]) -> None:
@@ -110,7 +109,7 @@ class TaskSampler:
 
 
 def distinct(draw: Draw, random: np.random.Generator, count: int, unwanted: frozenset[bytes]) -> Examples:
-    """``count`` examples whose inputs are none of ``unwanted``: one that is, is drawn again.
+    """``count`` examples whose inputs are not in ``unwanted``; others are drawn again.
 
     Raises:
         HookResultError: the task has so few examples that almost all are unwanted.
@@ -126,7 +125,7 @@ def distinct(draw: Draw, random: np.random.Generator, count: int, unwanted: froz
         examples = Examples(inputs, targets)
     raise HookResultError(
         "a task's generator",
-        f"after {MOST_REDRAWS} draws it still gives examples that are held out for testing",
+        f"after {MOST_REDRAWS} draws it still gives examples held out for testing",
         "Make the space of its examples larger",
     )
 
@@ -136,10 +135,10 @@ def _rows(examples: Examples) -> frozenset[bytes]:
 
 
 def check_task(task: object, culprit: str) -> Task:
-    """``task``, if it is a usable one: it is drawn from, a few times.
+    """``task``, if it is valid; draws a few examples from it.
 
     Raises:
-        HookResultError: it is no Task, or one with a wrong part.
+        HookResultError: it is not a Task, or a part of it is invalid.
     """
 
     def refuse(cause: str, step: str) -> HookResultError:
@@ -168,12 +167,12 @@ def check_task(task: object, culprit: str) -> Task:
             raise refuse(f"{named} whose {what} examples {fault}", "Correct the generator")
         if not (np.array_equal(first.inputs, second.inputs) and np.array_equal(first.targets, second.targets)):
             cause = f"{named} whose {what} examples differ for the same generator"
-            raise refuse(cause, "Draw from the generator that is given, and from nothing else")
+            raise refuse(cause, "Draw only from the generator that is given")
     return task
 
 
 def _fault(task: Task, examples: object) -> str | None:
-    """What is wrong with four examples, as the end of a sentence."""
+    """The fault of four examples, as the end of a sentence."""
     if not isinstance(examples, Examples):
         return f"are a {type(examples).__name__}, not archbench.Examples"
     inputs, targets = examples.inputs, examples.targets

@@ -6,96 +6,16 @@ No torch here.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
-
-from archbench.data.documents import utf8
-from archbench.errors import DataError, UnknownNameError, UsageError, did_you_mean
+from archbench.data.byte_tokenizer import SAVED_AS, ByteTokenizer, Tokenizer
+from archbench.errors import DataError, UnknownNameError, UsageError, did_you_mean, one_line
 
 if TYPE_CHECKING:
     from archbench.data.documents import Corpus
 
 KINDS = ("byte", "bpe:N", "file:tokenizer.json", "gguf:FILE", "hf:NAME", "saved:FOLDER")
-SAVED_AS = "archbench_tokenizer.json"
-
-
-class Tokenizer(Protocol):
-    """Text to token ids and back.
-
-    Attributes:
-        name: what it was asked for by, as in ``bpe:1024``.
-        vocab_size: V; every id is below it, the separator's included.
-        lossless: whether the tokens of *any* text spell its bytes. Where it is False they may still do so for a
-            given text: :func:`archbench.data.dataset.prepare` looks.
-        separator: id of the token between documents, from which a document's first token is predicted. No text
-            encodes to it, unless it is a file's ``<unk>`` for want of an end-of-text token.
-        fingerprint: changes when the ids of some text may; names cached tokens.
-    """
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def lossless(self) -> bool: ...
-    @property
-    def separator(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-
-    def encode(self, text: str) -> npt.NDArray[np.int64]:
-        """Token ids, shape (N,); nothing is added, and the names of special tokens are ordinary text.
-
-        Raises:
-            DataError: the text holds a lone surrogate.
-        """
-        ...
-
-    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
-        """Text of the ids, without separators; bytes that are not UTF-8 become U+FFFD."""
-        ...
-
-    def token_bytes(self) -> tuple[bytes, ...] | None:
-        """What each of the V ids spells (the separator: nothing), or None where tokens have no fixed bytes."""
-        ...
-
-    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
-        """Bytes each id spells, shape (V,), or None where tokens have no fixed bytes."""
-        ...
-
-    def save(self, folder: Path) -> None:
-        """Write everything needed to load it again by ``saved:FOLDER``."""
-        ...
-
-
-class ByteTokenizer:
-    """One token a byte: V = 257, ids 0 to 255 are the bytes, 256 is the separator."""
-
-    name = "byte"
-    vocab_size = 257
-    lossless = True
-    separator = 256
-    fingerprint = "byte"
-
-    def encode(self, text: str) -> npt.NDArray[np.int64]:
-        return np.frombuffer(utf8(text, "text"), dtype=np.uint8).astype(np.int64)
-
-    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
-        return bytes(int(i) for i in ids if i != self.separator).decode("utf-8", errors="replace")
-
-    def token_bytes(self) -> tuple[bytes, ...]:
-        return (*(bytes([i]) for i in range(256)), b"")
-
-    def byte_lengths(self) -> npt.NDArray[np.int64]:
-        return np.array([1] * 256 + [0], dtype=np.int64)
-
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SAVED_AS).write_text(json.dumps({"name": self.name}), encoding="utf-8")
 
 
 def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | None = None) -> Tokenizer:
@@ -104,14 +24,14 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
     Args:
         spec: ``byte``; ``bpe:N``, byte-level BPE of N ids, the separator included, trained on ``corpus``'s training
             split; ``file:PATH``, a ``tokenizer.json`` of Hugging Face tokenizers; ``hf:NAME``, the same from the
-            hub; ``gguf:FILE``, the one in a GGUF file; ``saved:FOLDER``, what :meth:`Tokenizer.save` wrote.
-        corpus: needed by ``bpe:N`` alone.
+            hub; ``gguf:FILE``, the one in a GGUF file; ``saved:FOLDER``, written by :meth:`Tokenizer.save`.
+        corpus: needed by ``bpe:N`` only.
         cache: folder of trained tokenizers; None for :func:`archbench.data.cache.cache_folder`.
 
     Raises:
-        UsageError: no such kind of tokenizer, or an N that cannot be.
-        DataError: a tokenizer that cannot be read, fetched or trained.
-        CheckpointError: a GGUF file that cannot be read.
+        UsageError: there is no such kind of tokenizer, or N is too small.
+        DataError: the tokenizer cannot be read, fetched or trained.
+        CheckpointError: the GGUF file cannot be read.
     """
     kind, _, argument = spec.partition(":")
     if spec == "byte":
@@ -120,7 +40,7 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
         return _load_saved(Path(argument))
     if kind not in {"bpe", "file", "gguf", "hf"} or not argument:
         raise UnknownNameError(f"tokenizer {spec!r}", "there is no such tokenizer", did_you_mean(spec, KINDS))
-    # Only here: the library takes a while to import, and a run on bytes does without it.
+    # Imported late: the library is slow to import, and a run on bytes does not need it.
     from archbench.data import subword
 
     if kind == "file":
@@ -138,7 +58,7 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
             "Write for instance bpe:1024",
         )
     if corpus is None:
-        raise UsageError(f"tokenizer {spec!r}", "it is trained, and there is no corpus here", "Give the corpus as well")
+        raise UsageError(f"tokenizer {spec!r}", "it is trained, and no corpus is given", "Give the corpus as well")
     return subword.train_bpe(corpus, int(argument), cache=cache)
 
 
@@ -148,7 +68,7 @@ def _load_saved(folder: Path) -> Tokenizer:
         saved = json.loads(path.read_text(encoding="utf-8"))
         name, separator = saved["name"], saved.get("separator")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        cause = f"it holds no saved tokenizer ({type(error).__name__}: {error})"
+        cause = f"it holds no saved tokenizer ({one_line(error)})"
         raise DataError(f"folder {str(folder)!r}", cause, "Give a folder that a run saved its tokenizer to") from None
     if name == ByteTokenizer.name:
         return ByteTokenizer()

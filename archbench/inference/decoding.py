@@ -1,8 +1,7 @@
-"""Decoding: one tensor a token, as soon as it is known, so that a caller can time the first and the gaps.
+"""Decoding: one tensor per token, as soon as it is known, so that a caller can time the first token and the gaps.
 
-Past the context the window slides: each new token is predicted from the last ``context_length`` tokens, exactly as
-if they were a prompt of their own. Positions then shift under every token, so nothing cached stays true and each of
-those tokens costs a full re-read of the window, with a cache or without.
+Past the context the window slides: each new token is predicted from the last ``context_length`` tokens, exactly as if
+they were a prompt. That shifts every position, which invalidates the cache: each such token reads the whole window.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from archbench.protocols import CachedModel, DecodingCache, HiddenStateModel
 
 
 def decode_with_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
-    """Continue ``prompt``: read it once, then one token a step from the cache.
+    """Continue ``prompt``: read it once, then one token per step from the cache.
 
     Args:
-        model: a :class:`archbench.protocols.CachedModel` with a ``config``. It is put in evaluation mode, and back
-            when the iterator ends or is closed.
+        model: a :class:`archbench.protocols.CachedModel` with a ``config``. It is in evaluation mode until the iterator
+            ends or is closed.
         prompt: token ids (B, P) int64, 1 <= P <= ``config.context_length``, on the model's device.
-        max_new_tokens: tokens to add to each sequence; more than fit the context slide the window.
+        max_new_tokens: tokens to add to each sequence; the window slides past the context.
         sampling: how each token is chosen, and the id that ends a sequence.
 
     Returns:
@@ -33,7 +32,7 @@ def decode_with_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sam
         when all have, or after ``max_new_tokens``.
 
     Raises:
-        UsageError: an argument that cannot be used, at the call and not at the first token. It is a ValueError.
+        UsageError: an argument is invalid; raised by the call, not at the first token. It is a ValueError.
     """
     if not isinstance(model, CachedModel):
         cause = "it has no decoding cache (new_cache and extend)"
@@ -45,7 +44,7 @@ def decode_with_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sam
 
     def next_logits(window: Tensor) -> Tensor:
         nonlocal cache
-        if cache is None or cache.length >= capacity:  # nothing read yet, or the window slides
+        if cache is None or cache.length >= capacity:  # the first token, or the window slides
             cache = cached.new_cache(window.shape[0], capacity)
         return cached.extend(window[:, cache.length :], cache)
 
@@ -53,7 +52,7 @@ def decode_with_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sam
 
 
 def decode_without_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> Iterator[Tensor]:
-    """As :func:`decode_with_cache`, for any model with a ``config``: the whole window is read for every token.
+    """As :func:`decode_with_cache`, for any model with a ``config``: reads the whole window for every token.
 
     A :class:`archbench.protocols.HiddenStateModel` computes the logits of the last position only.
     """
@@ -70,18 +69,18 @@ def decode_without_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, 
 
 
 def validate_prompt(model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling) -> int:
-    """Refuse what cannot be decoded, naming the argument; return the model's context length.
+    """Check the arguments of decoding; returns the model's context length.
 
     Raises:
         UsageError: see :func:`decode_with_cache`.
     """
     config = getattr(model, "config", None)
     if not isinstance(config, ModelConfig):
-        cause = "it has no config to take vocab_size and context_length from"
+        cause = "it has no config with vocab_size and context_length"
         raise UsageError(f"model {type(model).__name__}", cause, "Keep the ModelConfig it was built from as its config")
     V, T = config.vocab_size, config.context_length
     if max_new_tokens < 1:
-        raise UsageError("max_new_tokens", f"{max_new_tokens} is no number of tokens to add", "Pass at least 1")
+        raise UsageError("max_new_tokens", f"{max_new_tokens} is not a number of tokens to add", "Pass at least 1")
     if sampling.eos is not None and sampling.eos >= V:
         raise UsageError("eos", f"{sampling.eos} is outside the vocabulary of {V}", "Pass the tokenizer's own, or None")
     if prompt.dtype != torch.int64 or prompt.dim() != 2:
@@ -114,12 +113,12 @@ def _decode(
     B, P = prompt.shape
     tokens = torch.empty(B, P + max_new_tokens, dtype=torch.int64, device=prompt.device)
     tokens[:, :P] = prompt
-    ended: Tensor | None = None  # (B,) bool, once a sequence may have ended
+    ended: Tensor | None = None  # (B,) bool; None if no sequence can have ended
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         for length in range(P, P + max_new_tokens):
-            with torch.inference_mode():  # around the step and not across the yield, where it would reach the caller
+            with torch.inference_mode():  # not across the yield, where it would affect the caller
                 window = tokens[:, max(0, length - context) : length]
                 token = sampling.pick(next_logits(window))  # (B,)
                 if sampling.eos is not None:

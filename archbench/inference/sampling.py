@@ -20,7 +20,7 @@ class Sampling:
         top_k: keep only the k most likely tokens (Fan et al. 2018, arXiv:1805.04833, section 5.4).
         top_p: keep the smallest set of most likely tokens whose probabilities reach p; the token that crosses p is
             kept (nucleus sampling, Holtzman et al. 2020, arXiv:1904.09751, section 3.1).
-        greedy: always the most likely token; then temperature, top_k, top_p and generator have no part.
+        greedy: always the most likely token; temperature, top_k, top_p and generator are then ignored.
         eos: token id that ends a sequence; None for none.
         generator: source of randomness, on the logits' device; None for torch's own.
 
@@ -50,7 +50,7 @@ class Sampling:
             )
         if self.top_k is not None and self.top_p is not None:
             raise UsageError(
-                "top_k and top_p", "both are given, and which comes first would change the result", "Pass one of them"
+                "top_k and top_p", "both are given, and their order would change the result", "Pass one of them"
             )
         if self.eos is not None and self.eos < 0:
             raise UsageError("eos", f"{self.eos} is not a token id", "Pass a token id, or None")
@@ -67,7 +67,7 @@ class Sampling:
         probabilities = scaled.softmax(dim=-1)
         if self.top_p is not None and self.top_p < 1:
             probabilities, ids = probabilities.sort(dim=-1, descending=True, stable=True)
-            before = probabilities.cumsum(dim=-1) - probabilities  # what the more likely tokens have already
+            before = probabilities.cumsum(dim=-1) - probabilities  # probability of the more likely tokens
             choice = torch.multinomial(probabilities.masked_fill(before >= self.top_p, 0), 1, generator=self.generator)
             return ids.gather(-1, choice).squeeze(-1)
         return torch.multinomial(probabilities, 1, generator=self.generator).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Fast operations, each beside its readable reference."""
+"""Fast operations, each with a readable reference."""
 
 from __future__ import annotations
 

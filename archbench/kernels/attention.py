@@ -2,9 +2,9 @@
 
     q (B, H, T, D), k and v (B, G, S, D)  ->  (B, H, T, D)
 
-H is a multiple of G (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245). T may be smaller than S: the
-queries are then the *last* T of the S positions, as when decoding from a cache. A window W keeps, for each position,
-itself and the W - 1 positions before it (Beltagy et al. 2020, arXiv:2004.05150).
+H is a multiple of G (grouped-query attention, Ainslie et al. 2023, arXiv:2305.13245). If T is
+smaller than S, the queries are the *last* T of the S positions, as in decoding from a cache. With a window W each
+position sees itself and the W - 1 positions before it (Beltagy et al. 2020, arXiv:2004.05150).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def causal_attention(
     backend: str | None = None,
     precision: str = "ieee",
 ) -> Tensor:
-    """Scaled dot-product attention of each position to itself and those before it (Vaswani et al. 2017, section 3.2).
+    """Scaled dot-product attention of each position to itself and earlier ones (Vaswani et al. 2017, section 3.2).
 
     Args:
         q: queries (B, H, T, D), the last T of the S positions.
@@ -40,25 +40,25 @@ def causal_attention(
         window: W, positions that each position sees, itself included; None for all.
         scale: factor of the scores; None for 1/sqrt(D).
         dropout: probability of dropping an attention weight; pass 0 outside training.
-        backend: ``triton``, ``sdpa``, ``flex``, ``reference``, ``auto``, or None for what :func:`attention_backend`
-            set. Auto is the Triton kernel where it can run, except for single queries (T = 1), and the fastest of
-            torch's means elsewhere.
-        precision: of the Triton kernel's products of float32 numbers: ``ieee``, ``tf32x3`` (three TF32 products for
-            one, nearly as exact) or ``tf32`` (10 bits). Torch's own means follow torch's own setting.
+        backend: ``triton``, ``sdpa``, ``flex``, ``reference``, ``auto``, or None for the one that
+            :func:`attention_backend` set. Auto is the Triton kernel where it can run, except for single queries
+            (T = 1), and otherwise the fastest of torch's backends.
+        precision: of the Triton kernel's float32 products: ``ieee``, ``tf32x3`` (three TF32 products, nearly as exact)
+            or ``tf32`` (10 bits). Torch's backends follow torch's own setting.
 
     Returns:
         (B, H, T, D), in q's dtype.
 
     Raises:
-        UsageError: shapes that do not fit together, or a window, dropout, backend or precision that there is not.
-        DeviceError: a backend that cannot compute this here.
+        UsageError: the shapes do not fit together, or the window, dropout, backend or precision is invalid.
+        DeviceError: the backend cannot compute this here.
     """
     _check(q, k, v, window, dropout)
     T, D = q.shape[2:]
     device = q.device
     asked = attention_backends.ambient if backend is None else backend
     gradients = compiling = False
-    if asked == "flex":  # no other depends on them, and asking takes time in every layer and token
+    if asked == "flex":  # only flex depends on these, and querying them costs time for every layer and token
         gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
         compiling = torch.compiler.is_compiling()
     name = attention_backends.resolve_attention(

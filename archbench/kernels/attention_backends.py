@@ -1,4 +1,4 @@
-"""The backends of causal attention: which can run where, which one runs, and what ran.
+"""The backends of causal attention: which can run, which one is chosen, and which ran.
 
 triton     archbench's fused kernel, forward and backward (GPUs)
 sdpa       torch's scaled_dot_product_attention
@@ -24,15 +24,15 @@ from archbench.kernels.fused.configurations import chip_of, family_of
 
 BACKENDS = ("triton", "sdpa", "flex", "reference")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
-"""Of the Triton kernel's products of float32 numbers: exact ones, three TF32 products for each, or one."""
+"""Of the Triton kernel's float32 products: exact, three TF32 products for each, or one."""
 
 SMALLEST_CAPABILITY = (8, 0)
 HEAD_WIDTHS = range(16, 257)
 
 AUTOTUNE_VARIABLE = "ARCHBENCH_AUTOTUNE"
-"""Environment variable: 1 to have the Triton kernel's configurations timed, instead of taken from its table."""
+"""Environment variable: 1 to time the Triton kernel's configurations instead of using its table."""
 
-# Plain globals and not context variables: torch.compile guards on them, and they are seen by autograd's threads.
+# Globals instead of context variables: torch.compile guards on them, and autograd's threads see them.
 ambient = "auto"
 recorders: list[set[str]] = []
 
@@ -52,9 +52,9 @@ def resolve_attention(
     precision: str = "ieee",
     device_index: int | None = None,
 ) -> str:
-    """The backend that runs: ``name`` itself, or for ``auto`` the Triton kernel on a GPU that it supports, except for
-    single queries, as in decoding; for those, and elsewhere, one of torch's means: on a CPU, the one that was measured
-    to be fastest. Each distinct decision is logged once.
+    """The backend that runs: ``name`` itself; for ``auto`` the Triton kernel on a GPU that it supports, except for
+    single queries, as in decoding. For those and elsewhere it is one of torch's: on a CPU the one measured to be
+    fastest. Each distinct decision is logged once.
 
     On the meta device nothing runs, and the answer is always ``reference``, whose matrix products can be counted.
 
@@ -62,20 +62,19 @@ def resolve_attention(
         name: a backend, or ``auto``.
         device_type: of the tensors, as in ``torch.device.type``.
         dtype: of the queries.
-        T, S, D: see :func:`archbench.kernels.causal_attention`; the window decides nothing so far.
+        T, S, D, precision: see :func:`archbench.kernels.causal_attention`; the window has no influence yet.
         dropout: probability of dropping an attention weight.
         gradients: whether there will be a backward pass.
-        compiling: whether torch.compile is at work on the caller.
-        precision: see :func:`archbench.kernels.causal_attention`.
+        compiling: whether torch.compile is tracing the caller.
         device_index: which GPU; None for the current one.
 
     Raises:
         UnknownNameError: there is no such backend or precision.
-        DeviceError: the backend cannot run there, and why.
-        UsageError: a precision for a backend that takes torch's own setting.
+        DeviceError: the backend cannot run there; says why.
+        UsageError: a precision for a backend that follows torch's own setting.
     """
-    # Where torch.compile has symbols, ``not`` and ``index`` make plain values of them.
-    # Asked only where they decide something: elsewhere one decision would be logged as two.
+    # ``not`` and ``index`` turn torch.compile's symbols into plain values.
+    # Each is False where it has no influence: otherwise one decision would be logged as two.
     single = device_type == "cuda" and not (T > 1)
     few = device_type == "cpu" and dtype == torch.bfloat16 and not (T > 512 or (T == 1 and S < 128))
     return _decide(
@@ -87,8 +86,8 @@ def _decide(*facts: object) -> str:
     return _decided(*facts)
 
 
-# What torch.compiler.assume_constant_result sets, without the second that importing the compiler takes: torch.compile
-# then takes the answer, and leaves alone what it cannot trace, the log and the search for modules.
+# As torch.compiler.assume_constant_result sets it, without the second that importing the compiler takes: torch.compile
+# uses the result and does not trace the function, whose logging and module search it cannot trace.
 _decide._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -122,15 +121,15 @@ def _decided(
     reason = None
     if name == "auto":
         reason = cause_against("triton")
-        if reason is None and single and precision == "ieee":  # any other precision only the kernel heeds
-            # One program for each head and sequence, which walks along all the keys: mostly too few to fill a GPU.
+        if reason is None and single and precision == "ieee":  # other precisions exist only in the kernel
+            # The kernel has one program per head and sequence, which loops over all keys: mostly too few to fill a GPU.
             chosen, reason = "sdpa", "for a single query torch's attention divides the keys among programs"
         elif reason is None:
             chosen = "triton"
         elif device_type == "cpu" and not dropless:
-            chosen = "reference"  # SDPA leaves its fast path for dropout, and is then twice as slow
+            chosen = "reference"  # with dropout SDPA leaves its fast path, and is twice as slow
         elif few:
-            chosen = "reference"  # 1.5 to 4 times as fast; SDPA wins where the (T, S) weights outgrow the caches
+            chosen = "reference"  # 1.5 to 4 times as fast, until the (T, S) weights outgrow the caches
         else:
             chosen = "sdpa"
     else:
@@ -142,7 +141,7 @@ def _decided(
     if precision != "ieee" and chosen != "triton":
         raise UsageError(
             f"precision {precision!r}",
-            f"it is the Triton kernel's, and {chosen} attention runs here" + (f" ({reason})" if reason else ""),
+            f"only the Triton kernel has it, but {chosen} attention runs here" + (f" ({reason})" if reason else ""),
             "Leave it at ieee; torch.set_float32_matmul_precision is for torch's own products",
         )
     logging.getLogger("archbench").info(
@@ -163,7 +162,7 @@ def why_not(
     compiling: bool = False,
     device_index: int | None = None,
 ) -> str | None:
-    """Why ``backend`` cannot compute this, as a clause; None if it can. Arguments as :func:`resolve_attention`'s."""
+    """Why ``backend`` cannot compute this, as a clause; None if it can. Arguments as of :func:`resolve_attention`."""
     if backend == "triton":
         return _why_not_triton(device_type, dtype, D, dropout, device_index)
     if backend == "flex":
@@ -175,11 +174,11 @@ def _why_not_triton(
     device_type: str, dtype: torch.dtype, D: int, dropout: float, device_index: int | None
 ) -> str | None:
     if device_type != "cuda":
-        return f"the Triton kernel runs on NVIDIA and AMD GPUs only, and q is on {device_type}"
+        return f"the Triton kernel runs only on NVIDIA and AMD GPUs, but q is on {device_type}"
     if find_spec("triton") is None:
         return "the Triton kernel needs triton, which is not installed"
     if not torch.cuda.is_available():
-        return "this torch sees no GPU"
+        return "torch finds no GPU"
     device = torch.device("cuda" if device_index is None else f"cuda:{device_index}")
     if torch.version.hip is None and (capability := torch.cuda.get_device_capability(device)) < SMALLEST_CAPABILITY:
         found, least = (".".join(map(str, version)) for version in (capability, SMALLEST_CAPABILITY))
@@ -188,9 +187,9 @@ def _why_not_triton(
         return f"the Triton kernel's table has no configuration for {chip}"
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         kind = str(dtype).removeprefix("torch.")
-        return f"the Triton kernel computes float32, float16 and bfloat16, and q is {kind}"
+        return f"the Triton kernel computes float32, float16 and bfloat16, but q is {kind}"
     if D not in HEAD_WIDTHS:
-        return f"the Triton kernel takes head widths {HEAD_WIDTHS[0]} to {HEAD_WIDTHS[-1]}, and this one is {D}"
+        return f"the Triton kernel takes head widths {HEAD_WIDTHS[0]} to {HEAD_WIDTHS[-1]}, but this one is {D}"
     if dropout > 0:
         return "the Triton kernel has no dropout"
     return None
@@ -205,24 +204,24 @@ def _why_not_flex(
         if gradients:
             return "FlexAttention has no backward pass on CPUs"
         if compiling:
-            return "on CPUs torch.compile cannot make FlexAttention part of a larger graph"
+            return "on CPUs torch.compile cannot compile FlexAttention within a larger graph"
         if dtype not in (torch.float32, torch.float16, torch.bfloat16):
             kind = str(dtype).removeprefix("torch.")
-            return f"FlexAttention computes float32, float16 and bfloat16 on CPUs, and q is {kind}"
+            return f"FlexAttention computes float32, float16 and bfloat16 on CPUs, but q is {kind}"
         if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
             return "FlexAttention needs a CPU with AVX2"
         if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
-            return "FlexAttention needs a C++ compiler on CPUs, and none is on PATH"
+            return "FlexAttention needs a C++ compiler on CPUs, but none is on PATH"
     elif device_type == "cuda":
         if find_spec("triton") is None:
             return "FlexAttention needs triton, which is not installed"
         if D < 16:
-            return f"FlexAttention takes head widths of at least 16 on GPUs, and this one is {D}"
+            return f"FlexAttention takes head widths of at least 16 on GPUs, but this one is {D}"
     return None
 
 
 def autotunes(device_type: str) -> bool:
-    """Whether the user wants the Triton kernel autotuned, and there is a GPU to time it on."""
+    """Whether the user asked for autotuning and the device is a GPU."""
     return device_type == "cuda" and os.environ.get(AUTOTUNE_VARIABLE, "0") not in ("", "0")
 
 
@@ -230,10 +229,10 @@ autotunes._dynamo_marked_constant = True  # type: ignore[attr-defined]  # as _de
 
 
 def check_backend(name: str) -> None:
-    """Refuse a name that is neither a backend's nor ``auto``.
+    """Check that ``name`` is a backend or ``auto``.
 
     Raises:
-        UnknownNameError: it is not.
+        UnknownNameError: it is neither.
     """
     if name != "auto" and name not in BACKENDS:
         raise UnknownNameError(
@@ -243,9 +242,9 @@ def check_backend(name: str) -> None:
 
 @contextmanager
 def attention_backend(name: str) -> Iterator[None]:
-    """Within this context, attention that names no backend of its own uses ``name``.
+    """Within this context, attention without an explicit backend uses ``name``.
 
-    Whether that backend can run is known where attention meets its tensors, and an error there.
+    If that backend cannot run, the call of attention raises the error.
 
     Raises:
         UnknownNameError: there is no such backend.
@@ -261,7 +260,7 @@ def attention_backend(name: str) -> Iterator[None]:
 
 @contextmanager
 def record_attention() -> Iterator[set[str]]:
-    """Yields a set that collects the name of every backend that runs within this context."""
+    """Yields a set of the names of all backends that run within this context."""
     recorder: set[str] = set()
     recorders.append(recorder)
     try:

@@ -1,22 +1,20 @@
-"""Fused causal attention as PyTorch operators: for autograd, torch.compile, export, autocast and FLOP counting.
+"""Fused causal attention as PyTorch operators, for autograd, torch.compile, export, autocast and FLOP counting.
 
     archbench::causal_attention_forward   q, k, v                           ->  out, lse
     archbench::causal_attention_backward  gradient of out, q, k, v, out, lse  ->  gradients of q, k, v
 
-lse (B, H, T) is log2 of the sum over visible keys of 2^(scale · log2(e) · q·k): all that backward needs to rebuild the
+lse (B, H, T) is log2 of the sum over visible keys of 2^(scale · log2(e) · q·k), from which backward recomputes the
 weights (Dao 2023, FlashAttention-2, arXiv:2307.08691, section 3.1). On a GPU both are Triton kernels
-(:mod:`archbench.kernels.fused`). On a CPU they are the same algebra in matrix products, for tests of everything around
+(:mod:`archbench.kernels.fused`). On a CPU they are the same algebra in matrix products, for tests of the code around
 the kernels; :func:`archbench.kernels.causal_attention` never picks it.
 
-Custom operators, and not ``torch.library.triton_op``, which can be neither checked nor compiled without a GPU.
+These are custom operators because ``torch.library.triton_op`` can be neither checked nor compiled without a GPU.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
@@ -24,10 +22,10 @@ from torch import Tensor
 
 from archbench.errors import UsageError
 from archbench.kernels.attention_torch import visible
-from archbench.kernels.triton_guard import flop_counter
+from archbench.kernels.operators import count_flops, no_second_derivative
+from archbench.kernels.precision import exact, exact_dtype
 
 LOG2_E = math.log2(math.e)
-_NEXT_STEP = "Use backend='reference'"
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, precision: str) -> Tensor:
@@ -42,7 +40,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scal
         precision: of float32 products on a GPU, ``ieee``, ``tf32x3`` or ``tf32``.
 
     Returns:
-        (B, H, T, D), in q's dtype and with q's order of strides: its transpose to (B, T, H, D) is free if q's was.
+        (B, H, T, D), in q's dtype and order of strides: its transpose to (B, T, H, D) is free if q's was.
 
     Raises:
         UsageError: q, k and v differ in dtype or device, or a second derivative is asked for.
@@ -63,7 +61,7 @@ def _forward(
     highest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(highest).exp2_()
     total = weights.sum(-1, keepdim=True)
-    mixed = (weights / total).flatten(2, 3) @ _exact(v)  # (B, G, H/G T, D)
+    mixed = (weights / total).flatten(2, 3) @ exact(v)  # (B, G, H/G T, D)
     lse = (highest + total.log2()).view(q.shape[:3])
     return torch.empty_like(q).copy_(mixed.view(q.shape)), lse
 
@@ -85,10 +83,10 @@ def _backward(
     B, H, T, D = q.shape
     G, S = k.shape[1:3]
     grouped = (B, G, H // G * T, D)
-    wide_q, wide_k, wide_v = _exact(q).reshape(grouped), _exact(k), _exact(v)
-    wide_grad = _exact(grad_out).reshape(grouped)
+    wide_q, wide_k, wide_v = exact(q).reshape(grouped), exact(k), exact(v)
+    wide_grad = exact(grad_out).reshape(grouped)
     weights = (_scores(q, k, window, scale) - lse.view(B, G, H // G, T, 1)).exp2_().view(B, G, -1, S)
-    delta = (wide_grad * _exact(out).reshape(grouped)).sum(-1, keepdim=True)  # (B, G, H/G T, 1)
+    delta = (wide_grad * exact(out).reshape(grouped)).sum(-1, keepdim=True)  # (B, G, H/G T, 1)
     grad_scores = (wide_grad @ wide_v.mT).sub_(delta).mul_(weights).mul_(scale)  # (B, G, H/G T, S)
     grad_q = torch.empty_like(q).copy_((grad_scores @ wide_k).view(q.shape))
     grad_k = torch.empty_like(k).copy_(grad_scores.mT @ wide_q)
@@ -108,44 +106,23 @@ def _forward_on_gpu(
 
 
 @_backward.register_kernel("cuda")
-def _backward_on_gpu(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    window: int | None,
-    scale: float,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_on_gpu(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     from archbench.kernels.fused.launches import fused_backward
 
+    out, lse, window, scale, precision = others
     q, k, v = _prepared(q, k, v)
-    grad_out = _unit_last_stride(grad_out)  # that of a sum has strides 0
+    grad_out = _unit_last_stride(grad_out)  # the gradient of a sum has strides 0
     return fused_backward(grad_out, q, k, v, out, lse, window=window, scale=scale, precision=precision)
 
 
 @_forward.register_fake
-def _forward_shapes(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, precision: str
-) -> tuple[Tensor, Tensor]:
+def _forward_shapes(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     q, k, v = _prepared(q, k, v)
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=_exact_dtype(q))
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=exact_dtype(q.dtype))
 
 
 @_backward.register_fake
-def _backward_shapes(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    window: int | None,
-    scale: float,
-    precision: str,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_shapes(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     q, k, v = _prepared(q, k, v)
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
@@ -165,29 +142,21 @@ def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tu
     return (*backward(grad_out, *ctx.saved_tensors, ctx.window, ctx.scale, ctx.precision), None, None, None)
 
 
-def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    raise UsageError("fused attention", "it has no second derivative", _NEXT_STEP)
-
-
 _forward.register_autograd(_gradients, setup_context=_save_for_backward)
-_backward.register_autograd(_no_second_derivative)
+_backward.register_autograd(no_second_derivative("fused attention", "Use backend='reference'"))
 
 
 def _autocast(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """Autocast: q, k and v are cast to the dtype of the moment, as for torch's own attention.
+    """Autocast: q, k and v are cast to the current autocast dtype, as for torch's own attention.
 
     ``torch.library.register_autocast`` would fix one dtype for good.
     """
 
-    def cast(
-        q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, precision: str
-    ) -> tuple[Tensor, Tensor]:
+    def cast(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = (x if x.dtype == torch.float64 else x.to(dtype) for x in (q, k, v))
         with torch.autocast(device_type, enabled=False):
-            outputs: tuple[Tensor, Tensor] = torch.ops.archbench.causal_attention_forward(
-                q, k, v, window, scale, precision
-            )
+            outputs: tuple[Tensor, Tensor] = torch.ops.archbench.causal_attention_forward(q, k, v, *others)
         return outputs
 
     return cast
@@ -201,7 +170,9 @@ _library.impl("causal_attention_forward", _autocast("cuda"), "AutocastCUDA")
 def _prepared(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
         found = ", ".join(f"{name} {x.dtype} on {x.device}" for name, x in (("q", q), ("k", k), ("v", v)))
-        raise UsageError("fused attention", f"dtypes or devices differ: {found}", "Pass all three in one, on one")
+        raise UsageError(
+            "fused attention", f"dtypes or devices differ: {found}", "Pass all three in one dtype, on one device"
+        )
     return _unit_last_stride(q), _unit_last_stride(k), _unit_last_stride(v)
 
 
@@ -209,34 +180,13 @@ def _unit_last_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _exact_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _exact(x: Tensor) -> Tensor:
-    return x.to(_exact_dtype(x))
-
-
 def _scores(q: Tensor, k: Tensor, window: int | None, scale: float) -> Tensor:
     """(B, G, H/G, T, S): scores in base 2, minus infinity where hidden."""
     B, H, T, D = q.shape
     G, S = k.shape[1:3]
-    grouped = _exact(q).reshape(B, G, H // G * T, D)
-    scores = (grouped @ _exact(k).mT).mul_(scale * LOG2_E).view(B, G, H // G, T, S)
+    grouped = exact(q).reshape(B, G, H // G * T, D)
+    scores = (grouped @ exact(k).mT).mul_(scale * LOG2_E).view(B, G, H // G, T, S)
     return scores.masked_fill_(~visible(T, S, window, q.device), -math.inf)
-
-
-@cache
-def register_flop_formulas() -> None:
-    """Make torch's ``FlopCounterMode`` count both operators.
-
-    Convention of :mod:`archbench.measure.flops`: 2 FLOPs a multiply-add, the full T × S square; backward twice that
-    of forward, for what is computed again is no model FLOP. A counter knows the formulas registered before it was made.
-    Not at import: few processes count.
-    """
-    register, operators = flop_counter().register_flop_formula, torch.ops.archbench
-    register(operators.causal_attention_forward)(_forward_flops)
-    register(operators.causal_attention_backward)(_backward_flops)
 
 
 def _forward_flops(q: torch.Size, k: torch.Size, *others: object, **named: object) -> int:
@@ -247,5 +197,9 @@ def _backward_flops(grad_out: torch.Size, q: torch.Size, k: torch.Size, *others:
     return 8 * math.prod(q) * k[2]
 
 
-if "torch.utils.flop_counter" in sys.modules:
-    register_flop_formulas()
+register_flop_formulas = count_flops(
+    (torch.ops.archbench.causal_attention_forward, _forward_flops),
+    (torch.ops.archbench.causal_attention_backward, _backward_flops),
+)
+"""Convention of :mod:`archbench.measure.flops`: 2 FLOPs per multiply-add, the full T × S square; backward is twice
+forward, because recomputation is not counted."""

@@ -1,6 +1,6 @@
-"""Causal attention by PyTorch's own means: matrix products, its fused kernels, and FlexAttention.
+"""Causal attention by PyTorch: matrix products, its fused kernels, and FlexAttention.
 
-All take q (B, H, T, D), k and v (B, G, S, D) that fit together (:func:`archbench.kernels.causal_attention` checks), and
+All take q (B, H, T, D), k and v (B, G, S, D), whose shapes :func:`archbench.kernels.causal_attention` has checked, and
 return (B, H, T, D) in q's dtype.
 """
 
@@ -20,14 +20,14 @@ from torch import Tensor
 from archbench.kernels.dropout import fast_dropout
 
 SMALLEST_BLOCK = 64
-"""Positions that a window's blocks have at the least."""
+"""Least positions of a window's blocks."""
 
 
 def reference_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, dropout: float) -> Tensor:
     """The definition, in matrix products; holds all (B, H, T, S) weights."""
     B, H, T, D = q.shape
     G, S = k.shape[1:3]
-    q = q.reshape(B * G, H // G * T, D)  # the H/G heads of a group, one below the other, share its keys
+    q = q.reshape(B * G, H // G * T, D)  # the H/G heads of a group, concatenated, share its keys
     k, v = k.reshape(B * G, S, D), v.reshape(B * G, S, D)
     hidden = torch.where(visible(T, S, window, q.device), 0.0, -math.inf).to(q.dtype)  # (T, S)
     scores = torch.baddbmm(hidden.repeat(H // G, 1), q, k.transpose(1, 2), alpha=scale)  # (B G, H/G T, S)
@@ -45,7 +45,7 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale
     if window is not None and window >= S:
         window = None
     if T == 1 and window is None:
-        grouped = q.reshape(B, G, H // G, D)  # the queries of one group, all at the last position: nothing to hide
+        grouped = q.reshape(B, G, H // G, D)  # a group's queries, all at the last position: no mask
         return F.scaled_dot_product_attention(grouped, k, v, dropout_p=dropout, scale=scale).reshape(B, H, T, D)
     if window is not None and max(window, SMALLEST_BLOCK) < T:
         return _attention_in_blocks(q, k, v, window=window, scale=scale, dropout=dropout)
@@ -59,23 +59,26 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale
 
 
 def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float, dropout: float) -> Tensor:
-    """A window over many positions, in time linear in T: under a mask SDPA computes all T × S scores.
+    """A window over many positions, in time linear in T; with a mask SDPA would compute all T × S scores.
 
-    Queries go in blocks as long as the window; each sees its own keys and those of the block before (Beltagy et al.
-    2020, Longformer, arXiv:2004.05150, section 3.1), all blocks in one call but the first, which has fewer before it.
+    Queries are in blocks as long as the window; each sees the keys of its own block and the previous one (Beltagy et
+    al. 2020, Longformer, arXiv:2004.05150, section 3.1). One call has all blocks but the first, which has fewer keys.
     """
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
-    N, before = max(window, SMALLEST_BLOCK), S - T  # positions a block; those before the first query, fewer than N
+    N, before = (
+        max(window, SMALLEST_BLOCK),
+        S - T,
+    )  # positions per block; those before the first query
     grouped = index(H) != index(G)
     first = F.scaled_dot_product_attention(
         q[:, :, :N], k[:, :, : before + N], v[:, :, : before + N], attn_mask=visible(N, before + N, window, q.device),
         dropout_p=dropout, scale=scale, enable_gqa=grouped,
     )  # fmt: skip
-    blocks = (T - 1) // N  # after the first; the last one is filled up
+    blocks = (T - 1) // N  # after the first; the last one is padded
     pad = (0, 0, 0, (blocks + 1) * N - T)
 
     def cut(x: Tensor, start: int, size: int) -> Tensor:
-        """(B, ·, start + blocks × N …, D) -> (B × blocks, ·, size, D): every block, and what precedes it."""
+        """(B, ·, start + blocks × N …, D) -> (B × blocks, ·, size, D): every block, and the positions before it."""
         parts = F.pad(x, pad)[:, :, start:].unfold(2, size, N)[:, :, :blocks]  # (B, ·, blocks, D, size)
         return parts.permute(0, 2, 1, 4, 3).flatten(0, 1)
 
@@ -88,14 +91,17 @@ def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale:
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float) -> Tensor:
-    """FlexAttention (Dong et al. 2024, arXiv:2412.05496), which torch.compile makes a kernel of at its first call.
+    """FlexAttention (Dong et al. 2024, arXiv:2412.05496), compiled at its first call; on a CPU only forward.
 
-    On a CPU it has a forward pass only. torch.compile makes a kernel for the first lengths T and S that it meets, and
-    one for all lengths when they change.
+    torch.compile builds a kernel for the first lengths T and S, and one for all lengths when they change.
     """
     (H, T, D), (G, S) = q.shape[1:], k.shape[1:3]
     if not torch.is_grad_enabled():
-        q, k, v = q.detach(), k.detach(), v.detach()  # on a CPU FlexAttention refuses what asks for gradients, even so
+        q, k, v = (
+            q.detach(),
+            k.detach(),
+            v.detach(),
+        )  # on CPUs FlexAttention has no backward, even unused
     if torch.compiler.is_compiling():
         return _flex(q, k, v, _block_mask(T, S, S - T, window, q.device), scale, index(H) != index(G))
     mask = _cached_block_mask(T, S, window, q.device)
@@ -114,8 +120,8 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: float, grouped: boo
 def _compiled_flex(*kind: int) -> Callable[..., Any]:
     """A compiled copy of :func:`_flex` for each kind of call.
 
-    torch.compile counts recompilations by code object, and gives up after eight: the layers of one model could use
-    them up. ``fullgraph`` makes that an error, where it would otherwise go on with the uncompiled definition.
+    torch.compile counts recompilations by code object and gives up after eight, which the layers of one model could
+    reach. With ``fullgraph`` that is an error, instead of silently running the uncompiled definition.
     """
     name = "_".join(["flex", *map(str, kind)])
     code = _flex.__code__.replace(co_name=name)
@@ -124,7 +130,7 @@ def _compiled_flex(*kind: int) -> Callable[..., Any]:
 
 @lru_cache(maxsize=128)
 def _cached_block_mask(T: int, S: int, window: int | None, device: torch.device) -> Any:
-    # As tensors, for torch.compile would make one kernel for every value of an integer.
+    # As tensors, because torch.compile would build a kernel for each value of an integer.
     limit = None if window is None else torch.full((), window, device=device)
     return _block_mask(T, S, torch.full((), S - T, device=device), limit, device)
 

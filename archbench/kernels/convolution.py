@@ -1,7 +1,7 @@
-"""A causal depthwise convolution of a few taps, channels last, without turning the tensor over and back.
+"""A causal depthwise convolution of a few taps, channels last, without transposing the tensor.
 
-On CPUs ``F.conv1d`` with as many groups as channels is slower than a product and a sum for each tap, and autograd of
-those reads and writes the whole tensor a dozen times more than it has to: here each tap is one pass, backward two.
+On CPUs ``F.conv1d`` with as many groups as channels is slower than a product and a sum per tap, whose autograd reads
+and writes the whole tensor a dozen times more than necessary: here each tap is one pass, and two backward.
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archbench.kernels.precision import exact
+
 
 def causal_convolution(window: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y_t = Σ_k weight_k · window_{t+k} + bias, each channel by itself, summed in float32 (float64 stays float64).
 
     Args:
-        window: (B, K - 1 + T, C): the K - 1 positions before the first, zeros at the start of a text, and T more.
-        weight: (C, 1, K), as ``nn.Conv1d`` with C groups has it: the last tap is for the position itself.
+        window: (B, K - 1 + T, C): the K - 1 positions before the first (zeros at the start of a text), then T more.
+        weight: (C, 1, K), as in ``nn.Conv1d`` with C groups: the last tap is for the position itself.
         bias: (C,).
 
     Returns:
         (B, T, C), in window's dtype.
     """
-    exact = window.float() if window.dtype in (torch.bfloat16, torch.float16) else window
-    taps = weight[:, 0].t().to(exact.dtype)  # (K, C)
-    shift = None if bias is None else bias.to(exact.dtype)
-    if window.shape[1] == taps.shape[0]:  # T = 1, decoding: two operations instead of two a tap
-        y = (exact * taps).sum(1, keepdim=True)
+    wide = exact(window)
+    taps = weight[:, 0].t().to(wide.dtype)  # (K, C)
+    shift = None if bias is None else bias.to(wide.dtype)
+    if window.shape[1] == taps.shape[0]:  # T = 1, decoding: two operations instead of two per tap
+        y = (wide * taps).sum(1, keepdim=True)
         return (y if shift is None else y + shift).to(window.dtype)
     if window.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _CausalConvolution.apply(exact, taps, shift).to(window.dtype)  # type: ignore[no-untyped-call, no-any-return]
-    return reference_causal_convolution(exact, taps, shift).to(window.dtype)
+        return _CausalConvolution.apply(wide, taps, shift).to(window.dtype)  # type: ignore[no-untyped-call, no-any-return]
+    return reference_causal_convolution(wide, taps, shift).to(window.dtype)
 
 
 def reference_causal_convolution(window: Tensor, taps: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,7 +1,8 @@
-"""Dropout (Srivastava et al. 2014) whose mask is cheap to make on a CPU.
+"""Dropout (Srivastava et al. 2014) with a mask that is cheap on CPUs.
 
-``F.dropout`` draws one Bernoulli variable an element there, one after another. Here four 16-bit integers from each
-64-bit draw decide: on GPT-1's attention weights 2.2 (float32) to 2.8 (bfloat16) times as fast, forward and backward.
+On CPUs ``F.dropout`` draws one Bernoulli variable per element, one after another. Here each 64-bit draw gives four
+16-bit integers that decide: 2.2 (float32) to 2.8 (bfloat16) times as fast on GPT-1's attention weights, forward and
+backward.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ LEVELS = 2**16
 
 
 def fast_dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Zero each element with probability ``p``, and divide the others by the probability of keeping one.
+    """Zero each element with probability ``p``, and divide the others by 1 - ``p``.
 
     Args:
         x: any shape, a floating dtype.
-        p: 0 <= p < 1. On CPUs it is rounded to a multiple of 1/65,536, and the elements that are kept are scaled
-            by the rounded probability, so that the mean stays exact.
+        p: 0 <= p < 1. On CPUs it is rounded to a multiple of 1/65,536, and kept elements are scaled by the rounded
+            probability, so that the mean stays exact.
         training: False returns ``x`` itself.
 
-    Elsewhere than on CPUs, and in code that torch.compile generates, this is ``F.dropout``: the mask differs, its
-    distribution does not. Randomness comes from torch's default generator.
+    On other devices, and under torch.compile, this is ``F.dropout``: another mask of the same distribution. Randomness
+    comes from torch's default generator.
     """
     if not training or p == 0.0:
         return x
@@ -37,7 +38,7 @@ def fast_dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 class _Dropout(torch.autograd.Function):
-    """Keeps one byte an element for the backward pass."""
+    """Keeps one byte per element for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropped_levels: int) -> Tensor:
@@ -53,7 +54,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def _kept(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    # Half the time of torch.where(keep, x, 0): bytes convert and products run vectorised, booleans and where do not.
+    # Takes half as long as torch.where(keep, x, 0), which is not vectorised.
     return (x * keep.view(torch.uint8).to(x.dtype)).mul_(scale)
 
 

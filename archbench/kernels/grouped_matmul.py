@@ -1,21 +1,19 @@
-"""Every group of rows times a matrix of its own: what the experts of a mixture do with the tokens sent to them.
+"""Each group of rows times its own matrix: the experts of a mixture and the tokens routed to them.
 
-No token is dropped and none is padded (Gale et al. 2022, MegaBlocks, arXiv:2211.15841, section 4): what is multiplied
-is what was routed. As PyTorch operators, because the sizes of the groups are known at run time only:
+No token is dropped or padded (Gale et al. 2022, MegaBlocks, arXiv:2211.15841, section 4). These are PyTorch operators
+because the sizes of the groups are known only at run time:
 
     archbench::grouped_matmul            x, weight, ends             ->  rows of x, each times its group's matrix
     archbench::grouped_matmul_backward   gradient, x, weight, ends   ->  gradients of x and weight
 
-In bfloat16, on GPUs that it has a kernel for, torch's own ``F.grouped_mm`` runs. Everywhere else that is the loop which
-stands here too, and it cannot be compiled in float32.
+In bfloat16, on GPUs that it has a kernel for, torch's own ``F.grouped_mm`` runs. Elsewhere it is the same loop as the
+one here, and cannot be compiled in float32.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
-from functools import cache
 from typing import Any
 
 import torch
@@ -23,7 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from archbench.errors import UsageError
-from archbench.kernels.triton_guard import flop_counter
+from archbench.kernels.operators import count_flops, no_second_derivative
+from archbench.kernels.precision import autocast_dtype
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -31,18 +30,18 @@ def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
     Args:
         x: (M, K), the rows of group 0 first, then those of group 1 and so on; float32, bfloat16, float16 or float64.
-        weight: (E, N, K), a matrix a group, laid out as that of ``nn.Linear``; in x's dtype unless autocast is on.
-        ends: (E,) int32, where each group's rows end: running counts, the last of them M. Groups may be empty. On x's
-            device or where :func:`ends_where_used` puts it.
+        weight: (E, N, K), one matrix per group, laid out as in ``nn.Linear``; in x's dtype unless autocast is on.
+        ends: (E,) int32, where each group's rows end: a cumulative sum up to M. Groups may be empty. On x's device, or
+            where :func:`ends_where_used` puts it.
 
     Returns:
-        (M, N), in x's dtype, or in autocast's where that is on.
+        (M, N), in x's dtype, or in autocast's if that is on.
 
     Raises:
-        UsageError: shapes or dtypes do not fit together; where the groups are walked on the CPU, also ends that are no
-            running counts up to M.
+        UsageError: shapes or dtypes do not fit together, or (checked only in the loop) ``ends`` is no cumulative sum
+            up to M.
     """
-    if (dtype := _autocast_dtype(x)) is not None:
+    if (dtype := autocast_dtype(x)) is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     _check(x, weight, ends)
     if x.device.type == "meta":  # no values, so no groups: the same products as M rows of one
@@ -55,7 +54,7 @@ def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 def reference_grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """The definition: every row times every matrix, and of these products the one of the row's group."""
+    """The definition: every row times every matrix, then the product with its own group's is selected."""
     rows = torch.arange(x.shape[0], device=x.device)
     group = (rows[:, None] >= ends).sum(1)  # (M,)
     products = torch.einsum("mk,enk->emn", x, weight)
@@ -65,23 +64,22 @@ def reference_grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def ends_where_used(ends: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
     """``ends`` (E,) on the device where the products of x with each of ``weights`` read it.
 
-    On a GPU without a kernel for all of them that is the CPU, which waits for the GPU here, once, and in no product.
+    On a GPU without a kernel for all of them that is the CPU, which then waits for the GPU only here.
     """
     if x.device.type != "cuda":
         return ends
-    dtype = _autocast_dtype(x) or x.dtype
+    dtype = autocast_dtype(x) or x.dtype
     return ends if all(_has_kernel(weight, dtype) for weight in weights) else ends.cpu()
 
 
 @torch.library.custom_op("archbench::grouped_matmul", mutates_args=(), device_types="cpu")
 def _forward(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """One product a group."""
     return _products(x, weight, ends)
 
 
 @torch.library.custom_op("archbench::grouped_matmul_backward", mutates_args=(), device_types="cpu")
 def _backward(gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
-    """Gradients of x and weight; one that is not wanted has no elements."""
+    """Gradients of x and weight; an unwanted one has no elements."""
     return _gradients(gradient, x, weight, ends, wanted)
 
 
@@ -108,10 +106,8 @@ def _forward_shape(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 
 
 @_backward.register_fake
-def _backward_shapes(
-    gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor, wanted: list[bool]
-) -> tuple[Tensor, Tensor]:
-    return _empty_gradients(x, weight, wanted)
+def _backward_shapes(gradient: Tensor, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return _empty_gradients(x, weight, others[1])
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
@@ -124,12 +120,8 @@ def _propagate(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return (*(tensor if want else None for tensor, want in zip(found, wanted, strict=True)), None)
 
 
-def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    raise UsageError("grouped_matmul", "it has no second derivative", "Use reference_grouped_matmul")
-
-
 _forward.register_autograd(_propagate, setup_context=_save_for_backward)
-_backward.register_autograd(_no_second_derivative)
+_backward.register_autograd(no_second_derivative("grouped_matmul", "Use reference_grouped_matmul"))
 
 
 @torch.no_grad()
@@ -143,7 +135,7 @@ def _products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 @torch.no_grad()
 def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
     for_x, for_weight = _empty_gradients(x, weight, wanted)
-    full = 0  # groups before this one have their gradient
+    full = 0  # groups before this one are done
     for group, rows in _spans(ends, x.shape[0]):
         if wanted[0]:
             torch.mm(gradient[rows], weight[group], out=for_x[rows])
@@ -156,7 +148,7 @@ def _gradients(gradient: Tensor, x: Tensor, weight: Tensor, ends: Tensor, wanted
 
 
 def _torch_products(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """By torch's kernel: nobody waits for the GPU."""
+    """By torch's kernel; the CPU does not wait for the GPU."""
     product: Tensor = F.grouped_mm(x.contiguous(), weight.mT, offs=ends.to(x.device))
     return product
 
@@ -170,19 +162,19 @@ def _torch_gradients(
         for_x = F.grouped_mm(gradient, weight, offs=ends)
     if wanted[1]:
         for_weight = F.grouped_mm(gradient.t(), x.contiguous(), offs=ends)
-        # On some GPUs an empty group's gradient is left as whatever was there (pytorch/pytorch#172439).
+        # On some GPUs an empty group's gradient is left uninitialised (pytorch/pytorch#172439).
         empty = torch.diff(ends, prepend=ends.new_zeros(1)) == 0  # (E,)
         for_weight.masked_fill_(empty[:, None, None], 0.0)
     return for_x, for_weight
 
 
 def _has_kernel(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether ``F.grouped_mm`` is more than a loop on this GPU: it is in bfloat16 on compute capability 9 and 10."""
+    """Whether ``F.grouped_mm`` has a kernel on this GPU: in bfloat16 on compute capability 9 and 10."""
     _, N, K = weight.shape
     aligned = N % 8 == K % 8 == 0 and weight.is_contiguous()  # to 16 bytes
     if dtype != torch.bfloat16 or not aligned or torch.version.hip is not None:
         return False
-    return torch.cuda.get_device_properties(weight.device).major in (9, 10)  # what torch.compile takes for a constant
+    return torch.cuda.get_device_properties(weight.device).major in (9, 10)  # a constant to torch.compile
 
 
 def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
@@ -193,25 +185,17 @@ def _empty_gradients(x: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Ten
 
 
 def _spans(ends: Tensor, M: int) -> Iterator[tuple[int, slice]]:
-    """Each group that is not empty, and its rows; on a GPU this waits, unless ``ends`` is on the CPU."""
+    """Each non-empty group and its rows; waits for the GPU unless ``ends`` is on the CPU."""
     start = 0
     found = ends.tolist()
     if found[-1] != M or any(end < begin for begin, end in zip([0, *found], found, strict=False)):
         raise UsageError(
-            "grouped_matmul", f"ends {found} are no running counts up to {M} rows", "Pass a cumsum of counts"
+            "grouped_matmul", f"ends {found} are not a cumulative sum up to {M} rows", "Pass a cumsum of counts"
         )
     for group, end in enumerate(found):
         if end > start:
             yield group, slice(start, end)
         start = end
-
-
-def _autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """What autocast makes of x; None where it is off or leaves it alone."""
-    kind = x.device.type
-    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
-        return None
-    return torch.get_autocast_dtype(kind)
 
 
 def _check(x: Tensor, weight: Tensor, ends: Tensor) -> None:
@@ -221,17 +205,6 @@ def _check(x: Tensor, weight: Tensor, ends: Tensor) -> None:
         found = ", ".join(f"{name} {(*tensor.shape,)} {tensor.dtype}" for name, tensor in tensors.items())
         remedy = "Pass x (M, K) and weight (E, N, K) in one dtype, and ends (E,) int32"
         raise UsageError("grouped_matmul", f"{found} do not fit together", remedy)
-
-
-@cache
-def register_flop_formulas() -> None:
-    """Make torch's ``FlopCounterMode`` count both operators, 2 FLOPs a multiply-add: rows that were routed, no others.
-
-    A counter knows the formulas registered before it was made. On the meta device there are plain products instead.
-    """
-    register, operators = flop_counter().register_flop_formula, torch.ops.archbench
-    register(operators.grouped_matmul)(_forward_flops)
-    register(operators.grouped_matmul_backward)(_backward_flops)
 
 
 def _forward_flops(x: torch.Size, weight: torch.Size, *others: object, **named: object) -> int:
@@ -244,5 +217,8 @@ def _backward_flops(
     return 2 * math.prod(x) * weight[1] * sum(wanted)
 
 
-if "torch.utils.flop_counter" in sys.modules:
-    register_flop_formulas()
+register_flop_formulas = count_flops(
+    (torch.ops.archbench.grouped_matmul, _forward_flops),
+    (torch.ops.archbench.grouped_matmul_backward, _backward_flops),
+)
+"""2 FLOPs per multiply-add, of routed rows only. On the meta device there are plain products instead."""

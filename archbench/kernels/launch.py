@@ -1,4 +1,4 @@
-"""One launch of a Triton kernel, as data: to be run on a GPU, interpreted, or compiled for a chip that is not there."""
+"""One launch of a Triton kernel, as data: to run on a GPU, to interpret, or to compile for an absent chip."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class Launch:
     """A Triton kernel with its grid and every argument.
 
     Attributes:
-        name: what the launch is called in tables, as in ``forward``.
+        name: its name in tables, as in ``forward``.
         kernel: the ``triton.JITFunction``.
         grid: programs along each axis.
-        arguments: the kernel's arguments by name: tensors (on the meta device, to compile only), tensor descriptors,
-            numbers, and its ``tl.constexpr`` ones.
-        options: what Triton's compiler takes beside them: ``num_warps``, ``num_stages``, ``enable_fp_fusion`` …
+        arguments: the kernel's arguments by name: tensors (on the meta device if only compiled), tensor descriptors,
+            numbers, and ``tl.constexpr`` values.
+        options: of Triton's compiler: ``num_warps``, ``num_stages``, ``enable_fp_fusion`` …
     """
 
     name: str
@@ -27,5 +27,5 @@ class Launch:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Launch it on the current GPU, or in Triton's interpreter where that is on."""
+        """Launch it on the current GPU, or in Triton's interpreter if that is on."""
         self.kernel[self.grid](**self.arguments, **self.options)

@@ -1,11 +1,11 @@
-"""Mean cross-entropy straight from hidden states, without ever holding the (N, V) logits.
+"""Mean cross-entropy straight from hidden states, without holding the (N, V) logits.
 
-The rows are taken a chunk at a time: logits, softmax, loss, and at once the chunk's part of every gradient, so that
-nothing of size (rows, V) outlives its chunk and no product is made twice. The backward pass only scales what the
-forward pass left (Liger Kernel's fused linear cross-entropy, Hsu et al. 2024, arXiv:2410.10989, section 3.2). Making
-the gradients in the backward pass instead would repeat the product of the logits: four products for three.
+Rows are processed in chunks: logits, softmax, loss and immediately the chunk's part of every gradient, so that nothing
+of size (rows, V) outlives its chunk and no product is computed twice. The backward pass only scales the gradients from
+the forward pass (Liger Kernel's fused linear cross-entropy, Hsu et al. 2024, arXiv:2410.10989, section 3.2). Computing
+them in the backward pass would repeat the product of the logits: four products instead of three.
 
-The readable twin is ``F.cross_entropy(F.linear(hidden, weight, bias).float(), targets)``.
+The readable reference is ``F.cross_entropy(F.linear(hidden, weight, bias).float(), targets)``.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from torch import Tensor
 
 from archbench.errors import UsageError
 from archbench.kernels.matmul import linear
+from archbench.kernels.precision import autocast_dtype, exact_dtype
 
 CHUNK_BYTES = 3 * 2**24
-"""Logits of a chunk on a CPU, 48 MiB: less than half of the float32 gradient of GPT-1's head, which has to be there
-anyway, and more than the 32 MB from which glibc gives memory back at once. From 256 rows to 2,048 the time is the same
-within noise, and so the smaller memory wins."""
+"""Logits of a chunk on a CPU, 48 MiB: less than half of the float32 gradient of GPT-1's head, which is needed anyway,
+and more than the 32 MB from which glibc returns memory immediately. From 256 rows to 2,048 the time is the same within
+noise, so less memory is better."""
 
 ACCELERATOR_CHUNK_BYTES = 2**29
-"""The same elsewhere, 512 MiB. Each chunk reads and writes the float32 gradient of the head once, which on a GPU of 200
-FLOPs a byte costs as much as a product of some 1,000 rows; by that arithmetic, not by measurement."""
+"""The same on other devices, 512 MiB. Each chunk reads and writes the float32 gradient of the head once, which on a GPU
+of 200 FLOPs per byte costs as much as a product of some 1,000 rows. Calculated, not measured."""
 
 FEWEST_ROWS = 256
-"""Rows of a chunk, at the least, however large the vocabulary: below, products lose more than the memory is worth."""
+"""Least rows of a chunk for any vocabulary: with fewer, slower products outweigh the memory saved."""
 
 SOFTMAX_BYTES = 2**20
-"""Float32 logits that one CPU core takes through the softmax at a time: they stay in its second-level cache."""
+"""Float32 logits per CPU core and softmax: they fit in its second-level cache."""
 
 
 def linear_cross_entropy(
@@ -51,46 +52,26 @@ def linear_cross_entropy(
         weight: the output head (V, C), in hidden's dtype unless autocast is on.
         targets: token ids (...) int64, each in [0, V) or ``ignore_index``.
         bias: (V,), or None.
-        chunk: rows taken at a time; None for what :data:`CHUNK_BYTES` of logits hold.
-        ignore_index: a target that counts neither in the sum nor in the mean.
+        chunk: rows per chunk; None for what :data:`CHUNK_BYTES` of logits hold.
+        ignore_index: targets of this value are excluded.
 
     Returns:
         The mean over the targets that count, shape (), nats; NaN if none does, as ``F.cross_entropy``. Softmax,
-        logarithm and sums are float32 whatever the dtype (float64 for float64), and so is the result. Under
-        autocast the products are in its dtype, as ``F.linear``'s would be, and float32 parameters get gradients that
-        were never rounded to it. Gradients flow to hidden, weight and bias, once: a second derivative is an error.
+        logarithm, sums and the result are float32 (float64 for float64). Under autocast the products are in its dtype,
+        as ``F.linear``'s would be, and gradients of float32 parameters are not rounded to it. Gradients flow to hidden,
+        weight and bias, once: a second derivative is an error.
 
     Raises:
-        UsageError: shapes or dtypes that do not fit together, a chunk of no rows, or, on a CPU, a target out of range
-            (elsewhere looking would make the CPU wait; CUDA's own assertion stops it).
+        UsageError: shapes or dtypes do not fit together, the chunk is empty or, on a CPU, a target is out of range
+            (on other devices checking would make the CPU wait; CUDA's own assertion fails).
     """
     _check(hidden, weight, targets, bias, chunk)
     C = weight.shape[1]
     tensors = (hidden, weight, bias)
     trained = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
-    dtype, rows = _autocast_dtype(hidden) or hidden.dtype, hidden.reshape(-1, C)
+    dtype, rows = autocast_dtype(hidden) or hidden.dtype, hidden.reshape(-1, C)
     loss: Tensor = _operator(rows, weight, targets.reshape(-1), bias, dtype, chunk, ignore_index, trained)[0]
     return loss
-
-
-@torch.library.custom_op("archbench::linear_cross_entropy", mutates_args=())
-def _operator(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    chunk: int | None,
-    ignore_index: int,
-    trained: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Loss () and 1 / number of targets that count (); gradients of the *sum* by hidden, weight and bias.
-
-    The gradients are of the sum because means over thousands of rows would underflow in float16; where one is not
-    asked for, a tensor without elements is in its place.
-    """
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):  # the dtypes here are chosen one by one
-        return loss_and_gradients(hidden, weight, targets, bias, dtype, chunk, ignore_index, trained)
 
 
 def loss_and_gradients(
@@ -103,38 +84,46 @@ def loss_and_gradients(
     ignore_index: int,
     trained: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What the operator ``archbench::linear_cross_entropy`` computes, in plain PyTorch."""
-    N, V = hidden.shape[0], weight.shape[0]
-    counted = targets != ignore_index  # (N,)
-    if hidden.device.type == "cpu":
-        _check_range(targets, counted, V)
-    targets = targets.where(counted, 0)
-    for_hidden, for_weight, for_bias = trained
-    exact = _sum_dtype(dtype)
-    losses = torch.empty(N, dtype=exact, device=hidden.device)
-    d_hidden, d_weight, d_bias = _empty_gradients(hidden, weight, dtype, trained)
-    d_weight.zero_()
-    d_bias.zero_()
-    head = weight.to(dtype)
-    head_bias = None if bias is None else bias.to(dtype)
-    for rows in _slices(N, _chunk_rows(N, V, dtype, hidden.device) if chunk is None else chunk):
-        states, mask = hidden[rows].to(dtype), counted[rows].to(dtype).unsqueeze(1)  # (R, C), (R, 1)
-        logits = linear(states, head, head_bias)  # (R, V)
-        losses[rows] = _losses(logits, targets[rows], exact, any(trained))
-        if for_hidden:
-            d_hidden[rows] = (logits @ head).mul_(mask)
-        if for_weight:
-            _add_product(d_weight, logits, states * mask)
-        if for_bias:
-            _add_product(d_bias.unsqueeze(1), logits, mask)
-        del logits  # before the next chunk's are there
-    count = counted.sum()
-    loss = losses.where(counted, 0).sum() / count
-    return loss, count.clamp(min=1).to(exact).reciprocal(), d_hidden, d_weight, d_bias
+    """Loss () and 1 / number of targets that count (); gradients of the *sum* by hidden, weight and bias.
+
+    The gradients are of the sum because those of means over thousands of rows would underflow in float16. A gradient
+    that is not wanted is an empty tensor.
+    """
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):  # dtypes are chosen explicitly
+        N, V = hidden.shape[0], weight.shape[0]
+        counted = targets != ignore_index  # (N,)
+        if hidden.device.type == "cpu":
+            _check_range(targets, counted, V)
+        targets = targets.where(counted, 0)
+        for_hidden, for_weight, for_bias = trained
+        exact = exact_dtype(dtype)
+        losses = torch.empty(N, dtype=exact, device=hidden.device)
+        d_hidden, d_weight, d_bias = _empty_gradients(hidden, weight, dtype, trained)
+        d_weight.zero_()
+        d_bias.zero_()
+        head = weight.to(dtype)
+        head_bias = None if bias is None else bias.to(dtype)
+        for rows in _slices(N, _chunk_rows(N, V, dtype, hidden.device) if chunk is None else chunk):
+            states, mask = hidden[rows].to(dtype), counted[rows].to(dtype).unsqueeze(1)  # (R, C), (R, 1)
+            logits = linear(states, head, head_bias)  # (R, V)
+            losses[rows] = _losses(logits, targets[rows], exact, any(trained))
+            if for_hidden:
+                d_hidden[rows] = (logits @ head).mul_(mask)
+            if for_weight:
+                _add_product(d_weight, logits, states * mask)
+            if for_bias:
+                _add_product(d_bias.unsqueeze(1), logits, mask)
+            del logits  # before the next chunk's are allocated
+        count = counted.sum()
+        loss = losses.where(counted, 0).sum() / count
+        return loss, count.clamp(min=1).to(exact).reciprocal(), d_hidden, d_weight, d_bias
+
+
+_operator = torch.library.custom_op("archbench::linear_cross_entropy", loss_and_gradients, mutates_args=())
 
 
 def _losses(logits: Tensor, targets: Tensor, exact: torch.dtype, trained: bool) -> Tensor:
-    """Loss (R,) of each row; where something is trained, logits (R, V) become their own gradient by it."""
+    """Loss (R,) of each row; if anything is trained, logits (R, V) are overwritten by their gradient."""
     losses = torch.empty(targets.shape, dtype=exact, device=targets.device)
     for rows in _slices(logits.shape[0], _softmax_rows(logits)):
         ids = targets[rows].unsqueeze(1)
@@ -142,7 +131,7 @@ def _losses(logits: Tensor, targets: Tensor, exact: torch.dtype, trained: bool) 
         log_p_target = log_p.gather(1, ids)
         losses[rows] = -log_p_target.squeeze(1)
         if trained:
-            logits[rows] = log_p.exp_().scatter_(1, ids, log_p_target.expm1())  # softmax less one-hot
+            logits[rows] = log_p.exp_().scatter_(1, ids, log_p_target.expm1())  # softmax minus one-hot
     return losses
 
 
@@ -151,9 +140,9 @@ def _add_product(total: Tensor, errors: Tensor, states: Tensor) -> None:
     if total.dtype == errors.dtype:
         total.addmm_(errors.t(), states)
         return
-    # A sum kept in half precision would lose a bit every few chunks. A product that lands in float32 is not to be had
-    # on CPUs, so parts of it, small enough for the caches, are rounded once and added. The power of two, exact both
-    # ways, keeps R errors in one column from running past float16's 65,504.
+    # A sum in half precision would lose a bit every few chunks, and CPUs have no half-precision product with a float32
+    # result: parts of the product, small enough for the caches, are rounded once and added. Scaling by a power of two,
+    # which is exact, keeps a column of R errors below float16's 65,504.
     scale = 2 ** (states.shape[0].bit_length() // 2)
     states = states / scale
     budget = _chunk_bytes(total.device) // 8
@@ -162,18 +151,10 @@ def _add_product(total: Tensor, errors: Tensor, states: Tensor) -> None:
 
 
 @_operator.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    chunk: int | None,
-    ignore_index: int,
-    trained: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    scalars = (hidden.new_empty((), dtype=_sum_dtype(dtype)) for _ in range(2))
-    return (*scalars, *_empty_gradients(hidden, weight, dtype, trained))  # type: ignore[return-value]
+def _shapes(hidden: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    _, _, dtype, _, _, trained = others
+    scalars = (hidden.new_empty((), dtype=exact_dtype(dtype)) for _ in range(2))
+    return (*scalars, *_empty_gradients(hidden, weight, dtype, trained))
 
 
 def _empty_gradients(
@@ -181,7 +162,7 @@ def _empty_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     V, C = weight.shape
     for_hidden, for_weight, for_bias = trained
-    exact = _sum_dtype(dtype)
+    exact = exact_dtype(dtype)
     return (
         hidden.new_empty((hidden.shape[0], C) if for_hidden else (0, 0)),
         weight.new_empty((V, C) if for_weight else (0, 0), dtype=exact),
@@ -193,7 +174,7 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     _, weight, _, bias, *_ = inputs
     ctx.save_for_backward(*output[1:])
     ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-    ctx.set_materialize_grads(False)  # zeros of the gradients' gradients would be as large as the head
+    ctx.set_materialize_grads(False)  # zeros for the gradients' gradients would be as large as the head
 
 
 def _scale_gradients(ctx: Any, gradient: Tensor | None, *second: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -222,26 +203,14 @@ def _scale_gradients(ctx: Any, gradient: Tensor | None, *second: Tensor | None) 
 
 
 def _scaled(total: Tensor, factor: Tensor) -> Tensor:
-    """In place where nobody can ask for ``total`` again: it may be the largest tensor there is."""
+    """``total`` times ``factor``, in place if it cannot be used again: it may be the largest tensor."""
     once = not torch.is_grad_enabled() and not torch._C._autograd._get_current_graph_task_keep_graph()
-    if once and type(total) is Tensor:  # and not one that a compiler traces
+    if once and type(total) is Tensor:  # and no compiler traces it
         return total.mul_(factor)
     return total * factor
 
 
 _operator.register_autograd(_scale_gradients, setup_context=_keep_gradients)
-
-
-def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
-    """What autocast would make of ``hidden``; None where it is off or leaves it alone."""
-    device = hidden.device.type
-    if hidden.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
-        return None
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _chunk_bytes(device: torch.device) -> int:
@@ -251,7 +220,7 @@ def _chunk_bytes(device: torch.device) -> int:
 def _chunk_rows(N: int, V: int, dtype: torch.dtype, device: torch.device) -> int:
     most = max(FEWEST_ROWS, _chunk_bytes(device) // (V * dtype.itemsize))
     chunks = max(1, -(-N // most))
-    return max(1, -(-N // chunks))  # all chunks alike: a small last one would be slow
+    return max(1, -(-N // chunks))  # equal chunks: a small last one would be slow
 
 
 def _softmax_rows(logits: Tensor) -> int:
@@ -282,14 +251,14 @@ def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None,
             "Pass hidden (..., C), weight (V, C), targets (...) and bias (V,)",
         )
     alike = hidden.dtype == weight.dtype and (bias is None or bias.dtype == weight.dtype)
-    if targets.dtype != torch.int64 or not hidden.is_floating_point() or not (alike or _autocast_dtype(hidden)):
+    if targets.dtype != torch.int64 or not hidden.is_floating_point() or not (alike or autocast_dtype(hidden)):
         raise UsageError(
             "linear_cross_entropy",
             f"hidden is {hidden.dtype}, weight {weight.dtype} and targets {targets.dtype}",
             "Pass hidden, weight and bias in one floating dtype, or under autocast, and targets as int64",
         )
     if chunk is not None and chunk < 1:
-        raise UsageError("chunk", f"{chunk} rows are none", "Pass at least 1, or None")
+        raise UsageError("chunk", f"{chunk} is not a number of rows", "Pass at least 1, or None")
 
 
 def _check_range(targets: Tensor, counted: Tensor, V: int) -> None:

@@ -1,9 +1,9 @@
-"""x Wᵀ + b: PyTorch's, or on AMD's CPUs oneDNN's.
+"""x Wᵀ + b by PyTorch, or by oneDNN on AMD's CPUs.
 
-PyTorch gives float32 products on x86 to MKL, which does not use AMD's cores well. oneDNN, which comes with PyTorch, is
-1.9 times as fast where a row or a few meet a large matrix (decoding), and 1.05 to 1.5 times in training (EPYC of the
-Zen 4 generation, two cores, torch 2.13; 256 to 2,048 rows, weights of 192 × 576 and larger). It makes a kernel for each
-number of rows, though, which has to be the same in every step. Half-precision products go to oneDNN anyway.
+PyTorch computes float32 products on x86 with MKL, which uses AMD's cores poorly. oneDNN, part of PyTorch, is 1.9 times
+as fast for a few rows and a large matrix (decoding), and 1.05 to 1.5 times in training (EPYC of the Zen 4 generation,
+two cores, torch 2.13; 256 to 2,048 rows, weights of 192 × 576 and larger). It builds a kernel for each number of rows,
+which should therefore be the same in every step. Half-precision products use oneDNN anyway.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**16
-"""Elements of a weight from which oneDNN is worth its 10 µs a call, where few rows meet it and where many do. It rounds
-about twice as much as MKL does."""
+"""A weight of at least so many elements, with few rows and with many, is worth oneDNN's 10 µs per call. Its rounding
+error is about twice MKL's."""
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``F.linear``: x (..., K), weight (N, K), bias (N,) -> (..., N), by the fastest means that this machine has.
+    """``F.linear``: x (..., K), weight (N, K), bias (N,) -> (..., N), by the fastest library of this machine.
 
-    Which means that is depends on the machine, dtype and sizes alone, so that the same run gives the same numbers.
+    The choice depends only on the machine, dtype and sizes, so that the same run gives the same numbers.
     """
     large = LARGE_FOR_FEW_ROWS if x.numel() <= FEW_ROWS * x.shape[-1] else LARGE
     if weight.numel() >= large and _onednn_applies(x, weight):
@@ -67,7 +67,7 @@ def _onednn_applies(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")  # which would make the product bfloat16's
+        and not torch.is_autocast_enabled("cpu")  # it would make the product bfloat16
         and not torch.compiler.is_compiling()
         and _amd_cpu()
     )
@@ -77,6 +77,6 @@ def _onednn_applies(x: Tensor, weight: Tensor) -> bool:
 def _amd_cpu() -> bool:
     try:
         processor = Path("/proc/cpuinfo").read_text()
-    except OSError:  # no Linux: the vendor is unknown, and F.linear is right everywhere
+    except OSError:  # not Linux: the vendor is unknown, and F.linear works everywhere
         return False
     return "AuthenticAMD" in processor and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -1,5 +1,5 @@
-"""Rotary positions (Su et al. 2021, arXiv:2104.09864), half-split: channel i turns with channel i + D/2, as published
-LLaMA checkpoints in transformers' layout have it."""
+"""Rotary positions (Su et al. 2021, arXiv:2104.09864), half-split: channel i rotates with channel i + D/2, as in LLaMA
+checkpoints in transformers' layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair of channels (i, i + R/2) of x by its position's angle; channels from R on stay as they are.
+    """Rotate each pair of channels (i, i + R/2) of x by its position's angle; channels from R on stay as they are.
 
     Args:
         x: (B, T, H, D), D at least R; any strides.
@@ -33,29 +33,29 @@ def reference_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """Two passes over memory where autograd makes a dozen: the gradient of a rotation is the rotation back."""
+    """Two passes over memory instead of autograd's dozen: the gradient of a rotation is the inverse rotation."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotated(x, cos, sin, back=False)
+        return _rotated(x, cos, sin, inverse=False)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _rotated(gradient, *ctx.saved_tensors, back=True), None, None
+        return _rotated(gradient, *ctx.saved_tensors, inverse=True), None, None
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool) -> Tensor:
-    sign = -1.0 if back else 1.0
-    turned = torch.empty(x.shape, dtype=x.dtype)
+def _rotated(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool) -> Tensor:
+    sign = -1.0 if inverse else 1.0
+    rotated = torch.empty(x.shape, dtype=x.dtype)
     first, second, *others = torch.split(x, _parts(x, cos), dim=-1)
-    to_first, to_second, *to_others = torch.split(turned, _parts(x, cos), dim=-1)
+    to_first, to_second, *to_others = torch.split(rotated, _parts(x, cos), dim=-1)
     torch.mul(first, cos, out=to_first).addcmul_(second, sin, value=-sign)
     torch.mul(second, cos, out=to_second).addcmul_(first, sin, value=sign)
     for other, to_other in zip(others, to_others, strict=True):
         to_other.copy_(other)
-    return turned
+    return rotated
 
 
 def _parts(x: Tensor, cos: Tensor) -> list[int]:

@@ -1,8 +1,8 @@
-"""Triton kept out of processes that launch none of its kernels.
+"""Keeps Triton out of processes that launch none of its kernels.
 
-Torch finds out whether it has Triton by importing it, which takes 0.15 s and 70 MiB: memory that measurements on a CPU
-would report as a model's. Its FLOP counter asks, and so does its compiler, which is loaded by optimizers, dispatch
-modes and custom operators, whether or not anything is compiled.
+Torch checks for Triton by importing it, which takes 0.15 s and 70 MiB: memory that a measurement on a CPU would
+attribute to the model. The FLOP counter does so, and the compiler, which optimizers, dispatch modes and custom
+operators load even if nothing is compiled.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from types import ModuleType
 
 @contextmanager
 def without_triton() -> Iterator[None]:
-    """Within this context importing triton fails as where it is not installed, unless it is loaded already.
+    """Within this context importing triton fails as if it were not installed, unless it is already loaded.
 
-    Torch remembers what it found: a process that will compile for a GPU must not import torch's compiler in here.
+    Torch remembers the failure: a process that will compile for a GPU must not import torch's compiler here.
     """
     if "triton" in sys.modules:
         yield
         return
-    sys.modules["triton"] = None  # type: ignore[assignment]  # what Python's import system takes for "there is none"
+    sys.modules["triton"] = None  # type: ignore[assignment]  # to Python's import system: not installed
     try:
         yield
     finally:
@@ -31,10 +31,10 @@ def without_triton() -> Iterator[None]:
 
 
 def flop_counter() -> ModuleType:
-    """``torch.utils.flop_counter``, which importing would load Triton, if only to recognise its kernels.
+    """``torch.utils.flop_counter``, imported without Triton, which it would load only to recognise Triton's kernels.
 
-    FLOPs are counted on the meta device, where none of them runs. A counter that was first imported here takes no
-    formula for a bare ``triton.jit`` function; operators, as :func:`archbench.kernels.causal_attention`'s, it counts.
+    FLOPs are counted on the meta device, where no such kernel runs. The module then accepts no formula for a bare
+    ``triton.jit`` function, but still counts operators, such as those of :func:`archbench.kernels.causal_attention`.
     """
     log = logging.getLogger("torch.utils.flop_counter")
     disabled, log.disabled = log.disabled, True  # CUDA builds of torch would warn that Triton was not found

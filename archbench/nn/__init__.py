@@ -9,12 +9,15 @@ from archbench.nn.decoder import DecoderOnly
 from archbench.nn.dropout import Dropout
 from archbench.nn.experts import Routing, SparseExperts, load_balancing_loss
 from archbench.nn.feed_forward import FeedForward, GatedFeedForward
-from archbench.nn.linear import Linear
-from archbench.nn.low_rank import LowRank
+from archbench.nn.linear import Linear, LowRank
 from archbench.nn.norm import RMSNorm
-from archbench.nn.published import published_weights
-from archbench.nn.published_config import published_fields, published_rope_theta
-from archbench.nn.published_llama import LLAMA_FIELDS, LLAMA_NAMES
+from archbench.nn.published import (
+    LLAMA_FIELDS,
+    LLAMA_NAMES,
+    published_fields,
+    published_rope_theta,
+    published_weights,
+)
 from archbench.nn.rg_lru import RGLRU
 from archbench.nn.rotary import Rotary
 from archbench.nn.token_shift import shift_mixer

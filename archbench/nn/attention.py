@@ -1,4 +1,4 @@
-"""Attention, as GPT and as the LLaMA family have it."""
+"""Attention of GPT and of the LLaMA family."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from archbench.nn.linear import Linear
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head attention that knows no positions (Vaswani et al. 2017, section 3.2): x (B, T, C) -> (B, T, C).
+    """Causal multi-head attention without positions (Vaswani et al. 2017, section 3.2): x (B, T, C) -> (B, T, C).
 
     Attributes:
-        qkv: C -> 3C: the rows of all queries, then keys, then values, in one product.
+        qkv: C -> 3C, in one product: rows of all queries, then keys, then values.
         out: C -> C.
         dropout: probability of dropping an attention weight, in training.
     """
@@ -45,8 +45,8 @@ class RotaryAttention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023) with rotary positions: x (B, T, C) -> (B, T, C).
 
     Attributes:
-        qkv: C -> (H + 2G) D: the rows of all queries' heads, then keys', then values', in one product.
-        out: H D -> C, with a bias if asked for; the others have none.
+        qkv: C -> (H + 2G) D, in one product, without bias: rows of all heads of queries, then keys, then values.
+        out: H D -> C, with an optional bias.
         window: W, positions that each position sees, itself included; None for all.
     """
 
@@ -66,7 +66,7 @@ class RotaryAttention(nn.Module):
             cause = f"{heads} query heads do not split evenly among {kv_heads}"
             raise ConfigError("n_kv_head", cause, "Choose a divisor of n_head")
         if head_width % 2:
-            raise ConfigError("d_head", f"{head_width} channels do not pair up to be rotated", "Choose an even width")
+            raise ConfigError("d_head", f"{head_width} channels cannot be rotated in pairs", "Choose an even width")
         self.heads, self.kv_heads, self.head_width = heads, kv_heads, head_width
         self.layer, self.window = layer, window
         self.qkv = Linear(channels, (heads + 2 * kv_heads) * head_width, bias=False)
@@ -77,7 +77,7 @@ class RotaryAttention(nn.Module):
         def __call__(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor: ...
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: KVCache | None = None) -> Tensor:
-        """x (B, T, C), angles as :class:`Rotary` gives them for these T positions, of all D channels or the first R."""
+        """x (B, T, C), angles from :class:`Rotary` for these T positions, for all D channels or the first R."""
         B, T, _ = x.shape
         H, G, D = self.heads, self.kv_heads, self.head_width
         qk, v = torch.split(self.qkv(x).view(B, T, H + 2 * G, D), [H + G, G], dim=2)

@@ -1,4 +1,4 @@
-"""What a model keeps of the positions read so far: keys and values, or recurrent states."""
+"""A model's memory of the positions read so far: keys and values, or recurrent states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from archbench.errors import UsageError
 
 
 def product_dtype(like: Tensor) -> torch.dtype:
-    """The dtype of a matrix product with the weight ``like`` here: its own, or that of autocast where it is on."""
+    """The dtype of a matrix product with the weight ``like``: its own, or autocast's if that is on."""
     kind = like.device.type
     autocast = kind != "meta" and torch.is_autocast_enabled(kind)
     return torch.get_autocast_dtype(kind) if autocast else like.dtype
@@ -20,10 +20,10 @@ def product_dtype(like: Tensor) -> torch.dtype:
 class KVCache:
     """Keys and values of the positions read so far, of every layer, allocated once.
 
-    Without a window each step writes behind what is there and attends to a slice: nothing is concatenated, copied or
-    masked. With a window W only W positions are kept, in a ring: position p is in slot p mod W. A single new token
-    attends to the ring as it stands, since attention does not care for the order of keys (their positions are in the
-    keys themselves, or nowhere); a chunk of tokens attends to what was kept, put in order, and itself.
+    Without a window each step appends and attends to a slice: nothing is concatenated, copied or masked. With a window
+    W a ring keeps only W positions: position p is in slot p mod W. A single new token attends to the unordered ring,
+    since attention does not depend on the order of keys (their positions are in the keys themselves, or nowhere);
+    several tokens attend to the kept positions in order, and to themselves.
 
     Attributes:
         keys, values: (L, B, G, S, D), S the capacity, or W if that is smaller.
@@ -41,10 +41,7 @@ class KVCache:
         like: Tensor,
         window: int | None = None,
     ) -> None:
-        """An empty cache on the device of ``like``, in the dtype that a matrix product with it has here.
-
-        ``like`` is a weight of the projection that makes the keys.
-        """
+        """An empty cache on the device of ``like``, a weight of the keys' projection, in the dtype of its products."""
         dtype = product_dtype(like)
         self.capacity = capacity
         self.slots = capacity if window is None else min(capacity, window)
@@ -55,10 +52,10 @@ class KVCache:
         self._layers = list(zip(self.keys.unbind(), self.values.unbind(), strict=True))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v (B, G, T, D) behind the positions read so far; that layer's (B, G, S, D) to attend to.
+        """Append k and v (B, G, T, D) of a layer; returns its keys and values (B, G, S, D) to attend to.
 
-        S is length + T, or with a window those of them that T queries can see, the last T being the new ones.
-        ``length`` itself moves in :meth:`advance`, when every layer has written.
+        S is length + T, or with a window those positions that the T queries can see; the last T are the new ones.
+        :meth:`advance` increases ``length`` after every layer has written.
         """
         keys, values = self._layers[layer]
         end = self.length + k.shape[2]
@@ -75,12 +72,12 @@ class KVCache:
         return self._append_around(keys, k), self._append_around(values, v)
 
     def _append_around(self, ring: Tensor, new: Tensor) -> Tensor:
-        """Write new (B, G, T, D) into a ring (B, G, W, D) that it goes beyond the end of; what to attend to."""
+        """Write new (B, G, T, D) into a ring (B, G, W, D), past its end; returns what to attend to."""
         start, T, W = self.length, new.shape[2], self.slots
         if T == 1:
             ring[:, :, start % W] = new[:, :, 0]
             return ring
-        kept = min(start, W - 1)  # all that the first new position can see besides itself
+        kept = min(start, W - 1)  # what the first new position sees besides itself
         slots = torch.arange(start - kept, start, device=ring.device) % W
         seen = torch.cat([ring[:, :, slots], new], dim=2)  # (B, G, kept + T, D)
         last = min(T, W)
@@ -95,7 +92,7 @@ class KVCache:
 
 
 class StateCache:
-    """Recurrent states of fixed size, one tuple of tensors a layer, zero before the first position.
+    """Recurrent states of fixed size, one tuple of tensors per layer, zero before the first position.
 
     Attributes:
         layers: each layer's tensors, overwritten in place.

@@ -1,4 +1,4 @@
-"""A short causal convolution, as recurrent layers have it before their recurrence."""
+"""The short causal convolution before the recurrence of recurrent layers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from archbench.nn.cache import product_dtype
 
 
 class CausalConv1d(nn.Module):
-    """Each channel of x (B, T, C) mixed with its own K - 1 positions before, in whole passes and from a cache.
+    """Mixes each channel of x (B, T, C) with its K - 1 previous positions, in whole passes and from a cache.
 
-    The activation is the caller's.
+    The caller applies the activation.
 
     Attributes:
-        weight: (C, 1, K), laid out and initialised as that of ``nn.Conv1d`` with C groups.
+        weight: (C, 1, K), laid out and initialised as in ``nn.Conv1d`` with C groups.
         bias: (C,), or None.
     """
 
@@ -39,7 +39,7 @@ class CausalConv1d(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def new_state(self, batch_size: int) -> Tensor:
-        """The state before the first position: zeros (B, K - 1, C), in the dtype of matrix products here."""
+        """The state before the first position: zeros (B, K - 1, C), in the dtype of matrix products."""
         shape = (batch_size, self.width - 1, self.channels)
         return torch.zeros(shape, dtype=product_dtype(self.weight), device=self.weight.device)
 
@@ -52,7 +52,7 @@ class CausalConv1d(nn.Module):
 
         Args:
             x: (B, T, C), T at least 1.
-            state: (B, K - 1, C), the positions before x, overwritten with those before the next; None for zeros.
+            state: (B, K - 1, C), the positions before x, overwritten with the last ones; None for zeros.
         """
         if state is None:
             window = nn.functional.pad(x, (0, 0, self.width - 1, 0))  # (B, K - 1 + T, C)

@@ -1,4 +1,4 @@
-"""The frame around a stack of blocks: what every decoder-only model does alike."""
+"""The frame around a stack of blocks, common to all decoder-only models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class LayerCache(Protocol):
-    """What :meth:`DecoderOnly.extend` needs of a cache: its length, and how to move it on."""
+    """What :meth:`DecoderOnly.extend` needs of a cache: its length, and how to increase it."""
 
     length: int
 
@@ -27,15 +27,15 @@ class LayerCache(Protocol):
 class DecoderOnly(nn.Module):
     """tokens (B, T) int64 -> logits (B, T, V), in whole passes and from a cache.
 
-    A subclass sets ``embedding`` and, unless the head is tied to it, ``output``; and has two methods of its own:
+    A subclass sets ``embedding`` and, unless the head is tied to it, ``output``; and defines two methods:
 
     * ``hidden(tokens, cache)``, which begins with ``start = self.start(tokens, cache)``;
     * ``new_cache(batch_size, capacity)``.
 
     Attributes:
-        config: what it was built from.
+        config: the configuration it was built from.
         embedding: tokens -> (B, T, C).
-        output: (..., C) -> logits (..., V); None where the embedding serves.
+        output: (..., C) -> logits (..., V); None if tied to the embedding.
     """
 
     embedding: nn.Embedding
@@ -73,14 +73,14 @@ class DecoderOnly(nn.Module):
         """Positions read before ``tokens`` (B, T).
 
         Raises:
-            UsageError: with these they are more than the context length.
+            UsageError: together with these they exceed the context length.
         """
         start = 0 if cache is None else cache.length
         self.check_context("tokens", start + tokens.shape[1])
         return start
 
     def check_context(self, culprit: str, positions: int) -> None:
-        """Refuse more positions than the model is made for.
+        """Check that the model's context holds that many positions.
 
         Raises:
             UsageError: naming ``culprit``.

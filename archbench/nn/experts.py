@@ -12,15 +12,16 @@ from torch.autograd.function import once_differentiable
 from archbench.errors import ConfigError
 from archbench.kernels import linear
 from archbench.kernels.grouped_matmul import ends_where_used, grouped_matmul
+from archbench.kernels.precision import exact_dtype
 from archbench.nn.linear import Linear
 
 
 class Routing(NamedTuple):
-    """Where a layer's N tokens went.
+    """Where a layer's N tokens were sent.
 
     Attributes:
         probabilities: (N, E) float32, each token's softmax over all experts.
-        chosen: (N, A) int64, the experts that it was sent to, the likeliest first.
+        chosen: (N, A) int64, the experts that it was sent to, most probable first.
     """
 
     probabilities: Tensor
@@ -28,17 +29,17 @@ class Routing(NamedTuple):
 
 
 class SparseExperts(nn.Module):
-    """A of E gated feed-forward layers for each token, weighed by a router: x (..., C) -> (..., C).
+    """A of E gated feed-forward layers for each token, weighted by a router: x (..., C) -> (..., C).
 
-    The router's softmax goes over all experts, in float32, and is normalised again over the chosen (Jiang et al. 2024,
+    The router's softmax is over all experts, in float32, and renormalised over the chosen ones (Jiang et al. 2024,
     Mixtral of Experts, arXiv:2401.04088, section 2.1). Tokens are sorted by expert, so that each expert multiplies its
-    own in one product; none is dropped, whatever the load.
+    own in one product; no token is dropped.
 
     Attributes:
         router: C -> E.
-        gate_up: (E, 2F, C), of each expert the rows of the gate, then those of ``up``.
+        gate_up: (E, 2F, C), for each expert the rows of the gate, then of ``up``.
         down: (E, C, F).
-        active: A, experts a token is sent to.
+        active: A, experts per token.
         activation: silu for SwiGLU.
     """
 
@@ -56,7 +57,7 @@ class SparseExperts(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal, of standard deviation 0.02, as published."""
+        """Normal with standard deviation 0.02, as published."""
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.02)
 
@@ -69,28 +70,27 @@ class SparseExperts(nn.Module):
         def __call__(self, x: Tensor) -> tuple[Tensor, Routing]: ...
 
     def forward(self, x: Tensor) -> tuple[Tensor, Routing]:
-        """x (..., C) -> what the experts make of it (..., C), in x's dtype, and where its N = numel / C tokens went."""
+        """x (..., C) -> the experts' output (..., C), in x's dtype, and the routing of its N = numel / C tokens."""
         tokens = x.reshape(-1, x.shape[-1])  # (N, C)
         routing, shares = self.route(tokens)
         y = self.apply_experts(tokens, routing.chosen, shares)
         return y.view(x.shape), routing
 
     def route(self, tokens: Tensor) -> tuple[Routing, Tensor]:
-        """tokens (N, C) -> their routing, and the share (N, A) of each chosen expert in the output, of sum 1."""
+        """tokens (N, C) -> their routing, and the weights (N, A) of the chosen experts, which sum to 1."""
         logits = self.router(tokens)  # (N, E)
-        exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-        probabilities = torch.softmax(logits, dim=-1, dtype=exact)
+        probabilities = torch.softmax(logits, dim=-1, dtype=exact_dtype(logits.dtype))
         highest, chosen = torch.topk(probabilities, self.active, dim=-1)  # (N, A)
         return Routing(probabilities, chosen), highest / highest.sum(-1, keepdim=True)
 
     def apply_experts(self, tokens: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
-        """tokens (N, C), chosen (N, A) and shares (N, A) -> (N, C): each token's experts, weighed and added."""
+        """tokens (N, C), chosen (N, A) and shares (N, A) -> (N, C): the weighted sum of each token's experts."""
         N, A = chosen.shape
         E = self.gate_up.shape[0]
         eager_cpu = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
         if N == 1 and eager_cpu and not torch.is_grad_enabled():
             return self._apply_to_one(tokens, chosen, shares)
-        experts, order = torch.sort(chosen.flatten(), stable=True)  # (N A,): whose expert is e stand together
+        experts, order = torch.sort(chosen.flatten(), stable=True)  # (N A,), grouped by expert
         place = torch.empty_like(order).scatter_(0, order, torch.arange(N * A, device=order.device))
         ends = torch.searchsorted(experts, torch.arange(E, device=order.device), right=True, out_int32=True)  # (E,)
         ends = ends_where_used(ends, tokens, self.gate_up, self.down)
@@ -111,7 +111,7 @@ class SparseExperts(nn.Module):
 
 
 def reference_experts(module: SparseExperts, x: Tensor) -> Tensor:
-    """The definition of :class:`SparseExperts`: every expert for every token, the shares of those not chosen zero."""
+    """The definition of :class:`SparseExperts`: every expert for every token, with weight zero if not chosen."""
     probabilities = torch.softmax(module.router(x), dim=-1)  # (..., E)
     highest, chosen = probabilities.topk(module.active)
     shares = torch.zeros_like(probabilities).scatter(-1, chosen, highest / highest.sum(-1, keepdim=True))
@@ -123,11 +123,11 @@ def reference_experts(module: SparseExperts, x: Tensor) -> Tensor:
 
 
 def load_balancing_loss(routings: Sequence[Routing]) -> Tensor:
-    """E · Σ_e f_e P_e over the tokens of all layers together, shape (); A where all experts are alike.
+    """E · Σ_e f_e P_e over the tokens of all layers together, shape (); A if all experts are used equally.
 
-    f_e is how often a token is sent to expert e, P_e the mean of its probability (Fedus et al. 2021, Switch
-    Transformers, arXiv:2101.03961, equations 4 to 6). Gradients flow through P_e alone. With several layers' tokens
-    taken together, as transformers' ``load_balancing_loss_func`` has it, and not one loss a layer.
+    f_e is the share of tokens sent to expert e, P_e the mean of its probability (Fedus et al. 2021, Switch
+    Transformers, arXiv:2101.03961, equations 4 to 6). Gradients flow only through P_e. One loss for the tokens of all
+    layers, as in transformers' ``load_balancing_loss_func``, instead of one per layer.
     """
     E = routings[0].probabilities.shape[1]
     rows = sum(routing.probabilities.shape[0] for routing in routings)
@@ -138,12 +138,12 @@ def load_balancing_loss(routings: Sequence[Routing]) -> Tensor:
 
 
 def arranged(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """Rows of x, each standing A times in a row, in another order: x (M / A, C) -> (M, C).
+    """Rows of x, each repeated A times, in another order: x (M / A, C) -> (M, C).
 
     Args:
         x: (M / A, C).
         order: (M,) int64, a permutation.
-        inverse: (M,) int64, the inverse permutation, with which the gradient is read instead of scattered.
+        inverse: (M,) int64, the inverse permutation: the gradient is gathered with it instead of scattered.
     """
     y: Tensor = _Arrangement.apply(x, order, inverse)  # type: ignore[no-untyped-call]
     return y

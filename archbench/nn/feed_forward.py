@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from archbench.nn.layer import Layer
 from archbench.nn.linear import Linear
 
 
-class FeedForward(nn.Module):
+class FeedForward(Layer):
     """x (..., C) -> down(activation(up(x))), F wide (Vaswani et al. 2017, section 3.3)."""
 
     def __init__(self, channels: int, width: int, activation: Callable[[Tensor], Tensor], *, bias: bool = True) -> None:
@@ -19,19 +19,15 @@ class FeedForward(nn.Module):
         self.down = Linear(width, channels, bias=bias)
         self.activation = activation
 
-    if TYPE_CHECKING:
-
-        def __call__(self, x: Tensor) -> Tensor: ...
-
     def forward(self, x: Tensor) -> Tensor:
         return self.down(self.activation(self.up(x)))
 
 
-class GatedFeedForward(nn.Module):
+class GatedFeedForward(Layer):
     """x (..., C) -> down(activation(gate(x)) · up(x)), F wide (Shazeer 2020, arXiv:2002.05202).
 
     Attributes:
-        gate_up: C -> 2F: the rows of the gate, then those of ``up``, in one product.
+        gate_up: C -> 2F, in one product: rows of the gate, then of ``up``.
         down: F -> C.
         activation: silu for SwiGLU, gelu for GeGLU.
     """
@@ -43,10 +39,6 @@ class GatedFeedForward(nn.Module):
         self.gate_up = Linear(channels, 2 * width, bias=bias)
         self.down = Linear(width, channels, bias=bias)
         self.activation = activation
-
-    if TYPE_CHECKING:
-
-        def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (..., F) each

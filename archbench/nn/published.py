@@ -1,8 +1,9 @@
-"""Published weights under a model's own names, for the hook ``import_weights``."""
+"""Published models under this suite's own names: for the hooks ``import_weights`` and ``import_config``."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +11,33 @@ from torch import Tensor
 from archbench.errors import CheckpointError
 
 Source = str | tuple[str, ...] | list[tuple[str, ...]]
-"""A published name; several, whose rows are put one below the other; or a list of these, each one entry of a stack."""
+"""A published name; several, whose rows are concatenated; or a list of tuples of names, one per entry of a stack."""
+
+_LAYER = "model.layers.*"
+
+LLAMA_NAMES: dict[str, str | tuple[str, ...]] = {
+    "embedding.weight": "model.embed_tokens.weight",
+    "blocks.*.attention_norm.weight": f"{_LAYER}.input_layernorm.weight",
+    "blocks.*.attention.qkv.weight": tuple(f"{_LAYER}.self_attn.{part}_proj.weight" for part in "qkv"),
+    "blocks.*.attention.out.weight": f"{_LAYER}.self_attn.o_proj.weight",
+    "blocks.*.feed_forward_norm.weight": f"{_LAYER}.post_attention_layernorm.weight",
+    "blocks.*.feed_forward.gate_up.weight": (f"{_LAYER}.mlp.gate_proj.weight", f"{_LAYER}.mlp.up_proj.weight"),
+    "blocks.*.feed_forward.down.weight": f"{_LAYER}.mlp.down_proj.weight",
+    "norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+"""The LLaMA family: own parameter -> its name in transformers' ForCausalLM. Names of absent parts are ignored."""
+
+LLAMA_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "d_model": "hidden_size",
+    "d_ff": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+}
+"""The LLaMA family: own field -> field of a transformers config.json. Key/value heads differ between its members."""
 
 
 def published_weights(
@@ -22,19 +49,19 @@ def published_weights(
     transposed: Collection[str] = (),
     tied_head: str | None = None,
 ) -> dict[str, Tensor]:
-    """A state dict for a model, taken from published weights; nothing may be missing or left over.
+    """A model's state dict, taken from published weights; nothing may be missing or left over.
 
     Args:
         state_dict: published name -> tensor.
         expected: the model's own state dict, as on the meta device: names and shapes.
-        names: own name -> published name, or how several are put together (:data:`Source`). ``*`` stands for the number
-            of the layer, the same on both sides.
-        model: whose weights these have to be, for the messages, as in ``LlamaForCausalLM``.
-        transposed: the own names, with ``*``, of what is published as (in, out).
-        tied_head: the published name of a head that may be there and has to equal what ``embedding.weight`` is.
+        names: own name -> published name, or several (:data:`Source`). ``*`` stands for the number of the layer on both
+            sides.
+        model: the class that published weights must come from, for messages, as in ``LlamaForCausalLM``.
+        transposed: own names, with ``*``, of weights that are published as (in, out).
+        tied_head: published name of an optional head, which must equal ``embedding.weight``.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, or of another shape; a tied head that is not tied.
+        CheckpointError: a tensor is missing, left over or of another shape, or the head is not tied.
     """
     given = dict(state_dict)
     sources: dict[str, list[tuple[str, ...]]] = {}
@@ -44,11 +71,11 @@ def published_weights(
     if tied_head is not None and (head := given.pop(tied_head, None)) is not None:
         embedding = sources["embedding.weight"][0][0]
         if not torch.equal(given.setdefault(embedding, head), head):
-            cause = f"it differs from {embedding}, and the configuration has the head tied to it"
+            cause = f"it differs from {embedding}, but the configuration ties the two"
             raise unusable(model, tied_head, cause)
     wanted = {part for stack in sources.values() for parts in stack for part in parts}
     if missing := sorted(wanted - given.keys()):
-        raise unusable(model, missing[0], f"it is missing, one of {len(missing)} that are")
+        raise unusable(model, missing[0], f"it is missing, as are {len(missing) - 1} others")
     if unexpected := sorted(given.keys() - wanted):
         cause = f"a model of this configuration has no such tensor ({len(unexpected)} are left over)"
         raise unusable(model, unexpected[0], cause)
@@ -56,7 +83,7 @@ def published_weights(
     for name, stack in sources.items():
         # Projections published as 1×1 convolutions are stored (in, out).
         turned = _pattern(name) in transposed
-        entries = [_joined([given[part].t().contiguous() if turned else given[part] for part in p]) for p in stack]
+        entries = [torch.cat([given[part].t() if turned else given[part] for part in parts]) for parts in stack]
         tensor = torch.stack(entries) if isinstance(names[_pattern(name)], list) else entries[0]
         if tensor.shape != expected[name].shape:
             shapes = f"{(*tensor.shape,)}, the configuration's {(*expected[name].shape,)}"
@@ -67,7 +94,7 @@ def published_weights(
 
 def unusable(model: str, tensor: str, cause: str) -> CheckpointError:
     """The error of weights that do not fit."""
-    remedy = f"Pass weights of {model}, and --set the sizes (vocab_size, n_layer, …) that they have"
+    remedy = f"Pass weights of {model}, and --set their sizes (vocab_size, n_layer, …)"
     return CheckpointError(f"weights, tensor {tensor}", cause, remedy)
 
 
@@ -77,9 +104,68 @@ def _stack(source: Source) -> list[tuple[str, ...]]:
     return [(source,) if isinstance(source, str) else source]
 
 
-def _joined(rows: list[Tensor]) -> Tensor:
-    return rows[0] if len(rows) == 1 else torch.cat(rows)
-
-
 def _pattern(name: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def published_fields(
+    published: Mapping[str, Any],
+    names: Mapping[str, str],
+    *,
+    model_type: str,
+    absent: Mapping[str, Any] | None = None,
+    only: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Fields of a :class:`archbench.ModelConfig`, taken from a transformers ``config.json``.
+
+    Args:
+        published: content of the ``config.json``.
+        names: own field -> published field.
+        model_type: required value of the published field of that name.
+        absent: published field -> its value if absent or null; every other field in ``names`` is required.
+        only: published field -> the only value that this architecture supports, assumed if absent.
+
+    Raises:
+        CheckpointError: another model, a field is missing, or its value is not supported.
+    """
+    kind = published.get("model_type")
+    if kind != model_type:
+        raise unlike("model_type", f"it is {kind!r}, but this architecture's is {model_type!r}")
+    for field, wanted in {"quantization_config": None, **(only or {})}.items():
+        if (value := published.get(field)) not in (None, wanted):
+            has = "no such thing" if wanted is None else f"only {wanted!r}"
+            raise unlike(field, f"it is {str(value)[:60]!r}, but this architecture has {has}")
+    fields = {}
+    for own, field in names.items():
+        value = published.get(field)
+        if value is None:
+            if field not in (absent or {}):
+                raise unlike(field, "it is missing")
+            value = (absent or {})[field]
+        if not isinstance(value, int | float):
+            raise unlike(field, f"it is {str(value)[:60]!r}, and must be a number")
+        fields[own] = value
+    return fields
+
+
+def published_rope_theta(published: Mapping[str, Any], *, absent: float = 10_000.0) -> float:
+    """The base of plain rotary frequencies: ``rope_parameters`` as transformers 5 writes them, or ``rope_theta``.
+
+    Raises:
+        CheckpointError: the frequencies are scaled, differ between layers, or rotate only some channels.
+    """
+    for field in ("rope_parameters", "rope_scaling"):
+        rope = published.get(field)
+        if rope is None:
+            continue
+        plain = isinstance(rope, Mapping) and not any(isinstance(value, Mapping) for value in rope.values())
+        kind = rope.get("rope_type", rope.get("type", "default")) if plain else None
+        if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
+            raise unlike(field, f"it is {str(rope)[:90]}, but this architecture has only plain rotary positions")
+    theta = (published.get("rope_parameters") or {}).get("rope_theta", published.get("rope_theta"))
+    return absent if theta is None else float(theta)
+
+
+def unlike(field: str, cause: str) -> CheckpointError:
+    """The error of a configuration that this architecture does not support."""
+    return CheckpointError(f"published configuration, field {field}", cause, "Use weights of this architecture")

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from archbench.kernels.precision import exact_dtype
 from archbench.kernels.recurrence.gated_scan import gated_scan
 
 
 class BlockLinear(nn.Module):
-    """x (B, T, R) -> (B, T, R), each of H blocks of channels by a matrix of its own."""
+    """x (B, T, R) -> (B, T, R), each of H blocks of channels times its own matrix."""
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class RGLRU(nn.Module):
     """The real-gated linear recurrent unit, in float32: x (B, T, R) -> h (B, T, R).
 
     De et al. 2024, Griffin (arXiv:2402.19427), section 2.4, equations 1 to 4:
-    h_t = a_t · h_{t-1} + √(1 - a_t²) · i_t · x_t and a_t = exp(-8 r_t softplus(Λ)), the gates i_t and r_t made of x_t.
+    h_t = a_t · h_{t-1} + √(1 - a_t²) · i_t · x_t and a_t = exp(-8 r_t softplus(Λ)), with gates i_t and r_t of x_t.
 
     Attributes:
         decay: (R,), Λ.
@@ -48,13 +49,13 @@ class RGLRU(nn.Module):
         self.decay = nn.Parameter(squares.rsqrt().sub(1).log())
 
     def forward(self, x: Tensor, state: Tensor | None, *, first: bool) -> Tensor:
-        """``state`` (B, R), before x and overwritten with that after it; ``first`` if nothing precedes x."""
-        exact = torch.promote_types(x.dtype, torch.float32)
+        """``state`` (B, R) before x is overwritten with the one after; ``first``: nothing precedes x."""
+        exact = exact_dtype(x.dtype)
         i = self.input_gate(x).to(exact).sigmoid()
         r = self.recurrence_gate(x).to(exact).sigmoid()
         log_a = -8.0 * F.softplus(self.decay.to(exact)) * r
         if first:
-            log_a[:, 0] = -math.inf  # nothing to keep
+            log_a[:, 0] = -math.inf  # no state to keep
         scale: Tensor = _InputScale.apply(log_a)  # type: ignore[no-untyped-call]
         h, last = gated_scan(log_a.exp(), scale * i * x, state)
         if state is not None:
@@ -63,7 +64,7 @@ class RGLRU(nn.Module):
 
 
 class _InputScale(torch.autograd.Function):
-    """√(1 - a²) of log a. Its derivative has no bound as a nears 1; as published, that of the root is at most 1000."""
+    """√(1 - a²) of log a. Its derivative is unbounded as a nears 1; as published, the root's is limited to 1000."""
 
     @staticmethod
     def forward(ctx: Any, log_a: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 
 class Rotary(nn.Module):
-    """Cosines and sines of position × frequency, frequency i of D/2 being theta^(-2i/D) (Su et al. 2021, section 3.4).
+    """Cosines and sines of position × frequency; frequency i of D/2 is theta^(-2i/D) (Su et al. 2021, section 3.4).
 
-    Computed in float64 and stored in float32; no part of the state dict. A model cast to bfloat16 casts the table,
-    never the angles: those would be off by whole turns at long contexts.
+    Computed in float64 and stored in float32, outside the state dict. Casting a model to bfloat16 casts the table and
+    never the angles, which would be off by whole turns at long contexts.
     """
 
     cos: Tensor

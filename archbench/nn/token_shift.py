@@ -1,4 +1,4 @@
-"""Token shift: part of each channel taken from the position before (Peng et al. 2023, RWKV, arXiv:2305.13048)."""
+"""Token shift: part of each channel comes from the previous position (Peng et al. 2023, RWKV, arXiv:2305.13048)."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 
 def shift_mixer(x: Tensor, last: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """A function from shares (C,) to x (B, T, C) with that share of each channel taken from the position before.
+    """A function from shares (C,) to x (B, T, C) with that share of each channel from the previous position.
 
-    Before the first position is ``last`` (B, C), which is overwritten with x's last position; zeros if there is none.
+    ``last`` (B, C) precedes the first position and is overwritten with x's last one; None for zeros.
     """
     if last is None:
         first = torch.zeros_like(x[:, :1])

@@ -1,4 +1,4 @@
-"""Choosing rows: ``phase=decode`` and friends."""
+"""Choosing rows by conditions such as ``phase=decode``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Where = Mapping[str, Any] | Sequence[str]
 
 
 def conditions(where: Where | None) -> dict[str, list[Any]]:
-    """Column -> the values it may have, each of the column's type; None means null.
+    """Column -> accepted values, of the column's type; None means null.
 
     Raises:
-        UsageError: a condition that is not COLUMN=VALUE, an unknown column, or a value of the wrong type.
+        UsageError: a condition is not COLUMN=VALUE, has an unknown column, or a value of the wrong type.
     """
     if where is None:
         return {}
@@ -56,7 +56,7 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 
 
 def _parsed(column: Column, value: Any) -> Any:
-    """A value, or its spelling on the command line, as the column's type."""
+    """A value, or its text on the command line, as the column's type."""
     if value is None:
         return None
     try:
@@ -79,14 +79,14 @@ def _parsed(column: Column, value: Any) -> Any:
 
 
 def matches(table: pa.Table, wanted: Mapping[str, list[Any]]) -> pa.Array:
-    """Boolean mask (rows,): every column has one of its wanted values."""
+    """Boolean mask (rows,): each column has one of its accepted values."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     mask = None
     for name, values in wanted.items():
         column = table[name]
-        # is_in counts a null in the value set as a match for nulls, which is what an empty value asks for.
+        # In is_in a null in the value set matches nulls, as an empty value requests.
         hit = pc.is_in(column, value_set=pa.array(values, type=column.type))
         mask = hit if mask is None else pc.and_(mask, hit)
     return mask

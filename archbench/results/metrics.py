@@ -1,4 +1,4 @@
-"""Every metric archbench itself reports: phase, name, unit, definition. How it is measured: ``docs/metrics.md``."""
+"""All metrics of archbench: phase, name, unit, definition. How each is measured: ``docs/metrics.md``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Metric:
         phase: the phase that reports it.
         metric: its name, unique within the phase.
         unit: base unit; ``1`` for a plain number.
-        definition: what the value is, in one line; what ``repeat`` counts, where it counts something.
+        definition: the value in one line, and what ``repeat`` counts, if anything.
     """
 
     phase: str
@@ -28,7 +28,7 @@ def _metrics(phase: str, *rows: tuple[str, str, str]) -> tuple[Metric, ...]:
 
 _MEMORY = (
     ("baseline_memory_bytes", "B", "memory in use when the measured part of the phase began"),
-    ("peak_memory_bytes", "B", "most memory in use since then, baseline included; null: the system cannot tell"),
+    ("peak_memory_bytes", "B", "most memory in use since then, including the baseline; null: unknown to the system"),
     ("reserved_memory_bytes", "B", "most memory the CUDA allocator held, used or not; CUDA only"),
 )
 _REPEATED = (
@@ -37,33 +37,33 @@ _REPEATED = (
     ("stationary", "1", "1: no trend left in the samples; 0: warm-up ended at its limit, or the samples still drift"),
 )
 
-# The gate of archbench.testing.catalogue. Where one is 0 nothing else is measured; why stands in RUN_ID/check.json.
+# The checks before a run. If one is 0 nothing else is measured; RUN_ID/check.json says why.
 _CHECK = _metrics(
     "check",
-    ("hooks", "1", "1: the hooks keep their contract; 0: they do not; null: not judged"),
-    ("logits", "1", "1: the logits are finite, of the right shape and dtype; 0: they are not; null: not judged"),
-    ("causality", "1", "1: no logit depends on a later token; 0: one does; null: not judged"),
-    ("batch_invariance", "1", "1: no sequence depends on its company; 0: one does; null: not judged"),
-    ("cached_decode", "1", "1: decoding gives a full pass's logits; 0: it does not; null: no cache, or not judged"),
-    ("state_bytes", "1", "1: the cache is all the state and says so; 0: it is not; null: no cache, or not judged"),
-    ("generate", "1", "1: generate gives the tokens asked for, one by one; 0: it does not; null: not judged"),
-    ("train_step", "1", "1: train_step updates once and returns the batch's loss; 0: it does not; null: not judged"),
-    ("side_effects", "1", "1: the hooks leave the batch, seeds and threads alone; 0: they do not; null: not judged"),
+    ("hooks", "1", "1: the hooks keep their contract; 0: they do not; null: not checked"),
+    ("logits", "1", "1: the logits are finite, of the right shape and dtype; 0: they are not; null: not checked"),
+    ("causality", "1", "1: no logit depends on a later token; 0: one does; null: not checked"),
+    ("batch_invariance", "1", "1: no sequence depends on others in its batch; 0: one does; null: not checked"),
+    ("cached_decode", "1", "1: decoding gives a full pass's logits; 0: it does not; null: no cache, or not checked"),
+    ("state_bytes", "1", "1: the cache is all the state and reports it; 0: it is not; null: no cache, or not checked"),
+    ("generate", "1", "1: generate gives the requested tokens, one by one; 0: it does not; null: not checked"),
+    ("train_step", "1", "1: train_step updates once and returns the batch's loss; 0: it does not; null: not checked"),
+    ("side_effects", "1", "1: the hooks do not change the batch, seeds or threads; 0: they do; null: not checked"),
 )
 _QUALITY = _metrics(
     "quality",
-    ("loss", "nats/token", "mean negative log-likelihood a token over the whole validation split"),
+    ("loss", "nats/token", "mean negative log-likelihood per token over the whole validation split"),
     ("perplexity", "1", "exp(loss); comparable only between runs with the same tokenizer"),
     ("bits_per_byte", "bit/byte", "summed negative log-likelihood / ln 2 / raw bytes of the text"),
     ("tokens_scored", "token", "tokens scored, each exactly once"),
     ("bytes_scored", "B", "raw bytes of the scored text"),
-    ("documents", "1", "documents scored, each on its own"),
+    ("documents", "1", "documents scored, each separately"),
     ("floor_unigram", "bit/byte", "byte unigram model of the training split, on the same bytes"),
     ("floor_bigram", "bit/byte", "interpolated byte bigram model of the training split, on the same bytes"),
     ("floor_fivegram", "bit/byte", "interpolated byte 5-gram model of the training split, on the same bytes"),
-    ("floor_zlib", "bit/byte", "zlib, level 9, on the same bytes alone"),
-    ("floor_bz2", "bit/byte", "bzip2, level 9, on the same bytes alone"),
-    ("floor_xz", "bit/byte", "xz, preset 9 extreme, on the same bytes alone"),
+    ("floor_zlib", "bit/byte", "zlib, level 9, of the same bytes"),
+    ("floor_bz2", "bit/byte", "bzip2, level 9, of the same bytes"),
+    ("floor_xz", "bit/byte", "xz, preset 9 extreme, of the same bytes"),
     *_MEMORY,
 )
 _POSITIONS = _metrics(
@@ -76,16 +76,16 @@ _TRAIN = _metrics(
     ("loss", "nats/token", "mean loss of one optimizer update's batch; repeat = step"),
     ("learning_rate", "1", "learning rate of the update; repeat = step"),
     ("grad_norm", "1", "global gradient norm before clipping; repeat = step"),
-    ("first_step_seconds", "s", "time of the first update, compilation and first-touch included"),
+    ("first_step_seconds", "s", "time of the first update, including compilation and first touch"),
     ("step_seconds", "s", "time of one update after the first; repeat = step"),
-    ("tokens_per_second", "token/s", "tokens an update / median step_seconds"),
+    ("tokens_per_second", "token/s", "tokens per update / median step_seconds"),
     ("outliers", "1", "steps outside Tukey's fences; counted, never dropped"),
     ("stationary", "1", "1: no trend in step_seconds; 0: they drift"),
-    ("training_seconds", "s", "sum of all updates' times; validation and checkpoints apart"),
+    ("training_seconds", "s", "sum of all updates' times, without validation and checkpoints"),
     ("steps", "1", "optimizer updates made"),
-    ("diverged", "1", "step at which the loss stopped being finite; no row: it never did"),
+    ("diverged", "1", "step at which the loss stopped being finite; no row: it did not"),
     ("validation_loss", "nats/token", "loss over the validation split during training, after tokens_seen tokens"),
-    ("validation_bits_per_byte", "bit/byte", "the same in bits a raw byte"),
+    ("validation_bits_per_byte", "bit/byte", "the same in bits per raw byte"),
     ("flops_per_token", "FLOP/token", "model FLOPs of forward and backward, counted on the meta device"),
     ("model_flops_per_second", "FLOP/s", "flops_per_token × tokens_per_second"),
     ("peak_flops_measured", "FLOP/s", "best dense matrix product measured on this device in this dtype"),
@@ -113,18 +113,18 @@ _DECODE = _metrics(
 )
 _PROBE = _metrics(
     "probe",
-    ("accuracy", "1", "questions of the test examples answered / asked, at the learning rate chosen"),
-    ("chance", "1", "accuracy of the best guess that ignores what has to be remembered"),
-    ("state_bytes", "B", "what decoding keeps of one sequence of context_length, computed; null: no cache"),
+    ("accuracy", "1", "questions of the test examples answered / asked, at the chosen learning rate"),
+    ("chance", "1", "accuracy of the best guess without memory"),
+    ("state_bytes", "B", "decoding state of one sequence of context_length, computed; null: no cache"),
     ("learning_rate", "1", "the peak learning rate at which the seeds answered most validation examples"),
-    ("updates", "1", "optimizer updates made; fewer than the budget where every validation example was answered"),
+    ("updates", "1", "optimizer updates made; fewer than the budget if every validation example was answered"),
     ("cpu_seconds", "s", "CPU time of the training and its scoring, of all threads"),
 )
 _KERNEL = _metrics(
     "kernel",
     ("forward_seconds", "s", "one forward pass; repeat = number of the sample; null: it cannot run here"),
     ("backward_seconds", "s", "the backward pass of that sample; null: it cannot run here"),
-    ("first_forward_seconds", "s", "the first forward pass of the case, compilation and first touch included"),
+    ("first_forward_seconds", "s", "the first forward pass of the case, including compilation and first touch"),
     ("first_backward_seconds", "s", "its backward pass"),
     ("forward_flops", "FLOP", "FLOPs of the forward pass; of attention, visible pairs only: causal counts as half"),
     ("backward_flops", "FLOP", "FLOPs of the backward pass: attention 2.5 × forward_flops, losses 2 ×"),
@@ -141,23 +141,23 @@ _KERNEL = _metrics(
         "largest difference from a float64 reference, as a share of its largest magnitude",
     ),
     ("gradient_error", "1", "the same of each gradient; the largest of them"),
-    ("peak_extra_bytes", "B", "most bytes in tensors at one time in a forward and backward pass, beyond its inputs"),
+    ("peak_extra_bytes", "B", "most bytes in tensors at one time in a forward and backward pass, without its inputs"),
     *_REPEATED,
 )
-# One set of these for each phase of the run; repeat = the phase's number in the run's list of phases.
+# One set for each phase of the run; repeat = the phase's number in the run's list of phases.
 _ENVIRONMENT = _metrics(
     "environment",
-    ("load_before", "1", "1-minute load average before the phase, this run's earlier phases included"),
-    ("load_after", "1", "1-minute load average after the phase, the phase itself included"),
+    ("load_before", "1", "1-minute load average before the phase, including this run's earlier phases"),
+    ("load_after", "1", "1-minute load average after the phase, including the phase itself"),
     ("psi_cpu_before", "1", "share of the last 10 s in which some task waited for a CPU, before the phase"),
-    ("psi_cpu_after", "1", "the same after the phase, which is itself included"),
-    ("other_cpu_share", "1", "CPU time of other processes during the phase / CPU time of the CPUs usable"),
-    ("stolen_cpu_share", "1", "CPU time the hypervisor gave to others during the phase, as a share"),
+    ("psi_cpu_after", "1", "the same after the phase, including the phase itself"),
+    ("other_cpu_share", "1", "CPU time of other processes during the phase / CPU time of the usable CPUs"),
+    ("stolen_cpu_share", "1", "share of CPU time that the hypervisor gave to others during the phase"),
     ("memory_stall_share", "1", "share of the phase in which some task waited for memory (PSI)"),
     ("quota_stop_share", "1", "share of the phase in which the container's CPU quota stopped it"),
-    ("heat_events", "1", "times the CPUs were throttled for heat during the phase"),
+    ("heat_events", "1", "times that heat throttled the CPUs during the phase"),
     ("gpu_slow_share", "1", "share of the phase in which heat or power supply slowed the GPU"),
-    ("contaminated", "1", "1: something else disturbed the phase; 0: nothing that could be seen"),
+    ("contaminated", "1", "1: something else disturbed the phase; 0: nothing detected"),
 )
 
 METRICS: tuple[Metric, ...] = (

@@ -23,22 +23,22 @@ def read_results(
     *,
     errors: Literal["raise", "warn"] = "raise",
 ) -> pd.DataFrame:
-    """All measurements under ``path``: newest run first, rows of one run in the order they were measured.
+    """All measurements under ``path``: newest run first, rows of a run in the order of measurement.
 
     Args:
         path: a results folder (files directly in it), one Parquet file, a glob pattern, or several of these.
-        where: which rows: ``{"phase": "decode", "batch_size": [1, 8]}`` or ``["phase=decode", "batch_size=1"]``.
-            Different columns must all match; several values of one column are alternatives; an empty value
-            (None in a mapping) means null.
-        errors: ``warn`` leaves out files that cannot be read, each with an :class:`ArchbenchWarning`.
+        where: selects rows: ``{"phase": "decode", "batch_size": [1, 8]}`` or ``["phase=decode", "batch_size=1"]``.
+            All columns must match; several values of one column are alternatives; an empty value (None in a
+            mapping) means null.
+        errors: ``warn`` skips unreadable files, each with an :class:`ArchbenchWarning`.
 
     Returns:
-        One row a measurement, with the columns of :data:`archbench.results.schema.COLUMNS`; nullable integers and
-        booleans are pandas' ``Int64`` and ``boolean``. Empty, with the same columns, if there is no run yet.
+        One row per measurement, with the columns of :data:`archbench.results.schema.COLUMNS`; nullable integers and
+        booleans are pandas' ``Int64`` and ``boolean``. Empty, with the same columns, if there is no run.
 
     Raises:
-        StorageError: nothing is there, or a file is corrupt, not archbench's, or from a newer archbench.
-        UsageError: ``where`` names no column, or a value that is not of the column's type.
+        StorageError: there are no results, or a file is corrupt, not archbench's, or from a newer archbench.
+        UsageError: ``where`` has an unknown column, or a value of the wrong type.
     """
     import pandas as pd
     import pyarrow as pa
@@ -64,7 +64,7 @@ def read_results(
 
 
 def run_failed(file: str | Path) -> bool:
-    """Whether the run in that Parquet file was ended by an error: it has a row whose ``status`` says so.
+    """Whether an error ended the run in that Parquet file: a row's ``status`` says so.
 
     Raises:
         StorageError: as :func:`read_results`.
@@ -85,13 +85,13 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
     found = [Path(name) for name in glob.glob(str(path), recursive=True)]
     if not found:
         raise StorageError(
-            str(path), "there are no results", "Run archbench run gpt1, or name the folder, file or pattern of some"
+            str(path), "there are no results", "Run archbench run gpt1, or name another folder, file or pattern"
         )
     return _finished(file for part in found for file in (part.iterdir() if part.is_dir() else [part]))
 
 
 def _finished(files: Any) -> list[Path]:
-    # Hidden names are files still being written, or what a killed writer left.
+    # Hidden files are being written, or were left by a killed writer.
     return sorted(
         file for file in files if file.suffix == ".parquet" and not file.name.startswith(".") and file.is_file()
     )
@@ -102,13 +102,13 @@ def _read(file: Path) -> pa.Table:
     import pyarrow.parquet as pq
 
     try:
-        # Not memory-mapped, and read with one thread: files are small, and a torn map would be a crash.
+        # Files are small; and a truncated memory map would crash.
         table = pq.read_table(file, memory_map=False, use_threads=False, partitioning=None)
     except FileNotFoundError:
-        raise StorageError(str(file), "it is not there", "Name an existing file") from None
+        raise StorageError(str(file), "there is no such file", "Name an existing file") from None
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        cause = f"it is corrupt or no Parquet file ({reason})"
+        cause = f"it is corrupt or not a Parquet file ({reason})"
         raise StorageError(
             str(file), cause, "Move it away and repeat the run; its configuration is in the .json beside it"
         ) from error
@@ -118,20 +118,20 @@ def _read(file: Path) -> pa.Table:
             str(file), "archbench did not write it", "Name a results file, or move this one out of the folder"
         )
     if version > SCHEMA_VERSION:
-        cause = f"its schema version is {version}, and this archbench reads versions up to {SCHEMA_VERSION}"
+        cause = f"its schema version is {version}, but this archbench reads versions up to {SCHEMA_VERSION}"
         raise StorageError(str(file), cause, "Install the newest archbench")
     return _upgraded(table, file)
 
 
 def _upgraded(table: pa.Table, file: Path) -> pa.Table:
-    """The table in today's schema: columns that older versions lacked are null, but for what is known of them."""
+    """The table in the current schema: columns that older versions lack are null, except ``status``."""
     import pyarrow as pa
 
     schema = arrow_schema()
     arrays = []
     for field in schema:
         if field.name == "status" and field.name not in table.column_names:
-            arrays.append(pa.repeat(OK, table.num_rows))  # before version 3 a run that failed left no file
+            arrays.append(pa.repeat(OK, table.num_rows))  # before version 3 failed runs left no file
             continue
         if field.name not in table.column_names:
             if not field.nullable:
@@ -143,5 +143,5 @@ def _upgraded(table: pa.Table, file: Path) -> pa.Table:
         except pa.ArrowException as error:
             cause = f"column {field.name!r} is not a {field.type} ({error})"
             raise StorageError(str(file), cause, "Move it away and repeat the run") from error
-    # The file keeps saying which version it was written in, in its column schema_version.
+    # The column schema_version keeps the version that the file was written in.
     return pa.Table.from_arrays(arrays, schema=schema)

@@ -1,4 +1,4 @@
-"""The tidy table: one measurement a row, base units only, an explicit type for every column.
+"""The tidy table: one measurement per row, base units only, an explicit type for every column.
 
 Source: Wickham 2014, "Tidy Data" (each variable a column, each observation a row). The data dictionary in
 ``results/README.md`` is generated from here by :func:`data_dictionary`.
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA_VERSION = 3
-"""Raised whenever a column is added or changes its name, type or meaning; readers refuse newer files and upgrade older
-ones. 2: the columns that tell the cases of the phase ``kernel`` apart. 3: ``conformance`` and ``status``."""
+"""Increased if a column is added or changes its name, type or meaning; readers reject newer files and upgrade older
+ones. 2: the columns that distinguish the cases of the phase ``kernel``. 3: ``conformance`` and ``status``."""
 
 OK = "ok"
 """``status`` of every row that is a measurement."""
 
 UNCHECKED = "unchecked"
-"""``conformance`` of a run that was told not to look (``--unchecked``)."""
+"""``conformance`` of a run without checks (``--unchecked``)."""
 
 FAILED = "failed"
-"""``metric`` of the one row that says what ended a run; its ``status`` is the error, its value null."""
+"""``metric`` of the row of the error that ended a run; its ``status`` is the error, its value null."""
 
 TypeName = Literal["string", "int64", "double", "bool", "timestamp"]
 
@@ -39,9 +39,9 @@ class Column:
     Attributes:
         name: as in the file and in the data frame.
         type: the Arrow type; ``timestamp`` is microseconds, UTC.
-        unit: unit of the values, or "" where they have none.
+        unit: unit of the values, or "" if none.
         description: what it holds.
-        nullable: whether a row may lack it.
+        nullable: whether it may be null.
     """
 
     name: str
@@ -55,7 +55,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("run_id", "string", "", "the run: start time in UTC and six random hex digits; also the file's name"),
     Column("time_utc", "timestamp", "", "when the run started"),
     Column("schema_version", "int64", "", "version of this table's layout"),
-    Column("architecture", "string", "", "the architecture's name; none: a run of kernels, which has no architecture"),
+    Column("architecture", "string", "", "the architecture's name; none: a run of kernels"),
     Column("plugin_package", "string", "", "package or file the architecture came from"),
     Column("plugin_version", "string", "", "version of that package", nullable=True),
     Column("preset", "string", "", "named size of the architecture; none: a run of kernels"),
@@ -64,13 +64,17 @@ COLUMNS: tuple[Column, ...] = (
     Column("phase", "string", "", "what was measured: check, train, quality, prefill, decode, kernel, environment ..."),
     Column("metric", "string", "", "which quantity; see the metrics below"),
     Column("unit", "string", "", "unit of value; 1 for a plain number"),
-    Column("value", "double", "see unit", "the measurement; null: not known on this machine", nullable=True),
+    Column("value", "double", "see unit", "the measurement; null: unknown on this machine", nullable=True),
     Column("repeat", "int64", "", "number of the repeat, step or gap, from 0"),
     Column("device", "string", "", "cpu or cuda, as torch names it"),
     Column("device_name", "string", "", "model of the CPU or GPU"),
     Column("dtype", "string", "", "dtype the matrix products ran in"),
     Column(
-        "attention", "string", "", "attention backends that ran, joined by +; -autotuned: not by table", nullable=True
+        "attention",
+        "string",
+        "",
+        "attention backends that ran, joined by +; -autotuned: not from the table",
+        nullable=True,
     ),
     Column("compile", "bool", "", "whether the model ran under torch.compile"),
     Column("threads", "int64", "", "CPU threads torch used"),
@@ -82,27 +86,25 @@ COLUMNS: tuple[Column, ...] = (
     Column("query_heads", "int64", "", "phase kernel: H, query heads", nullable=True),
     Column("kv_heads", "int64", "", "phase kernel: G, key/value heads", nullable=True),
     Column("head_width", "int64", "", "phase kernel: D, head width", nullable=True),
-    Column("window", "int64", "tokens", "phase kernel: W, positions each sees, itself included; null: all", True),
+    Column("window", "int64", "tokens", "phase kernel: W, positions that each sees, including itself; null: all", True),
     Column("model_width", "int64", "", "phase kernel: C, width of the hidden states that a loss reads", nullable=True),
     Column("vocab_size", "int64", "", "phase kernel: V, classes of a loss", nullable=True),
-    Column("parameters", "int64", "", "trained numbers in the model, tied ones once", nullable=True),
+    Column("parameters", "int64", "", "trained numbers in the model, tied ones counted once", nullable=True),
     Column("corpus", "string", "", "name of the text; phase probe: of the task", nullable=True),
     Column("tokenizer", "string", "", "name of the tokenizer", nullable=True),
     Column("lossless", "bool", "", "whether the tokens' bytes add up to the text's bytes", nullable=True),
     Column("tokens_seen", "int64", "tokens", "training tokens before this measurement", nullable=True),
-    Column(
-        "contaminated", "bool", "", "whether something else disturbed the phase; null: could not be told", nullable=True
-    ),
+    Column("contaminated", "bool", "", "whether something else disturbed the phase; null: unknown", nullable=True),
     Column(
         "conformance",
         "string",
         "",
-        "level of the conformance checks that the architecture passed before the run; unchecked: nobody looked "
-        "(--unchecked); failed: and the names of those it failed; null: not known",
+        "level of the conformance checks that the architecture passed before the run; unchecked: not checked "
+        "(--unchecked); failed: with the names of the failed ones; null: unknown",
         nullable=True,
     ),
     Column("status", "string", "", "ok: a measurement; otherwise the error that ended the run, in this phase", True),
-    Column("malloc", "string", "", "how the memory allocator was set", nullable=True),
+    Column("malloc", "string", "", "configuration of the memory allocator", nullable=True),
     Column("archbench_version", "string", "", "version of archbench"),
     Column("torch_version", "string", "", "version of torch"),
     Column("triton_version", "string", "", "version of triton; null: not installed", nullable=True),
@@ -120,7 +122,7 @@ _VERSION_KEY = b"archbench_schema_version"
 def arrow_schema() -> pa.Schema:
     """The Arrow schema of a results file; its metadata carries :data:`SCHEMA_VERSION`.
 
-    Also reachable as the module attribute ``ARROW_SCHEMA``; both import pyarrow on first use only.
+    Also the module attribute ``ARROW_SCHEMA``; both import pyarrow only on first use.
     """
     import pyarrow as pa
 
@@ -136,7 +138,7 @@ def arrow_schema() -> pa.Schema:
 
 
 def file_version(schema: pa.Schema) -> int | None:
-    """The schema version a file says it has; None: archbench did not write it."""
+    """The schema version in a file; None: archbench did not write it."""
     text = (schema.metadata or {}).get(_VERSION_KEY)
     return int(text) if text is not None else None
 
@@ -160,8 +162,8 @@ def data_dictionary() -> str:
         "Written by `archbench.results.schema.data_dictionary()`; change it there. "
         "How each metric is measured, and by whose definition: [docs/metrics.md](../docs/metrics.md).",
         "",
-        "One run is one Parquet file, `RUN_ID.parquet`, with one measurement a row in base units. Beside it stand the "
-        "frozen configuration, `RUN_ID.json`, and the folder `RUN_ID/` with what the run made (checkpoints, tokenizer, "
+        "One run is one Parquet file, `RUN_ID.parquet`, with one measurement per row in base units. Beside it are the "
+        "frozen configuration, `RUN_ID.json`, and the folder `RUN_ID/` with the run's files (checkpoints, tokenizer, "
         "scores by document). Files whose names start with a dot are unfinished and are never read. "
         '`archbench.read_results("results")` gives a pandas data frame, the newest run first.',
         "",
@@ -179,12 +181,12 @@ def data_dictionary() -> str:
         "",
         "## Metrics",
         "",
-        "A third-party phase may add its own; these have one unit each, which the writer enforces. "
+        "A third-party phase may add its own. Each metric has one unit, which the writer enforces. "
         "The phase `environment` has one set of rows for each phase of the run: `repeat` is its number in the "
         "run's list of phases, from 0.",
         "",
-        f"A run that an error ended keeps the rows of the phases it had finished, and has one row more: the metric "
-        f"`{FAILED}` of the phase that failed, without a value, whose `status` is the error. All others say `{OK}`.",
+        f"A run that an error ended keeps the rows of its finished phases, and has one more row: the metric "
+        f"`{FAILED}` of the failed phase, without a value, whose `status` is the error. All others have `{OK}`.",
         "",
         "| phase | metric | unit | definition |",
         "|---|---|---|---|",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from archbench.config import ModelConfig
-from archbench.data.tokenizers import Tokenizer, load_tokenizer
+from archbench.data.byte_tokenizer import Tokenizer
+from archbench.data.tokenizers import load_tokenizer
 from archbench.errors import CheckpointError
 from archbench.measure.malloc import tune_malloc
 from archbench.plugin.architecture import Architecture

@@ -42,7 +42,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     rows.add("tokens_scored", result.tokens)
     rows.add("bytes_scored", result.bytes)
     rows.add("documents", len(result.documents))
-    for name, bits_per_byte in floors(data.train_text(), data.validation_text()).items():
+    for name, bits_per_byte in floors(data.corpus.to_bytes("train"), data.corpus.to_bytes("validation")).items():
         rows.add(f"floor_{name}", bits_per_byte)
     rows.add_memory(memory)
 

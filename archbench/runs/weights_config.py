@@ -10,7 +10,7 @@ from archbench.errors import ArchbenchError, CheckpointError, ConfigError, Usage
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.registry import available, load
 from archbench.profiles import PROFILES
-from archbench.training.published import Published, read_published
+from archbench.training.published_config import Published, read_published
 
 
 def resolve_published(config: RunConfig, architecture: Architecture) -> tuple[RunConfig, ModelConfig | None]:

@@ -1,4 +1,4 @@
-"""Budgets: how much training is enough, in updates, tokens, FLOPs or seconds."""
+"""Budgets: the amount of training, in updates, tokens, FLOPs or seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spent:
-    """What training has used so far: updates, tokens, and seconds of training steps."""
+    """Updates, tokens and seconds of training steps so far."""
 
     steps: float = 0
     tokens: float = 0
@@ -25,8 +25,8 @@ class Spent:
 class Budget:
     """An amount of training.
 
-    The update that reaches the amount is the last, so a budget is overspent by less than one update (on a GPU, where
-    times are read a few updates late, a budget in seconds by less than that interval).
+    The update that reaches the amount is the last, so a budget is exceeded by less than one update (a budget in seconds
+    on a GPU, where times are read a few updates late, by less than that interval).
 
     Attributes:
         unit: steps (updates), tokens, flops (model FLOPs, forward and backward) or seconds (of training steps).
@@ -40,10 +40,10 @@ class Budget:
 
     @classmethod
     def from_config(cls, config: TrainingConfig, flops_per_token: float) -> Budget:
-        """The one budget that the recipe sets.
+        """The budget that the recipe sets.
 
         Raises:
-            ConfigError: a budget in FLOPs for a model whose FLOPs are not known.
+            ConfigError: the budget is in FLOPs, but the model's FLOPs are unknown.
         """
         if config.flops is not None:
             if not (math.isfinite(flops_per_token) and flops_per_token > 0):
@@ -61,7 +61,7 @@ class Budget:
         return cls("seconds", config.seconds, flops_per_token)
 
     def progress(self, spent: Spent) -> float:
-        """The share that is spent, in [0, 1]; training ends at 1."""
+        """The share spent, in [0, 1]; training ends at 1."""
         amount = {
             "steps": spent.steps,
             "tokens": spent.tokens,

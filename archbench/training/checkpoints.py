@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, whatever is killed and whenever.
+"""Checkpoints: complete or absent, even if the process is killed.
 
 ::
 
@@ -9,9 +9,8 @@
         manifest.json        sha256 and size of both
       step-00000200/
 
-A checkpoint is written into a hidden folder, flushed to the disk with ``fsync``, and renamed into place; only then is
-the third newest removed. A reader therefore finds whole checkpoints only, and what a bit flip or a bad copy did to one
-shows in its checksums.
+A checkpoint is written into a hidden folder, flushed to the disk with ``fsync``, and renamed into place; then the third
+newest is removed. Readers therefore find only complete checkpoints; checksums reveal bit flips and bad copies.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from archbench.errors import CheckpointError, StorageError
+from archbench.errors import CheckpointError, StorageError, one_line
 from archbench.training.weights import WEIGHTS, read_torch_file, read_weights, write_weights
 
 TRAINING = "training.pt"
@@ -42,13 +41,13 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read whole.
+    """A complete checkpoint.
 
     Attributes:
         path: its folder.
         step: updates done.
         weights: the module's ``state_dict``.
-        training: what :func:`save_checkpoint` was given.
+        training: the argument of :func:`save_checkpoint`.
     """
 
     path: Path
@@ -61,13 +60,13 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
     """Write ``folder/step-…`` atomically, and keep the newest two.
 
     Args:
-        folder: made if it is not there.
-        step: updates done; larger than those of the checkpoints that are there.
+        folder: created if missing.
+        step: updates done; more than in existing checkpoints.
         module: its ``state_dict`` is saved.
         training: tensors, numbers, strings, lists and dicts of them.
 
     Raises:
-        StorageError: it cannot be written: disk full, read-only. The checkpoints that were there are untouched.
+        StorageError: it cannot be written (disk full, read-only); existing checkpoints are untouched.
     """
     final = folder / f"step-{step:08d}"
     partial = folder / f".{final.name}.partial"
@@ -88,7 +87,7 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
         partial.rename(final)
         _fsync(folder)
         for _, old in _listed(folder)[:-KEPT]:
-            # Out of sight first: a removal cut short must not leave half a checkpoint under a checkpoint's name.
+            # Rename first: an interrupted removal must not leave half a checkpoint under a checkpoint's name.
             shutil.rmtree(old.rename(folder / f".{old.name}.removed"))
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -96,13 +95,13 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
         raise StorageError(
             f"checkpoint {final}",
             f"it cannot be written ({_cause(error)}){kept}",
-            "Make room or make the folder writable, then continue with --resume",
+            "Free space or make the folder writable, then continue with --resume",
         ) from error
     return final
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint's folder, or None where there is none. Its checksums are not looked at.
+    """The newest checkpoint's folder, or None if there is none; its checksums are not verified.
 
     Raises:
         StorageError: the folder cannot be listed.
@@ -112,10 +111,10 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def load_latest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint, on the CPU, its checksums verified; None where there is none.
+    """The newest checkpoint, on the CPU, with checksums verified; None if there is none.
 
     Raises:
-        CheckpointError: it is damaged. The older one is not taken in its stead: that is for the user to decide.
+        CheckpointError: it is damaged. Whether to use the older one is for the user to decide.
         StorageError: the folder cannot be listed.
     """
     path = latest_checkpoint(folder)
@@ -130,11 +129,10 @@ def load_latest(folder: Path) -> Checkpoint | None:
 def load_weights(path: Path) -> dict[str, Tensor]:
     """A ``state_dict`` on the CPU: a checkpoint's (checksum verified), or published weights.
 
-    A folder holds ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards with an ``.index.json``; a file is
-    safetensors, GGUF, or a torch file with nothing but tensors in it. No pickle is ever run.
+    See :func:`archbench.training.weights.read_weights` for the layouts. No code of a pickle is run.
 
     Raises:
-        CheckpointError: nothing there, damaged, or a pickle that holds more than tensors.
+        CheckpointError: the file is missing, damaged, or a pickle that holds more than tensors.
     """
     if _NAME.fullmatch(path.name) and path.is_dir():
         _verify(path, (WEIGHTS,))
@@ -154,7 +152,7 @@ def _listed(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _verify(path: Path, names: tuple[str, ...]) -> int:
-    """The checkpoint's step, once the files called ``names`` have their checksums."""
+    """The checkpoint's step, after verifying the checksums of the files ``names``."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         step, form, files = int(manifest["step"]), manifest["format"], manifest["files"]
@@ -164,7 +162,7 @@ def _verify(path: Path, names: tuple[str, ...]) -> int:
     if form != _FORMAT:
         raise CheckpointError(
             f"checkpoint {path}",
-            f"its format is {form!r}, and this version reads {_FORMAT}",
+            f"its format is {form!r}, but this version reads {_FORMAT}",
             "Use the archbench that wrote it",
         )
     if path.name != f"step-{step:08d}":
@@ -175,7 +173,7 @@ def _verify(path: Path, names: tuple[str, ...]) -> int:
         except OSError as error:
             raise _damaged(path, name, _cause(error)) from None
         if facts != expected[name]:
-            raise _damaged(path, name, "its checksum is not the one it was written with")
+            raise _damaged(path, name, "its checksum differs from when it was written")
     return step
 
 
@@ -203,6 +201,4 @@ def _fsync(path: Path) -> None:
 
 
 def _cause(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")
+    return error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)

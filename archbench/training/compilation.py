@@ -1,4 +1,4 @@
-"""``torch.compile``, with its failures loud."""
+"""``torch.compile``, whose failures are errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from archbench.errors import DeviceError, HookFailedError
 def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
     """``model`` compiled at its first call; the wrapper shares the parameters.
 
-    Parts that torch cannot trace run uncompiled (graph breaks); a failing compiler and a graph recompiled too
-    often are errors, where torch would quietly go on without compiling.
+    Parts that torch cannot trace run uncompiled (graph breaks). A failing compiler and a graph recompiled too often are
+    errors; by default torch would silently continue without compiling.
 
     Raises:
         DeviceError: there is no C++ compiler for a CPU.
@@ -23,10 +23,10 @@ def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
     if device.type == "cpu" and not any(shutil.which(name) for name in ("g++", "clang++", "c++")):
         raise DeviceError(
             "--compile",
-            "torch.compile needs a C++ compiler on a CPU, and none is on PATH",
+            "torch.compile needs a C++ compiler on a CPU, but none is on PATH",
             "Install g++, or drop --compile",
         )
-    import torch._dynamo  # here, for it takes a second to import
+    import torch._dynamo  # imported late: it takes a second
 
     torch._dynamo.config.suppress_errors = False
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -34,7 +34,7 @@ def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def compile_error(error: Exception) -> DeviceError | None:
-    """The error to show for ``error`` if torch's compiler raised it, in a plugin's hook or not; otherwise None."""
+    """The error to show if torch's compiler raised ``error``, in a plugin's hook or not; otherwise None."""
     if isinstance(error, HookFailedError) and isinstance(error.__cause__, Exception):
         error = error.__cause__
     if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):

@@ -1,4 +1,4 @@
-"""What happened in training, update by update."""
+"""The record of training, update by update."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+_STEP_COLUMNS = {
+    "step": torch.int64,
+    "seconds": torch.float64,
+    "loss": torch.float64,
+    "lr": torch.float64,
+    "grad_norm": torch.float64,
+    "tokens": torch.int64,
+}
+_VALIDATION_COLUMNS = {
+    "validation_step": torch.int64,
+    "validation_tokens": torch.int64,
+    "validation_loss": torch.float64,
+}
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -16,11 +30,11 @@ class StepRecord:
 
     Attributes:
         step: its number, from 0.
-        seconds: of the step alone: forward, backward, update.
+        seconds: of forward, backward and update only.
         loss: mean over its tokens before the update, nats/token.
         lr: learning rate.
-        grad_norm: global L2 norm of the gradients before clipping; None where a plugin updates by itself and has none.
-        tokens: trained on in this update.
+        grad_norm: global L2 norm of the gradients before clipping; None if a plugin updates by itself.
+        tokens: trained on.
     """
 
     step: int
@@ -33,14 +47,14 @@ class StepRecord:
 
 @dataclass
 class TrainingHistory:
-    """All of a run's updates and validations, those before a resume included.
+    """All of a run's updates and validations, including those before a resume.
 
     Attributes:
-        steps: one record an update.
+        steps: one record per update.
         validations: (updates done, tokens seen, validation loss in nats/token).
-        diverged_at: the update whose loss or gradient norm was NaN or infinite, where training ended; None if none was.
-        resumed_from: updates that the checkpoint held which this process continued from; None if it started afresh.
-        first_steps: the first update of every process that worked on the run: with warm-up and compilation in it.
+        diverged_at: the update with a NaN or infinite loss or gradient norm, which ended training; None if none.
+        resumed_from: updates done in the checkpoint that this process resumed; None if it started anew.
+        first_steps: the first update of each process of the run: it includes warm-up and compilation.
     """
 
     steps: list[StepRecord] = field(default_factory=list)
@@ -51,39 +65,33 @@ class TrainingHistory:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training steps, in all."""
+        """Total seconds of training steps."""
         return math.fsum(record.seconds for record in self.steps)
 
     @property
     def tokens(self) -> int:
-        """Tokens trained on, in all."""
+        """Total tokens trained on."""
         return sum(record.tokens for record in self.steps)
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The history as tensors: floats keep their last bit."""
-        norms = [math.nan if record.grad_norm is None else record.grad_norm for record in self.steps]
-        return {
-            "first_steps": torch.tensor(self.first_steps, dtype=torch.int64),
-            "step": torch.tensor([record.step for record in self.steps], dtype=torch.int64),
-            "seconds": torch.tensor([record.seconds for record in self.steps], dtype=torch.float64),
-            "loss": torch.tensor([record.loss for record in self.steps], dtype=torch.float64),
-            "lr": torch.tensor([record.lr for record in self.steps], dtype=torch.float64),
-            "grad_norm": torch.tensor(norms, dtype=torch.float64),
-            "tokens": torch.tensor([record.tokens for record in self.steps], dtype=torch.int64),
-            "validation_step": torch.tensor([step for step, _, _ in self.validations], dtype=torch.int64),
-            "validation_tokens": torch.tensor([tokens for _, tokens, _ in self.validations], dtype=torch.int64),
-            "validation_loss": torch.tensor([loss for _, _, loss in self.validations], dtype=torch.float64),
-        }
+        """The history as tensors, floats bit for bit."""
+        rows = [
+            (r.step, r.seconds, r.loss, r.lr, math.nan if r.grad_norm is None else r.grad_norm, r.tokens)
+            for r in self.steps
+        ]
+        columns = {"first_steps": torch.tensor(self.first_steps, dtype=torch.int64)}
+        for dtypes, table in ((_STEP_COLUMNS, rows), (_VALIDATION_COLUMNS, self.validations)):
+            for number, (name, dtype) in enumerate(dtypes.items()):
+                columns[name] = torch.tensor([row[number] for row in table], dtype=dtype)
+        return columns
 
     @classmethod
     def from_tensors(cls, columns: Mapping[str, Tensor]) -> TrainingHistory:
         """Undo :meth:`to_tensors`."""
-        names = ("step", "seconds", "loss", "lr", "grad_norm", "tokens")
-        rows = zip(*(columns[name].tolist() for name in names), strict=True)
+        rows = zip(*(columns[name].tolist() for name in _STEP_COLUMNS), strict=True)
         steps = [
             StepRecord(n, seconds, loss, lr, None if math.isnan(norm) else norm, t)
             for n, seconds, loss, lr, norm, t in rows
         ]
-        validation_names = ("validation_step", "validation_tokens", "validation_loss")
-        validations = list(zip(*(columns[name].tolist() for name in validation_names), strict=True))
+        validations = list(zip(*(columns[name].tolist() for name in _VALIDATION_COLUMNS), strict=True))
         return cls(steps, validations, first_steps=columns["first_steps"].tolist())

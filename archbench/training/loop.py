@@ -1,4 +1,4 @@
-"""The training loop: the same for every architecture, its timed region in plain sight."""
+"""The training loop, the same for every architecture; its timed region is visible here."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from archbench.data.batches import Batch
 
 CUDA_READ_EVERY = 16
-"""Updates between two readings of losses and times on a GPU: reading makes the CPU wait until the GPU has caught up."""
+"""Updates between two readings of losses and times on a GPU: reading makes the CPU wait for the GPU."""
 
 SKIPPED_UPDATES_ALLOWED = 32
-"""float16 loss scaling skips updates with infinite gradients while it seeks a scale; more in a row is divergence."""
+"""float16 loss scaling skips updates with infinite gradients to find a scale; more in a row are divergence."""
 
 
 class Clock(Protocol):
-    """Reads the time; ``archbench.measure.clock`` has one for each kind of device."""
+    """Measures time; ``archbench.measure.clock`` has one for each kind of device."""
 
     def mark(self) -> Any:
-        """This moment, in the device's order of work."""
+        """A mark at this point of the device's work."""
         ...
 
     def seconds(self, start: Any, end: Any) -> float:
@@ -45,15 +45,15 @@ class Clock(Protocol):
 
 
 class Sampler(Protocol):
-    """Batches by number; ``archbench.data.batches.BatchSampler`` is the one."""
+    """Batches by number, as from ``archbench.data.batches.BatchSampler``."""
 
     def batch(self, step: int) -> Batch:
-        """The batch of that update: a pure function of the number, so that a resumed run needs no state for it."""
+        """The batch of that update: a pure function of the number, so that resuming needs no state."""
         ...
 
 
 Observer = Callable[[int, int, Mapping[str, float]], object]
-"""Is told, outside the timed steps, what was read: the step, the tokens trained on so far, and values by name."""
+"""Called outside the timed steps with the step, the tokens trained on so far, and values by name."""
 
 
 @dataclass
@@ -93,18 +93,18 @@ def train(
         step: a plugin's ``train_step``.
         flops_per_token: model FLOPs of training on one token, for a budget in FLOPs.
         validate: the model's loss on held-out text, nats/token. Called in evaluation mode, without gradients, on the
-            uncompiled module, with the random number generators set aside; its time counts nowhere.
-        enough: asked after each validation; True ends the training before its budget is spent.
-        checkpoints: folder of the checkpoints; the newest one in it is continued from. None to write none.
+            uncompiled module; it does not affect random number generators, and its time is not counted.
+        enough: called after each validation; True ends the training before its budget is spent.
+        checkpoints: folder of checkpoints; training resumes from the newest. None to write none.
         progress: None for silence.
-        observe: told of each update when its loss is read (``loss``, ``learning_rate``, ``grad_norm``, and but for a
-            process's first step ``step_seconds`` and ``tokens_per_second``), and of each ``validation_loss``.
+        observe: called for each update when its loss is read (``loss``, ``learning_rate``, ``grad_norm`` and, except
+            for a process's first step, ``step_seconds`` and ``tokens_per_second``), and for each ``validation_loss``.
 
     Raises:
-        ConfigError: a budget in FLOPs, and no ``flops_per_token``.
+        ConfigError: the budget is in FLOPs, without ``flops_per_token``.
         HookResultError: ``step`` did not make exactly one update.
         CheckpointError: the newest checkpoint is damaged, or of another run.
-        StorageError: a checkpoint cannot be written; the last whole one is intact.
+        StorageError: a checkpoint cannot be written; the last complete one is intact.
         DeviceError: ``torch.compile`` failed.
     """
     budget = Budget.from_config(config, flops_per_token)
@@ -160,7 +160,7 @@ def _is_due(every: int | None, updates: int) -> bool:
 
 def _validation_loss(state: TrainState, validate: Callable[[nn.Module], float]) -> float:
     devices = [state.device] if state.device.type == "cuda" else []
-    # The generators are put back: how often a run validates must not change what it learns.
+    # The generators are restored: how often a run validates must not change its training.
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         state.module.eval()
         try:
@@ -170,7 +170,7 @@ def _validation_loss(state: TrainState, validate: Callable[[nn.Module], float]) 
 
 
 class _Ledger:
-    """What has been spent of the budget, and the history, which lags behind where reading the device is dear."""
+    """The spent budget and the history, which lags behind on devices that are expensive to read."""
 
     def __init__(
         self, state: TrainState, budget: Budget, clock: Clock, progress: Progress, observe: Observer | None
@@ -209,14 +209,13 @@ class _Ledger:
         return self.history.diverged_at is not None
 
     def progress_amid(self, tokens: int) -> float:
-        """The share of the budget that is spent in the middle of the next update: neither its start, where the
-        warm-up's rate would be 0, nor its end."""
+        """The spent share of the budget in the middle of the next update; at its start warm-up would be 0."""
         state = self._state
         seconds = self._estimated_seconds() + 0.5 * self._mean_seconds()
         return self._budget.progress(Spent(state.step + 0.5, state.tokens + 0.5 * tokens, seconds))
 
     def add(self, update: _Unread, *, read: bool) -> None:
-        """Count an update; read what is unread if asked to, if it is time to, or if it was the last."""
+        """Count an update; read the unread ones if ``read``, after enough updates, or after the last."""
         self._unread.append(update)
         if read or len(self._unread) >= self._read_every or self._spent_share() >= 1.0:
             self._read()
@@ -230,7 +229,7 @@ class _Ledger:
             self._observe(state.step, state.tokens, {"validation_loss": loss})
 
     def _read(self) -> None:
-        """Losses first: that waits for the device, and the times are then there to be read."""
+        """Read losses first, which waits for the device; then times are available."""
         losses = torch.stack([update.loss for update in self._unread]).tolist()
         norms = [None if update.grad_norm is None else float(update.grad_norm) for update in self._unread]
         for update, loss, norm in zip(self._unread, losses, norms, strict=True):

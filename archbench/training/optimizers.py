@@ -1,9 +1,9 @@
-"""Optimizers, all from ``torch.optim``, all with decoupled weight decay on matrices only.
+"""Optimizers from ``torch.optim``, with decoupled weight decay on matrices only.
 
 Decoupled decay (Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization") shrinks a weight by
-learning rate × decay beside the gradient step. torch adds SGD's and Adam's to the gradient unless told otherwise;
-here it is decoupled for every optimizer, so that ``weight_decay`` means one thing. In torch, Adam with decoupled
-decay *is* AdamW: here ``adam`` and ``adamw`` give the same numbers.
+learning rate × decay, apart from the gradient step. By default torch adds SGD's and Adam's decay to the gradient; here
+it is decoupled for every optimizer, so that ``weight_decay`` has one meaning. Adam with decoupled decay *is* AdamW:
+``adam`` and ``adamw`` give the same numbers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.devi
     """The recipe's optimizer over the model's trainable parameters, at the peak learning rate.
 
     Raises:
-        ConfigError: there is nothing to train, or Muon finds no hidden matrix.
+        ConfigError: no parameter is trainable, or Muon finds no hidden matrix.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not named:
@@ -35,7 +35,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.devi
         )
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
-        # torch's fused SGD skips an update itself when loss scaling asks for it, after the decay is done: CPU only.
+        # Only on CPUs: torch's fused SGD can skip an update for loss scaling after the decay is done.
         fused = device.type == "cpu" and _all_float32(named.values())
         groups = decay_groups(named.values(), decay)
         return DecoupledSGD(groups, lr=rate, momentum=config.betas[0], fused=fused)
@@ -48,7 +48,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.devi
                 "Use optimizer adamw",
             )
         rest = [parameter for name, parameter in named.items() if name not in hidden]
-        # The update is scaled to AdamW's root mean square, so that one learning rate fits both
+        # The update is scaled to AdamW's root mean square, so that one learning rate suits both
         # (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
         muon = torch.optim.Muon(
             [named[name] for name in hidden],
@@ -65,7 +65,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.devi
 def _adam(
     kind: type[torch.optim.Adam], parameters: list[nn.Parameter], config: TrainingConfig, device: torch.device
 ) -> torch.optim.Optimizer:
-    # Fused: one pass over memory instead of a dozen, 3 to 5 times faster on a CPU (docs/training.md).
+    # Fused: one pass over memory instead of a dozen, 3 to 5 times as fast on a CPU (docs/training.md).
     fused = device.type in _FUSED_DEVICES and _all_float32(parameters)
     decoupled = {} if kind is torch.optim.AdamW else {"decoupled_weight_decay": True}
     groups = decay_groups(parameters, config.weight_decay)
@@ -77,7 +77,7 @@ def _all_float32(parameters: Iterable[nn.Parameter]) -> bool:
 
 
 def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: matrices (two or more dimensions) decay; gains and biases do not."""
+    """Two parameter groups: matrices (two or more dimensions) decay, gains and biases do not."""
     parameters = list(parameters)
     matrices = [parameter for parameter in parameters if parameter.ndim >= 2]
     vectors = [parameter for parameter in parameters if parameter.ndim < 2]
@@ -86,10 +86,10 @@ def decay_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> lis
 
 
 def hidden_matrices(model: nn.Module) -> list[str]:
-    """Names of the 2-D weights that Muon trains: those of the layers, not embeddings and output head.
+    """Names of the 2-D weights that Muon trains: all except embeddings, tables of positions and the output head.
 
-    Embeddings are the weights of ``nn.Embedding`` modules. Outside the numbered layers (``layers.0.…``), a matrix
-    with as many rows as some embedding has is an output head or a table of positions, too.
+    Embeddings are the weights of ``nn.Embedding`` modules. Outside the numbered layers (``layers.0.…``), a matrix with
+    as many rows as an embedding is an output head or a table of positions.
     """
     tables = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
     rows = {table.shape[0] for table in tables}
@@ -108,7 +108,7 @@ def hidden_matrices(model: nn.Module) -> list[str]:
 class DecoupledSGD(torch.optim.SGD):
     """SGD with momentum and decoupled weight decay (SGDW, Loshchilov & Hutter 2019, algorithm 1).
 
-    Groups carry the decay as ``decoupled_decay``: torch's own ``weight_decay`` would add it to the gradient.
+    Groups store the decay as ``decoupled_decay``, because torch adds ``weight_decay`` to the gradient.
     """
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float, fused: bool) -> None:
@@ -124,7 +124,7 @@ class DecoupledSGD(torch.optim.SGD):
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
-    """Two optimizers as one: Muon for the hidden matrices, AdamW for everything else."""
+    """Two optimizers as one: Muon for the hidden matrices, AdamW for the rest."""
 
     def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
         self.parts = (muon, adamw)
@@ -132,7 +132,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share_groups()
 
     def _share_groups(self) -> None:
-        """The groups *are* the parts' groups: a learning rate set here is set there."""
+        """Use the parts' own groups: a learning rate set here applies to them."""
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
     def step(self, closure: Any = None) -> Any:

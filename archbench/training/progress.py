@@ -1,6 +1,6 @@
-"""How training shows itself to a person: a bar on a terminal, plain lines elsewhere, or nothing.
+"""Progress of training on stderr: a bar on a terminal, plain lines elsewhere, or nothing.
 
-It writes to stderr, a few times a second at most, and never inside a timed step.
+It writes at most a few times a second, and never inside a timed step.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class Progress:
     """Progress of one training.
 
     Args:
-        style: ``auto`` draws a bar where ``stream`` is a terminal and writes plain lines where it is not.
-        label: what is training, as in ``gpt1 nano``.
+        style: ``auto`` draws a bar if ``stream`` is a terminal, otherwise it writes plain lines.
+        label: name of what is training, as in ``gpt1 nano``.
         stream: stderr by default.
         interval: seconds between two plain lines (10 by default) or two redraws of the bar (0.25).
     """
@@ -46,14 +46,14 @@ class Progress:
         self._bar: RichProgress | None = None
 
     def start(self, *, progress: float, tokens: int) -> None:
-        """Training begins; with ``progress`` in [0, 1] of its budget and ``tokens`` behind it if it is resumed."""
+        """Training begins, with the share ``progress`` in [0, 1] of its budget and ``tokens`` done before a resume."""
         self._started = self._shown = time.monotonic()
         self._first_progress, self._first_tokens = progress, tokens
         if self.style == "bar":
             self._open_bar(progress)
 
     def update(self, *, progress: float, step: int, tokens: int, loss: float) -> None:
-        """``step`` updates are done; shown if it is time to, or if it is the last."""
+        """``step`` updates are done; shown after :attr:`interval`, and for the last one."""
         if self.style == "silent":
             return
         now = time.monotonic()
@@ -77,12 +77,12 @@ class Progress:
             self._write(f"{self.label}: validation loss {loss:.4f} nats/token after step {step:,}")
 
     def note(self, text: str) -> None:
-        """A line that a person should see."""
+        """Write a line."""
         if self.style != "silent":
             self._write(f"{self.label}: {text}")
 
     def close(self) -> None:
-        """Training is over: leave the terminal as it was."""
+        """Training is over: remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -98,7 +98,7 @@ class Progress:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
-        # No refreshing thread: it would take turns with the step that is being timed.
+        # No refreshing thread: it would compete with the timed step.
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),

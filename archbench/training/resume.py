@@ -1,4 +1,4 @@
-"""What a checkpoint has to hold so that training goes on as if it had never stopped, and putting it back."""
+"""Saving and restoring all state of training, so that a resumed run continues as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def fingerprint(state: TrainState, config: TrainingConfig, first_batch: Batch) -> dict[str, str]:
-    """What must be the same when training continues, by name: losses mean nothing across a change in any of it."""
+    """What must not change when training resumes, by name: losses before and after would not be comparable."""
     data = hashlib.sha256()
     for tensor in (first_batch.inputs, first_batch.targets):
         data.update(repr(tuple(tensor.shape)).encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -33,7 +33,7 @@ def fingerprint(state: TrainState, config: TrainingConfig, first_batch: Batch) -
 
 
 def save(folder: Path, state: TrainState, history: TrainingHistory, run: Mapping[str, str]) -> None:
-    """Write a checkpoint of training as it stands between two updates.
+    """Write a checkpoint between two updates.
 
     Raises:
         StorageError: it cannot be written; older checkpoints are intact.
@@ -54,10 +54,10 @@ def save(folder: Path, state: TrainState, history: TrainingHistory, run: Mapping
 
 
 def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> TrainingHistory | None:
-    """Put the newest checkpoint of ``folder`` into ``state``; its history, or None where there is no checkpoint.
+    """Load the newest checkpoint of ``folder`` into ``state``; returns its history, or None if there is none.
 
     Raises:
-        CheckpointError: the checkpoint is damaged, or is of another run or another model.
+        CheckpointError: the checkpoint is damaged, or of another run or model.
     """
     checkpoint = load_latest(folder)
     if checkpoint is None:
@@ -68,7 +68,7 @@ def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> Training
         raise CheckpointError(
             f"checkpoint {checkpoint.path}",
             f"it is of a run that differs in: {', '.join(changed)}",
-            "Resume with what the run was started with, or start afresh in another folder",
+            "Resume with the run's original settings, or start anew in another folder",
         )
     try:
         state.module.load_state_dict(checkpoint.weights)

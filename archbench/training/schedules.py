@@ -1,4 +1,4 @@
-"""Learning-rate schedules, as functions of the share of the budget that is spent."""
+"""Learning-rate schedules, as functions of the spent share of the budget."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def learning_rate(config: TrainingConfig, progress: float) -> float:
-    """The learning rate when ``progress`` in [0, 1] of the budget is spent, whatever the budget's unit.
+    """The learning rate when ``progress`` in [0, 1] of the budget is spent, in any unit.
 
     - Linear warm-up from 0 to the peak over ``warmup_fraction``; then
     - ``cosine``: half a cosine down to ``min_lr_ratio`` × peak (Loshchilov & Hutter 2017, "SGDR", without restarts);
     - ``wsd``: warm-up, stable, decay: the peak until the last ``decay_fraction``, then linearly down to
-      ``min_lr_ratio`` × peak (Hu et al. 2024, "MiniCPM", section 4; linear as in Hägele et al. 2024). Where warm-up and
-      decay overlap, the decay starts at the end of the warm-up;
+      ``min_lr_ratio`` × peak (Hu et al. 2024, "MiniCPM", section 4; linear as in Hägele et al. 2024). If they
+      overlap, the decay starts at the end of the warm-up;
     - ``constant``: the peak.
     """
     peak, lowest = config.learning_rate, config.learning_rate * config.min_lr_ratio

@@ -1,6 +1,6 @@
-"""What one optimizer update needs: the model, its optimizer, the precision, clipping and accumulation.
+"""The state of one optimizer update: the model, its optimizer, the precision, clipping and accumulation.
 
-A plugin's ``train_step`` is handed a :class:`TrainState` and uses four of its methods::
+A plugin's ``train_step`` gets a :class:`TrainState` and uses four of its methods::
 
     for micro in state.split(batch):        # the micro-batches of this update, on the model's device
         with state.autocast(): ...          # forward in the run's dtype
@@ -33,16 +33,15 @@ class TrainState:
     """A model in training.
 
     Attributes:
-        model: what ``train_step`` calls: tokens (B, T) int64 -> logits (B, T, V). It may be a ``torch.compile``
-            wrapper.
-        optimizer: its learning rate is set by the training loop before every update.
-        device: where the model is, and where micro-batches go.
+        model: tokens (B, T) int64 -> logits (B, T, V); possibly a ``torch.compile`` wrapper.
+        optimizer: the training loop sets its learning rate before every update.
+        device: of the model and of micro-batches.
         dtype: autocast dtype; parameters and their gradients stay float32.
         accumulation: micro-batches per update.
         grad_clip: largest global gradient norm; None for none.
         scaler: loss scaling, for float16 on CUDA.
         step: updates done.
-        tokens: training tokens seen; counted by the training loop.
+        tokens: training tokens seen, counted by the training loop.
         grad_norm: global L2 norm of the last update's gradients before clipping, shape ().
     """
 
@@ -70,7 +69,7 @@ class TrainState:
         dtype: DTypeName = "float32",
         compile: bool = False,
     ) -> TrainState:
-        """The state a recipe starts from: optimizer, clipping and precision around ``model``, which is on ``device``.
+        """The initial state of a recipe: optimizer, clipping and precision for ``model``, which is on ``device``.
 
         Raises:
             DeviceError: float16 on a CPU, or no compiler for ``compile``.
@@ -80,7 +79,7 @@ class TrainState:
         if dtype == "float16" and device.type == "cpu":
             raise DeviceError(
                 "dtype float16",
-                "gradients underflow without loss scaling, and CPUs have none",
+                "gradients underflow without loss scaling, which CPUs lack",
                 "Use bfloat16 or float32",
             )
         return cls(
@@ -106,7 +105,7 @@ class TrainState:
         return [batch] if self.accumulation == 1 else batch.split(self.accumulation)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Operations inside run in :attr:`dtype` where torch holds that to be safe."""
+        """Autocast to :attr:`dtype`."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -123,7 +122,7 @@ class TrainState:
         """Clip the gradients, step the optimizer, clear the gradients.
 
         Raises:
-            HookResultError: nothing was propagated backward.
+            HookResultError: there are no gradients.
         """
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
@@ -135,7 +134,7 @@ class TrainState:
                 "Call state.backward(loss) on a loss that depends on the model",
             )
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        # On a CPU the norm can be looked at for nothing, and multiplying every gradient by 1 is saved.
+        # On a CPU reading the norm is free and can save multiplying every gradient by 1.
         if self.grad_clip is not None and (self.device.type != "cpu" or not self.grad_norm <= self.grad_clip):
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.grad_clip, self.grad_norm)
         if self.scaler is not None:
@@ -147,6 +146,6 @@ class TrainState:
         self.step += 1
 
     def set_learning_rate(self, value: float) -> None:
-        """The rate of the next update, for every parameter."""
+        """Set the rate of the next update for all parameters."""
         for group in self.optimizer.param_groups:
             group["lr"] = value

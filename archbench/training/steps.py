@@ -1,4 +1,4 @@
-"""The ordinary training step, for plugins whose loss is next-token cross-entropy."""
+"""The training step of plugins whose loss is next-token cross-entropy."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 def next_token_step(state: TrainState, batch: Batch) -> Tensor:
     """One optimizer update on next-token cross-entropy; returns the batch's mean loss, shape (), nats/token.
 
-    The mean is over all tokens of the batch, also where its micro-batches are of unequal size; softmax and
-    logarithm are taken in float32 whatever the dtype. A :class:`archbench.protocols.LinearHeadModel` is trained
-    without holding its logits.
+    The mean is over all tokens of the batch, even if micro-batches differ in size; softmax and logarithm are in float32
+    for any dtype. A :class:`archbench.protocols.LinearHeadModel` is trained without holding its logits.
 
     Raises:
-        PluginError: the model offers a linear head that its forward or its ``head`` knows nothing of.
+        PluginError: the model offers a linear head that differs from its forward or ``head``.
     """
     if state.step == 0:
         check_linear_head(state.module)
@@ -42,7 +41,7 @@ def next_token_step(state: TrainState, batch: Batch) -> Tensor:
 
 
 def next_token_loss(state: TrainState, batch: Batch) -> Tensor:
-    """Mean next-token cross-entropy of one micro-batch, shape (), nats/token, by the means that the model offers."""
+    """Mean next-token cross-entropy of one micro-batch, shape (), nats/token; without logits if the model allows."""
     model = state.module
     with state.autocast():
         if isinstance(model, LinearHeadModel):
@@ -54,11 +53,10 @@ def next_token_loss(state: TrainState, batch: Batch) -> Tensor:
 
 
 def check_linear_head(model: object) -> None:
-    """That a :class:`archbench.protocols.LinearHeadModel` is one: a loss from another head would train another model.
+    """Check that a :class:`archbench.protocols.LinearHeadModel` has the head it offers: the loss is computed with it.
 
     Raises:
-        PluginError: ``forward`` has no argument ``logits``, or ``head`` is not the product that ``head_parameters``
-            promises.
+        PluginError: ``forward`` has no argument ``logits``, or ``head`` is not the product of ``head_parameters``.
     """
     if not isinstance(model, LinearHeadModel):
         return
@@ -66,19 +64,19 @@ def check_linear_head(model: object) -> None:
     if "logits" not in inspect.signature(model.forward).parameters:
         raise PluginError(
             name,
-            "it offers head_parameters(), and its forward takes no argument logits",
-            "Write forward(self, tokens, *, logits=True), which returns the hidden states where logits is False",
+            "it offers head_parameters(), but its forward has no argument logits",
+            "Write forward(self, tokens, *, logits=True), which returns the hidden states if logits is False",
         )
     with torch.no_grad():
         weight, bias = model.head_parameters()
         rows = weight[:2]
-        hidden = rows * (100 / rows.square().sum(1, keepdim=True).clamp(min=1e-4))  # logits near 100: a cap would show
+        hidden = rows * (100 / rows.square().sum(1, keepdim=True).clamp(min=1e-4))  # logits near 100 reveal a cap
         expected, found = F.linear(hidden, weight, bias), model.head(hidden)
-        # Written so that weights full of NaN pass: they are a divergence, not another head.
+        # NaN compares as equal: weights full of NaN are a divergence, not another head.
         differs = found.shape != expected.shape or bool((found - expected).abs().max() > 0.01 * expected.abs().max())
     if differs:
         raise PluginError(
             name,
-            "its head() is not the linear layer that its head_parameters() are of",
-            "Return the head's own weight and bias; a head that is more than linear goes without head_parameters()",
+            "its head() is not the linear layer of its head_parameters()",
+            "Return the head's own weight and bias; omit head_parameters() for a head that is not linear",
         )

@@ -1,4 +1,4 @@
-"""Weights in files: safetensors, written and read; GGUF, read; torch's ``.bin`` and ``.pt``, read running no code."""
+"""Weights in files: writes safetensors; reads safetensors, GGUF and torch files, without running code."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from archbench.data.gguf import is_gguf
-from archbench.errors import CheckpointError
+from archbench.errors import CheckpointError, one_line
 
 WEIGHTS = "model.safetensors"
 _FOLDER_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def write_weights(module: nn.Module, path: Path) -> None:
-    """The module's ``state_dict`` as safetensors. Tied weights are written once; the metadata names their aliases.
+    """Write the ``state_dict`` as safetensors. Tied weights are written once; the metadata names their aliases.
 
     Raises:
         OSError, SafetensorError: the file cannot be written.
@@ -35,7 +35,7 @@ def write_weights(module: nn.Module, path: Path) -> None:
             continue
         first_name[identity] = name
         whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-        # safetensors refuses tensors that share a storage, as slices of one buffer do.
+        # safetensors rejects tensors that share storage, such as slices of one buffer.
         tensors[name] = (tensor if whole else tensor.clone(memory_format=torch.contiguous_format)).cpu()
     save_file(tensors, path, metadata={"format": "pt", **aliases})
 
@@ -43,11 +43,11 @@ def write_weights(module: nn.Module, path: Path) -> None:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """A ``state_dict`` from a folder or a file, on the CPU.
 
-    A folder holds ``model.safetensors``, ``pytorch_model.bin``, or either in shards with its ``.index.json``
-    (transformers' layout); a file is safetensors, GGUF, or a torch file that holds nothing but tensors.
+    A folder holds ``model.safetensors`` or ``pytorch_model.bin``, whole or in shards with an ``.index.json``
+    (transformers' layout); a file is safetensors, GGUF, or a torch file that holds only tensors.
 
     Raises:
-        CheckpointError: nothing there, damaged, or a pickle that holds more than tensors.
+        CheckpointError: the file is missing, damaged, or a pickle that holds more than tensors.
     """
     if not path.exists():
         raise CheckpointError(f"weights {path}", "there is no such file or folder", "Check the path")
@@ -61,7 +61,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.name.endswith(".index.json"):
         return _read_shards(path)
     if is_gguf(path):
-        from archbench.training.gguf import gguf_weights
+        from archbench.training.gguf_llama import gguf_weights
 
         return gguf_weights(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
@@ -73,7 +73,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         shards = sorted(set(placed.values()))
         outside = [shard for shard in shards if Path(shard).name != shard]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(index, f"it is no index of shards ({error!r})") from None
+        raise _damaged(index, f"it is not an index of shards ({error!r})") from None
     if outside:
         raise CheckpointError(
             f"weights {index}",
@@ -96,7 +96,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             aliases = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise _damaged(path, f"it cannot be read as safetensors ({error})") from None
-    # The metadata of tied weights, as safetensors.torch.save_model writes it too: alias -> name.
+    # Metadata of tied weights, alias -> name, as safetensors.torch.save_model writes it.
     for alias, name in aliases.items():
         if alias not in weights and name in weights:
             weights[alias] = weights[name]
@@ -108,25 +108,24 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in weights.items()
     ):
-        cause, remedy = "it is no flat mapping of names to tensors", "Save the model's state_dict() by itself"
+        cause, remedy = "it is not a flat mapping of names to tensors", "Save only the model's state_dict()"
         raise CheckpointError(f"weights {path}", cause, remedy)
     return weights
 
 
 def read_torch_file(path: Path, culprit: str, remedy: str) -> object:
-    """What ``torch.save`` wrote, on the CPU, if it is made of tensors and plain values; no code in it is run.
+    """Load a file of ``torch.save`` that holds only tensors and plain values, on the CPU, without running its code.
 
     Raises:
-        CheckpointError: damaged, or a pickle that holds more than tensors and plain values.
+        CheckpointError: the file is damaged, or a pickle that holds more.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        cause = "it is damaged, or a pickle that holds more than tensors, and archbench runs no code from a file"
+        cause = "it is damaged, or a pickle that holds more than tensors; archbench runs no code from files"
         raise CheckpointError(culprit, cause, remedy) from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0].strip().rstrip(".")
-        raise CheckpointError(culprit, f"it cannot be read as a torch file ({first_line})", remedy) from None
+        raise CheckpointError(culprit, f"it cannot be read as a torch file ({one_line(error)})", remedy) from None
 
 
 def _damaged(path: Path, cause: str) -> CheckpointError:

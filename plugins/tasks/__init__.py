@@ -1,1 +1,1 @@
-"""The built-in diagnostic tasks: one module each, drawn with NumPy alone."""
+"""The built-in diagnostic tasks, one module each; they need only NumPy."""

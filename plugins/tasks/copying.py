@@ -1,8 +1,8 @@
-"""Copying, and copying of longer strings than were ever trained on.
+"""Copying strings, including longer ones than in training.
 
 Jelassi et al. 2024, "Repeat After Me: Transformers are Better than State Space Models at Copying", arXiv:2402.01032,
-section 3.1: a string of random letters between a first token and a copy token, to be repeated token by token. Trained
-on lengths from 1 to 16, all equally likely, and tested on 16, 32 and 64.
+section 3.1: a string of random letters between a first token and a copy token, to be repeated token by token. Lengths
+are 1 to 16 in training, all equally likely, and 16, 32 and 64 in tests.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def draw(random: np.random.Generator, count: int, length: int) -> Examples:
 
 
 def shorter(random: np.random.Generator, count: int) -> Examples:
-    """Strings of 1 to 16 letters, with padding behind, at which nothing is asked."""
+    """Strings of 1 to 16 letters, followed by padding without questions."""
     lengths = random.integers(1, LONGEST_TRAINED + 1, size=count)
     return _laid_out(random.integers(LETTERS, size=(count, LONGEST_TRAINED)), lengths)
 
 
 def _laid_out(letters: np.ndarray, lengths: np.ndarray) -> Examples:
-    """Strings (B, longest), of which the first ``lengths`` (B,) letters count."""
+    """Examples of strings (B, longest), of which the first ``lengths`` (B,) letters are used."""
     count, longest = letters.shape
     inputs = np.full((count, 2 * longest + 1), PADDING)
     targets = np.full(inputs.shape, IGNORED)
@@ -44,7 +44,7 @@ def _laid_out(letters: np.ndarray, lengths: np.ndarray) -> Examples:
     inputs[rows, start] = COPY
     row, letter = np.nonzero(inside)
     targets[row, start[row, 0] + letter] = letters[row, letter]
-    fed = letter + 1 < lengths[row]  # the last letter is asked for and not fed
+    fed = letter + 1 < lengths[row]  # the last letter is a target and not an input
     inputs[row[fed], start[row[fed], 0] + 1 + letter[fed]] = letters[row[fed], letter[fed]]
     return Examples(inputs, targets)
 

@@ -1,8 +1,8 @@
-"""Memorisation: facts that stand in no example have to be learnt by heart.
+"""Memorisation: facts that no example contains must be learned.
 
 Poli et al. 2024, "Mechanistic Design and Scaling of Hybrid Architectures" (MAD), arXiv:2403.17844, section 3.1: one
-dictionary for all examples; a key and a token that asks are read, and the value is never shown. The sequences of keys
-that are tested were not trained on; the facts were, since they are what is to be known.
+dictionary for all examples; the input is a key and a token that asks, and the value is never shown. Sequences of keys
+in tests are not in training; the facts are, because they are to be known.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ VALUE_OF = FACTS + np.random.default_rng(2024).permutation(FACTS)
 
 
 def draw(random: np.random.Generator, count: int) -> Examples:
-    """inputs (B, 32): sixteen keys, each with a token behind it that asks for its value."""
+    """inputs (B, 32): sixteen keys, each followed by a token that asks for its value."""
     keys = random.integers(FACTS, size=(count, QUESTIONS))
     inputs = np.full((count, 2 * QUESTIONS), ASK)
     targets = np.full((count, 2 * QUESTIONS), IGNORED)

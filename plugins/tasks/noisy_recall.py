@@ -1,9 +1,9 @@
-"""Recall amid noise: pairs of key and value come again and again, with tokens between them that mean nothing.
+"""Recall amid noise: pairs of key and value repeat, with meaningless tokens between them.
 
 Poli et al. 2024, "Mechanistic Design and Scaling of Hybrid Architectures" (MAD), arXiv:2403.17844, section 3.1, noisy
-in-context recall: noise has a vocabulary of its own and never parts a key from its value. Here each key of an example
-stands once before any comes again, so that a guess is right once in as many times as there are keys, and nothing is
-asked at noise: graded there, as in the reference generator, a score would mostly be of what nobody can know.
+in-context recall: noise has its own vocabulary and never separates a key from its value. Here each key of an example
+occurs once before any is repeated, so that a guess is right once in as many times as there are keys. Noise is not
+scored: in the reference generator it is, and most of a score is of what cannot be known.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ FIRST_VALUE, FIRST_NOISE = KEYS, 2 * KEYS
 T = 64
 PAIRS = (4, 8)
 EASIEST = 2
-"""Pairs of the easiest examples that are trained on and not tested."""
+"""Pairs of the easiest examples, in training only."""
 
 NOISE_SHARE = 0.2
-"""Probability that what comes next is a token of noise and not a pair."""
+"""Probability that a token of noise follows, instead of a pair."""
 
 
 def draw(random: np.random.Generator, count: int, pairs: int) -> Examples:
-    """inputs (B, 64): pairs and noise; asked for the value at every key that has been there before."""
+    """inputs (B, 64): pairs and noise; every repeated key asks for its value."""
     return _laid_out(random, np.full(count, pairs))
 
 
 def mixed(random: np.random.Generator, count: int) -> Examples:
-    """Examples of 2, 4 and 8 pairs, in equal parts on average."""
+    """Examples of 2, 4 and 8 pairs, equally many on average."""
     return _laid_out(random, random.choice((EASIEST, *PAIRS), size=count))
 
 
 def _laid_out(random: np.random.Generator, pairs: np.ndarray) -> Examples:
-    """One example for each of ``pairs`` (B,), the number of different keys in it."""
+    """One example for each of ``pairs`` (B,), its number of distinct keys."""
     count = len(pairs)
     value_of = FIRST_VALUE + random.permuted(np.tile(np.arange(KEYS), (count, 1)), axis=1)  # (B, KEYS)
     known = random.permuted(np.tile(np.arange(KEYS), (count, 1)), axis=1)  # (B, KEYS); the first of them are used

@@ -1,10 +1,10 @@
-"""Multi-query associative recall: pairs of key and value, then the keys again, each at some distance.
+"""Multi-query associative recall: pairs of key and value, then the keys again, at various distances.
 
 Arora et al. 2023, "Zoology: Measuring and Improving Recall in Efficient Language Models", arXiv:2312.04927, section 3
-and appendix; the reference generator is ``multiquery_ar`` of HazyResearch/zoology. As there: keys and values of an
-example are distinct, each key is asked for once, and the gap before it follows a power law, so that most are asked for
-soon. The rest is filled with one token that is neither key nor value: drawn from the whole vocabulary, as in the
-reference's default, a filler would now and then be a key that nobody asks for.
+and appendix; the reference generator is ``multiquery_ar`` of HazyResearch/zoology. As there, keys and values of an
+example are distinct, each key is asked for once, and the gap before it follows a power law: most gaps are short.
+The rest is filled with one token that is neither key nor value: drawn from the whole vocabulary, as in the reference's
+default, a filler would sometimes be a key without a question.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FILLER = KEYS + VALUES
 T = 64
 PAIRS = (4, 8, 16)
 EASIEST = 2
-"""Pairs of the easiest examples that are trained on and not tested: without them attention takes longer to begin."""
+"""Pairs of the easiest examples, in training only: without them attention takes longer to start learning."""
 
 POWER = 0.01
 """a: a gap of g slots has a probability proportional to a (g + 1)^(a - 1)."""
 
 
 def draw(random: np.random.Generator, count: int, pairs: int, n_keys: int = KEYS) -> Examples:
-    """inputs (B, 64): ``pairs`` times key and value, then the keys in slots of two; asked where a key comes again.
+    """inputs (B, 64): ``pairs`` times key and value, then the keys in slots of two, where they ask for their values.
 
     Ids are the ``n_keys`` keys, the values, and the filler, in this order.
     """
@@ -51,7 +51,7 @@ def draw(random: np.random.Generator, count: int, pairs: int, n_keys: int = KEYS
 
 
 def mixed(random: np.random.Generator, count: int, numbers: Sequence[int] = (EASIEST, *PAIRS)) -> Examples:
-    """Examples of each number of pairs, in equal parts on average."""
+    """Examples of each number of pairs, equally many on average."""
     drawn = [draw(random, count, pairs) for pairs in numbers]
     chosen, rows = random.integers(len(numbers), size=count), np.arange(count)
     inputs, targets = (np.stack([getattr(part, name) for part in drawn]) for name in ("inputs", "targets"))

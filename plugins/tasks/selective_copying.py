@@ -1,8 +1,8 @@
-"""Selective copying: repeat in order what stood between blanks, at places that no position tells.
+"""Selective copying: repeat in order the tokens between blanks, which are at random positions.
 
 Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces", arXiv:2312.00752, section 4.1.1,
-after Jing et al. 2019; as in Poli et al. 2024 (MAD), arXiv:2403.17844, section 3.1: the tokens stand at random places
-of the first part, and a second part of as many markers asks for them. Markers and blanks are no tokens to be copied.
+after Jing et al. 2019; as in Poli et al. 2024 (MAD), arXiv:2403.17844, section 3.1: the tokens are at random positions
+of the first part, and a second part of as many markers asks for them. Markers and blanks are not copied.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ READ = 48
 
 
 def draw(random: np.random.Generator, count: int) -> Examples:
-    """inputs (B, 56): 48 positions with 8 tokens among blanks, then 8 markers; the tokens are asked for there."""
+    """inputs (B, 56): 48 positions with 8 tokens among blanks, then 8 markers that ask for the tokens."""
     tokens = random.integers(TOKENS, size=(count, COPIED))
     places = np.sort(random.permuted(np.tile(np.arange(READ), (count, 1)), axis=1)[:, :COPIED], axis=1)
     inputs = np.concatenate([np.full((count, READ), BLANK), np.full((count, COPIED), MARKER)], axis=1)

@@ -1,9 +1,9 @@
-"""State tracking: the word problems of S3, the permutations of three things, and of parity.
+"""State tracking: the word problems of S3, the permutations of three items, and of parity.
 
 Merrill et al. 2024, "The Illusion of State in State-Space Models", arXiv:2404.08819, section 4: read elements of a
-group, and after each give the product of all so far. Parity is the same for the group of two elements (Hahn 2020,
-arXiv:1906.06755; Grazzi et al. 2024, arXiv:2411.12537, section 5.1). Trained on every length up to 32, as each prefix
-is asked for; tested on the product of exactly 32, 64 and 128 elements.
+group, and after each predict the product so far. Parity is the same for the group of two elements (Hahn 2020,
+arXiv:1906.06755; Grazzi et al. 2024, arXiv:2411.12537, section 5.1). Training asks for the product of every prefix up
+to 32 elements; tests ask for that of exactly 32, 64 and 128 elements.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ S3 = np.array([[PERMUTATIONS.index(tuple(a[b[i]] for i in range(3))) for b in PE
 """Multiplication table (6, 6): ``S3[a, b]`` is a after b. Not commutative; element 0 is the identity."""
 
 PARITY = np.array([[0, 1], [1, 0]])
-"""Of the group of two elements: addition modulo 2."""
+"""Multiplication table of the group of two elements: addition modulo 2."""
 
 
 def draw(random: np.random.Generator, count: int, table: np.ndarray, length: int, *, every: bool) -> Examples:
-    """inputs (B, length): elements; asked for the product so far at every position, or only at the last."""
+    """inputs (B, length): elements; the target is the product so far, at every position or only at the last."""
     elements = random.integers(len(table), size=(count, length))
     products = np.empty_like(elements)
     product = np.zeros(count, dtype=np.int64)

@@ -1,8 +1,8 @@
-"""The backward kernels: recompute the weights block by block from the log-sum-exp that forward kept.
+"""The backward kernels: recompute the weights block by block from the log-sum-exp of the forward pass.
 
 With P the weights, O = P V and dP = dO Vᵀ:   dV = Pᵀ dO,   dS = P ∘ (dP − delta),   dQ = scale · dS K,
-dK = scale · dSᵀ Q, where delta = rowsum(dO ∘ O) (Dao et al. 2022, arXiv:2205.14135, appendix B.4). No atomics: each
-program owns its output, so that repeats agree bit for bit.
+dK = scale · dSᵀ Q, where delta = rowsum(dO ∘ O) (Dao et al. 2022, arXiv:2205.14135, appendix B.4). There are
+no atomics: each program owns its output, so that repeated runs agree bit for bit.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def collect_for_keys(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     MASKED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One phase of one query head: add to dK and dV what the queries from ``start`` to ``end`` send back.
+    """One phase of one query head: add the gradients from queries ``start`` to ``end`` to dK and dV.
 
-    Everything is transposed, (keys, queries), so that the weights are the left operand of both products.
+    Scores are transposed, (keys, queries), so that the weights are the left operand of both products.
     """
     for step in tl.range(start, end, BLOCK_T, disable_licm=TMA):  # hoisting would spill
         row = edge_row(step, full_start, full_end, MASKED)
@@ -91,9 +91,9 @@ def key_gradient_kernel(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     WINDOWED: tl.constexpr, STRIDE_UNIT: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad_k and grad_v (B, G, S, D): one program for each block of keys of a key/value head.
+    """grad_k and grad_v (B, G, S, D): one program per block of keys of a key/value head.
 
-    It loops over the ``group`` query heads that share the keys, so that nothing is held for each query head.
+    It loops over the ``group`` query heads that share the keys, so that no buffer per query head is needed.
     """
     kv_heads = heads // group
     block, index = assign(tl.program_id(0), tl.cdiv(S, BLOCK_S), batches * kv_heads, section)
@@ -162,7 +162,7 @@ def collect_for_queries(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_S: tl.constexpr,
     MASKED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One phase: add to dQ what the keys from ``start`` to ``end`` send back."""
+    """One phase: add the gradients from keys ``start`` to ``end`` to dQ."""
     for step in tl.range(start, end, BLOCK_S, disable_licm=TMA):
         row = edge_row(step, full_start, full_end, MASKED)
         k1, k2 = load_tiles(k, k_base, batch, kv_head, row, k_stride, S, BLOCK_S, D, D1, D2, MASKED, TMA)
@@ -189,7 +189,7 @@ def query_gradient_kernel(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     WINDOWED: tl.constexpr, STRIDE_UNIT: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """grad_q (B, H, T, D): one program for each block of queries of a head."""
+    """grad_q (B, H, T, D): one program per block of queries of a head."""
     blocks = tl.cdiv(T, BLOCK_T)
     order, index = assign(tl.program_id(0), blocks, batches * heads, section)
     block = blocks - 1 - order  # the last block sees most keys: the heavy ones first

@@ -1,4 +1,4 @@
-"""Every launch that the table stands for, on tensors without memory: what the static check compiles."""
+"""All launches of the table, on tensors without memory, for the static check."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def table_launches(
 ) -> list[Launch]:
     """Each kernel at each head width and dtype, with and without a window, as it is launched on ``chip``.
 
-    The names say which: ``forward bfloat16 D=128 windowed``.
+    Named as in ``forward bfloat16 D=128 windowed``.
     """
     launches = []
     for dtype in dtypes:
@@ -50,5 +50,5 @@ def _launches(chip: str, D: int, dtype: torch.dtype, window: int | None) -> list
 
 
 def _positions_first(heads: int, D: int, dtype: torch.dtype) -> Tensor:
-    """(B, heads, T, D) as a model has it: a view of (B, T, heads, D)."""
+    """(B, heads, T, D) as in a model: a view of (B, T, heads, D)."""
     return torch.empty(B, T, heads, D, dtype=dtype, device="meta").transpose(1, 2)

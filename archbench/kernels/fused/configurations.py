@@ -1,6 +1,6 @@
-"""Which blocks, warps and stages each kernel runs with.
+"""The blocks, warps and stages of each kernel.
 
-A fixed table, so that reruns, and torch.compile, meet one kernel. docs/kernels.md tells how its entries were chosen.
+A fixed table, so that reruns and torch.compile use the same kernel. docs/kernels.md explains how entries were chosen.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from archbench.errors import DeviceError
 
 @dataclass(frozen=True)
 class Configuration:
-    """How one kernel is cut up.
+    """How one kernel divides its work.
 
     Attributes:
-        block_t: queries a block.
-        block_s: keys a block.
-        warps: warps a program.
+        block_t: queries per block.
+        block_s: keys per block.
+        warps: warps per program.
         stages: depth of the loads' software pipeline.
-        tma: blocks in the loop come through tensor descriptors (NVIDIA's TMA); only where D is a power of two.
+        tma: the loop loads blocks through tensor descriptors (NVIDIA's TMA); only if D is a power of two.
     """
 
     block_t: int
@@ -44,11 +44,11 @@ FAMILIES = {
     "sm_100": "sm_100",
     "gfx942": "gfx942",
 }
-"""Chip -> family. sm_86, sm_89 and sm_120 have 99 KiB of shared memory a block, and the tensor cores of warps."""
+"""Chip -> family. sm_86, sm_89 and sm_120 have 99 KiB of shared memory per block, and tensor cores per warp."""
 
 LIKE = {"sm_87": "sm_86", "sm_103": "sm_100", "sm_121": "sm_86"}
-"""Chip -> family, for chips that are compiled for but not among those whose code was read: each has its family's tensor
-cores, and no less shared memory."""
+"""Chip -> family, for supported chips that the static check does not cover: each has its family's tensor cores, and at
+least as much shared memory."""
 
 _C = Configuration
 
@@ -58,10 +58,10 @@ def _T(block_t: int, block_s: int, warps: int, stages: int) -> Configuration:  #
 
 
 Table = Mapping[str, Mapping[str, tuple[Configuration, ...]]]
-"""By family and kernel: a configuration for each of four widths."""
+"""By family and kernel: one configuration for each of four widths."""
 
 WHOLE_WIDTHS = (32, 64, 128, 256)
-"""A head of width D has the entry of the first of these that is not below D."""
+"""A head of width D uses the entry of the first of these that is at least D."""
 
 WHOLE: Table = {
     "sm_80": {
@@ -121,7 +121,7 @@ SPLIT: Table = {
         QUERY_GRADIENT: (_C(128, 64, 4, 1), _C(64, 32, 4, 1), _C(64, 32, 4, 1), _C(32, 32, 4, 1)),
     },
 }
-"""Half precision, a head of two tiles; and where WHOLE wants descriptors and none can be made."""
+"""Half precision, a head of two tiles; also used if WHOLE needs descriptors and none are possible."""
 
 FLOAT32: Table = {
     family: {
@@ -130,7 +130,7 @@ FLOAT32: Table = {
         QUERY_GRADIENT: (_C(32, 32, 4, 2), _C(32, 16, 8, 1), _C(32, 16, 8, 1), _C(16, 16, warps, 1)),
     }
     for family in WHOLE
-    for warps in ([4] if family == "gfx942" else [8])  # whose warps are of 64
+    for warps in ([4] if family == "gfx942" else [8])  # its warps have 64 threads
 }
 """Float32, at SPLIT_WIDTHS: exact products use no tensor core and many registers."""
 
@@ -140,14 +140,14 @@ def _entry(widths: tuple[int, ...], D: int) -> int:
 
 
 def tile_widths(D: int) -> tuple[int, int]:
-    """(D1, D2), D1 the largest power of two in D, D2 what covers the rest: 0, or a power of two of at least 16."""
+    """(D1, D2): the largest power of two up to D, and 0 or a power of two of at least 16 that covers the rest."""
     first = 1 << (D.bit_length() - 1)
     rest = D - first
     return first, 0 if rest == 0 else max(16, 1 << (rest - 1).bit_length())
 
 
 def chip_of(device: torch.device) -> str:
-    """``sm_90`` …, or ``gfx942``; for the interpreter, which has no chip, ``sm_80``."""
+    """``sm_90`` … or ``gfx942``; ``sm_80`` for the interpreter, which has no chip."""
     if device.type != "cuda":
         return "sm_80"
     if torch.version.hip:
@@ -157,7 +157,7 @@ def chip_of(device: torch.device) -> str:
 
 
 def family_of(chip: str) -> str | None:
-    """Whose row of the table ``chip`` has; None if it has none."""
+    """The family whose entries ``chip`` uses; None if there is none."""
     return FAMILIES.get(chip) or LIKE.get(chip)
 
 
@@ -169,10 +169,10 @@ def configuration_for(chip: str, kernel: str, D: int, dtype: torch.dtype, *, des
         kernel: one of ``KERNELS``.
         D: head width, 16 to 256.
         dtype: of the queries.
-        describable: whether tensor descriptors can be made of what the kernel's loop reads.
+        describable: whether tensor descriptors of what the kernel's loop reads are possible.
 
     Raises:
-        DeviceError: the table has no such chip.
+        DeviceError: the table has no entry for the chip.
     """
     family = family_of(chip)
     if family is None:

@@ -1,8 +1,7 @@
-"""The forward kernel: online softmax over blocks of keys, one program for each block of queries of a head.
+"""The forward kernel: online softmax over blocks of keys, one program per block of queries of a head.
 
 Sources: Milakov and Gimelshein 2018 (arXiv:1805.02867), the online softmax; Dao et al. 2022 (arXiv:2205.14135) and
-Dao 2023 (arXiv:2307.08691), attention in blocks, never holding the (T, S) scores. docs/kernels.md
-tells the whole story.
+Dao 2023 (arXiv:2307.08691), attention in blocks, without holding the (T, S) scores. See docs/kernels.md.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ def attend(
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_S: tl.constexpr,
     MASKED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One phase: the keys from ``full_start`` to ``full_end``, or MASKED, those before and after, to ``end``."""
+    """One phase: the keys from ``full_start`` to ``full_end``; if MASKED, those before and after, up to ``end``."""
     for step in tl.range(start, end, BLOCK_S, disable_licm=TMA):
         row = edge_row(step, full_start, full_end, MASKED)
         k1, k2 = load_tiles(k, k_base, batch, kv_head, row, k_stride, S, BLOCK_S, D, D1, D2, MASKED, TMA)

@@ -27,7 +27,7 @@ from archbench.kernels.fused.tuning import tuned
 from archbench.kernels.launch import Launch
 
 L2_BYTES = 20 * 2**20
-"""Keys and values of the heads that are worked on at one time fit in this: half the L2 cache of an A100 or H100."""
+"""Keys and values of the heads processed at one time fit in this: half the L2 cache of an A100 or H100."""
 
 DELTA_ROWS = 64
 
@@ -39,7 +39,7 @@ def fused_forward(
 
     Args:
         q: (B, H, T, D) on a GPU, or on the CPU in Triton's interpreter; the last stride is 1.
-        k, v: (B, G, S, D) alike.
+        k, v: (B, G, S, D), likewise.
         window: W, or None.
         scale: of the scores, above 0.
         precision: of float32 products: ``ieee``, ``tf32x3`` or ``tf32``.
@@ -64,12 +64,12 @@ def fused_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     *, window: int | None, scale: float, precision: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k and v, each in its tensor's dtype and layout. Beside them it holds 4·B·H·T bytes.
+    """Gradients of q, k and v, in their dtypes and layouts; needs 4·B·H·T bytes besides.
 
     Args:
         grad_out: (B, H, T, D), the last stride 1.
-        q, k, v, window, scale, precision: as :func:`fused_forward` was given.
-        out, lse: what it returned.
+        q, k, v, window, scale, precision: as for :func:`fused_forward`.
+        out, lse: its results.
     """
     delta = torch.empty_like(lse)
     gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -97,7 +97,7 @@ def forward_launch(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
     *, window: int | None, scale: float, precision: str, chip: str, configuration: Configuration | None = None,
 ) -> Launch:  # fmt: skip
-    """The forward kernel on these tensors, for ``chip`` (``sm_90`` …), as its table or ``configuration`` says."""
+    """The forward kernel on these tensors for ``chip`` (``sm_90`` …), configured by the table or ``configuration``."""
     configuration = configuration or configuration_for(
         chip, FORWARD, q.shape[3], q.dtype, describable=_describable(k, v)
     )
@@ -119,7 +119,7 @@ def backward_launches(
     *, window: int | None, scale: float, precision: str, chip: str,
     configurations: dict[str, Configuration] | None = None,
 ) -> list[Launch]:  # fmt: skip
-    """The three backward kernels in their order: delta, then the gradients of keys and values, then of queries."""
+    """The three backward kernels in order: delta, gradients of keys and values, gradients of queries."""
     B, H, T, D = q.shape
     G, S = k.shape[1:3]
     chosen = configurations or {}
@@ -166,7 +166,7 @@ def backward_launches(
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current GPU."""
+    """Makes ``device`` the current GPU, on which Triton launches."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
@@ -174,7 +174,7 @@ def _common(
     q: Tensor, k: Tensor, window: int | None, scale: float, precision: str, configuration: Configuration,
     strided: list[Tensor],
 ) -> dict[str, Any]:  # fmt: skip
-    """The arguments that all three attention kernels have."""
+    """The arguments that all three attention kernels share."""
     B, H, T, D = q.shape
     G, S = k.shape[1:3]
     windowed = window is not None and window < S  # a longer one hides nothing
@@ -189,7 +189,7 @@ def _common(
 
 
 def _streams(tensors: dict[str, Tensor], configuration: Configuration, rows: int) -> dict[str, Any]:
-    """What a kernel's loop reads, and TMA: the tensors, or where the configuration says so descriptors of them."""
+    """What a kernel's loop reads, and TMA: the tensors, or descriptors of them if the configuration says so."""
     D = next(iter(tensors.values())).shape[3]
     tma = configuration.tma and tile_widths(D)[1] == 0 and _describable(*tensors.values())
     if not tma:
@@ -202,7 +202,7 @@ def _streams(tensors: dict[str, Tensor], configuration: Configuration, rows: int
 
 
 def _describable(*tensors: Tensor) -> bool:
-    """Whether descriptors can be made of all: they want 16-byte steps, from a 16-byte address."""
+    """Whether descriptors of all tensors are possible: they need 16-byte strides and addresses."""
     return all(
         tensor.data_ptr() % 16 == 0
         and all(stride > 0 and stride * tensor.element_size() % 16 == 0 for stride in tensor.stride()[:3])
@@ -211,7 +211,7 @@ def _describable(*tensors: Tensor) -> bool:
 
 
 def _stride_unit(tensors: list[Tensor]) -> int:
-    """The largest power of two, up to 16 bytes, that divides every stride: in elements."""
+    """The largest power of two, up to 16 bytes, that divides every stride; in elements."""
     strides = [stride for tensor in tensors for stride in tensor.stride()[:3]]
     return math.gcd(16 // min(tensor.element_size() for tensor in tensors), *strides)
 
@@ -226,7 +226,7 @@ def _strides(unit: int, **tensors: Tensor) -> dict[str, int]:
 
 
 def _section(streamed: Tensor, heads_a_stream: int) -> int:
-    """How many heads are worked on at one time: those whose two streamed tensors fit the L2 cache together."""
+    """How many heads are processed at one time: those whose two streamed tensors together fit the L2 cache."""
     head_bytes = 2 * streamed.shape[2] * streamed.shape[3] * streamed.element_size()
     return max(1, L2_BYTES // head_bytes) * heads_a_stream
 
@@ -235,5 +235,5 @@ def _options(configuration: Configuration) -> dict[str, Any]:
     return {
         "num_warps": configuration.warps,
         "num_stages": configuration.stages,
-        "enable_fp_fusion": True,  # named, because its default is about to change
+        "enable_fp_fusion": True,  # explicit, because its default will change
     }

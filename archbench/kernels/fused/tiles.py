@@ -1,7 +1,7 @@
-"""What the three attention kernels share: which program does what, loading tiles, products, and who sees whom.
+"""Shared by the three attention kernels: assigning programs, loading tiles, products, and masks.
 
-A head of width D is held as one or two tiles of widths that are powers of two, D1 + D2 (80 = 64 + 16, 96 = 64 + 32,
-and D2 = 0 where D is a power of two), so that no tensor core multiplies padding.
+A head of width D is one or two tiles whose widths are powers of two, D1 + D2 (80 = 64 + 16, 96 = 64 + 32, and D2 = 0 if
+D is a power of two), so that tensor cores multiply no padding.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ SIZES = ("batches", "heads", "group", "T", "S", "window", "section")
 
 
 def unspecialized(*tensors: str, sizes: tuple[str, ...] = SIZES) -> list[str]:
-    """Run-time numbers for which Triton shall make no kernels of their own: sizes, and the strides of ``tensors``.
+    """Run-time numbers that Triton must not specialise kernels for: sizes, and the strides of ``tensors``.
 
-    Strides count in units of STRIDE_UNIT elements, which tells the compiler all that it needs about alignment.
+    Strides are in units of STRIDE_UNIT elements, from which the compiler knows their alignment.
     """
     return [*sizes, *(f"{tensor}_stride_{axis}" for tensor in tensors for axis in "bht")]
 
@@ -24,8 +24,8 @@ def unspecialized(*tensors: str, sizes: tuple[str, ...] = SIZES) -> list[str]:
 def assign(program, blocks, heads, section):
     """(block, head) of a program.
 
-    Heads come in sections whose keys and values together fit the L2 cache; within a section every head's first block
-    is started before any second one, so that whoever numbers the heavy blocks first starts them first.
+    Heads are in sections whose keys and values together fit the L2 cache. Within a section the first block of every
+    head starts before any second one, so that expensive blocks with low numbers start first.
     """
     first = program // (section * blocks) * section
     width = tl.minimum(section, heads - first)
@@ -38,7 +38,7 @@ def load_tile(
     source, base, row, stride, length,
     ROWS: tl.constexpr, START: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, BOUNDED: tl.constexpr,
 ):  # fmt: skip
-    """(ROWS, WIDTH) from ``row`` and column START on; 0 past column D and, if BOUNDED, past row ``length``."""
+    """Load (ROWS, WIDTH) from ``row`` and column START on; 0 past column D and, if BOUNDED, past row ``length``."""
     columns = START + tl.arange(0, WIDTH)
     offsets = tl.arange(0, ROWS)[:, None] * stride + columns[None, :]
     pointers = source + (base + tl.cast(row, tl.int64) * stride) + offsets
@@ -57,11 +57,11 @@ def load_tiles(
     source, base, batch, head, row, stride, length,
     ROWS: tl.constexpr, D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BOUNDED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """The (ROWS, D1) and (ROWS, D2) tiles of one head; the first one twice where D2 is 0.
+    """Load the (ROWS, D1) and (ROWS, D2) tiles of one head; the first one twice if D2 is 0.
 
     Args:
-        source: a pointer, with ``base`` the head's first element; or, where TMA is set, a tensor descriptor of all
-            (batches, heads, length, D), which reads 0 past the end by itself.
+        source: a pointer, with ``base`` the head's first element; or, if TMA, a tensor descriptor of all
+            (batches, heads, length, D), which reads 0 past the end.
     """
     if TMA:
         first = source.load([batch, head, row, 0]).reshape(ROWS, D1)
@@ -108,7 +108,7 @@ def accumulate(sum1, sum2, weights, tile1, tile2, D2: tl.constexpr, PRECISION: t
 
 @triton.jit
 def visible(query_positions, key_positions, window, WINDOWED: tl.constexpr):
-    """Whether each query sees each key: itself and what is before it, at most ``window`` positions in all."""
+    """Whether each query sees each key: itself and earlier ones, at most ``window`` positions."""
     seen = key_positions <= query_positions
     if WINDOWED:
         seen = seen & (query_positions - key_positions < window)
@@ -117,11 +117,11 @@ def visible(query_positions, key_positions, window, WINDOWED: tl.constexpr):
 
 @triton.jit
 def key_phases(first_query, last_query, S, window, BLOCK_S: tl.constexpr, WINDOWED: tl.constexpr):
-    """Which blocks of keys the queries at positions first_query … last_query see.
+    """The blocks of keys that the queries at positions first_query … last_query see.
 
     Returns:
-        (start, full_start, full_end, end), multiples of BLOCK_S but for the last: from ``start`` the blocks at the
-        window's left edge, from ``full_start`` those that every query sees in full, from ``full_end`` the diagonal.
+        (start, full_start, full_end, end), all but the last multiples of BLOCK_S: the blocks at the window's left edge
+        begin at ``start``, those that every query sees fully at ``full_start``, the diagonal at ``full_end``.
     """
     end = tl.minimum(last_query + 1, S)
     full_end = (first_query + 1) // BLOCK_S * BLOCK_S
@@ -137,7 +137,7 @@ def key_phases(first_query, last_query, S, window, BLOCK_S: tl.constexpr, WINDOW
 
 @triton.jit
 def edge_row(step, full_start, full_end, MASKED: tl.constexpr):
-    """The row that a loop over one phase is at: the masked one steps over the full blocks, so that it is one loop."""
+    """The current row of a loop over one phase; the masked loop skips the full blocks."""
     row = step
     if MASKED:
         row = step + tl.where(step >= full_start, full_end - full_start, 0)

@@ -1,8 +1,8 @@
 """Autotuning, opt-in: time a few configurations on this GPU once, and keep the fastest.
 
-With ``ARCHBENCH_AUTOTUNE=1`` the table's configuration and at most five neighbours of it are timed the first time that
-a kernel meets a shape, and the choice is kept in Triton's cache folder. The table is the default because a tuned
-choice may differ from run to run, and with it the order of additions; runs that were tuned say so in their results.
+With ``ARCHBENCH_AUTOTUNE=1`` the table's configuration and up to five neighbours are timed for each new shape, and the
+choice is kept in Triton's cache folder. The table is the default because a tuned choice, and with it the order of
+additions, may differ between runs; the results of tuned runs say so.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from archbench.kernels.launch import Launch
 SMALLEST_BLOCK = 16
 FILE = "archbench-attention.json"
 COMPILER_GAVE_UP = "PassManager::run failed"
-"""What Triton raises as a RuntimeError where one of its passes fails."""
+"""Message of Triton's RuntimeError if one of its passes fails."""
 
 log = logging.getLogger("archbench")
 
-# The choices this process has met: a kernel is launched far more often than a file should be read.
+# Choices of this process, so that the file is not read at every launch.
 _choices: dict[tuple[object, ...], Configuration] = {}
 
 
 def candidates(chip: str, kernel: str, D: int, dtype: torch.dtype) -> list[Configuration]:
-    """The table's configuration first, then at most five that differ from it in one thing."""
+    """The table's configuration first, then up to five that differ from it in one attribute."""
     table = configuration_for(chip, kernel, D, dtype)
     descriptors = family_of(chip) in ("sm_90", "sm_100") and tile_widths(D)[1] == 0
     neighbours = [
@@ -58,17 +58,17 @@ def tuned(
     precision: str,
     launches_with: Callable[[Configuration], Sequence[Launch]],
 ) -> Configuration:
-    """The fastest of the candidates: known already, from the cache folder, or timed now.
+    """The fastest candidate: chosen before, read from the cache folder, or timed now.
 
     Args:
         kernel: one of ``KERNELS``.
         q: (B, H, T, D), on the current GPU.
         k: (B, G, S, D).
         window, precision: see :func:`archbench.kernels.fused.launches.fused_forward`.
-        launches_with: the launches with a configuration. The last one is timed; those before it run once, first.
+        launches_with: the launches with a configuration. The last one is timed; the others run once before it.
 
     Returns:
-        The fastest that the chip can run; the table's, whose launch will then say what is wrong, if it can run none.
+        The fastest that the chip can run; the table's if it can run none, so that its launch raises the error.
     """
     shape = (kernel, *_shape(q, k, window, precision))
     if shape not in _choices:
@@ -89,7 +89,7 @@ def tuned(
 
 
 def seconds(call: Callable[[], None]) -> float:
-    """The median time of a call on the current GPU, its L2 cache flushed before each."""
+    """Median time of a call on the current GPU, with its L2 cache flushed before each."""
     milliseconds: float = triton.testing.do_bench(call, return_mode="median")
     return milliseconds / 1000
 
@@ -113,7 +113,7 @@ def _times(
 
 
 def _shape(q: Tensor, k: Tensor, window: int | None, precision: str) -> tuple[object, ...]:
-    """What a choice may depend on; sizes in powers of two, or every length would be tuned for itself."""
+    """What a choice may depend on; sizes as powers of two, so that not every length is tuned."""
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
     device = torch.cuda.get_device_name(q.device) if q.device.type == "cuda" else "interpreter"
     sizes = [B * H, T, S, *([] if window is None or window >= S else [window])]
@@ -122,6 +122,6 @@ def _shape(q: Tensor, k: Tensor, window: int | None, precision: str) -> tuple[ob
 
 @cache
 def _source_hash() -> str:
-    """Of the kernels, their launches and the table."""
+    """Hash of the kernels, their launches and the table."""
     sources = [file.read_bytes() for file in sorted(Path(__file__).parent.glob("*.py"))]
     return hashlib.sha256(b"".join(sources)).hexdigest()

@@ -1,19 +1,19 @@
-"""The gated delta rule (Yang, Kautz & Hatamizadeh 2024, arXiv:2412.06464): in chunks, in one step, step by step.
+"""The gated delta rule (Yang, Kautz & Hatamizadeh 2024, arXiv:2412.06464): in chunks, for one position, step by step.
 
-Each head keeps a matrix S (D, M), a table from keys to values. Position t lets all of it fade, replaces a share β_t of
-what it holds under the key k_t by the value v_t, and reads under q_t (section 3.1, where S stands transposed):
+Each head keeps a matrix S (D, M), a table from keys to values. Position t decays all of it, replaces a share β_t of the
+value stored under the key k_t by v_t, and reads with the query q_t (section 3.1, where S is transposed):
 
     S_t = exp(g_t) (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ,    o_t = S_tᵀ q_t.
 
-A chunk of C positions that begins with S adds C products k_i u_iᵀ to it, fading. What they write depends on what those
-before them in the chunk wrote (section 3.3; c is the sum of g from the chunk's start, γ_ij = exp(c_i - c_j)):
+A chunk of C positions that begins with S adds C decaying products k_i u_iᵀ to it. Each depends on the previous ones in
+the chunk (section 3.3; c is the cumulative sum of g from the chunk's start, γ_ij = exp(c_i - c_j)):
 
     u_i = β_i v_i - β_i exp(c_i) Sᵀ k_i - β_i Σ_{j<i} γ_ij (k_i · k_j) u_j,    or U = (I - N)⁻¹ (β V + K̃ S)
 
 with N_ij = -β_i γ_ij k_i · k_j below the diagonal and K̃_i = -β_i exp(c_i) k_i: matrix products, at a cost linear in T.
 
-torch.compile sees one operator each way, archbench::gated_delta_chunks and archbench::gated_delta_chunks_backward: it
-would unroll the loop over chunks, and take minutes over long texts.
+torch.compile sees one operator each way, archbench::gated_delta_chunks and archbench::gated_delta_chunks_backward:
+otherwise it unrolls the loop over chunks, which takes minutes for long texts.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archbench.errors import UsageError
-from archbench.kernels.recurrence.precision import without_autocast
+from archbench.kernels.precision import exact_dtype, without_autocast
 
 CHUNK = 32
-"""C, positions to a chunk, a power of two: masks cost T · C for each head, states T / C · D · M."""
+"""C, positions per chunk, a power of two: per head, masks cost T · C and states T / C · D · M."""
 
 _SMALLEST_BLOCK = 8
 
@@ -41,25 +41,25 @@ def gated_delta_rule(
     """The recurrence over T positions, in chunks; differentiable once.
 
     Args:
-        q, k: (B, T, H, D), keys of length one, or the table can grow without bound.
+        q, k: (B, T, H, D); keys need norm one, or the table can grow without bound.
         v: (B, T, H, M).
-        g: (B, T, H), logarithms of the decays: finite, not positive.
+        g: (B, T, H), log decays: finite, not positive.
         beta: (B, T, H), from 0 (writes nothing) to 1 (replaces).
         state: (B, H, D, M), S before the first position; None for zeros.
         chunk: C, a power of two.
 
     Returns:
-        o (B, T, H, M) in v's dtype, and S after the last position. Everything is computed in float32 (float64 where v
-        is), under autocast too, and sums of g in float64: their differences are what counts.
+        o (B, T, H, M) in v's dtype, and S after the last position. Everything is computed in float32 (float64 if v is),
+        under autocast too; sums of g in float64, because differences of them are used.
 
     Raises:
-        UsageError: ``chunk`` is no power of two.
+        UsageError: ``chunk`` is not a power of two.
     """
     if chunk < 1 or chunk & (chunk - 1):
-        raise UsageError("chunk", f"{chunk} positions are not halved again and again", "Choose a power of two")
+        raise UsageError("chunk", f"{chunk} is not a power of two", "Choose 16, 32 or 64")
     B, T, H, D = q.shape
     M = v.shape[-1]
-    exact, dtype = _exact(v), v.dtype
+    exact, dtype = exact_dtype(v.dtype), v.dtype
     C = min(chunk, 1 << (T - 1).bit_length())
     n = -(-T // C)
     if state is None:
@@ -68,7 +68,7 @@ def gated_delta_rule(
     with without_autocast(v):
         if torch.compiler.is_compiling():
             o, state = torch.ops.archbench.gated_delta_chunks(*inputs, state.to(exact).flatten(0, 1))[:2]
-        else:  # not through the operator, whose first call loads torch's compiler
+        else:  # an operator's first call would load torch's compiler
             o, state = _Chunks.apply(*inputs, state.to(exact).flatten(0, 1))  # type: ignore[no-untyped-call]
     o = o.view(n, B, H, C, M).permute(1, 0, 3, 2, 4).reshape(B, n * C, H, M)
     return o[:, :T].to(dtype), state.view(B, H, D, M)
@@ -100,7 +100,7 @@ def reference_gated_delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """The definition, a position at a time; see :func:`gated_delta_rule`."""
     B, T, H, D = q.shape
-    exact, dtype = _exact(v), v.dtype
+    exact, dtype = exact_dtype(v.dtype), v.dtype
     q, k, v, g, beta = (tensor.to(exact) for tensor in (q, k, v, g, beta))
     S = v.new_zeros(B, H, D, v.shape[-1]) if state is None else state.to(exact)
     outputs = []
@@ -113,12 +113,8 @@ def reference_gated_delta_rule(
     return torch.stack(outputs, dim=1).to(dtype), S
 
 
-def _exact(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
 def _in_chunks(tensor: Tensor, n: int, C: int) -> Tensor:
-    """(B, T, H, D) -> (n, B·H, C, D), with positions behind that write nothing and forget nothing."""
+    """(B, T, H, D) -> (n, B·H, C, D), padded with positions that write and forget nothing."""
     if missing := n * C - tensor.shape[1]:
         tensor = F.pad(tensor, (0, 0, 0, 0, 0, missing))
     B, _, H, D = tensor.shape
@@ -136,7 +132,7 @@ def _add_product(to: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _add_product_(to: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a product (B·H, I, K) × (B·H, K, J) in place: ``baddbmm_`` does the same, but counts as no FLOPs."""
+    """Add a product (B·H, I, K) × (B·H, K, J) in place; the FLOPs of ``baddbmm_`` are not counted."""
     torch.baddbmm(to, a, b, out=to)
 
 
@@ -155,19 +151,21 @@ class _Chunks(torch.autograd.Function):
         return _backward(for_o, for_final, *ctx.saved_tensors)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, ...]:
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """q and k (n, B·H, C, D), v (n, B·H, C, M), g and beta (n, B·H, C, 1), state (B·H, D, M), all contiguous.
 
-    Keys and queries meet the same matrices (the state, the chunk's keys), so they are stacked, keys as -β k: kq.
+    Keys and queries multiply the same matrices (the state, the chunk's keys), so they are stacked as kq = [-β k, q].
 
     Returns:
-        o (n, B·H, C, M), the last state, and what the gradients need.
+        o (n, B·H, C, M), the last state, and the tensors that the gradients need.
     """
     n, heads, C, D = q.shape
     kq = torch.cat([k * -beta, q], dim=2)  # (n, B·H, 2C, D)
     c = g.double().cumsum(2)
     decays = (c - c.mT).to(v.dtype).exp_().tril_()  # γ (n, B·H, C, C)
-    inverse = _inverse(_product(kq[:, :, :C], k.mT).mul_(decays))  # (n, B·H, C, C); N's diagonal is not looked at
+    inverse = _inverse(_product(kq[:, :, :C], k.mT).mul_(decays))  # (n, B·H, C, C); N's diagonal is ignored
     scores = _product(q, k.mT).mul_(decays)
 
     since_start, until_end = c.exp().to(v.dtype), (c[:, :, -1:] - c).exp().to(v.dtype)  # (n, B·H, C, 1)
@@ -200,9 +198,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of :func:`_forward`'s arguments.
 
-    Written out, because autograd would go through the inverse and every mask of C × C. With Y = (I - N)⁻ᵀ dL/dU, the
+    Written out because autograd would differentiate the inverse and every mask of C × C. With Y = (I - N)⁻ᵀ dL/dU, the
     gradient of β V + K̃ S is Y and that of N is Y Uᵀ. Since exp(c_i) multiplies what row i reads and divides what it
-    wrote, the gradient of c_i is q_i · dL/dq_i and the like for k, and at the chunk's end S · dL/dS.
+    writes, the gradient of c_i is q_i · dL/dq_i, and likewise for k, and at the chunk's end S · dL/dS.
     """
     n, heads, C, _ = k.shape
     c = g.double().cumsum(2)
@@ -221,10 +219,10 @@ def _backward(
 
     for_pairs = _product(for_reads, written.mT)  # (n, B·H, 2C, C)
     for_pairs.view(n, heads, 2, C, C).mul_(decays.unsqueeze(2))
-    for_pairs[:, :, :C].diagonal(dim1=-2, dim2=-1).zero_()  # in N a key does not meet itself
+    for_pairs[:, :, :C].diagonal(dim1=-2, dim2=-1).zero_()  # N has no products of a key with itself
     for_kq = _add_product(_scaled(_product(for_reads, states[:n].mT), since_start), for_pairs, k)  # (n, B·H, 2C, D)
     for_writing = _product(written, for_states[1:].mT).mul_(until_end)  # (n, B·H, C, D)
-    for_writing = _add_product(for_writing, for_pairs.mT, kq)  # with what the later positions take from it
+    for_writing = _add_product(for_writing, for_pairs.mT, kq)  # plus what later positions read of it
 
     for_values, for_minus_beta_k, for_q = for_reads[:, :, :C], for_kq[:, :, :C], for_kq[:, :, C:]
     along_k = (k * for_minus_beta_k).sum(-1, keepdim=True)  # (n, B·H, C, 1)
@@ -238,16 +236,16 @@ def _backward(
 
 
 def _scaled(kq: Tensor, by: Tensor) -> Tensor:
-    """kq (n, B·H, 2C, D), both halves times by (n, B·H, C, 1)."""
+    """Both halves of kq (n, B·H, 2C, D) times ``by`` (n, B·H, C, 1)."""
     n, heads, C, _ = by.shape
     return (kq.view(n, heads, 2, C, -1) * by.unsqueeze(2)).flatten(2, 3)
 
 
 def _inverse(N: Tensor) -> Tensor:
-    """(I - N)⁻¹ (n, B·H, C, C) of what N has below the diagonal: by rows in small blocks, then two blocks at a time.
+    """(I - N)⁻¹ (n, B·H, C, C) for the part of N below its diagonal: rows of small blocks, then pairs of blocks.
 
-    The inverse of [[I - N₁, 0], [-N₂₁, I - N₂]] is [[X₁, 0], [X₂ N₂₁ X₁, X₂]]. A product of powers of N would do, but
-    where keys are alike they grow like binomials, and the result is rounding.
+    The inverse of [[I - N₁, 0], [-N₂₁, I - N₂]] is [[X₁, 0], [X₂ N₂₁ X₁, X₂]]. A product of powers of N loses all
+    precision for similar keys, because the powers grow like binomials.
     """
     shape, C = N.shape, N.shape[-1]
     size = min(C, _SMALLEST_BLOCK)
@@ -273,11 +271,7 @@ def _diagonal_blocks(N: Tensor, size: int) -> Tensor:
     return N.view(-1, count, size, count, size).diagonal(dim1=1, dim2=3).movedim(-1, 1)
 
 
-@torch.library.custom_op("archbench::gated_delta_chunks", mutates_args=())
-def _operator(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _forward(q, k, v, g, beta, state)  # type: ignore[return-value]
+_operator = torch.library.custom_op("archbench::gated_delta_chunks", _forward, mutates_args=())
 
 
 @torch.library.custom_op("archbench::gated_delta_chunks_backward", mutates_args=())
@@ -297,10 +291,9 @@ def _shapes(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, state: Ten
 
 
 @_backward_operator.register_fake
-def _backward_shapes(
-    for_o: Tensor, for_final: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, kept: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    return (torch.empty_like(k), *(torch.empty_like(tensor) for tensor in (k, v, g, beta, for_final)))
+def _backward_shapes(for_o: Tensor, for_final: Tensor, k: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    v, g, beta, _ = others
+    return tuple(torch.empty_like(tensor) for tensor in (k, k, v, g, beta, for_final))
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, ...]) -> None:

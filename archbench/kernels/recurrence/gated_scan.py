@@ -1,13 +1,13 @@
-"""The gated linear recurrence h_t = a_t · h_{t-1} + b_t, each channel on its own.
+"""The gated linear recurrence h_t = a_t · h_{t-1} + b_t, channel by channel.
 
-In chunks of K positions (Martin & Cundy 2018, arXiv:1709.04057), so that K steps, each over all chunks at once, take
-the place of T: first what each chunk makes of a zero state, and by how much it scales the state it is given; then the
-states between chunks, the same recurrence over T/K positions; then every position, from its chunk's state. Work and
-memory traffic are linear in T, and nothing is divided by a product of gates, which may be zero. Only gates and states
-are kept for the backward pass, which is the same recurrence from the last position to the first.
+In chunks of K positions (Martin & Cundy 2018, arXiv:1709.04057), so that K steps, each over all chunks at once, replace
+T: first each chunk's result for a zero state, and the factor of its initial state; then the states between chunks, the
+same recurrence over T/K positions; then every position, from its chunk's state. Work and memory traffic are linear in
+T, and nothing is divided by a product of gates, which may be zero. The backward pass keeps only gates and states, and
+is the same recurrence from the last position to the first.
 
-torch.compile sees one operator each way, archbench::gated_scan and archbench::gated_scan_backward: traced, the steps
-take it many seconds a scan, and on a CPU what it makes of them is faster at small sizes only.
+torch.compile sees one operator each way, archbench::gated_scan and archbench::gated_scan_backward: tracing the steps
+takes many seconds per scan, and on a CPU the compiled steps are faster only at small sizes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archbench.errors import UsageError
+from archbench.kernels.operators import no_second_derivative
+from archbench.kernels.precision import exact_dtype
 
 CHUNK = 16
-"""K, positions in a chunk: of 4 to 64, within a sixth of the best at each of four sizes measured on a CPU."""
+"""K, positions per chunk: within a sixth of the best of 4 to 64, at each of four sizes measured on a CPU."""
 
 
 def gated_scan(a: Tensor, b: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -36,7 +38,7 @@ def gated_scan(a: Tensor, b: Tensor, initial: Tensor | None = None) -> tuple[Ten
         The states (B, T, C) after each position, and (B, C) after the last.
 
     Raises:
-        UsageError: shapes that do not fit together.
+        UsageError: the shapes do not fit together.
     """
     a, b, initial = _prepared(a, b, initial)
     if a.shape[1] == 1:  # decoding
@@ -44,7 +46,7 @@ def gated_scan(a: Tensor, b: Tensor, initial: Tensor | None = None) -> tuple[Ten
         return state.unsqueeze(1), state
     if torch.compiler.is_compiling():
         states: Tensor = torch.ops.archbench.gated_scan(a, b, initial)
-    else:  # not through the operator, whose first call loads torch's compiler
+    else:  # an operator's first call would load torch's compiler
         states = _GatedScan.apply(a, b, initial)  # type: ignore[no-untyped-call]
     return states, states[:, -1]
 
@@ -68,7 +70,7 @@ def _prepared(a: Tensor, b: Tensor, initial: Tensor | None) -> tuple[Tensor, Ten
             f"the shapes a {(*a.shape,)}, b {(*b.shape,)}, initial {found} do not fit together",
             "Pass a and b (B, T, C), T at least 1, and initial (B, C)",
         )
-    exact = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    exact = exact_dtype(torch.promote_types(a.dtype, b.dtype))
     state = torch.zeros(B, C, dtype=exact, device=b.device) if initial is None else initial.to(exact)
     return a.to(exact), b.to(exact), state
 
@@ -93,17 +95,17 @@ def _states(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
 
 
 def _gradients(gradient: Tensor, a: Tensor, states: Tensor, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of a, b and initial: what h_t is worth is its own gradient and a_{t+1} times what h_{t+1} is worth."""
-    worth, for_a = torch.empty_like(states), torch.empty_like(states)
-    worth[:, -1] = gradient[:, -1]
-    _scan(a[:, 1:], gradient[:, :-1], worth[:, -1], worth[:, :-1], back=True)
-    torch.mul(worth[:, 0], initial, out=for_a[:, 0])
-    torch.mul(worth[:, 1:], states[:, :-1], out=for_a[:, 1:])
-    return for_a, worth, worth[:, 0] * a[:, 0]
+    """Gradients of a, b and initial: dL/dh_t is h_t's own gradient plus a_{t+1} · dL/dh_{t+1}."""
+    for_states, for_a = torch.empty_like(states), torch.empty_like(states)
+    for_states[:, -1] = gradient[:, -1]
+    _scan(a[:, 1:], gradient[:, :-1], for_states[:, -1], for_states[:, :-1], back=True)
+    torch.mul(for_states[:, 0], initial, out=for_a[:, 0])
+    torch.mul(for_states[:, 1:], states[:, :-1], out=for_a[:, 1:])
+    return for_a, for_states, for_states[:, 0] * a[:, 0]
 
 
 def _scan(a: Tensor, b: Tensor, entering: Tensor, out: Tensor, *, back: bool) -> None:
-    """Write the states (B, T, C) that gates and inputs (B, T, C) make of a state (B, C); from the end if ``back``."""
+    """Write the states (B, T, C) from gates and inputs (B, T, C) and a state (B, C); backwards if ``back``."""
     B, T, C = a.shape
     chunks, rest = T // CHUNK, T % CHUNK
     if chunks < 2:
@@ -124,7 +126,7 @@ def _scan(a: Tensor, b: Tensor, entering: Tensor, out: Tensor, *, back: bool) ->
 
 
 def _walk(gates: Tensor, inputs: Tensor, state: Tensor, out: Tensor, *, dim: int, back: bool) -> None:
-    """Write the states along dimension ``dim``, one step after the other."""
+    """Write the states along dimension ``dim``, step by step."""
     steps = list(zip(gates.unbind(dim), inputs.unbind(dim), out.unbind(dim), strict=True))
     for k in _order(len(steps), back):
         gate, new, place = steps[k]
@@ -135,14 +137,8 @@ def _order(steps: int, back: bool) -> range:
     return range(steps - 1, -1, -1) if back else range(steps)
 
 
-@torch.library.custom_op("archbench::gated_scan", mutates_args=())
-def _operator(a: Tensor, b: Tensor, initial: Tensor) -> Tensor:
-    return _states(a, b, initial)
-
-
-@torch.library.custom_op("archbench::gated_scan_backward", mutates_args=())
-def _backward_operator(gradient: Tensor, a: Tensor, states: Tensor, initial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _gradients(gradient, a, states, initial)
+_operator = torch.library.custom_op("archbench::gated_scan", _states, mutates_args=())
+_backward_operator = torch.library.custom_op("archbench::gated_scan_backward", _gradients, mutates_args=())
 
 
 @_operator.register_fake
@@ -165,9 +161,5 @@ def _propagate(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return gradients
 
 
-def _no_second_derivative(ctx: Any, *gradients: Tensor) -> None:
-    raise UsageError("gated_scan", "it has no second derivative", "Use reference_gated_scan")
-
-
 _operator.register_autograd(_propagate, setup_context=_save_for_backward)
-_backward_operator.register_autograd(_no_second_derivative)
+_backward_operator.register_autograd(no_second_derivative("gated_scan", "Use reference_gated_scan"))

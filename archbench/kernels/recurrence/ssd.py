@@ -1,12 +1,12 @@
-"""The selective state space of Mamba-2 (SSD: Dao & Gu 2024, arXiv:2405.21060): in chunks, in one step, step by step.
+"""The state space of Mamba-2 (SSD: Dao & Gu 2024, arXiv:2405.21060): in chunks, for one position, step by step.
 
-Each head keeps a state h of N × D. Of the paper's X, Δ, A, B, C (here x, dt, a, b, c), position t writes and reads
+Each head keeps a state h of N × D. With the paper's X, Δ, A, B, C as x, dt, a, b, c, position t writes and reads
 
     h_t = exp(dt_t a) h_{t-1} + b_t ⊗ dt_t x_t,    y_t = c_t · h_t.
 
-Unrolled, this is attention with queries c, keys b, values u = dt x, decays for a mask (section 3.2): y = (c bᵀ ∘ L) u
-with L_ij = exp(s_i - s_j) for i ≥ j, s the cumulative sum of dt a. Chunks of Q positions do that among themselves and
-hand a state on (section 6), so the cost is linear in T, and nearly all of it is in matrix products.
+Unrolled, this is attention with queries c, keys b, values u = dt x and decays as the mask (section 3.2):
+y = (c bᵀ ∘ L) u with L_ij = exp(s_i - s_j) for i ≥ j, s the cumulative sum of dt a. Chunks of Q positions compute this
+internally and pass a state on (section 6): the cost is linear in T, and nearly all of it is matrix products.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archbench.kernels.recurrence.precision import without_autocast
+from archbench.kernels.precision import exact_dtype, without_autocast
 
 CHUNK = 64
-"""Q, positions to a chunk: the masks cost T · Q for each head, the states T / Q · N · D."""
+"""Q, positions per chunk: per head, masks cost T · Q and states T / Q · N · D."""
 
 FORGOTTEN = -80.0
-"""Where exponents end: e⁻⁸⁰ is 10⁻³⁵. Results below the normal float32 numbers take CPUs up to 35 times as long."""
+"""Least exponent: e⁻⁸⁰ is 10⁻³⁵. Subnormal float32 results take CPUs up to 35 times as long."""
 
 
 def ssd(
@@ -32,25 +32,25 @@ def ssd(
     """The recurrence over T positions, in chunks; differentiable once.
 
     Args:
-        x: (B, T, H, D). Matrix products are made in its dtype; decays, sums over time and states are float32
-            (float64 where x is), under autocast too.
-        dt: (B, T, H), the step sizes, not negative.
-        a: (H,), the rate of decay, negative.
-        b, c: (B, T, G, N), what is written by and read by, shared by H / G heads one after the other; in x's dtype.
-        state: (B, G, N, H / G · D), h before the first position, a group's heads side by side; None for zeros.
-        chunk: Q, positions to a chunk; fewer where chunks can be made equally long.
+        x: (B, T, H, D). Matrix products are in its dtype; decays, sums over time and states are float32 (float64 if x
+            is), under autocast too.
+        dt: (B, T, H), step sizes, not negative.
+        a: (H,), rates of decay, negative.
+        b, c: (B, T, G, N), keys and queries, each shared by H / G consecutive heads; in x's dtype.
+        state: (B, G, N, H / G · D), h before the first position, a group's heads concatenated; None for zeros.
+        chunk: Q, positions per chunk; fewer if chunks can then be equally long.
 
     Returns:
         y (B, T, H, D) in x's dtype, and the state after the last position.
     """
     B, T, H, D = x.shape
     G, N = b.shape[2:]
-    exact = torch.promote_types(x.dtype, torch.float32)
+    exact = exact_dtype(x.dtype)
     n = 1
-    while n * chunk < T:  # counted, so that the compiler takes n for a constant where T is none
+    while n * chunk < T:  # counted, so that n is a constant to the compiler even if T is not
         n += 1
     Q = chunk if torch.compiler.is_compiling() else -(-T // n)
-    if missing := n * Q - T:  # positions that write nothing and forget nothing
+    if missing := n * Q - T:  # positions that write and forget nothing
         x, dt, b, c = (_padded(tensor, missing) for tensor in (x, dt, b, c))
     if state is None:
         state = torch.zeros(B, G, N, H // G * D, dtype=exact, device=x.device)
@@ -90,7 +90,7 @@ def reference_ssd(
     """The definition, a position at a time; see :func:`ssd`."""
     B, T, H, D = x.shape
     G, N = b.shape[2:]
-    exact = torch.promote_types(x.dtype, torch.float32)
+    exact = exact_dtype(x.dtype)
     h = x.new_zeros(B, G, N, H // G * D, dtype=exact) if state is None else state
     h = h.view(B, G, N, H // G, D).transpose(2, 3).flatten(1, 2)  # (B, H, N, D)
     x_exact, dt = x.to(exact), dt.to(exact)
@@ -106,16 +106,16 @@ def reference_ssd(
 
 
 def _padded(tensor: Tensor, positions: int) -> Tensor:
-    """(B, T, …) -> (B, T + positions, …), zeros behind."""
+    """(B, T, …) -> (B, T + positions, …), zeros at the end."""
     return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], positions, *tensor.shape[2:])], dim=1)
 
 
 class _Chunks(torch.autograd.Function):
     """x (M, Q, H, D), dt (M, Q, H), b and c (M, Q, G, N), M = B · T / Q chunks; see :func:`ssd`.
 
-    Gradients are written out because autograd would take those of the decays through every mask of Q × Q. Where s
-    stands in an exponent, its gradient is the product of what it decays and the gradient of that. Pairs of a position
-    with itself do not decay, and are left out: in bfloat16 they would drown the others.
+    Gradients are written out because autograd would differentiate the decays through every mask of Q × Q. The gradient
+    of s in an exponent is the decayed quantity times its own gradient. Pairs of a position with itself do not decay and
+    are left out: in bfloat16 their rounding errors would dominate.
     """
 
     @staticmethod
@@ -126,20 +126,20 @@ class _Chunks(torch.autograd.Function):
         s = (dt * a).cumsum(1)  # (M, Q, H)
         b, c = _by_head(b), _by_head(c)  # (M · G, Q, N)
 
-        # Among a chunk's own positions.
+        # Within a chunk.
         u = _by_head(_scaled(x, dt))  # (M · H, Q, D)
         decays = _decays(s)  # (M · H, Q, Q)
         scores = torch.bmm(c, b.mT).tril_()  # (M · G, Q, Q): the mask of the past
         y = torch.bmm(_masked(scores, decays).to(x.dtype), u)  # (M · H, Q, D)
 
         # From chunk to chunk.
-        kept = _exp(s[:, -1:] - s)  # (M, Q, H): of what a position writes, at the chunk's end
+        kept = _exp(s[:, -1:] - s)  # (M, Q, H): decay of a write until the chunk's end
         written = torch.bmm(b.mT, _by_group(_scaled(x, dt * kept), G))  # (M · G, N, H/G · D)
         states = [state]
         keep = _chunk_decays(s, state, H)  # (B, n, G, 1, H/G · D)
         for new, decay in zip(_by_chunk(written, keep), keep.unbind(1), strict=True):
             states.append(torch.addcmul(new, states[-1], decay))
-        starts = torch.stack(states[:-1], dim=1).view(written.shape)  # the states that chunks begin with
+        starts = torch.stack(states[:-1], dim=1).view(written.shape)  # the chunks' initial states
         read = torch.bmm(c, starts.to(x.dtype))  # (M · G, Q, H/G · D)
         ctx.save_for_backward(x, dt, a, b, c, s, u, decays, scores, starts, read)
         return _scaled(_from_groups(read, G, H), _exp(s)).add_(_from_heads(y, H)), states[-1]
@@ -150,7 +150,7 @@ class _Chunks(torch.autograd.Function):
         x, dt, a, b, c, s, u, decays, scores, starts, read = ctx.saved_tensors
         H, G = x.shape[2], for_state.shape[1]
 
-        # What was read from the states that chunks begin with.
+        # Reads of the chunks' initial states.
         for_read = _by_group(_scaled(for_y, _exp(s)), G)  # (M · G, Q, H/G · D)
         for_c = torch.bmm(for_read, starts.to(x.dtype).mT)  # (M · G, Q, N)
         for_starts = torch.bmm(c.mT, for_read)  # (M · G, N, H/G · D)
@@ -165,7 +165,7 @@ class _Chunks(torch.autograd.Function):
         kept_states = (for_ends * keep).view(starts.shape) * starts
         for_end_s = _head_sums(kept_states, G, H).sum(1)  # (M, H)
 
-        # What was written to the states that chunks end with.
+        # Writes to the chunks' final states.
         for_ends = for_ends.view(starts.shape).to(x.dtype)
         kept = _exp(s[:, -1:] - s)  # (M, Q, H)
         u_kept = _by_group(_scaled(x, dt * kept), G)  # (M · G, Q, H/G · D)
@@ -175,7 +175,7 @@ class _Chunks(torch.autograd.Function):
         for_s -= for_kept
         for_end_s += for_kept.sum(1)
 
-        # Among a chunk's own positions.
+        # Within a chunk.
         for_y = _by_head(for_y)  # (M · H, Q, D)
         masked = _masked(scores, decays)  # (M · H, Q, Q)
         for_u = _scaled(_from_groups(for_u_kept, G, H), kept)  # (M, Q, H, D)
@@ -199,7 +199,7 @@ def _exp(exponents: Tensor) -> Tensor:
 
 
 def _decays(s: Tensor) -> Tensor:
-    """s (M, Q, H) -> exp(s_i - s_j) for i ≥ j, and something finite elsewhere: (M · H, Q, Q)."""
+    """s (M, Q, H) -> exp(s_i - s_j) for i ≥ j, finite elsewhere: (M · H, Q, Q)."""
     s = s.mT.reshape(-1, s.shape[1])  # (M · H, Q)
     return (s.unsqueeze(2) - s.unsqueeze(1)).clamp_(FORGOTTEN, 0.0).exp_()
 
@@ -211,14 +211,14 @@ def _masked(scores: Tensor, decays: Tensor) -> Tensor:
 
 
 def _chunk_decays(s: Tensor, state: Tensor, heads: int) -> Tensor:
-    """s (M, Q, H) -> what a chunk keeps of each channel of a state (B, G, N, H/G · D): (B, n, G, 1, H/G · D)."""
+    """s (M, Q, H) -> each chunk's decay of a state (B, G, N, H/G · D), by channel: (B, n, G, 1, H/G · D)."""
     B, G, _, width = state.shape
     keep = _exp(s[:, -1]).view(B, -1, G, 1, heads // G, 1)
     return keep.expand(-1, -1, -1, -1, -1, width * G // heads).flatten(4)
 
 
 def _by_chunk(x: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
-    """(M · G, N, H/G · D) -> for each of n chunks (B, G, N, H/G · D); ``keep`` as :func:`_chunk_decays` has it."""
+    """(M · G, N, H/G · D) -> for each of n chunks (B, G, N, H/G · D); ``keep`` as from :func:`_chunk_decays`."""
     return x.view(*keep.shape[:3], *x.shape[1:]).unbind(1)
 
 
@@ -250,6 +250,5 @@ def _from_groups(x: Tensor, groups: int, heads: int) -> Tensor:
 
 def _head_sums(products: Tensor, groups: int, heads: int) -> Tensor:
     """(M · G, Q, H/G · D) -> the sums over D, in float32 at least: (M, Q, H)."""
-    exact = torch.promote_types(products.dtype, torch.float32)
-    sums = products.view(*products.shape[:2], heads // groups, -1).sum(-1, dtype=exact)  # (M · G, Q, H/G)
+    sums = products.view(*products.shape[:2], heads // groups, -1).sum(-1, dtype=exact_dtype(products.dtype))
     return _from_groups(sums, groups, heads).squeeze(-1)

@@ -1,22 +1,23 @@
-"""The recurrence of RWKV-7 (WKV7: Peng et al. 2025, arXiv:2503.14456, section 4): in chunks, in one step, step by step.
+"""WKV7, the recurrence of RWKV-7 (Peng et al. 2025, arXiv:2503.14456, section 4): in chunks, for one position, step by
+step.
 
-A generalised delta rule: each head keeps a state S of N × D, keys by values (the paper's, transposed). Position t
-forgets a share of each key channel, takes out along a_t what it puts back along b_t, writes, and reads:
+A generalised delta rule: each head keeps a state S of N × D, keys by values (the transpose of the paper's). Position t
+decays each key channel, moves what is stored along a_t to b_t, writes, and reads:
 
     S_t = diag(w_t) S_{t-1} + b_t (a_tᵀ S_{t-1}) + k_t v_tᵀ,    y_t = S_tᵀ r_t,
 
 in RWKV-7 with a = -κ̂ and b = κ̂ ⊙ η, the normalised removal key and the in-context learning rate.
 
-In chunks of Q positions, with p_t the product of the decays of a chunk up to t, all of it is matrix products. Let
-rows be positions, S what the chunk begins with and tril⁻ what is below the diagonal:
+In chunks of Q positions, with p_t the product of a chunk's decays up to t, all of it is matrix products. With positions
+as rows, S the chunk's initial state and tril⁻ the part below the diagonal:
 
     R = r ⊙ p,  A = a ⊙ p / w,  B = b / p,  K = k / p,
     U = (I - tril⁻(A Bᵀ))⁻¹ (A S + tril⁻(A Kᵀ) V),                rows u_t = S_{t-1}ᵀ a_t
     Y = R S + tril(R Bᵀ) U + tril(R Kᵀ) V,
     S' = diag(p_Q) (S + Bᵀ U + Kᵀ V).
 
-Only U and S' go from chunk to chunk, two products each; the rest is done for all chunks at once. 1 / p is at most
-exp(0.61 Q) for RWKV-7, whose log decay is above -exp(-1/2); every product that is kept has p_t / p_s ≤ 1 in it.
+Only U and S' are computed chunk by chunk, with two products each; the rest is done for all chunks at once. 1 / p is at
+most exp(0.61 Q) for RWKV-7, whose log decay is above -exp(-1/2); every product that is used contains p_t / p_s ≤ 1.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archbench.kernels.recurrence.precision import without_autocast
+from archbench.kernels.precision import exact_dtype, without_autocast
 
 CHUNK = 32
-"""Q, positions to a chunk. Measured on a CPU: at D = 64, 16 and 64 cost 1.05 and 1.15 times as much; at D = 32, 0.9 and
+"""Q, positions per chunk. Measured on a CPU: at D = 64, 16 and 64 cost 1.05 and 1.15 times as much; at D = 32, 0.9 and
 1.4 times."""
 
 
@@ -49,20 +50,20 @@ def wkv7(
     """The recurrence over T positions, in chunks; differentiable once.
 
     Args:
-        r, k: (B, T, H, N), what the state is read by (receptance) and written by (key).
+        r, k: (B, T, H, N), receptances, which read the state, and keys, which write it.
         log_w: (B, T, H, N), log decays, from -80 / ``chunk`` to 0.
-        v: (B, T, H, D), what is written.
-        a, b: (B, T, H, N), what is taken out along, and put back along.
+        v: (B, T, H, D), values.
+        a, b: (B, T, H, N), directions of removal and of writing back.
         state: (B, H, N, D), S before the first position; None for zeros.
-        chunk: Q, the most positions to a chunk. Chunks are made equally long.
+        chunk: Q, most positions per chunk; chunks are equally long.
 
     Returns:
-        y (B, T, H, D) and the state after the last position (B, H, N, D), both in float32 (float64 where r is) whatever
-        the dtypes of the arguments, and under autocast too.
+        y (B, T, H, D) and the state after the last position (B, H, N, D), both in float32 (float64 if r is), under
+        autocast too.
     """
     B, T, H, N = r.shape
     D = v.shape[-1]
-    exact = torch.promote_types(r.dtype, torch.float32)
+    exact = exact_dtype(r.dtype)
     n, Q = _split(T, chunk)
 
     def chunks(tensor: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def reference_wkv7(
     r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The definition, a position at a time; see :func:`wkv7`."""
-    exact = torch.promote_types(r.dtype, torch.float32)
+    exact = exact_dtype(r.dtype)
     r, w, k, v, a, b = (tensor.to(exact) for tensor in (r, log_w.to(exact).exp(), k, v, a, b))
     B, _, H, N = r.shape
     S = r.new_zeros(B, H, N, v.shape[-1]) if state is None else state.to(exact)
@@ -114,14 +115,14 @@ def reference_wkv7(
 
 
 def solve_flops(positions: int, *, chunk: int = CHUNK) -> int:
-    """FLOPs of a head's triangular systems, which torch does not count: Q³ a chunk, Q right-hand sides of Q²."""
+    """FLOPs of a head's triangular systems, which torch does not count: Q right-hand sides of Q² per chunk."""
     n, Q = _split(positions, chunk)
     return n * Q**3
 
 
 def _split(positions: int, chunk: int) -> tuple[int, int]:
-    """How many chunks, equally long, and how long: n Q is ``positions`` or a little more."""
-    positions = operator.index(positions)  # a constant for torch.compile, which would reckon with a symbol for minutes
+    """Number and length of equally long chunks: n Q is ``positions`` or slightly more."""
+    positions = operator.index(positions)  # a constant: with a symbol torch.compile takes minutes
     n = -(-positions // chunk)
     return n, -(-positions // n)
 
@@ -129,10 +130,10 @@ def _split(positions: int, chunk: int) -> tuple[int, int]:
 class _Chunks(torch.autograd.Function):
     """r, log_w, k, a, b (n, BH, Q, N), v (n, BH, Q, D), state (BH, N, D) -> y (n, BH, Q, D), state; see the module.
 
-    Gradients are written out: autograd would keep and walk twice as many tensors. Those of the decays need no matrix
-    product. p_t multiplies what is at t in R and, one later, in A, and divides what is at t in B and K; so
-    dL/dlog p_t = R_t · dL/dR_t + A_{t+1} · dL/dA_{t+1} - B_t · dL/dB_t - K_t · dL/dK_t, channel by channel, and at the
-    end of a chunk S' · dL/dS' besides.
+    Gradients are written out because autograd would keep and traverse twice as many tensors. The decays' gradients need
+    no matrix product: p_t multiplies row t of R and row t + 1 of A, and divides row t of B and K, so
+    dL/dlog p_t = R_t · dL/dR_t + A_{t+1} · dL/dA_{t+1} - B_t · dL/dB_t - K_t · dL/dK_t, channel by channel, plus
+    S' · dL/dS' at the end of a chunk.
     """
 
     @staticmethod
@@ -141,12 +142,12 @@ class _Chunks(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         Q = r.shape[2]
         log_p = log_w.cumsum(2)
-        p, before = log_p.exp(), (log_p - log_w).exp()  # with this position's decay, and without
+        p, before = log_p.exp(), (log_p - log_w).exp()  # including this position's decay, and excluding it
         left = torch.cat([a * before, r * p], dim=2)  # A over R: (n, BH, 2Q, N)
         right = torch.cat([b / p, k / p], dim=2)  # B over K
         weights = (left @ right.mT).mul_(_causal(left))  # (n, BH, 2Q, 2Q)
         keep = p[:, :, -1:]  # (n, BH, 1, N)
-        kept = right * keep  # B and K as the chunk's end sees them
+        kept = right * keep  # B and K, decayed to the chunk's end
 
         identity = torch.eye(Q, dtype=r.dtype, device=r.device)
         inverse = torch.linalg.solve_triangular(
@@ -176,11 +177,11 @@ class _Chunks(torch.autograd.Function):
 
 
 def _gradients(saved: tuple[Tensor, ...], for_y: Tensor, for_state: Tensor) -> tuple[Tensor, ...]:
-    """Gradients of r, log_w, k, v, a, b and the state, from what :class:`_Chunks` keeps."""
+    """Gradients of r, log_w, k, v, a, b and the state, from the tensors that :class:`_Chunks` saves."""
     p, before, left, right, kept, weights, inverse, written, S = saved
     Q = p.shape[2]
     keep = p[:, :, -1:]
-    # dL/d(A S + tril⁻(A Kᵀ) V) = inverseᵀ dL/dU, from the chunk's own y and from the state that it hands on.
+    # dL/d(A S + tril⁻(A Kᵀ) V) = inverseᵀ dL/dU, from the chunk's own y and from the state that it passes on.
     by_state = inverse.mT @ kept[:, :, :Q]
     by_outputs = inverse.mT @ (weights[:, :, Q:, :Q].mT @ for_y)
     new = left[:, :, Q:].mT @ for_y  # (n, BH, N, D), from this chunk's outputs
@@ -219,7 +220,7 @@ def _by_chunk(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 def _causal(left: Tensor) -> Tensor:
-    """(2Q, 2Q) bool: A sees the positions before it, R those up to its own."""
+    """(2Q, 2Q) bool: A sees the positions before its own, R those up to its own."""
     Q = left.shape[2] // 2
     lower = torch.ones(Q, Q, dtype=torch.bool, device=left.device).tril()
     return torch.cat([lower.tril(-1), lower]).repeat(1, 2)

@@ -8,19 +8,20 @@ from typing import Any
 
 from rich.table import Table
 
-from archbench.kernels.staticcheck.bounds import bound, loop_bound
-from archbench.kernels.staticcheck.chips import chip_named
-from archbench.kernels.staticcheck.figures import Failure, Figures, LoopFigures, violations
+from archbench_kernelcheck.bounds import bound, loop_bound
+from archbench_kernelcheck.chips import chip_named
+from archbench_kernelcheck.figures import Failure, Figures, LoopFigures, violations
 
 TITLE = "Static check: compiled and read, nothing was run. TFLOP/s are predicted, not measured."
-NUMBERS = ("regs", "spilled st/ld", "in loops", "shared KiB", "tensor", "narrow", "atomic", "warps", "blocks/SM")
+NUMBERS = ("regs", "stack B", "loop spills", "shared KiB", "tensor", "narrow", "atomic", "warps", "blocks/SM")
 LOOP = "per iteration: instr\n(tensor, exp, select)"
 
 
 def table(results: Sequence[Figures | Failure]) -> Table:
-    """One line per launch and chip, and in it one per innermost loop with tensor-core instructions.
+    """One line per launch and chip, and within it one per innermost loop with tensor-core instructions.
 
-    *spilled* counts instructions; *narrow* are global loads of one or two bytes; *tensor* are tensor-core instructions.
+    *stack* is where spilled registers go; *loop spills* counts instructions in loops; *narrow* are global loads of one
+    or two bytes; *tensor* are tensor-core instructions.
     """
     made = Table(title=TITLE, title_justify="left", box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for name in ("chip", "launch"):
@@ -39,7 +40,7 @@ def table(results: Sequence[Figures | Failure]) -> Table:
             result.chip,
             result.launch,
             str(result.registers),
-            f"{result.spill_stores}/{result.spill_loads}",
+            str(result.stack_bytes),
             str(result.loop_spills),
             f"{result.shared_bytes / 1024:.0f}/{result.shared_limit / 1024:.0f}",
             str(result.tensor_instructions),
@@ -55,9 +56,9 @@ def table(results: Sequence[Figures | Failure]) -> Table:
 
 
 def rows(results: Sequence[Figures | Failure]) -> list[dict[str, Any]]:
-    """Tidy rows: one per launch and chip, and for each innermost loop one more; a loop's has ``loop`` from 1 on.
+    """Tidy rows: one per launch and chip, followed by one per innermost loop, numbered from 1 in ``loop``.
 
-    Predicted figures have ``predicted`` in their names.
+    The names of predicted figures contain ``predicted``.
     """
     made: list[dict[str, Any]] = []
     for result in results:
@@ -66,11 +67,8 @@ def rows(results: Sequence[Figures | Failure]) -> list[dict[str, Any]]:
             continue
         whole = asdict(result)
         del whole["loops"]
-        stored, loaded = whole.pop("spill_bytes")
         best = bound(result)
         whole |= {
-            "spill_store_bytes": stored,
-            "spill_load_bytes": loaded,
             "loop": None,
             "predicted_upper_flops": best.upper if best else None,
             "predicted_serial_flops": best.serial if best else None,

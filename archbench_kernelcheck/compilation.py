@@ -1,8 +1,8 @@
-"""Compile one launch for a chip that is not there.
+"""Compile one launch for a chip that is not present.
 
-Triton asks its driver for the GPU to compile for. :func:`pretended` puts a driver in its place that names a chip and
-can do nothing else, and ``warmup`` compiles the exact launch: same arguments, same specialisation, same options.
-NVIDIA's assembler and disassemblers come in Triton's wheel. Compiled kernels are kept in Triton's own cache.
+Triton asks its driver which GPU to compile for. :func:`pretended` installs a driver that names a chip and does nothing
+else; ``warmup`` then compiles the exact launch: same arguments, same specialisation, same options. NVIDIA's assembler
+and disassemblers come with Triton's wheel. Triton's own cache keeps the compiled kernels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from archbench.errors import DeviceError, UsageError
 from archbench.kernels.launch import Launch
-from archbench.kernels.staticcheck.chips import Chip
+from archbench_kernelcheck.chips import Chip
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,13 @@ class Compiled:
         kernel: name of the kernel.
         code: disassembly (``nvdisasm -c``) or AMD assembly text.
         registers: 32-bit registers per thread.
+        stack: bytes of stack per thread, where spilled registers go.
         warps: warps per block; a warp-specialised kernel has more than its launch asked for.
         specialised: whether warps of a block run different code.
         shared: bytes of shared memory per block.
         tensor_memory: columns of tensor memory per block (``sm_100``), else 0.
         half_precision_dots: whether the kernel multiplies matrices of 8 or 16 bits.
-        seconds: what compiling took; little where Triton had it in its cache.
+        seconds: of compiling; few if Triton has the kernel in its cache.
     """
 
     chip: Chip
@@ -44,6 +45,7 @@ class Compiled:
     kernel: str
     code: str
     registers: int
+    stack: int
     warps: int
     specialised: bool
     shared: int
@@ -53,7 +55,7 @@ class Compiled:
 
 
 class _Utilities:
-    """What kernels' own launch code asks a driver for beside the target."""
+    """The properties that launch code of kernels reads from a driver."""
 
     def __init__(self, chip: Chip) -> None:
         self._chip = chip
@@ -69,7 +71,7 @@ class _Utilities:
 
 
 class PretendedDriver:
-    """A driver of Triton's for one chip, which compiles and cannot run."""
+    """A Triton driver for one chip, which compiles and cannot run."""
 
     def __init__(self, chip: Chip) -> None:
         self._chip = chip
@@ -79,7 +81,7 @@ class PretendedDriver:
         return self._chip.target()
 
     def get_current_device(self) -> str:
-        # Triton keeps compiled kernels by device: a name of its own keeps these apart from a real device's.
+        # Triton caches compiled kernels by device: this name keeps these apart from a real device's.
         return f"pretended {self._chip.name}"
 
     def set_current_device(self, device: object) -> None:
@@ -99,7 +101,7 @@ class PretendedDriver:
 
 @contextlib.contextmanager
 def pretended(chip: Chip) -> Iterator[None]:
-    """Within it, Triton compiles for this chip; after it, for what was there before.
+    """Within this context Triton compiles for ``chip``; the previous driver returns after it.
 
     Raises:
         DeviceError: Triton is not installed.
@@ -112,7 +114,7 @@ def pretended(chip: Chip) -> Iterator[None]:
         raise DeviceError("triton", "is not installed", remedy) from error
     if triton.knobs.runtime.interpret:
         raise UsageError(
-            "TRITON_INTERPRET", "is set, and the interpreter compiles nothing", "unset it for the static check"
+            "TRITON_INTERPRET", "is set, and the interpreter compiles nothing", "Unset it for the static check"
         )
     config = triton.runtime.driver
     before = config._active  # reset_active() would look for a GPU, and fail where there is none
@@ -126,12 +128,11 @@ def pretended(chip: Chip) -> Iterator[None]:
 def compile_launch(launch: Launch, chip: Chip) -> Compiled:
     """Compile a launch for a chip, in this process.
 
-    A compiler that crashes takes the process with it: :func:`~archbench.kernels.staticcheck.checking.check` compiles in
-    processes of its own.
+    A compiler that crashes ends this process; :func:`~archbench_kernelcheck.checking.check` uses child processes.
 
     Raises:
         DeviceError: Triton is not installed.
-        UsageError: Triton's interpreter is on, or the kernel is one that Triton would tune first.
+        UsageError: Triton's interpreter is on, or the kernel is autotuned.
     """
     start = time.perf_counter()
     with pretended(chip):
@@ -140,24 +141,25 @@ def compile_launch(launch: Launch, chip: Chip) -> Compiled:
         if isinstance(launch.kernel, triton.runtime.Autotuner):
             raise UsageError(
                 f"launch {launch.name!r}",
-                "has an autotuned kernel, of which no configuration is chosen without running it",
+                "has an autotuned kernel, whose configuration is chosen by running it",
                 "Give the launch `kernel.fn` and one configuration's arguments and options",
             )
         kernel = launch.kernel.warmup(**launch.arguments, grid=launch.grid, **launch.options)
     metadata = kernel.metadata
     if chip.backend == "cuda":
-        code, registers = _disassembled(kernel.metadata_group[f"{metadata.name}.cubin"])
+        code, registers, stack = _disassembled(kernel.metadata_group[f"{metadata.name}.cubin"])
     else:
-        from archbench.kernels.staticcheck import amdgcn
+        from archbench_kernelcheck import amdgcn
 
         code = kernel.asm["amdgcn"]
-        registers = amdgcn.metadata(code, "vgpr_count")
+        registers, stack = amdgcn.metadata(code, "vgpr_count"), amdgcn.metadata(code, "private_segment_fixed_size")
     return Compiled(
         chip=chip,
         launch=launch.name,
         kernel=metadata.name,
         code=code,
         registers=registers,
+        stack=stack,
         warps=metadata.num_warps,
         specialised="ttg.warp_specialize" in kernel.asm["ttgir"],
         shared=metadata.shared,
@@ -167,15 +169,15 @@ def compile_launch(launch: Launch, chip: Chip) -> Compiled:
     )
 
 
-def _disassembled(cubin: str | os.PathLike[str]) -> tuple[str, int]:
-    """The machine code of a cubin as text, and its registers per thread."""
+def _disassembled(cubin: str | os.PathLike[str]) -> tuple[str, int, int]:
+    """The machine code of a cubin as text, its registers and its bytes of stack per thread."""
     from triton import knobs
 
     code = _output(knobs.nvidia.nvdisasm.path, "-c", os.fspath(cubin))
     usage = _output(knobs.nvidia.cuobjdump.path, "-res-usage", os.fspath(cubin))
-    registers = re.findall(r"REG:(\d+)", usage)
+    registers, stack = re.findall(r"REG:(\d+)", usage), re.findall(r"STACK:(\d+)", usage)
     assert registers, f"cuobjdump names no registers: {usage}"
-    return code, max(map(int, registers))
+    return code, max(map(int, registers)), max(map(int, stack))
 
 
 def _output(*command: str) -> str:

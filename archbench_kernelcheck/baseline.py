@@ -1,9 +1,9 @@
 """Instructions per iteration, compared with a committed baseline.
 
-The file holds, for each version of Triton, chip and launch, the instructions per iteration of the innermost loops (of
-those with tensor-core instructions, where there are any), in the order of their addresses; registers, shared memory,
-resident blocks and predicted speed stand beside them for the reader, and are not compared. Another version of Triton
-compiles another code: its figures are compared with a baseline of its own, and one that has none is told so.
+For each version of Triton, chip and launch, the file holds the instructions per iteration of the innermost loops (only
+those with tensor-core instructions, if there are any), in the order of their addresses. Registers, shared memory,
+resident blocks and predicted speed are there for the reader and are not compared. Each version of Triton has a baseline
+of its own, because it compiles different code; a version without one is reported.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from archbench.errors import DataError
-from archbench.kernels.staticcheck.bounds import bound
-from archbench.kernels.staticcheck.figures import Failure, Figures
+from archbench_kernelcheck.bounds import bound
+from archbench_kernelcheck.figures import Failure, Figures
 
 TOLERANCE = 0.05
 
 Counts = dict[str, dict[str, dict[str, Any]]]
-"""By chip and launch: ``loops``, the instructions per iteration of each, and what stands beside them."""
+"""By chip and launch: ``loops``, the instructions per iteration of each, and the figures for the reader."""
 
 
 def write(path: Path, results: Sequence[Figures | Failure]) -> None:
-    """Make ``results`` the baseline of the installed Triton; those of other versions stay as they are.
+    """Make ``results`` the baseline of the installed Triton; those of other versions stay.
 
     Raises:
-        DataError: the file is there and is no baseline.
+        DataError: the file exists and is not a baseline.
     """
     versions = _read(path) if path.exists() else {}
     versions[triton_version()] = _counts(results)
@@ -36,17 +36,17 @@ def write(path: Path, results: Sequence[Figures | Failure]) -> None:
 
 
 def differences(path: Path, results: Sequence[Figures | Failure], tolerance: float = TOLERANCE) -> list[str]:
-    """What is not as in the baseline, a sentence each; nothing where all is as it was.
+    """The differences from the baseline, one sentence each.
 
-    Launches of the baseline for chips that are in no result are not missed.
+    Launches for chips that no result is for are ignored.
 
     Args:
         path: the committed file.
         results: of the installed Triton.
-        tolerance: relative; in both directions, so that an improvement is committed too.
+        tolerance: relative, in both directions, so that an improvement is committed too.
 
     Raises:
-        DataError: the file is not there, or is no baseline.
+        DataError: the file does not exist, or is not a baseline.
     """
     versions = _read(path)
     version = triton_version()
@@ -63,7 +63,7 @@ def differences(path: Path, results: Sequence[Figures | Failure], tolerance: flo
                 continue
             loops, loops_now = before_it["loops"], launches[launch]["loops"]
             if len(loops_now) != len(loops):
-                found.append(f"{chip}, {launch}: {len(loops_now)} loops where the baseline has {len(loops)}")
+                found.append(f"{chip}, {launch}: {len(loops_now)} loops, but the baseline has {len(loops)}")
             else:
                 found += [
                     f"{chip}, {launch}, loop {number}: {new} instructions per iteration, {new / old - 1:+.0%} of {old}"
@@ -74,7 +74,7 @@ def differences(path: Path, results: Sequence[Figures | Failure], tolerance: flo
 
 
 def triton_version() -> str:
-    """Version of the installed Triton, without importing it."""
+    """Version of the installed Triton, read without importing it."""
     return importlib.metadata.version("triton")
 
 
@@ -99,5 +99,5 @@ def _read(path: Path) -> dict[str, Counts]:
     except (OSError, ValueError) as error:
         raise DataError(str(path), f"cannot be read as a baseline: {error}", "Write it anew, or restore it") from error
     if not isinstance(versions, dict):
-        raise DataError(str(path), "is no baseline: it holds no object", "Write it anew, or restore it")
+        raise DataError(str(path), "is not a baseline: it holds no object", "Write it anew, or restore it")
     return versions

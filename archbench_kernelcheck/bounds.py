@@ -1,23 +1,23 @@
-"""How fast a launch could be: a stated model on top of the static figures. Nothing here was measured.
+"""How fast a launch could be: a model on top of the static figures. Nothing here is measured.
 
-Per iteration of an innermost loop, a block keeps four units of its SM busy:
+In an iteration of an innermost loop, a block keeps these units of its SM busy:
 
-- tensor cores: FLOPs of its tensor-core instructions / ``tensor_flops`` per cycle;
-- issue slots: instructions of all its warps / ``issue`` per cycle;
+- tensor cores: FLOPs of the tensor-core instructions / ``tensor_flops`` per cycle;
+- issue slots: instructions of all warps / ``issue`` per cycle;
 - the exponential unit: MUFU instructions × threads of a warp / ``exp_lanes`` per cycle;
-- device memory, where the caller says how many bytes a launch moves for its FLOPs.
+- device memory, if the caller says how many FLOPs a launch does per byte.
 
-If everything overlapped, an iteration would take as long as the busiest unit: the *upper bound*. If the tensor cores
-waited while the other work is done, it would take tensor cycles + max(issue, exp): the *serial* figure. Latencies,
-cache misses, barriers, the last wave of blocks and clocks below the boost clock are in neither.
+If everything overlaps, an iteration takes as long as the busiest unit: the *upper bound*. If the tensor cores wait for
+the other work, it takes tensor cycles + max(issue, exp): the *serial* figure. Neither includes latencies, cache misses,
+barriers, the last wave of blocks or clocks below the boost clock.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archbench.kernels.staticcheck.chips import Chip, chip_named
-from archbench.kernels.staticcheck.figures import Figures, LoopFigures
+from archbench_kernelcheck.chips import Chip, chip_named
+from archbench_kernelcheck.figures import Figures, LoopFigures
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Bound:
 
     Attributes:
         tensor, issue, exp: cycles per iteration and block that each unit is busy.
-        upper: predicted FLOP/s if the units overlapped entirely.
-        serial: predicted FLOP/s if the tensor cores waited for the rest.
+        upper: predicted FLOP/s if the units overlap entirely.
+        serial: predicted FLOP/s if the tensor cores wait for the rest.
         limiter: the unit that sets ``upper``: ``tensor``, ``issue``, ``exp`` or ``memory``.
     """
 
@@ -45,11 +45,11 @@ def loop_bound(
     """Predict one loop.
 
     Args:
-        chip: where it would run.
+        chip: the chip it would run on.
         loop: one iteration, per warp.
-        warps: of a block.
-        useful: share of the tensor-core FLOPs that the result needs; less than 1 where tiles are padded.
-        intensity: useful FLOPs per byte of device memory that the whole launch moves; without it, memory is left out.
+        warps: per block.
+        useful: share of the tensor-core FLOPs that the result needs; below 1 if tiles are padded.
+        intensity: useful FLOPs per byte of device memory moved by the whole launch; None ignores memory.
     """
     flops = loop.tensor_flops * warps
     cycles = {
@@ -67,10 +67,10 @@ def loop_bound(
 
 
 def bound(figures: Figures, *, useful: float = 1.0, intensity: float | None = None) -> Bound | None:
-    """Predict a launch: by its fastest loop with tensor-core instructions, which is the one without masks.
+    """Predict a launch from its fastest loop with tensor-core instructions, which is the one without masks.
 
-    Returns ``None`` where no loop has any, where the code does not say how many FLOPs they add, and where warps of a
-    block run different code: then no loop is the whole work.
+    Returns ``None`` if no loop has any, if the code does not say how many FLOPs they do, and if warps of a block run
+    different code, where no single loop does the whole work.
     """
     if figures.specialised:
         return None

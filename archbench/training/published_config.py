@@ -1,4 +1,4 @@
-"""The configuration that published weights bring with them: a ``config.json``, or the metadata of a GGUF file."""
+"""The configuration that comes with published weights: a ``config.json``, or the metadata of a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CONFIG = "config.json"
 
 @dataclass(frozen=True)
 class Published:
-    """A configuration by the names of transformers.
+    """A configuration in transformers' names.
 
     Attributes:
-        name: of the model: the file's or the folder's.
-        source: the file that says so.
+        name: the file's or the folder's name.
+        source: the file that holds the configuration.
         fields: the content of a ``config.json``.
     """
 
@@ -30,15 +30,15 @@ class Published:
 
 
 def read_published(weights: Path) -> Published | None:
-    """What stands in a GGUF file or in the ``config.json`` of the weights' folder; None where nothing does.
+    """The configuration in a GGUF file or in the ``config.json`` of the weights' folder; None if there is none.
 
-    A ``config.json`` without a ``model_type`` is none of transformers', and taken for nothing.
+    A ``config.json`` without a ``model_type`` is not transformers' and is ignored.
 
     Raises:
-        CheckpointError: the file cannot be read, or is of an architecture that archbench does not read.
+        CheckpointError: the file cannot be read, or its architecture is not supported.
     """
     if is_gguf(weights):
-        from archbench.training.gguf import gguf_config
+        from archbench.training.gguf_llama import gguf_config
 
         return Published(weights.stem, weights, gguf_config(weights))
     folder = weights if weights.is_dir() else weights.parent
@@ -49,7 +49,7 @@ def read_published(weights: Path) -> Published | None:
         fields = json.loads(source.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"configuration {source}", f"it is not JSON that can be read ({error})", "Correct it, or get it again"
+            f"configuration {source}", f"it cannot be read as JSON ({error})", "Correct it, or get it again"
         ) from None
     if not isinstance(fields, dict) or "model_type" not in fields:
         return None

@@ -1,4 +1,4 @@
-"""Machine code as blocks and loops, whatever the instruction set."""
+"""Machine code as basic blocks and loops, for any instruction set."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
+import networkx as nx
+
 LONGEST_WAIT = 12
-"""Instructions of the longest loop that is taken for one that only tries a barrier again and again."""
+"""A loop of at most this many instructions that waits for a barrier does nothing else."""
 
 
 class Kind(Enum):
@@ -31,8 +33,7 @@ class Instruction:
         text: as disassembled, without address and comments.
         opcode: its mnemonic with modifiers, as in ``HMMA.16816.F32.BF16``.
         kind: what it is counted as.
-        flops: what it adds per warp that executes it, where it is a tensor-core instruction.
-        spilled: bytes per thread it stores or loads, where it is a spill.
+        flops: FLOPs per warp that executes it; 0 unless it is a tensor-core instruction.
         targets: labels it may jump to.
         falls_through: whether the next instruction may follow.
     """
@@ -41,14 +42,13 @@ class Instruction:
     opcode: str
     kind: Kind = Kind.OTHER
     flops: float = 0.0
-    spilled: int = 0
     targets: tuple[str, ...] = ()
     falls_through: bool = True
 
 
 @dataclass
 class Block:
-    """Instructions that are entered at the first and left at the last."""
+    """A basic block: entered at its first instruction, left at its last."""
 
     labels: list[str]
     instructions: list[Instruction] = field(default_factory=list)
@@ -86,7 +86,7 @@ class Program:
     def innermost(self) -> list[Loop]:
         """Loops that hold no other, in the order of their addresses.
 
-        A loop that only waits for a barrier is none of them, and does not make the one around it an outer one.
+        A loop that only waits for a barrier is ignored: it is not listed, and a loop around it may be innermost.
         """
         real = [loop for loop in self.loops if not self._waits(loop)]
         return [loop for loop in real if not any(other.blocks < loop.blocks for other in real)]
@@ -94,7 +94,7 @@ class Program:
     def body(self, loop: Loop) -> list[Instruction]:
         """The instructions of one iteration: those of every block of the loop, without the loops inside it.
 
-        Where the loop branches, both ways are counted: the figure is the most that an iteration executes.
+        Both sides of a branch are counted: the figure is the most that an iteration executes.
         """
         inside = {number for other in self.loops if other.blocks < loop.blocks for number in other.blocks}
         return self.instructions(loop.blocks - inside)
@@ -130,50 +130,23 @@ def _blocks(lines: Iterable[str | Instruction]) -> list[Block]:
 
 def _natural_loops(blocks: Sequence[Block]) -> list[Loop]:
     """Aho, Lam, Sethi and Ullman, *Compilers* (2nd edition), section 9.6: dominators, back edges, natural loops."""
-    reached = _reached(blocks)
-    predecessors: dict[int, list[int]] = {number: [] for number in reached}
-    for number in reached:
-        for successor in blocks[number].successors:
-            predecessors[successor].append(number)
-    everything = sum(1 << number for number in reached)
-    dominators = dict.fromkeys(reached, everything)  # as bit sets
-    changed = True
-    while changed:
-        changed = False
-        for number in reached:
-            common = everything if predecessors[number] and number != reached[0] else 0
-            for predecessor in predecessors[number]:
-                common &= dominators[predecessor]
-            new = common | 1 << number
-            if new != dominators[number]:
-                dominators[number], changed = new, True
-    members: dict[int, set[int]] = {}
-    for number in reached:
-        for header in blocks[number].successors:
-            if dominators[number] >> header & 1:
-                inside, waiting = members.setdefault(header, {header}), [number]
-                while waiting:
-                    block = waiting.pop()
-                    if block not in inside:
-                        inside.add(block)
-                        waiting += predecessors[block]
-    return [Loop(header, frozenset(inside)) for header, inside in sorted(members.items())]
-
-
-def _reached(blocks: Sequence[Block]) -> list[int]:
-    """The blocks that the first one reaches, in reverse postorder."""
     if not blocks:
         return []
-    seen, order = {0}, []
-    path = [(0, iter(blocks[0].successors))]
-    while path:
-        number, successors = path[-1]
-        for successor in successors:
-            if successor not in seen:
-                seen.add(successor)
-                path.append((successor, iter(blocks[successor].successors)))
-                break
-        else:
-            order.append(number)
-            path.pop()
-    return order[::-1]
+    graph = nx.DiGraph((number, after) for number, block in enumerate(blocks) for after in block.successors)
+    graph.add_node(0)
+    graph = graph.subgraph({0} | nx.descendants(graph, 0))
+    parents = nx.immediate_dominators(graph, 0)
+
+    def dominates(header: int, number: int | None) -> bool:
+        while number is not None and number != header:
+            above = parents.get(number)
+            number = None if above == number else above  # networkx < 3.6: the first block dominates itself
+        return number == header
+
+    members: dict[int, set[int]] = {}
+    for number, header in graph.edges:
+        if dominates(header, number):
+            inside = members.setdefault(header, {header})
+            if number != header:
+                inside |= {number} | nx.ancestors(graph.subgraph(graph.nodes - {header}), number)
+    return [Loop(header, frozenset(inside)) for header, inside in sorted(members.items())]

@@ -1,21 +1,20 @@
 """NVIDIA machine code (SASS), as ``nvdisasm -c`` prints it.
 
-Instruction names: CUDA Binary Utilities, "Instruction Set Reference". What a tensor-core instruction adds follows from
-its name (PTX ISA, "mma", "wgmma"); for tcgen05 from its instruction descriptor (PTX ISA, "Instruction descriptor").
+Instruction names: CUDA Binary Utilities, "Instruction Set Reference". The FLOPs of a tensor-core instruction follow
+from its name (PTX ISA, "mma", "wgmma"); those of tcgen05 from its descriptor (PTX ISA, "Instruction descriptor").
 """
 
 from __future__ import annotations
 
 import re
 
-from archbench.kernels.staticcheck.program import Instruction, Kind, Program
+from archbench_kernelcheck.program import Instruction, Kind, Program
 
 _LABEL = re.compile(r"^(\.L_x_\d+|[\w$.]+):$")
 _LINE = re.compile(r"^\s*/\*[0-9a-f]+\*/\s+\{?\s*(.*?)\s*;?\s*\}?\s*$")
 _GUARDED = re.compile(r"^(@!?U?P[T\d]+)\s+")
 _TARGET = re.compile(r"`\(([^)]+)\)")
 _IMMEDIATE = re.compile(r"^UMOV\s+(UR\d+),\s*(0x[0-9a-f]+)")
-_WIDTH = re.compile(r"\.(8|16|32|64|128)\b")
 
 _WARPGROUP = 4  # warps that issue one HGMMA together
 
@@ -66,28 +65,28 @@ def _instruction(
         targets, falls_through = (), bool(guard)
     elif base != "CALL":
         targets = ()
-    kind, flops, spilled = _classify(base, opcode, body, warps, descriptors)
-    return Instruction(body, opcode, kind, flops, spilled, targets, falls_through)
+    kind, flops = _classify(base, opcode, body, warps, descriptors)
+    return Instruction(body, opcode, kind, flops, targets, falls_through)
 
 
-def _classify(base: str, opcode: str, body: str, warps: int, descriptors: dict[str, int]) -> tuple[Kind, float, int]:
+def _classify(base: str, opcode: str, body: str, warps: int, descriptors: dict[str, int]) -> tuple[Kind, float]:
     if base in ("HMMA", "HGMMA", "QMMA", "OMMA", "QGMMA", "IMMA", "IGMMA", "DMMA"):
-        return Kind.TENSOR, _flops(base, opcode), 0
+        return Kind.TENSOR, _flops(base, opcode)
     if base.startswith("UTC") and base.endswith("MMA"):
-        return Kind.TENSOR, _tcgen05_flops(base, opcode, body, descriptors) / warps, 0
+        return Kind.TENSOR, _tcgen05_flops(base, opcode, body, descriptors) / warps
     if base == "MUFU":
-        return Kind.EXP, 0.0, 0
+        return Kind.EXP, 0.0
     if base in ("STL", "LDL"):
-        return Kind.SPILL, 0.0, _bytes(opcode)
+        return Kind.SPILL, 0.0
     if base in ("LDG", "LDGSTS", "LD") and re.search(r"\.[US](8|16)\b", opcode):
-        return Kind.NARROW_LOAD, 0.0, 0
+        return Kind.NARROW_LOAD, 0.0
     if base in ("ATOM", "ATOMG", "RED", "REDG", "UBLKRED", "UTMAREDG"):
-        # An exchange whose result goes nowhere is a store: so is a tensor map published that the kernel made itself.
+        # An exchange that drops its result is a store: a kernel publishes the tensor map that it made in this way.
         stored = ".EXCH" in opcode and re.search(r"PT, RZ,", body)
-        return (Kind.OTHER if stored else Kind.ATOMIC), 0.0, 0
+        return (Kind.OTHER if stored else Kind.ATOMIC), 0.0
     if base == "SYNCS" and "TRYWAIT" in opcode:
-        return Kind.WAIT, 0.0, 0
-    return Kind.OTHER, 0.0, 0
+        return Kind.WAIT, 0.0
+    return Kind.OTHER, 0.0
 
 
 def _flops(base: str, opcode: str) -> float:
@@ -113,8 +112,3 @@ def _tcgen05_flops(base: str, opcode: str, body: str, descriptors: dict[str, int
     if base == "UTCHMMA" and descriptor >> 7 & 0x7 == 2:
         k = 8
     return 2.0 * m * n * k / (2 if ".2CTA" in opcode else 1)
-
-
-def _bytes(opcode: str) -> int:
-    width = _WIDTH.search(opcode)
-    return int(width[1]) // 8 if width else 4

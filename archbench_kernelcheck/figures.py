@@ -1,14 +1,14 @@
-"""What the machine code of a launch says, as figures; and what is wrong with them."""
+"""Figures read from the machine code of a launch, and the faults that they show."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from archbench.kernels.staticcheck import amdgcn, sass
-from archbench.kernels.staticcheck.chips import Chip
-from archbench.kernels.staticcheck.compilation import Compiled
-from archbench.kernels.staticcheck.program import Instruction, Kind
+from archbench_kernelcheck import amdgcn, sass
+from archbench_kernelcheck.chips import Chip
+from archbench_kernelcheck.compilation import Compiled
+from archbench_kernelcheck.program import Instruction, Kind
 
 TENSOR_MEMORY_COLUMNS = 512  # of an SM of compute capability 10.0; PTX ISA, "Tensor Memory"
 
@@ -19,13 +19,13 @@ class LoopFigures:
 
     Attributes:
         instructions: all instructions.
-        issued: those that take an issue slot (on AMD, vector instructions; scalar ones are issued beside them).
+        issued: those that take an issue slot (on AMD only vector instructions: scalar ones are issued in parallel).
         tensor_instructions: tensor-core instructions.
-        tensor_flops: what these add: FLOPs per warp (a matrix instruction of several warps shared among them).
+        tensor_flops: their FLOPs per warp (those of an instruction of several warps are shared among them).
         exponentials: instructions of the exponential unit (MUFU, all functions).
         spills: loads and stores of spilled registers.
         narrow_loads: global loads of one or two bytes per thread.
-        masks: selects, with which masking is done.
+        masks: selects, which masking is made of.
         tensor_waits: waits for tensor-core instructions in flight (``sm_90``).
     """
 
@@ -41,7 +41,7 @@ class LoopFigures:
 
     @property
     def serialised(self) -> bool:
-        """Whether each HGMMA is waited for before the next: ptxas does so where registers are too few to pipeline."""
+        """Whether each HGMMA is waited for before the next, as ptxas does if registers are too few to pipeline."""
         return self.tensor_waits >= max(self.tensor_instructions, 3)
 
 
@@ -54,10 +54,8 @@ class Figures:
         launch: name of the launch.
         kernel: name of the kernel.
         registers: 32-bit registers per thread.
-        spill_bytes: bytes per thread that the code's spill stores and loads move, each counted once: what ``ptxas -v``
-            says on sm_90, and within 3 % of it on sm_80.
-        spill_stores, spill_loads: such instructions in the whole kernel.
-        loop_spills: such instructions in any loop.
+        stack_bytes: stack per thread, where spilled registers go; from cuobjdump or AMD's metadata.
+        loop_spills: loads and stores of spilled registers in any loop.
         shared_bytes: shared memory per block.
         shared_limit: what the chip allows.
         tensor_memory: columns of tensor memory per block.
@@ -68,18 +66,16 @@ class Figures:
         instructions: in the whole kernel.
         warps: per block.
         specialised: whether warps of a block run different code.
-        blocks_per_multiprocessor: resident at once, from registers, shared memory and warps; 0 where not one fits.
+        blocks_per_multiprocessor: resident at once, from registers, shared memory and warps; 0 if none fits.
         loops: innermost loops in the order of their addresses.
-        seconds: what compiling took.
+        seconds: of compiling.
     """
 
     chip: str
     launch: str
     kernel: str
     registers: int
-    spill_bytes: tuple[int, int]
-    spill_stores: int
-    spill_loads: int
+    stack_bytes: int
     loop_spills: int
     shared_bytes: int
     shared_limit: int
@@ -116,17 +112,12 @@ def figures(compiled: Compiled) -> Figures:
     nvidia = chip.backend == "cuda"
     program = sass.parse(compiled.code, compiled.warps) if nvidia else amdgcn.parse(compiled.code)
     code = program.instructions()
-    spills = [instruction for instruction in code if instruction.kind is Kind.SPILL]
-    stores = [spill for spill in spills if spill.opcode.startswith(("STL", "scratch_store"))]
-    loads = [spill for spill in spills if spill not in stores]
     return Figures(
         chip=chip.name,
         launch=compiled.launch,
         kernel=compiled.kernel,
         registers=compiled.registers,
-        spill_bytes=(sum(spill.spilled for spill in stores), sum(spill.spilled for spill in loads)),
-        spill_stores=len(stores),
-        spill_loads=len(loads),
+        stack_bytes=compiled.stack,
         loop_spills=_count(program.looped(), Kind.SPILL),
         shared_bytes=compiled.shared,
         shared_limit=chip.shared_per_block,
@@ -147,7 +138,7 @@ def figures(compiled: Compiled) -> Figures:
 
 
 def resident_blocks(chip: Chip, registers: int, warps: int, shared: int, tensor_memory: int = 0) -> int:
-    """Blocks an SM holds at once: NVIDIA's occupancy calculator, in one formula."""
+    """Blocks an SM holds at once, by the formula of NVIDIA's occupancy calculator."""
     per_warp = -(-registers * chip.warp // chip.register_unit) * chip.register_unit
     by_registers = chip.registers // chip.schedulers // per_warp * chip.schedulers // warps if per_warp else chip.blocks
     taken = shared + chip.shared_reserved
@@ -162,18 +153,18 @@ def resident_blocks(chip: Chip, registers: int, warps: int, shared: int, tensor_
 
 
 def violations(result: Figures | Failure) -> list[str]:
-    """What is wrong with a launch on a chip, a sentence each; nothing where all is well."""
+    """The faults of a launch on a chip, one sentence each."""
     if isinstance(result, Failure):
         return [f"does not compile: {result.cause}"]
     found = []
     if result.loop_spills:
         found.append(f"{result.loop_spills} spill instructions inside loops")
     if result.shared_bytes > result.shared_limit:
-        found.append(f"{result.shared_bytes} bytes of shared memory where the chip allows {result.shared_limit}")
+        found.append(f"{result.shared_bytes} bytes of shared memory, but the chip allows {result.shared_limit}")
     if result.tensor_memory > TENSOR_MEMORY_COLUMNS:
-        found.append(f"{result.tensor_memory} columns of tensor memory where there are {TENSOR_MEMORY_COLUMNS}")
+        found.append(f"{result.tensor_memory} columns of tensor memory, but there are {TENSOR_MEMORY_COLUMNS}")
     if not result.blocks_per_multiprocessor and result.shared_bytes <= result.shared_limit:
-        found.append(f"not one block of {result.warps} warps with {result.registers} registers fits")
+        found.append(f"no block of {result.warps} warps with {result.registers} registers fits")
     if result.half_precision_dots and not result.tensor_instructions:
         found.append("multiplies half-precision matrices without a tensor-core instruction")
     if result.narrow_loads:

@@ -1,4 +1,4 @@
-"""What the static check has to know about a chip: its limits and its peak rates.
+"""Limits and peak rates of the chips that the static check knows.
 
 One named product stands for each architecture. Sources:
 
@@ -7,10 +7,10 @@ One named product stands for each architecture. Sources:
 - exponentials per cycle (``ex2``): the same guide, "Throughput of Native Arithmetic Instructions"; for CDNA 3,
   transcendentals run at a quarter of the vector rate;
 - multiprocessors, clocks, tensor rates and bandwidth: the vendors' white papers and data sheets (A100, GA102, Ada,
-  H100, Blackwell, RTX Blackwell, CDNA 3), dense bf16 with float32 accumulation. ``tensor_flops`` is the rate that,
-  with the multiprocessors and the clock, gives the peak stated there.
+  H100, Blackwell, RTX Blackwell, CDNA 3), dense bf16 with float32 accumulation. ``tensor_flops`` is the peak stated
+  there, divided by multiprocessors and clock.
 
-Every rate is a peak that was read, never one that was measured.
+Every rate is a published peak; none was measured.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ KIB = 1024
 
 @dataclass(frozen=True)
 class Chip:
-    """One GPU, as far as the static check goes.
+    """One GPU, as the static check sees it.
 
     Attributes:
         name: compute capability or gfx name, as in ``sm_90``.
-        product: the product the rates are of.
+        product: the product whose rates these are.
         backend: Triton's backend: ``cuda`` or ``hip``.
         arch: Triton's architecture: ``90``, ``gfx942``.
         warp: threads in a warp (a wave).
@@ -40,9 +40,9 @@ class Chip:
         issue: warp instructions issued per cycle and SM.
         shared_per_block: bytes of shared memory a block may have.
         shared_per_multiprocessor: bytes of shared memory an SM has.
-        shared_reserved: bytes of it that the driver keeps for itself per resident block.
+        shared_reserved: bytes of it that the driver reserves per resident block.
         registers: 32-bit registers of an SM.
-        register_unit: registers are given to a warp in multiples of this many.
+        register_unit: registers are allocated to a warp in multiples of this.
         warps: warps an SM may hold.
         blocks: blocks an SM may hold.
         schedulers: partitions of an SM, each with its own share of registers and warps.
@@ -195,7 +195,7 @@ def chip_named(name: str) -> Chip:
     """The chip of that name.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: there is no such chip.
     """
     if name not in CHIPS:
         raise UnknownNameError(f"chip {name!r}", "is not known to the static check", did_you_mean(name, CHIPS))

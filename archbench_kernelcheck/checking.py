@@ -1,4 +1,4 @@
-"""Check launches in processes of their own: a compiler that crashes ends its process, and no other."""
+"""Check launches in child processes: a compiler that crashes ends only its own process."""
 
 from __future__ import annotations
 
@@ -7,18 +7,52 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from archbench.errors import ArchbenchError, from_dict
 from archbench.kernels.launch import Launch
-from archbench.kernels.staticcheck.chips import Chip
-from archbench.kernels.staticcheck.compilation import compile_launch, pretended
-from archbench.kernels.staticcheck.figures import Failure, Figures, figures
+from archbench_kernelcheck.chips import CHIPS, Chip, chip_named
+from archbench_kernelcheck.compilation import compile_launch, pretended
+from archbench_kernelcheck.figures import Failure, Figures, figures
 
 Result = Figures | Failure
+
+Launches = Callable[[str], Iterable[Launch]]
+"""The launches to compile for the chip of that name."""
+
+
+def check_on(
+    chips: Sequence[str],
+    load: Callable[[], Launches],
+    *,
+    workers: int | None = None,
+    progress: Callable[[Result, int], None] | None = None,
+    code: Path | None = None,
+) -> list[Result]:
+    """Compile and read the launches for each named chip.
+
+    Args:
+        chips: names of chips; empty for all known ones.
+        load: imports the module that defines the kernels and returns its launches. It is called once, with a pretended
+            chip, because Triton asks its driver when a module defines a kernel.
+        workers, code: see :func:`check`.
+        progress: called with each result as it arrives, and the number of all.
+
+    Raises:
+        UnknownNameError: there is no such chip.
+        ArchbenchError: Triton is missing, its interpreter is on, or what ``load`` raises.
+    """
+    launches: Launches | None = None
+    jobs: list[tuple[Chip, Launch]] = []
+    for chip in [chip_named(name) for name in dict.fromkeys(chips or CHIPS)]:
+        with pretended(chip):
+            launches = launches or load()
+            jobs += [(chip, launch) for launch in launches(chip.name)]
+    report = None if progress is None else lambda result: progress(result, len(jobs))
+    return check(jobs, workers=workers, progress=report, code=code)
 
 
 def check(
@@ -28,26 +62,26 @@ def check(
     progress: Callable[[Result], None] | None = None,
     code: Path | None = None,
 ) -> list[Result]:
-    """Compile every launch for its chip and read the code, several at once.
+    """Compile each launch for its chip and read the code, several at once.
 
     Args:
-        jobs: what to compile for what.
+        jobs: pairs of chip and launch.
         workers: processes at once; by default one per usable CPU.
-        progress: called with each result as it comes.
+        progress: called with each result as it arrives.
         code: a folder to write the machine code of every launch to, as ``sm_90 forward.txt``.
 
     Returns:
-        The results in the order of ``jobs``. A kernel that the compiler refuses, or crashes on, is a :class:`Failure`.
+        The results in the order of ``jobs``; a :class:`Failure` for a kernel that the compiler rejects or crashes on.
 
     Raises:
-        ArchbenchError: what is wrong is no kernel: Triton is missing, or its interpreter is on.
+        ArchbenchError: the fault is not a kernel's: Triton is missing, or its interpreter is on.
     """
     if not jobs:
         return []
     with pretended(jobs[0][0]):
         from triton.runtime.cache import triton_key
 
-        triton_key()  # a hash of all of Triton, which takes a second: made here, every process below inherits it
+        triton_key()  # hashing all of Triton takes a second: done here, it is inherited by every process below
     workers = workers or len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("fork")  # kernels cannot be pickled
     results: dict[int, Result] = {}
@@ -90,7 +124,7 @@ def _received(receiver: Connection, process: BaseProcess, chip: Chip, launch: La
 
 
 def _run(sender: Connection, chip: Chip, launch: Launch, code: Path | None) -> None:
-    # Triton prints the whole program of a kernel that its assembler refuses: keep that out of the user's terminal.
+    # Triton prints the whole program of a kernel that its assembler rejects: keep that out of the user's terminal.
     with tempfile.TemporaryFile() as log:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -103,6 +137,6 @@ def _run(sender: Connection, chip: Chip, launch: Launch, code: Path | None) -> N
             sender.send(figures(compiled))
         except ArchbenchError as error:
             sender.send(error.as_dict())
-        except Exception as error:  # noqa: BLE001  whatever a compiler raises is the kernel's result
+        except Exception as error:  # noqa: BLE001  a compiler's error is the kernel's result
             lines = [line for line in str(error).splitlines() if line.strip()]
             sender.send(Failure(chip.name, launch.name, f"{type(error).__name__}: {lines[-1] if lines else ''}"))

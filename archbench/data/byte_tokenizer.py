@@ -1,0 +1,91 @@
+"""What a tokenizer is, and the simplest one: bytes. No torch here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from archbench.data.documents import utf8
+
+SAVED_AS = "archbench_tokenizer.json"
+"""The file in which a saved tokenizer's folder names it."""
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back.
+
+    Attributes:
+        name: the specification it was loaded by, as in ``bpe:1024``.
+        vocab_size: V; every id is below it, the separator's included.
+        lossless: whether the tokens of *any* text spell its bytes. If False they may still do so for a given text:
+            :func:`archbench.data.dataset.prepare` checks.
+        separator: id of the token between documents, from which a document's first token is predicted. No text
+            encodes to it, unless it is a file's ``<unk>``, used if there is no end-of-text token.
+        fingerprint: changes if the ids of some text may change; part of the cache's key.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def lossless(self) -> bool: ...
+    @property
+    def separator(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        """Token ids, shape (N,); nothing is added, and special tokens are ordinary text.
+
+        Raises:
+            DataError: the text holds a lone surrogate.
+        """
+        ...
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
+        """Text of the ids, without separators; bytes that are not UTF-8 become U+FFFD."""
+        ...
+
+    def token_bytes(self) -> tuple[bytes, ...] | None:
+        """The bytes of each of the V ids (none for the separator), or None if tokens have no fixed bytes."""
+        ...
+
+    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
+        """Number of bytes of each id, shape (V,), or None if tokens have no fixed bytes."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write what ``saved:FOLDER`` loads it from."""
+        ...
+
+
+class ByteTokenizer:
+    """One token a byte: V = 257, ids 0 to 255 are the bytes, 256 is the separator."""
+
+    name = "byte"
+    vocab_size = 257
+    lossless = True
+    separator = 256
+    fingerprint = "byte"
+
+    def encode(self, text: str) -> npt.NDArray[np.int64]:
+        return np.frombuffer(utf8(text, "text"), dtype=np.uint8).astype(np.int64)
+
+    def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
+        return bytes(int(i) for i in ids if i != self.separator).decode("utf-8", errors="replace")
+
+    def token_bytes(self) -> tuple[bytes, ...]:
+        return (*(bytes([i]) for i in range(256)), b"")
+
+    def byte_lengths(self) -> npt.NDArray[np.int64]:
+        return np.array([1] * 256 + [0], dtype=np.int64)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / SAVED_AS).write_text(json.dumps({"name": self.name}), encoding="utf-8")

@@ -1,0 +1,42 @@
+"""Compile Triton kernels for GPUs that are not present, and read the machine code. Nothing is run.
+
+::
+
+    python -m archbench_kernelcheck FILE.py --chip sm_90
+
+where ``FILE.py`` defines ``launches(chip: str) -> list[Launch]`` (:class:`archbench.kernels.launch.Launch`).
+
+Registers come from cuobjdump, shared memory from Triton's metadata, and the size of the stack, where spilled registers
+go, from cuobjdump and AMD's metadata. What those tools do not tell is read from the machine code: what each innermost
+loop executes, whether a loop spills, how wide global loads are, which atomics there are, and how fast a loop could be.
+"""
+
+from archbench_kernelcheck.bounds import Bound, bound, loop_bound
+from archbench_kernelcheck.checking import Result, check, check_on
+from archbench_kernelcheck.chips import CHIPS, Chip, chip_named
+from archbench_kernelcheck.compilation import Compiled, compile_launch, pretended
+from archbench_kernelcheck.figures import Failure, Figures, LoopFigures, figures, resident_blocks, violations
+from archbench_kernelcheck.tables import rows, table
+
+__all__ = [
+    "CHIPS",
+    "Bound",
+    "Chip",
+    "Compiled",
+    "Failure",
+    "Figures",
+    "LoopFigures",
+    "Result",
+    "bound",
+    "check",
+    "check_on",
+    "chip_named",
+    "compile_launch",
+    "figures",
+    "loop_bound",
+    "pretended",
+    "resident_blocks",
+    "rows",
+    "table",
+    "violations",
+]
