@@ -24,7 +24,11 @@ def given_of(model: str, option: FieldOption, text: Any) -> Given:
     return found[0]
 
 
-SCALE, KERNEL, RUN = "archbench.scaling.plan:ScalePlan", "archbench.config:KernelConfig", "archbench.config:RunConfig"
+SCALE, KERNEL, RUN = (
+    "archbench.study.scale_plan:ScalePlan",
+    "archbench.config:KernelConfig",
+    "archbench.config:RunConfig",
+)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ import psutil
 import pytest
 
 import archbench
-from archbench.compare.cells import Cell, Record, cell_key, known_record, measure
-from archbench.compare.outcome import unit_scores
 from archbench.config import RunConfig
 from archbench.errors import StorageError
+from archbench.study.compare_results import unit_scores
+from archbench.study.folder import write_record
+from archbench.study.outcome import Record
+from archbench.study.run_cells import RunCell, cell_key, known_record
 from installations import RunCLI
 
 SMALL = (
@@ -162,8 +164,9 @@ def test_a_run_that_fails_is_a_record_and_not_the_end(tmp_path: Path, hostile: P
         architecture="lossy", profile="smoke", seed=1, checked=False, phases=["train"], plugins=[str(hostile)],
         data={"corpus": str(corpus)},
     )  # fmt: skip
-    cell = Cell("seed", config, cell_key(config, "source"), 64)
-    record = measure(cell, tmp_path)
+    cell = RunCell("seed", config, cell_key(config, "source"), 64)
+    record = cell.measure(tmp_path, ())
+    write_record(tmp_path, record)
     assert record.outcome == "failed"
     assert "was killed" in (record.cause or "")
     assert known_record(tmp_path, cell.key) == record
@@ -209,12 +212,12 @@ def test_documents_are_the_units_where_there_are_enough_and_empty_ones_are_left_
     folder.mkdir(parents=True)
     documents.to_parquet(folder / "documents.parquet")
     blocks.to_parquet(folder / "blocks.parquet")
-    scores, units = unit_scores(tmp_path, {"one": [Record("k", "run", "ok")]})
-    assert units == {"kind": "documents", "count": 40, "empty": 3}
+    scores, units = unit_scores(tmp_path, {"one": [Record(key="k", run_id="run", outcome="ok")]})
+    assert (units.kind, units.count, units.empty) == ("documents", 40, 3)
     assert scores["one"].unit_nats.shape == (1, 40)
     documents.head(2).to_parquet(folder / "documents.parquet")
-    scores, units = unit_scores(tmp_path, {"one": [Record("k", "run", "ok")]})
-    assert units == {"kind": "blocks", "count": 3, "empty": 0}
+    scores, units = unit_scores(tmp_path, {"one": [Record(key="k", run_id="run", outcome="ok")]})
+    assert (units.kind, units.count, units.empty) == ("blocks", 3, 0)
     assert scores["one"].unit_nats.tolist() == [[1.0, 2.0, 3.0]]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from archbench.compare.learning_rates import FACTORS, MOST_ADDED, Curve, Point, choose, curve, next_factor
+from archbench.study.learning_rates import FACTORS, MOST_ADDED, Point, Tuning, choose, next_factor, tuning
 
 DEFAULT = 3e-4
 NAN, INF = math.nan, math.inf
@@ -150,7 +150,7 @@ def test_other_first_rates_have_two_more_as_well() -> None:
 
 def test_a_curve_is_what_comparison_json_promises() -> None:
     found = [Point(DEFAULT * 2, 2.0, (INF, 1.2)), Point(DEFAULT, 1.0, (1.0, 1.2)), Point(DEFAULT / 2, 0.5, (None, NAN))]
-    plain = json.loads(json.dumps(curve("gpt1", found, DEFAULT).as_plain(), allow_nan=False))
+    plain = json.loads(json.dumps(tuning("gpt1", found, DEFAULT).model_dump(mode="json"), allow_nan=False))
     assert list(plain) == ["architecture", "learning_rate", "flagged", "note", "points"]
     assert [point["factor"] for point in plain["points"]] == [0.5, 1.0, 2.0]
     assert plain["points"][1] == {
@@ -167,7 +167,9 @@ def test_a_curve_is_what_comparison_json_promises() -> None:
 def test_without_a_search_the_recipes_rate_stands() -> None:
     untried = [Point(DEFAULT, 1.0, ())]
     note = "not tuned: the recipe's own learning rate"
-    assert curve("gpt1", untried, DEFAULT, tuned=False) == Curve("gpt1", DEFAULT, False, note, ())
+    assert tuning("gpt1", untried, DEFAULT, tuned=False) == Tuning(
+        architecture="gpt1", learning_rate=DEFAULT, flagged=False, note=note, points=[]
+    )
 
 
 def test_with_noise_the_parabola_comes_nearer_to_the_truth_than_the_best_point() -> None:

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 import archbench
-from archbench.compare.matching import Match, match
 from archbench.errors import ConfigError, HookFailedError, UnknownNameError, UsageError
 from archbench.measure.flops import measured_cache_bytes
+from archbench.study.matching import Match, match
 from archbench.testing.subject import Subject
 
 NAMES = [entry.name for entry in archbench.available() if entry.package == "archbench"]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from archbench.compare.contenders import contenders
-from archbench.compare.plan import ComparePlan
-from archbench.compare.stages import budget_of, cost_cells, seed_cells, speed_cells, tuning_cells, updates_of
+from archbench.cli.compare_progress import CompareProgress
 from archbench.config import RunConfig
 from archbench.errors import ConfigError, UnknownNameError, UsageError
+from archbench.study.compare import Comparison, budget_of, cost_cells, seed_cells, speed_cells, turn_groups
+from archbench.study.compare_plan import ComparePlan
+from archbench.study.contenders import contenders
+from archbench.study.engine import Session
+from archbench.study.run_cells import tuning_cells, updates_of
 
 
 def plan(*names: str, profile: str = "quick", training: dict[str, Any] | None = None, **fields: Any) -> ComparePlan:
@@ -48,6 +52,36 @@ def test_only_what_is_measured_makes_another_plan() -> None:
     assert one.digest() == plan(margin=0.01, seeds=9, sweeps=1).digest()  # goes on with what there is
     assert one.digest() != plan(match="params").digest()
     assert one.digest() != plan(training={"tokens": 5}).digest()
+
+
+def test_architectures_are_added_to_a_comparison_and_none_are_taken_away() -> None:
+    two, three = plan("gpt1", "llama"), plan("gpt1", "llama", "rwkv7")
+    begun = {"digest": two.digest(), "plan": two.model_dump(mode="json")}
+    assert two.digest() != three.digest()  # a folder of its own, unless --out names the other
+    assert Comparison(three).continues(begun)
+    assert not Comparison(two).continues({"digest": three.digest(), "plan": three.model_dump(mode="json")})
+    assert not Comparison(plan("gpt1", "llama", "rwkv7", match="params")).continues(begun)
+    assert not Comparison(plan("gpt1", "llama", "rwkv7", baseline="llama")).continues(begun)
+
+
+def test_architectures_that_are_added_are_timed_in_turns_with_the_baseline_in_sweeps_of_their_own(
+    tmp_path: Path,
+) -> None:
+    two, three = (
+        plan("llama", "gpt1", baseline="gpt1", sweeps=2),
+        plan("llama", "gpt1", "gpt2", baseline="gpt1", sweeps=2),
+    )
+    keys = {cell.key for cell in speed_cells(two, contenders(two))}
+    study = Comparison(three)
+    session = Session(study, tmp_path, CompareProgress(tmp_path, quiet=True))
+    session.contenders, session.kept = contenders(three), {"plan": two.model_dump(mode="json")}
+    for _ in range(2):  # in the session that adds it, and in a later one
+        session.kept["turns"] = turn_groups(session.kept, three.architectures)
+        known, added = (speed_cells(three, group, number) for number, group in enumerate(study.turns(session)))
+        assert {cell.key for cell in known} == keys
+        assert [cell.architecture for cell in added] == ["gpt1", "gpt2", "gpt1"] * 2
+        assert not {cell.key for cell in added} & keys
+        session.kept["plan"] = three.model_dump(mode="json")
 
 
 def test_equal_flops_give_the_dearer_architecture_fewer_tokens_and_all_the_same_context() -> None:

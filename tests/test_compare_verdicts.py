@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from scipy import stats
 
-from archbench.compare.verdicts import MEANING, QualityRow, Scores, judge
+from archbench.study.verdicts import MEANING, QualityRow, Scores, judge
 from simulations import repeated, three_standard_errors
 
 Array = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import archbench as package
-from archbench.probing.outcome import verdict_of
+from archbench.study.probe import verdict_of
 from command_line import archbench
 from installations import RunCLI, kill_when_said, write_package
 

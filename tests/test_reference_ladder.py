@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import archbench
-from archbench.report.ladder import read_ladder
 from archbench.report.ladder_tables import loss_table
 from archbench.report.ladder_texts import law_sentences
-from archbench.scaling.law import fit
+from archbench.study.law import fit
+from archbench.study.scale_outcome import ScaleOutcome
 from installations import RunCLI
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ def test_it_has_at_least_twelve_points_of_gpt1_and_llama_each_that_are_those_of_
     rows = archbench.read_results(FOLDER / "runs.parquet")
     losses = rows[(rows.phase == "quality") & (rows.metric == "loss")].set_index("run_id").value
     cells = json.loads((FOLDER / "scale.json").read_text())["cells"]
-    ladder = read_ladder(FOLDER)
+    ladder = ScaleOutcome.read(FOLDER)
     assert ladder.names == ("gpt1", "llama")
     for finding in ladder.findings:
         measured = {
@@ -37,7 +37,7 @@ def test_it_has_at_least_twelve_points_of_gpt1_and_llama_each_that_are_those_of_
 
 @pytest.mark.slow
 def test_its_laws_are_had_again_from_its_points() -> None:
-    for finding in read_ladder(FOLDER).findings:
+    for finding in ScaleOutcome.read(FOLDER).findings:
         largest = max(point.size for point in finding.points)
         assert finding.held_out is not None
         smaller = [point for point in finding.points if point.size < largest]
@@ -52,7 +52,7 @@ def test_its_laws_are_had_again_from_its_points() -> None:
 
 def test_the_documentation_has_every_loss_and_every_sentence_of_it() -> None:
     text = (ROOT / "docs" / "scale.md").read_text()
-    ladder = read_ladder(FOLDER)
+    ladder = ScaleOutcome.read(FOLDER)
     for row in loss_table(ladder).rows:
         assert f"| `{row[0].text}` | {' | '.join(cell.text for cell in row[1:])} |" in text
     flowing = " ".join(text.replace("> ", "").split())

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from archbench.compare.costs import CostRow
 from archbench.presentation.quantities import duration, number, percent, quantity, ratio
 from archbench.report.contents import Contents, read
 from archbench.report.cost_figures import pareto_figure
@@ -18,6 +17,7 @@ from archbench.report.evidence import Evidence, Score, of_comparison
 from archbench.report.figures import Axis, Figure, Series, data_of, tick_text, ticks_of
 from archbench.report.markdown import escaped, markdown
 from archbench.report.styles import DARK, HEAT, LIGHT, ink_on, styles_of
+from archbench.study.costs import CostRow
 from comparison_files import ARCHITECTURES, SEEDS, STEPS, T, frame_of, write_comparison
 
 

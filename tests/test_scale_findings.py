@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from archbench.scaling import findings
-from archbench.scaling.findings import Finding, Point, find, rank
-from archbench.scaling.law import Law, fit
+from archbench.study import findings
+from archbench.study.findings import Finding, Point, find, rank
+from archbench.study.law import Law, fit
 
 TRUTH = Law(E=1.2, A=60.0, B=900.0, alpha=0.4, beta=0.5)
 SIZES, BUDGETS = (25_000, 50_000, 100_000, 200_000), (250_000, 500_000, 1_000_000)

@@ -12,8 +12,8 @@ import pytest
 from scipy import optimize
 
 from archbench.errors import UsageError
-from archbench.scaling import law
-from archbench.scaling.law import Law, bootstrap, fit
+from archbench.study import law
+from archbench.study.law import Law, bootstrap, fit
 
 TRUTH = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]

@@ -325,3 +325,32 @@ def test_trackers_change_no_configuration_hash() -> None:
         RunConfig(architecture="gpt1", trackers=("wandb",)).config_hash()
         == RunConfig(architecture="gpt1").config_hash()
     )
+
+
+def test_each_training_of_a_study_is_followed_and_measured_once_whoever_follows_it(
+    tmp_path: Path, minimal_plugin: str
+) -> None:
+    (tmp_path / "bigram.py").write_text(minimal_plugin)
+    command = [
+        "probe", "bigram", "--plugin", "bigram.py", "--task", "state-parity", "--parameters", "0", "--updates", "12",
+        "--examples", "40", "--seeds", "2", "--unchecked", "--jobs", "1", "--learning-rate", "0.01", "--out", "out",
+    ]  # fmt: skip
+    done = archbench(*command, "--track", "recorder", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    scores = json.loads((tmp_path / "out" / "probe.json").read_text())["scores"]
+    values = {score["condition"]: score["values"] for score in scores}
+    followed = sorted((tmp_path / "out" / "runs").iterdir())
+    assert len(followed) == 2
+    for folder in followed:
+        told = recorded(folder)
+        seed = told[0]["configuration"]["run"]["seed"]
+        assert len(logged(told, "train/loss")) == 12
+        assert told[-1]["status"] == "finished"
+        assert {row["metric"]: row["value"] for row in told[-1]["rows"]} == {
+            f"accuracy/{condition}": own[seed] for condition, own in values.items()
+        }
+    again = archbench(*command, cwd=tmp_path)
+    assert "2 of them known" in again.stderr
+    absent = archbench(*command, "--track", "recorders", cwd=tmp_path)
+    assert absent.returncode == 2
+    assert "recorders" in absent.stderr

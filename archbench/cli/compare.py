@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archbench.cli.fields import RECIPE, FieldOption, Given, under, with_fields
-from archbench.cli.options import Config, Json, Names, NoTuning, Out, Quiet, all_named, chosen_device, configure
+from archbench.cli.options import Config, Json, Names, NoTuning, Out, Quiet, Track, all_named, chosen_device, configure
 from archbench.cli.studies import SET_BY_STUDIES, default_jobs, study
 from archbench.errors import UsageError
 
 if TYPE_CHECKING:
-    from archbench.compare.plan import ComparePlan
+    from archbench.study.compare_plan import ComparePlan
 
-PLAN = "archbench.compare.plan:ComparePlan"
+PLAN = "archbench.study.compare_plan:ComparePlan"
 OPTIONS = (
     FieldOption("baseline", shown="the first named"),
     FieldOption("match"),
@@ -37,6 +37,7 @@ def compare(
     margin: Annotated[float, typer.Option(help="Smaller differences are ignored, per cent of the baseline's")] = 0.25,
     no_tuning: NoTuning = False,
     config: Config = None,
+    track: Track = None,
     out: Out = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -56,9 +57,9 @@ def compare(
         step = f"Name another: archbench compare {name} llama; archbench list shows what there is"
         raise UsageError(f"archbench compare {name}", "a comparison is of two architectures or more", step)
     from archbench.cli.verdicts import print_comparison
-    from archbench.compare import comparison
+    from archbench.study import compare as comparison
 
-    study("compare", plan, comparison.compare, print_comparison, out=out, json=json_, quiet=quiet)
+    study("compare", plan, comparison.compare, print_comparison, track=track, out=out, json=json_, quiet=quiet)
 
 
 @with_fields(PLAN, *OPTIONS)
@@ -67,6 +68,7 @@ def tune(
     *,
     given: Given,
     config: Config = None,
+    track: Track = None,
     out: Out = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -77,13 +79,13 @@ def tune(
     """
     plan = _plan(architecture, given, config, "tune")
     from archbench.cli.verdicts import print_tuning
-    from archbench.compare import comparison
+    from archbench.study import compare as comparison
 
-    study("compare", plan, comparison.tune, print_tuning, out=out, json=json_, quiet=quiet)
+    study("compare", plan, comparison.tune, print_tuning, track=track, out=out, json=json_, quiet=quiet)
 
 
 def _plan(architectures: list[str] | None, given: Given, config: list[str] | None, command: str) -> ComparePlan:
-    from archbench.compare.plan import ComparePlan
+    from archbench.study.compare_plan import ComparePlan
 
     run = given.setdefault("run", {})
     names = all_named(architectures, run.get("plugins", ()), command)

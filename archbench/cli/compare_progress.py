@@ -16,7 +16,7 @@ from archbench.presentation.quantities import duration
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from archbench.compare.cells import Cell
+    from archbench.study.run_cells import RunCell
 
 STAGES = {
     "pilot": "pilot",
@@ -39,7 +39,7 @@ class Ended(Protocol):
 
 
 class CompareProgress:
-    """Progress on standard error, while this is entered: an :class:`archbench.compare.pool.Follower`.
+    """Progress on standard error, while this is entered: an :class:`archbench.study.contract.Progress`.
 
     Args:
         folder: of the comparison, to say how to go on with it.
@@ -111,7 +111,7 @@ class CompareProgress:
         return f"about {duration(max(0.0, left))} left"
 
 
-def describe_cell(cell: Cell) -> str:
+def describe_cell(cell: RunCell) -> str:
     """A cell in a few words."""
     detail = {
         "tune": f" × {cell.factor:g}, seed {cell.config.seed}" if cell.factor is not None else "",

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.fields import DEVICE, PLUGIN, SET, FieldOption, Given, with_fields
-from archbench.cli.options import Json, Names, Out, Quiet, Unchecked, all_named, chosen_device
+from archbench.cli.options import Json, Names, Out, Quiet, Track, Unchecked, all_named, chosen_device
 from archbench.cli.output import console, print_json, table
 from archbench.cli.studies import default_jobs, study
 
 if TYPE_CHECKING:
-    from archbench.probing.plan import ProbePlan
-    from archbench.probing.trials import Trial
+    from archbench.study.probe_plan import ProbePlan
+    from archbench.study.trials import Trial
 
 
 @with_fields(
-    "archbench.probing.plan:ProbePlan",
+    "archbench.study.probe_plan:ProbePlan",
     FieldOption("tasks", "--task", many=True, shown="all tasks"),
     FieldOption("seeds"),
     FieldOption("updates"),
@@ -39,6 +39,7 @@ def probe(
     given: Given,
     unchecked: Unchecked = False,
     list_: Annotated[bool, typer.Option("--list", help="List the tasks and end")] = False,
+    track: Track = None,
     out: Out = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -57,9 +58,9 @@ def probe(
         return
     plan = _plan(architecture, {**given, "parameters": parameters or None, "checked": not unchecked})
     from archbench.cli.probe_table import print_probe
-    from archbench.probing.probe import probe as measure
+    from archbench.study.probe import probe as measure
 
-    study("probe", plan, measure, print_probe, out=out, json=json_, quiet=quiet, describe=describe_trial)
+    study("probe", plan, measure, print_probe, track=track, out=out, json=json_, quiet=quiet, describe=describe_trial)
 
 
 def describe_trial(trial: Trial) -> str:
@@ -69,7 +70,7 @@ def describe_trial(trial: Trial) -> str:
 
 def _plan(architectures: list[str] | None, given: Given) -> ProbePlan:
     from archbench.plugin.registry import load_tasks
-    from archbench.probing.plan import ProbePlan
+    from archbench.study.probe_plan import ProbePlan
 
     names = all_named(architectures, given["plugins"], "probe")
     given.setdefault("jobs", default_jobs({}, on_gpu=chosen_device(given)))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from archbench.cli.fields import RECIPE, FieldOption, Given, changed, under, with_fields
-from archbench.cli.options import Config, Json, Names, NoTuning, Out, Quiet, all_named, chosen_device, configure
+from archbench.cli.options import Config, Json, Names, NoTuning, Out, Quiet, Track, all_named, chosen_device, configure
 from archbench.cli.studies import SET_BY_STUDIES, default_jobs, study
 
 if TYPE_CHECKING:
-    from archbench.compare.cells import Cell
-    from archbench.scaling.plan import ScalePlan
+    from archbench.study.run_cells import RunCell
+    from archbench.study.scale_plan import ScalePlan
 
 SIZES, BUDGETS = "25k,50k,100k,200k", "250k,500k,1M"
 """Twelve runs of each architecture that take two CPU cores minutes: the fewest that are fitted."""
@@ -20,7 +20,7 @@ SMALL_RECIPE = {"batch_size": 4}
 
 
 @with_fields(
-    "archbench.scaling.plan:ScalePlan",
+    "archbench.study.scale_plan:ScalePlan",
     FieldOption("sizes", default=SIZES),
     FieldOption("budgets", default=BUDGETS),
     FieldOption("seeds"),
@@ -41,6 +41,7 @@ def scale(
     given: Given,
     no_tuning: NoTuning = False,
     config: Config = None,
+    track: Track = None,
     out: Out = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -56,12 +57,12 @@ def scale(
         given["factors"] = (1.0,)
     plan = _plan(architecture, given, config)
     from archbench.cli.scale_table import print_scale
-    from archbench.scaling.scale import scale as measure
+    from archbench.study.scale import scale as measure
 
-    study("scale", plan, measure, print_scale, out=out, json=json_, quiet=quiet, describe=describe_cell)
+    study("scale", plan, measure, print_scale, track=track, out=out, json=json_, quiet=quiet, describe=describe_cell)
 
 
-def describe_cell(cell: Cell) -> str:
+def describe_cell(cell: RunCell) -> str:
     """A run in a few words."""
     training = cell.config.training
     what = f"{training.tokens:,} tokens" if cell.stage == "point" else "learning rate"
@@ -71,7 +72,7 @@ def describe_cell(cell: Cell) -> str:
 
 
 def _plan(architectures: list[str] | None, given: Given, config: list[str] | None) -> ScalePlan:
-    from archbench.scaling.plan import ScalePlan
+    from archbench.study.scale_plan import ScalePlan
 
     run = given["run"]
     names = all_named(architectures, run.get("plugins", ()), "scale")

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import typer
 
 from archbench.cli.output import console, table
 from archbench.presentation.quantities import duration
-from archbench.report.ladder import Ladder
 from archbench.report.ladder_tables import loss_table
 from archbench.report.ladder_texts import law_sentences, notes
+from archbench.study.scale_outcome import ScaleOutcome
 
 
-def print_scale(outcome: dict[str, Any], folder: Path) -> None:
+def print_scale(ladder: ScaleOutcome, folder: Path) -> None:
     """Losses, laws with their tests, and what took no part."""
-    ladder = Ladder.model_validate(outcome)
     plan, losses = ladder.plan, loss_table(ladder)
     typer.echo(f"{plan.text} as {plan.tokenizer}, context {plan.context_length}. {losses.caption}")
     titles = [column.title for column in losses.columns]

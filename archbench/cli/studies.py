@@ -26,6 +26,7 @@ def study(
     measure: Callable[..., Any],
     show: Callable[[Any, Path], None],
     *,
+    track: list[str] | None,
     out: str | None,
     json: bool,
     quiet: bool,
@@ -35,7 +36,8 @@ def study(
 
     Args:
         kind: names the folder where ``out`` does not.
-        measure: from plan, folder, progress and command line to the outcome.
+        measure: from plan, folder, progress, command line and trackers to the outcome.
+        track: names of the experiment trackers that follow each run.
         show: prints the outcome as tables.
         describe: a cell in a few words.
     """
@@ -43,9 +45,9 @@ def study(
 
     folder = Path(out) if out is not None else Path("results") / f"{kind}-{plan.digest()}"
     with CompareProgress(folder, quiet=quiet, describe=describe) as progress:
-        outcome = measure(plan, folder, progress, shlex.join(["archbench", *sys.argv[1:]]))
+        outcome = measure(plan, folder, progress, shlex.join(["archbench", *sys.argv[1:]]), track or ())
     if json:
-        print_json(outcome)
+        print_json(outcome.as_json())
     else:
         show(outcome, folder)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from archbench.compare.verdicts import QualityRow
 from archbench.presentation.quantities import compact, number, percent, percent_interval, quantity
-from archbench.report.outcome import Outcome
+from archbench.study.comparison_outcome import ComparisonOutcome
+from archbench.study.verdicts import QualityRow
 
 TOKENS_A_PARAMETER = 20
 """About how many training tokens a parameter Hoffmann et al. 2022 ("Training Compute-Optimal Large Language Models",
@@ -33,15 +33,15 @@ class Conclusions:
     meanings: tuple[tuple[str, str], ...]
 
 
-def conclusions(outcome: Outcome) -> Conclusions:
-    from archbench.compare.verdicts import MEANING
+def conclusions(outcome: ComparisonOutcome) -> Conclusions:
+    from archbench.study.verdicts import MEANING
 
     given = {row.verdict for row in outcome.quality}
     meanings = tuple((verdict, meaning) for verdict, meaning in MEANING.items() if verdict in given)
     return Conclusions(_headline(outcome), _details(outcome), _matched(outcome), _limits(outcome), meanings)
 
 
-def _headline(outcome: Outcome) -> str:
+def _headline(outcome: ComparisonOutcome) -> str:
     base = outcome.plan.baseline
     by_verdict = {
         verdict: [row.architecture for row in outcome.quality if row.verdict == verdict]
@@ -65,7 +65,7 @@ def _headline(outcome: Outcome) -> str:
     return text + (f"; {_listed(undecided)} {'is' if len(undecided) == 1 else 'are'} undecided." if undecided else ".")
 
 
-def _details(outcome: Outcome) -> str:
+def _details(outcome: ComparisonOutcome) -> str:
     base = next(
         row for row in outcome.quality if row.verdict == "baseline" or row.architecture == outcome.plan.baseline
     )
@@ -109,7 +109,7 @@ def _difference(row: QualityRow, level: str) -> str:
     return f"{row.architecture} needs {size} {word} ({level}{bounds}{p})."
 
 
-def _matched(outcome: Outcome) -> tuple[str, ...]:
+def _matched(outcome: ComparisonOutcome) -> tuple[str, ...]:
     plan = outcome.plan
     unit = {"flops": "FLOP", "tokens": "token", "seconds": "s"}[plan.budget.unit]
     budget = quantity(plan.budget.amount, unit)
@@ -136,7 +136,7 @@ def _matched(outcome: Outcome) -> tuple[str, ...]:
     return tuple(sentences)
 
 
-def _limits(outcome: Outcome) -> tuple[str, ...]:
+def _limits(outcome: ComparisonOutcome) -> tuple[str, ...]:
     plan = outcome.plan
     taking_part = [model for model in outcome.models if model.matched]
     sentences = []

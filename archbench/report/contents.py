@@ -7,24 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from archbench.compare.plan import COMPARISON
 from archbench.errors import ArchbenchWarning, StorageError
 from archbench.presentation.quantities import duration
 from archbench.report.conclusions import Conclusions, conclusions
 from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
 from archbench.report.evidence import Evidence, of_comparison, of_runs
 from archbench.report.figures import Figure
-from archbench.report.ladder import is_ladder, read_ladder
 from archbench.report.ladder_figures import ladder_figures
 from archbench.report.ladder_tables import forecast_table, law_table, loss_table
 from archbench.report.ladder_texts import conclusions as ladder_conclusions
 from archbench.report.learning_curves import loss_figure, tuning_figure, validation_figure
-from archbench.report.outcome import Outcome, is_comparison
 from archbench.report.probe_figures import probe_figure, probe_state_figure
 from archbench.report.quality_figures import difference_figure, position_figure
 from archbench.report.styles import Style, styles_of
 from archbench.report.tables import Table, cost_table, lost_table, run_table, size_table, verdict_table
-from archbench.scaling.plan import SCALE
+from archbench.study.comparison_outcome import ComparisonOutcome
+from archbench.study.outcome import Outcome
+from archbench.study.scale_outcome import ScaleOutcome
 
 NO_VERDICT = (
     "These are runs without a comparison, so there is no verdict: sizes, budgets and learning rates may differ, and "
@@ -71,16 +70,16 @@ def read(paths: Sequence[str]) -> list[Contents]:
     plain: list[str] = []
     for text in paths:
         path = Path(text)
-        if path.is_dir() and is_comparison(path):
+        if path.is_dir() and ComparisonOutcome.is_in(path):
             comparisons.append(path)
             continue
-        if path.is_dir() and is_ladder(path):
+        if path.is_dir() and ScaleOutcome.is_in(path):
             ladders.append(path)
             continue
         plain.append(text)
         if path.is_dir():
-            comparisons += _finished_in(path, COMPARISON, is_comparison, "comparison")
-            ladders += _finished_in(path, SCALE, is_ladder, "ladder")
+            comparisons += _finished_in(path, ComparisonOutcome)
+            ladders += _finished_in(path, ScaleOutcome)
     parts = [of_evidence(of_comparison(folder)) for folder in dict.fromkeys(comparisons)]
     parts += [of_ladder(folder) for folder in dict.fromkeys(ladders)]
     parts.sort(key=lambda part: dict(part.facts)["finished"], reverse=True)
@@ -96,13 +95,13 @@ def read(paths: Sequence[str]) -> list[Contents]:
     return parts
 
 
-def _finished_in(folder: Path, outcome: str, is_one: Callable[[Path], bool], what: str) -> list[Path]:
+def _finished_in(folder: Path, kind: type[Outcome]) -> list[Path]:
     found = []
     for inside in sorted(folder.iterdir()):
-        if (inside / outcome).is_file():
+        if (inside / kind.file).is_file():
             found.append(inside)
-        elif inside.is_dir() and is_one(inside):
-            warnings.warn(f"{inside}: the {what} is not finished. It is left out.", ArchbenchWarning, stacklevel=3)
+        elif inside.is_dir() and kind.is_in(inside):
+            warnings.warn(f"{inside}: the {kind.noun} is not finished. It is left out.", ArchbenchWarning, stacklevel=3)
     return found
 
 
@@ -155,11 +154,13 @@ def of_ladder(folder: Path) -> Contents:
     """A finished ladder.
 
     Raises:
-        StorageError: see :func:`archbench.report.ladder.read_ladder`; or nothing in it was measured.
+        StorageError: see :meth:`archbench.study.outcome.Outcome.read`; or nothing in it was measured.
     """
-    ladder = read_ladder(folder)
+    ladder = ScaleOutcome.read(folder)
     if not ladder.findings:
-        raise StorageError(str(folder), "none of its trainings ended well", f"Its {SCALE} tells why, run by run")
+        raise StorageError(
+            str(folder), "none of its trainings ended well", f"Its {ScaleOutcome.file} tells why, run by run"
+        )
     plan, styles = ladder.plan, styles_of(ladder.names, ladder.names[0])
     figures = ladder_figures(ladder, styles)
     tables = (law_table(ladder), loss_table(ladder), forecast_table(ladder))
@@ -190,7 +191,7 @@ def _revision(git_revision: str | None) -> list[str]:
     return [f"git {git_revision}"] if git_revision else []
 
 
-def _comparison_title(outcome: Outcome) -> tuple[str, str]:
+def _comparison_title(outcome: ComparisonOutcome) -> tuple[str, str]:
     base, *others = outcome.names
     title = (
         f"{', '.join(others) if len(others) <= 4 else f'{len(others)} architectures'} against {base}"
@@ -214,7 +215,7 @@ def _runs_title(evidence: Evidence) -> tuple[str, str]:
     )
 
 
-def _plan(outcome: Outcome) -> tuple[tuple[str, str], ...]:
+def _plan(outcome: ComparisonOutcome) -> tuple[tuple[str, str], ...]:
     plan = outcome.plan
     done = sum(cell.outcome == "ok" for cell in outcome.cells)
     return (

@@ -7,12 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archbench.compare.costs import CostRow
-from archbench.compare.files import ROWS
 from archbench.errors import StorageError
-from archbench.report.outcome import Curve, Outcome, Position, Spent, Tuning, read_outcome
 from archbench.report.styles import Style, styles_of
 from archbench.results.schema import FAILED
+from archbench.study.comparison_outcome import ComparisonOutcome, Spent
+from archbench.study.costs import CostCurve, CostRow, Position
+from archbench.study.learning_rates import Tuning
+from archbench.study.outcome import ROWS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,12 +49,12 @@ class Evidence:
     scores: tuple[Score, ...]
     spent: tuple[Spent, ...]
     costs: tuple[CostRow, ...]
-    curves: tuple[Curve, ...]
+    curves: tuple[CostCurve, ...]
     positions: tuple[Position, ...]
     tuning: tuple[Tuning, ...]
     score_interval: str
     provenance: tuple[tuple[str, str], ...]
-    outcome: Outcome | None = None
+    outcome: ComparisonOutcome | None = None
 
     @cached_property
     def styles(self) -> dict[str, Style]:
@@ -64,11 +65,11 @@ def of_comparison(folder: Path) -> Evidence:
     """A finished comparison.
 
     Raises:
-        StorageError: see :func:`archbench.report.outcome.read_outcome`; or its rows are missing or damaged.
+        StorageError: see :meth:`archbench.study.outcome.Outcome.read`; or its rows are missing or damaged.
     """
     from archbench.results.reading import read_results
 
-    outcome = read_outcome(folder)
+    outcome = ComparisonOutcome.read(folder)
     file = folder / ROWS
     if not file.is_file():
         cause = f"the rows of the comparison, {ROWS}, are not there"
@@ -208,13 +209,13 @@ def _costs(rows: pd.DataFrame) -> tuple[CostRow, ...]:
     return tuple(found)
 
 
-def _curves(rows: pd.DataFrame) -> tuple[Curve, ...]:
+def _curves(rows: pd.DataFrame) -> tuple[CostCurve, ...]:
     """Costs against the length of the prompt, of one sequence."""
     own = rows[rows.phase.isin(["prefill", "decode"]) & (rows.batch_size == 1) & rows.prompt_length.notna()]
     median = own.groupby(["name", "prompt_length", "metric"]).value.median()
     cases = dict.fromkeys((name, length) for name, length, _ in median.index)
     return tuple(
-        Curve(
+        CostCurve(
             architecture=str(name),
             context_length=int(length),
             prefill_seconds=_number(median.get((name, length, "seconds_to_first_token"))),

@@ -8,10 +8,10 @@ from typing import Literal
 
 from archbench.presentation.quantities import short
 from archbench.report.figures import Axis, Figure, Panel, Series, thinned
-from archbench.report.ladder import Finding, Ladder
 from archbench.report.styles import Style
-from archbench.scaling.findings import Point
-from archbench.scaling.law import Law
+from archbench.study.findings import Finding, Point
+from archbench.study.law import Law
+from archbench.study.scale_outcome import ScaleOutcome
 
 _CURVE = 40
 """Points that a law is drawn through."""
@@ -22,12 +22,12 @@ _CAPTION = (
 )
 
 
-def ladder_figures(ladder: Ladder, styles: dict[str, Style]) -> tuple[Figure, ...]:
+def ladder_figures(ladder: ScaleOutcome, styles: dict[str, Style]) -> tuple[Figure, ...]:
     """Every figure, of a ladder that has points."""
     return (_by_size(ladder, styles), _by_tokens(ladder, styles), _by_compute(ladder, styles))
 
 
-def _by_size(ladder: Ladder, styles: dict[str, Style]) -> Figure:
+def _by_size(ladder: ScaleOutcome, styles: dict[str, Style]) -> Figure:
     panels = [
         _compared(
             f"{short(budget)} tokens", Axis("parameters, N", "parameter", "log", ticks=thinned(ladder.plan.sizes, 5)),
@@ -39,7 +39,7 @@ def _by_size(ladder: Ladder, styles: dict[str, Style]) -> Figure:
     return _figure("size", "Loss against parameters", panels, ladder, styles)
 
 
-def _by_tokens(ladder: Ladder, styles: dict[str, Style]) -> Figure:
+def _by_tokens(ladder: ScaleOutcome, styles: dict[str, Style]) -> Figure:
     panels = [
         _compared(
             f"{short(size)} parameters",
@@ -52,7 +52,7 @@ def _by_tokens(ladder: Ladder, styles: dict[str, Style]) -> Figure:
     return _figure("tokens", "Loss against training tokens", panels, ladder, styles)
 
 
-def _by_compute(ladder: Ladder, styles: dict[str, Style]) -> Figure:
+def _by_compute(ladder: ScaleOutcome, styles: dict[str, Style]) -> Figure:
     series = []
     for finding in ladder.findings:
         for size in sorted({point.size for point in finding.points}):
@@ -80,7 +80,7 @@ def _compared(
     value: int,
     across: Callable[[Point], float],
     height: Callable[[Law, float, Point], float],
-    ladder: Ladder,
+    ladder: ScaleOutcome,
     styles: dict[str, Style],
 ) -> Panel:
     """Every architecture's points of one size or one budget."""
@@ -142,7 +142,7 @@ def _between(low: float, high: float) -> tuple[float, ...]:
     return tuple(float(f"{low * (high / low) ** (step / (_CURVE - 1)):.6g}") for step in range(_CURVE))
 
 
-def _panel(title: str, x: Axis, series: Sequence[Series], ladder: Ladder) -> Panel:
+def _panel(title: str, x: Axis, series: Sequence[Series], ladder: ScaleOutcome) -> Panel:
     """With room around the points, and the same losses up in every panel."""
     xs = [at for one in series for at in one.x]
     losses = [value for finding in ladder.findings for point in finding.points for value in point.losses]
@@ -151,7 +151,7 @@ def _panel(title: str, x: Axis, series: Sequence[Series], ladder: Ladder) -> Pan
     return Panel(title, replace(x, limits=(min(xs) / 1.15, max(xs) * 1.15)), y, tuple(series))
 
 
-def _figure(key: str, title: str, panels: Sequence[Panel], ladder: Ladder, styles: dict[str, Style]) -> Figure:
+def _figure(key: str, title: str, panels: Sequence[Panel], ladder: ScaleOutcome, styles: dict[str, Style]) -> Figure:
     fitted = any(finding.fitted is not None for finding in ladder.findings)
     caption = _CAPTION if fitted else "Every mark is measured; nothing is fitted to so few."
     spread = " Bars reach from the lowest to the highest seed." if ladder.plan.seeds > 1 else ""
@@ -161,11 +161,11 @@ def _figure(key: str, title: str, panels: Sequence[Panel], ladder: Ladder, style
     )  # fmt: skip
 
 
-def _legend(ladder: Ladder, styles: dict[str, Style]) -> tuple[tuple[str, Style], ...]:
+def _legend(ladder: ScaleOutcome, styles: dict[str, Style]) -> tuple[tuple[str, Style], ...]:
     return tuple((name, styles[name]) for name in ladder.names)
 
 
-def _provenance(ladder: Ladder) -> tuple[tuple[str, str], ...]:
+def _provenance(ladder: ScaleOutcome) -> tuple[tuple[str, str], ...]:
     versions = f"archbench {ladder.archbench_version}"
     if ladder.git_revision:
         versions += f", git {ladder.git_revision}"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from archbench.presentation.quantities import ABSENT, count, digits, interval, percent, short
-from archbench.report.ladder import Finding, Interval, Ladder
 from archbench.report.tables import Cell, Column, Table
+from archbench.study.findings import Finding
+from archbench.study.outcome import Interval
+from archbench.study.scale_outcome import ScaleOutcome
 
 
-def law_table(ladder: Ladder) -> Table:
+def law_table(ladder: ScaleOutcome) -> Table:
     """The law of each architecture with its intervals, and its test."""
     columns = (
         Column("architecture", "name"),
@@ -28,7 +30,7 @@ def law_table(ladder: Ladder) -> Table:
     return Table("laws", "Laws", "", columns, rows, tuple(reasons))
 
 
-def loss_table(ladder: Ladder) -> Table:
+def loss_table(ladder: ScaleOutcome) -> Table:
     """Every loss that was measured."""
     budgets = [Column(f"{short(budget)} tokens", unit="nats/token") for budget in ladder.plan.budgets]
     columns = (
@@ -42,7 +44,7 @@ def loss_table(ladder: Ladder) -> Table:
     return Table("losses", "Losses", caption, columns, tuple(_losses(ladder)))
 
 
-def forecast_table(ladder: Ladder) -> Table | None:
+def forecast_table(ladder: ScaleOutcome) -> Table | None:
     """What the law of the smaller sizes said of the largest; None where none was tested."""
     rows = [
         (
@@ -89,7 +91,7 @@ def _bounds(found: Interval | None) -> Cell:
     return Cell(interval(low, high, 3), None if low is None or high is None else high - low)
 
 
-def _losses(ladder: Ladder) -> list[tuple[Cell, ...]]:
+def _losses(ladder: ScaleOutcome) -> list[tuple[Cell, ...]]:
     points = {
         (finding.architecture, point.size, point.budget): point
         for finding in ladder.findings

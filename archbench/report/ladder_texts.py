@@ -6,18 +6,20 @@ from collections.abc import Iterable
 
 from archbench.presentation.quantities import digits, percent, short
 from archbench.report.conclusions import Conclusions
-from archbench.report.ladder import Finding, Fit, HeldOut, Interval, Ladder
-from archbench.scaling.law import VANISHED
+from archbench.study.findings import Finding, HeldOut
+from archbench.study.law import VANISHED, Fit
+from archbench.study.outcome import Interval
+from archbench.study.scale_outcome import ScaleOutcome
 
 _GREEK = {"alpha": "α", "beta": "β"}
 
 
-def law_sentences(ladder: Ladder) -> list[str]:
+def law_sentences(ladder: ScaleOutcome) -> list[str]:
     """The law of each architecture, how it did on the largest size, and how exponents compare."""
     return [*(sentence for finding in ladder.findings for sentence in _law(finding)), *_comparisons(ladder)]
 
 
-def _comparisons(ladder: Ladder) -> list[str]:
+def _comparisons(ladder: ScaleOutcome) -> list[str]:
     sentences = []
     for one in ladder.ranking:
         how = {
@@ -36,7 +38,7 @@ def _comparisons(ladder: Ladder) -> list[str]:
     return sentences
 
 
-def notes(ladder: Ladder) -> list[str]:
+def notes(ladder: ScaleOutcome) -> list[str]:
     """What a reader has to know before believing any of it."""
     sentences = [
         f"{rung.architecture} of {short(rung.size)} took no part: {rung.reason}."
@@ -64,7 +66,7 @@ def notes(ladder: Ladder) -> list[str]:
     return sentences
 
 
-def conclusions(ladder: Ladder) -> Conclusions:
+def conclusions(ladder: ScaleOutcome) -> Conclusions:
     """The same for the page, without the laws, which its first table has."""
     tests = [f"{one.architecture}: {_test(one.held_out)}." for one in ladder.findings if one.held_out is not None]
     return Conclusions(
@@ -125,7 +127,7 @@ def _test(test: HeldOut) -> str:
     )
 
 
-def _headline(ladder: Ladder) -> str:
+def _headline(ladder: ScaleOutcome) -> str:
     tested = [(finding.architecture, finding.held_out) for finding in ladder.findings if finding.held_out is not None]
     if not tested:
         return "Curves, and no law: what was measured does not carry one."
@@ -135,7 +137,7 @@ def _headline(ladder: Ladder) -> str:
     return f"{text}." if useful else f"{text}; not everywhere less than if nothing changed any more."
 
 
-def _matched(ladder: Ladder) -> Iterable[str]:
+def _matched(ladder: ScaleOutcome) -> Iterable[str]:
     plan = ladder.plan
     yield (
         "At each size all have equal non-embedding active parameters within 2 %, and the same tokens, tokenizer "
@@ -151,7 +153,7 @@ def _matched(ladder: Ladder) -> Iterable[str]:
         )
 
 
-def _limits(ladder: Ladder) -> Iterable[str]:
+def _limits(ladder: ScaleOutcome) -> Iterable[str]:
     plan = ladder.plan
     yield (
         f"Other sizes and budgets: from {short(min(plan.sizes))} to {short(max(plan.sizes))} parameters and "

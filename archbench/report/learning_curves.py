@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from archbench.report.evidence import Evidence
 from archbench.report.figures import Axis, Figure, Panel, Series
-from archbench.report.outcome import Tuning
 from archbench.report.styles import Style
+from archbench.study.learning_rates import Tuning
 
 if TYPE_CHECKING:
     import numpy as np

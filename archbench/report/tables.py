@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from archbench.compare.costs import CostRow
-from archbench.compare.verdicts import QualityRow
 from archbench.presentation.quantities import (
     ABSENT,
     compact,
@@ -20,7 +18,9 @@ from archbench.presentation.quantities import (
     ratio_interval,
 )
 from archbench.report.evidence import Evidence
-from archbench.report.outcome import Model, Outcome
+from archbench.study.comparison_outcome import ComparisonOutcome, Model
+from archbench.study.costs import CostRow
+from archbench.study.verdicts import QualityRow
 
 Kind = Literal["name", "text", "number", "verdict", "code", "list"]
 
@@ -55,7 +55,7 @@ class Table:
     notes: tuple[str, ...] = ()
 
 
-def verdict_table(outcome: Outcome) -> Table:
+def verdict_table(outcome: ComparisonOutcome) -> Table:
     """Each architecture's quality beside the baseline's, with every interval and the verdict."""
     level, units = f"{outcome.plan.confidence:.0%}", outcome.units.kind
     columns = (
@@ -110,7 +110,7 @@ def _reason(row: QualityRow) -> str:
     return " ".join(sentences)
 
 
-def size_table(outcome: Outcome) -> Table:
+def size_table(outcome: ComparisonOutcome) -> Table:
     """Sizes, and what training spent, beside quality."""
     columns = (
         Column("architecture", "name"),
@@ -161,12 +161,12 @@ def size_table(outcome: Outcome) -> Table:
     )
 
 
-def _ordered(outcome: Outcome) -> list[Model]:
+def _ordered(outcome: ComparisonOutcome) -> list[Model]:
     names = [*outcome.names, *(model.architecture for model in outcome.models if not model.matched)]
     return sorted(outcome.models, key=lambda model: names.index(model.architecture))
 
 
-def cost_table(outcome: Outcome) -> Table | None:
+def cost_table(outcome: ComparisonOutcome) -> Table | None:
     """Speed and memory beside the baseline's, with the machine's noise floor; None where nothing was measured."""
     if not outcome.costs:
         return None
@@ -200,7 +200,7 @@ def _cost_row(row: CostRow) -> tuple[Cell, ...]:
     )
 
 
-def lost_table(outcome: Outcome) -> Table | None:
+def lost_table(outcome: ComparisonOutcome) -> Table | None:
     """Every cell that did not end well, with its cause; None where all did."""
     lost = [cell for cell in outcome.cells if cell.outcome != "ok"]
     if not lost:

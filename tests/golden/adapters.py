@@ -15,31 +15,38 @@ from typing import Any
 import pytest
 
 from archbench.cli import main
-from archbench.compare.contenders import contenders as compare_contenders
-from archbench.compare.plan import ComparePlan
-from archbench.compare.stages import budget_of, cost_cells, pilot_cell, seed_cells, speed_cells, tuning_cells
 from archbench.config import RunConfig
 from archbench.plugin.registry import load_tasks
-from archbench.probing.plan import ProbePlan
-from archbench.probing.trials import trial_key
-from archbench.report.ladder import read_ladder
-from archbench.report.outcome import read_outcome
 from archbench.results.schema import ARROW_SCHEMA
-from archbench.scaling import ladder
-from archbench.scaling.plan import ScalePlan
+from archbench.study.compare import budget_of, cost_cells, seed_cells, speed_cells
+from archbench.study.compare_plan import ComparePlan
+from archbench.study.comparison_outcome import ComparisonOutcome
+from archbench.study.contenders import contenders as compare_contenders
+from archbench.study.probe_outcome import ProbeOutcome
+from archbench.study.probe_plan import ProbePlan
+from archbench.study.run_cells import pilot_cell, tuning_cells
+from archbench.study.scale import contenders as scale_contenders
+from archbench.study.scale import point_cells
+from archbench.study.scale_outcome import ScaleOutcome
+from archbench.study.scale_plan import ScalePlan
+from archbench.study.trials import trial_key
 from wrong_plugins import WRONG_PLUGINS
 
 MEASURING = {
     "run": ("archbench.runs.run", "run"),
-    "compare": ("archbench.compare.comparison", "compare"),
-    "tune": ("archbench.compare.comparison", "tune"),
-    "probe": ("archbench.probing.probe", "probe"),
-    "scale": ("archbench.scaling.scale", "scale"),
+    "compare": ("archbench.study.compare", "compare"),
+    "tune": ("archbench.study.compare", "tune"),
+    "probe": ("archbench.study.probe", "probe"),
+    "scale": ("archbench.study.scale", "scale"),
     "kernels": ("archbench.runs.kernel_run", "measure_kernels"),
 }
 """Command -> the function that it hands its frozen plan to."""
 
-READERS = {"compare-nano/comparison.json": read_outcome, "scale-nano/scale.json": read_ladder}
+READERS = {
+    "compare-nano/comparison.json": ComparisonOutcome.read,
+    "scale-nano/scale.json": ScaleOutcome.read,
+    "probe-mini/probe.json": ProbeOutcome.read,
+}
 """An outcome's file in results/reference -> what reads its folder into a model."""
 
 SCHEMA = ARROW_SCHEMA
@@ -96,15 +103,15 @@ def compare_cells(plan: ComparePlan) -> dict[str, Any]:
 
 def scale_cells(plan: ScalePlan) -> dict[str, Any]:
     """Sizes, and the keys of pilots, of trials of learning rates, and of points at the recipe's rate."""
-    rungs = ladder.rungs(plan)
-    rate = plan.run.training.learning_rate
+    found = scale_contenders(plan)
+    rate, budget = plan.run.training.learning_rate, {"tokens": plan.tuning_budget}
     cells = {
-        "pilot": [pilot_cell(plan, one.contender) for one in rungs],
-        "tune": [cell for one in rungs for cell in ladder.trials(plan, one, plan.factors)],
-        "point": [cell for one in rungs for cell in ladder.points(plan, one, rate)],
+        "pilot": [pilot_cell(plan, one) for one in found],
+        "tune": [cell for one in found for cell in tuning_cells(plan, one, budget, plan.factors)],
+        "point": [cell for one in found for cell in point_cells(plan, one, rate)],
     }
     return {
-        "overrides": {f"{one.architecture} {one.size}": dict(one.contender.overrides) for one in rungs},
+        "overrides": {f"{one.architecture} {one.asked}": dict(one.overrides) for one in found},
         "keys": {stage: [cell.key for cell in own] for stage, own in cells.items()},
     }
 
@@ -150,6 +157,6 @@ class Silent:
 
 def probed(plan: ProbePlan, folder: Path) -> dict[str, Any]:
     """The outcome of a probe whose plan is given: the command line would make its plugins' paths absolute."""
-    from archbench.probing.probe import probe
+    from archbench.study.probe import probe
 
-    return probe(plan, folder, Silent(), "archbench probe")
+    return probe(plan, folder, Silent(), "archbench probe").as_json()

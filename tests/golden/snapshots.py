@@ -133,7 +133,7 @@ def reread_outcomes() -> dict[str, list[str]]:
     found = {}
     for name, read in adapters.READERS.items():
         file = REFERENCE / name
-        model = read(file.parent).model_dump(mode="json")
+        model = read(file.parent).as_json()
         found[name] = sorted(_equal_fields(model, json.loads(file.read_text())))
     return found
 

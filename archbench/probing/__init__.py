@@ -1,1 +1,0 @@
-"""``archbench probe``: which diagnostic tasks an architecture learns on a small budget."""

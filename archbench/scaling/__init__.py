@@ -1,1 +1,0 @@
-"""``archbench scale``: how loss falls with size and tokens, and how sure that is."""

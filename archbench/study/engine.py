@@ -1,0 +1,204 @@
+"""The engine of every study.
+
+A study has a plan. Its contenders are the architectures that take part. Pilots, which are short, predict the time and
+show which contenders cannot take part. Then cells are measured, each once, kept in the folder under a key of everything
+that they depend on; from their records the outcome is made. The engine does this for every kind of study, and resumes
+one that was interrupted, however that happened. What a kind of study adds is in :mod:`archbench.study.contract`.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Generic, cast
+
+from archbench.child.pool import run_all
+from archbench.errors import UsageError
+from archbench.measure.machine import versions
+from archbench.results.lock import locked
+from archbench.study.contract import C, Cell, Contender, O, P, Progress, R, Study
+from archbench.study.folder import PlanFile, read_record, write_record
+from archbench.study.outcome import Record, Seconds, heading
+from archbench.trackers.following import followed_by
+
+PROCESS_SECONDS = 3.0
+"""Of starting a process that does nothing: Python and torch are loaded, the text is read."""
+
+
+class Session(Generic[P, C, R, O]):
+    """One run of the engine, from the locked folder to the outcome.
+
+    Attributes:
+        contenders: of the study, those left out among them.
+        measured: each cell with its record, in order, by key.
+        kept: what the plan file keeps from session to session.
+        planning: nothing is measured, only listed.
+    """
+
+    def __init__(
+        self, study: Study[P, C, R, O], folder: Path, progress: Progress, trackers: Sequence[str] = ()
+    ) -> None:
+        self.study, self.folder, self.progress, self.trackers = study, folder, progress, tuple(trackers)
+        self.contenders: list[Contender] = []
+        self.measured: dict[str, tuple[C, R]] = {}
+        self.kept: dict[str, Any] = {}
+        self.planning = False
+        self._started = time.monotonic()
+        self._before = 0.0
+        self._planned: list[tuple[list[C], int]] = []
+        self._spare: list[C] = []
+
+    @property
+    def seconds(self) -> float:
+        """Of this session, and of the cells that earlier ones measured."""
+        return self._before + time.monotonic() - self._started
+
+    def taking_part(self) -> list[Contender]:
+        """The contenders that are not left out."""
+        return [one for one in self.contenders if one.matched]
+
+    def leave_out(self, contender: Contender, reason: str | None) -> None:
+        """The contender takes no further part."""
+        place = self.contenders.index(contender)
+        self.contenders[place] = replace(contender, reason=reason)
+        self.note(f"{contender} takes no further part: {reason}")
+
+    def note(self, text: str) -> None:
+        """Something for the user to know."""
+        if not self.planning:
+            self.progress.note(text)
+
+    def run(self, cells: Sequence[C], jobs: int | None = None, *, quietly: bool = False) -> dict[str, R]:
+        """The record of each cell by its key; known cells are not measured again.
+
+        Args:
+            jobs: cells at a time; the plan's, if None.
+            quietly: say nothing of them.
+
+        Raises:
+            StorageError: the folder cannot be written; what was measured before is kept.
+            PhaseError: a process that measured was killed.
+        """
+        jobs = jobs or self.study.plan.jobs
+        records = {cell.key: record for cell in cells if (record := self._known(cell)) is not None}
+        if self.planning:
+            self._planned.append((list(cells), jobs))
+            return records
+        self._before += sum(record.seconds for record in records.values()) / jobs
+        waiting = [(cell, self.folder, self.trackers) for cell in cells if cell.key not in records]
+        for (cell, _, _), found in run_all(_measure, waiting, jobs, culprit=str(self.folder)):
+            records[cell.key] = cast("R", found)
+            if not quietly:
+                self.progress.finished(cell, found)
+        self.measured |= {cell.key: (cell, records[cell.key]) for cell in cells}
+        return records
+
+    def spare(self, cells: Sequence[C]) -> None:
+        """Count these for the time that is predicted: such cells may follow, depending on what others find."""
+        self._spare += cells
+
+    def admit(self) -> None:
+        """Load the contenders and run their pilots."""
+        self.contenders = self.study.contenders()
+        pilots = {one.key: self.study.pilots(one) for one in self.taking_part()}
+        self.progress.piloting(sum(map(len, pilots.values())))
+        records = self.run([cell for own in pilots.values() for cell in own], quietly=True)
+        for place, one in enumerate(self.contenders):
+            if one.matched:
+                own = [records[cell.key] for cell in pilots[one.key]]
+                reason = self.study.admit(one, own, self.folder)
+                self.contenders[place] = one = replace(one, reason=reason)
+            if one.reason is not None:
+                self.note(f"{one} takes no part: {one.reason}")
+        self.study.prepare(self)
+
+    def predict(self) -> None:
+        """Say what the whole study takes. A prediction is kept for as long as the plan stays the same."""
+        draft = Session(self.study, self.folder, self.progress)
+        draft.planning, draft.contenders, draft.kept = True, list(self.contenders), copy.deepcopy(self.kept)
+        self.study.measure(draft)
+        left = [([cell for cell in cells if self._known(cell) is None], jobs) for cells, jobs in draft._planned]
+        total, waiting = (sum(len(cells) for cells, _ in groups) for groups in (draft._planned, left))
+        left.append((draft._spare, self.study.plan.jobs))
+        seconds = sum(together([self.study.seconds(cell) for cell in cells], jobs) for cells, jobs in left if cells)
+        seconds += PROCESS_SECONDS if waiting else 0.0
+        done = sum(
+            record.seconds / jobs for cells, jobs in draft._planned for record in map(self._known, cells) if record
+        )
+        self.kept.setdefault("predicted_seconds", self.seconds + done + seconds)
+        self.progress.began(self.kept["predicted_seconds"], seconds, total, total - waiting)
+
+    def _known(self, cell: C) -> R | None:
+        return read_record(self.study.record, self.folder, cell.key)
+
+
+def conduct(
+    study: Study[P, C, R, O], folder: Path, progress: Progress, command: str, trackers: Sequence[str] = ()
+) -> O:
+    """Measure what is not known yet, and make and write the outcome.
+
+    Args:
+        folder: of the study; one with a plan that this one continues is resumed.
+        command: what the user typed, for the outcome.
+        trackers: names of the experiment trackers that follow each run.
+
+    Raises:
+        UnknownNameError: there is no such architecture, preset, task or tracker.
+        UsageError: the folder holds another plan, another process works on it, or too few contenders take part.
+        ArchbenchError: the baseline cannot be measured, or nothing can be stored.
+    """
+    with followed_by(trackers, quiet=True):
+        pass  # a tracker that cannot be loaded is an error of this command, and not of every cell
+    with locked(folder):
+        session = Session(study, folder, progress, trackers)
+        file = PlanFile(folder / study.kind.plan_file)
+        plan = study.plan.model_dump(mode="json")
+        session.kept = file.read()
+        if session.kept and not study.continues(session.kept):
+            before = session.kept.get("plan", {}).get("architectures", [])
+            also = ", ".join(name for name in before if name not in study.plan.architectures)
+            cause = f"it holds a {study.kind.noun} of another plan" + (f", which also has {also}" if also else "")
+            raise UsageError(str(folder), cause, "Choose another folder with --out, or leave it out")
+        if session.kept.get("plan") != plan or session.kept.get("outcome", study.kind.file) != study.kind.file:
+            session.kept.pop("predicted_seconds", None)
+
+        def keep() -> None:
+            contenders = [asdict(one) for one in session.contenders]
+            new = {"digest": study.plan.digest(), "command": command, "plan": plan, "contenders": contenders}
+            new["outcome"] = study.kind.file
+            file.write({**session.kept, "measured_seconds": session.seconds, **new})
+
+        session.admit()
+        keep()
+        session.predict()
+        keep()
+        study.measure(session)
+        common = {
+            **heading(study.kind, command, versions()),
+            "seconds": Seconds(predicted=session.kept["predicted_seconds"], measured=session.seconds),
+        }
+        keep()
+        outcome, tables = study.outcome(session, common)
+        outcome.write(folder, tables)
+        return outcome
+
+
+def together(seconds: Sequence[float], jobs: int) -> float:
+    """Seconds of cells that take ``seconds``, ``jobs`` at a time: each process takes the next when it is free."""
+    free = [0.0] * jobs
+    for one in seconds:
+        free[free.index(min(free))] += one
+    return max(free)
+
+
+def _measure(job: tuple[Cell[Record], Path, tuple[str, ...]]) -> Record:
+    """In a process of the pool: measure a cell, and keep its record."""
+    cell, folder, trackers = job
+    start = time.monotonic()
+    record = cell.measure(folder, trackers)
+    record = record.model_copy(update={"seconds": time.monotonic() - start})
+    write_record(folder, record)
+    return record

@@ -1,0 +1,98 @@
+"""The files of a study's folder: its plan, and a record of each finished cell."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+from archbench import __version__
+from archbench.errors import StorageError
+from archbench.runs.folder import write_text
+from archbench.study.outcome import Record
+
+R = TypeVar("R", bound=Record)
+
+MAKE_ROOM = "Make room, and run the same command again"
+
+
+def identity_key(**identity: Any) -> str:
+    """16 hex digits of everything that a cell depends on, with the versions of archbench and torch."""
+    whole = {"archbench": __version__, "torch": metadata.version("torch"), **identity}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def plan_digest(values: dict[str, Any]) -> str:
+    """Eight hex digits of the part of a plan that must stay the same in one folder."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def read_record(kind: type[R], folder: Path, key: str) -> R | None:
+    """The record of a finished cell; None if it is still to be measured.
+
+    Raises:
+        StorageError: the record cannot be read.
+    """
+    file = _record_file(folder, key)
+    try:
+        return kind.model_validate_json(file.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            str(file), f"it cannot be read ({error})", "Delete it, to measure that cell again"
+        ) from error
+
+
+def write_record(folder: Path, record: Record) -> None:
+    """Keep the record of a cell.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    file = _record_file(folder, record.key)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(record.model_dump()) + "\n")
+    except OSError as error:
+        raise StorageError(str(file), f"it cannot be written ({error.strerror})", MAKE_ROOM) from error
+
+
+@dataclass(frozen=True)
+class PlanFile:
+    """The plan that a folder was begun with, and what its sessions keep for the next."""
+
+    path: Path
+
+    def read(self) -> dict[str, Any]:
+        """Its content; empty if there is no file.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        try:
+            content: dict[str, Any] = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            cause = f"it cannot be read ({error})"
+            raise StorageError(str(self.path), cause, "Delete it; what was measured is kept") from error
+        return content
+
+    def write(self, content: dict[str, Any]) -> None:
+        """Replace the content.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        try:
+            write_text(self.path, json.dumps(content, indent=2) + "\n")
+        except OSError as error:
+            raise StorageError(str(self.path), f"it cannot be written ({error.strerror})", MAKE_ROOM) from error
+
+
+def _record_file(folder: Path, key: str) -> Path:
+    return folder / "cells" / f"{key}.json"

@@ -1,0 +1,255 @@
+"""Making architectures equally large: the shape of each family that has a given size and is nearest its preset.
+
+Up to :data:`MOST_BUILDS` models are built on the meta device, which takes no memory. :mod:`archbench.study.shapes` says
+what may be varied, and how different a shape is from the preset's: d_ff alone changes for a few percent, d_model with
+everything that depends on it for much more, and depth last. Widths of the model and of heads stay multiples of 16
+(others: of 8) if the preset's are; if nothing near fits, of 2.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from archbench.errors import HookFailedError, UsageError
+from archbench.study.shapes import VARIED, Family, Quantity, Shape, kept_state
+
+if TYPE_CHECKING:
+    from archbench.config import ModelConfig
+    from archbench.measure.sizes import Size
+    from archbench.plugin.architecture import Architecture
+
+MOST_BUILDS = 300
+
+UNITS: dict[Quantity, str] = {
+    "non_embedding_active_parameters": "non-embedding active parameters",
+    "state_bytes": "bytes of decoding state",
+}
+
+
+@dataclass(frozen=True)
+class Match:
+    """What :func:`match` found.
+
+    Attributes:
+        overrides: ``architecture.config(preset, **overrides)`` is the shape found; the user's own are among them.
+        size: of that shape, at its context length.
+        deviation: relative, size / target - 1; None if there is no size to compare.
+        matched: whether it is within the tolerance; if not, this is the nearest shape tried.
+        reason: why it is not matched, in a clause; None if it is.
+    """
+
+    architecture: str
+    overrides: dict[str, Any]
+    size: Size
+    deviation: float | None
+    matched: bool
+    reason: str | None
+
+
+def match(
+    architecture: Architecture,
+    preset: str,
+    overrides: Mapping[str, Any],
+    target: float,
+    quantity: Quantity = "non_embedding_active_parameters",
+    tolerance: float = 0.02,
+) -> Match:
+    """The shape of a family that has about ``target`` of ``quantity`` and is nearest the preset's.
+
+    A preset within the tolerance stays as it is. The same arguments give the same shape.
+
+    Args:
+        architecture: the family.
+        preset: where the search begins.
+        overrides: fields set by the user, as for ``architecture.config``; they are never varied.
+        target: parameters; or bytes, of one sequence of ``context_length`` positions.
+        quantity: which of :class:`archbench.measure.sizes.Size`.
+        tolerance: largest relative difference between size and target.
+
+    Raises:
+        UsageError: the target is zero, as for a baseline that is only an embedding.
+        UnknownNameError, ConfigError: this architecture has no such preset or field.
+        HookFailedError: the plugin fails. A shape that it refuses with a ValueError is skipped.
+    """
+    import torch
+
+    from archbench.measure.sizes import size_of
+
+    if target <= 0:
+        step = "Match something else, or take another baseline"
+        raise UsageError(f"{UNITS[quantity]} to be matched", "there are none", step)
+    start = architecture.config(preset, **overrides)
+    family = Family(start, frozenset(overrides), quantity)
+    search = _Search(architecture, start, family, target, quantity, tolerance)
+    shape, value = search.run()
+    changes = {name: number for name, number in shape.items() if number != family.start[name]}
+    config = architecture.config(start, **changes)
+    with torch.device("meta"):
+        size = size_of(architecture.build(config), config.context_length)
+    reason = search.reason(shape, value)
+    deviation = None if value is None else value / target - 1
+    return Match(architecture.name, {**overrides, **changes}, size, deviation, reason is None, reason)
+
+
+class _Search:
+    """The shapes tried, and their sizes."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        start: ModelConfig,
+        family: Family,
+        target: float,
+        quantity: Quantity,
+        tolerance: float,
+    ) -> None:
+        self.architecture, self.start, self.family = architecture, start, family
+        self.target, self.quantity, self.tolerance = target, quantity, tolerance
+        self.tried: dict[tuple[int, ...], float | None] = {}
+        # Shapes that cannot be made to fit.
+        self.small: list[Shape] = []
+        self.large: list[Shape] = []
+        self.best: tuple[Shape, float | None] = (family.start, None)
+        self.price = (math.inf, math.inf, math.inf)
+
+    def run(self) -> tuple[Shape, float | None]:
+        """Of the shapes within the tolerance the least changed, else the nearest; the size is None if there is none."""
+        first = self._measure(self.start)
+        if first is None:
+            return self.best
+        self._note(self.family.start, first)
+        if not first:
+            return self.best
+        factor = self.target / first
+        for grain in (16, 2):
+            self.small, self.large = [], []
+            for depth in self.family.depths():
+                if 4 * abs(math.log(depth / self.family.depth)) < self.price[0]:
+                    self._search_widths(depth, grain, factor)
+            if self.price[0] < 1 + abs(math.log(factor)):
+                break
+        return self.best
+
+    def reason(self, shape: Shape, value: float | None) -> str | None:
+        """Why the best shape is no match, if it is none."""
+        if value is None:
+            return "it decodes without a cache, so it has no state that could be made equal"
+        share = value / self.target - 1
+        if abs(share) <= self.tolerance:
+            return None
+        more = "more" if share > 0 else "fewer"
+        nearest = f"{value:,.0f} {UNITS[self.quantity]}, {abs(share):.1%} {more} than {self.target:,.0f}"
+        given = ", ".join(name for name in self.family.start if name in self.family.fixed)
+        if not self.family.free:
+            known = f"all it has of them is given: {given}" if given else f"it has none of {', '.join(VARIED)}"
+            return f"it has {nearest}, and no field of its configuration can be varied ({known})"
+        count = sum(size is not None for size in self.tried.values())
+        fields = ", ".join(f"{name}={shape[name]}" for name in self.family.free)
+        limit = ", after which the search was given up," if len(self.tried) >= MOST_BUILDS else ""
+        return f"the nearest of {count} shapes{limit} has {nearest}: {fields}" + (given and f" ({given} given)")
+
+    def _search_widths(self, depth: int, grain: int, factor: float) -> None:
+        """All widths at one depth, the preset's first and then from the nearest outwards."""
+        widths = self.family.widths(depth, grain, factor)
+        for shape in widths.pop(self.family.width, []):
+            self._fit(shape, grain)
+        order = [width for width, shapes in widths.items() if self.family.distance(shapes[0]) < self.price[0]]
+        # A far target is approached by bisection: a shape that is too small or large rules out all before it.
+        bisect.bisect_left(order, True, key=lambda width: self._side(max(widths[width], key=kept_state), grain) >= 0)
+        bisect.bisect_left(order, True, key=lambda width: self._side(min(widths[width], key=kept_state), grain) > 0)
+        shapes = [shape for width in order for shape in widths[width]]
+        for shape in sorted(shapes, key=lambda shape: (self.family.distance(shape), *shape.values())):
+            self._fit(shape, grain)
+
+    def _fit(self, shape: Shape, grain: int) -> None:
+        if self.family.distance(shape) < self.price[0] and not self._hopeless(shape) and not self._side(shape, grain):
+            self._size(shape)
+            for shapes in self.family.slides(shape, grain):
+                self._slide(shapes)
+
+    def _side(self, shape: Shape, grain: int) -> int:
+        """-1 if it stays below the target however far one of its fields slides, 1 if above, else 0."""
+        slides = list(self.family.slides(shape, grain)) or [[shape]]
+        lowest, highest = ([self._size(shapes[end]) for shapes in slides] for end in (0, -1))
+        if all(size is not None and size < self.target for size in highest):
+            self.small.append(shape)
+            return -1
+        if all(size is not None and size > self.target for size in lowest):
+            self.large.append(shape)
+            return 1
+        return 0
+
+    def _hopeless(self, shape: Shape) -> bool:
+        """Whether it is no larger in any field than one that is too small, or no smaller than one that is too large."""
+        names = [name for name in shape if name != "n_head"]  # of the same inner width more heads are no larger
+        return any(all(shape[name] <= other[name] for name in names) for other in self.small) or any(
+            all(shape[name] >= other[name] for name in names) for other in self.large
+        )
+
+    def _slide(self, shapes: list[Shape]) -> None:
+        """Try the two growing shapes around the target; interpolated, as sizes are mostly linear in one field."""
+        shapes = list(shapes)
+        low, high = 0, len(shapes) - 1
+        while high - low > 1:
+            smallest, largest = self._size(shapes[low]), self._size(shapes[high])
+            if smallest is None:
+                low += 1
+            elif largest is None:
+                high -= 1
+            elif not smallest < self.target < largest:
+                return
+            else:
+                guess = low + round((self.target - smallest) / (largest - smallest) * (high - low))
+                middle = min(max(guess, low + 1), high - 1)
+                size = self._size(shapes[middle])
+                if size is None:
+                    del shapes[middle]
+                    high -= 1
+                elif size <= self.target:
+                    low = middle
+                else:
+                    high = middle
+
+    def _size(self, shape: Shape) -> float | None:
+        """None for a shape that the architecture refuses, and for any other once enough have been built."""
+        key = tuple(shape.values())
+        if key not in self.tried:
+            if len(self.tried) >= MOST_BUILDS:
+                return None
+            try:
+                size = self._measure(self.architecture.config(self.start, **shape))
+            except ValueError:  # ConfigError is one
+                size = None
+            except HookFailedError as error:
+                if not isinstance(error.__cause__, ValueError):
+                    raise
+                size = None
+            self._note(shape, size)
+        return self.tried[key]
+
+    def _note(self, shape: Shape, size: float | None) -> None:
+        self.tried[tuple(shape.values())] = size
+        if size is None:
+            return
+        deviation, distance = abs(size / self.target - 1), self.family.distance(shape)
+        # The preset itself costs nothing; of others that differ about as much, the one nearer the target is better.
+        cost = distance and distance + 5 * deviation
+        price = (cost if deviation <= self.tolerance else math.inf, deviation, distance)
+        if price < self.price:
+            self.best, self.price = (shape, size), price
+
+    def _measure(self, config: ModelConfig) -> float | None:
+        import torch
+
+        from archbench.measure.flops import cache_bytes
+        from archbench.measure.sizes import non_embedding_active_parameters
+
+        with torch.device("meta"):
+            model = self.architecture.build(config)
+        if self.quantity == "state_bytes":
+            return cache_bytes(model, 1, config.context_length)
+        return non_embedding_active_parameters(model)

@@ -1,0 +1,191 @@
+"""What every study's outcome has in common: one pydantic model writes its JSON, and checks it when it is read.
+
+Quantities are in base units (seconds, bytes, tokens, FLOP, bits per byte, nats per token). A null is a quantity that is
+not known. ``python -m archbench.study.schema FOLDER`` writes the JSON Schemas.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, ValidationError
+
+from archbench.errors import StorageError
+from archbench.runs.folder import write_text
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ROWS = "runs.parquet"
+"""The rows of all cells, in the tidy table's schema, beside every outcome."""
+
+OutcomeName = Literal["ok", "diverged", "failed"]
+
+Finite = Annotated[
+    float | None,
+    AfterValidator(lambda value: value if value is not None and math.isfinite(value) else None),
+]
+"""A number that may be infinite or NaN, which becomes None: JSON has neither."""
+
+Time = Annotated[datetime, PlainSerializer(lambda time: time.isoformat(timespec="seconds"), return_type=str)]
+
+
+class Part(BaseModel):
+    """A part of an outcome. Fields that a later version added are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    @classmethod
+    def of(cls, source: object, **more: Any) -> Self:
+        """The fields that ``source`` has as attributes of the same names; ``more`` are the others."""
+        named = {name: getattr(source, name) for name in cls.model_fields if name not in more and hasattr(source, name)}
+        return cls(**named, **more)
+
+
+class Keyed(Part):
+    """A cell's key: 16 hex digits, equal for cells that measure the same with the same code."""
+
+    key: str
+
+
+class Ended(Part):
+    """How a cell ended.
+
+    Attributes:
+        run_id: of its run; None if it ended before there was one.
+        outcome: ok, diverged (the loss was no longer finite) or failed (an error ended it).
+        cause: of a failure or divergence, in a clause.
+        seconds: from start to end.
+    """
+
+    run_id: str | None
+    outcome: OutcomeName
+    cause: str | None = None
+    seconds: float = 0.0
+
+
+class Record(Ended, Keyed):
+    """A finished cell, as ``cells/KEY.json`` holds it: the key, then how it ended."""
+
+
+class Interval(Part):
+    """Both ends of a confidence interval."""
+
+    low: Finite
+    high: Finite
+
+
+class Seconds(Part):
+    """Time of the whole study: predicted before it ran, and measured."""
+
+    predicted: float
+    measured: float
+
+
+class Outcome(Part):
+    """The heading of every outcome, and how it is read and written.
+
+    Subclasses say in class variables which files they are: ``file`` of the outcome, ``plan_file`` of the plan, ``noun``
+    and ``command`` for messages, and ``newest``, the format that is raised when a field changes its meaning.
+    """
+
+    file: ClassVar[str]
+    plan_file: ClassVar[str]
+    noun: ClassVar[str]
+    command_name: ClassVar[str]
+    newest: ClassVar[int] = 1
+
+    format: int
+    archbench_version: str
+    git_revision: str | None
+    command: str
+    finished: Time
+    machine: dict[str, Any]
+
+    @classmethod
+    def is_in(cls, folder: Path) -> bool:
+        """Whether the folder holds such a study, finished or not."""
+        return (folder / cls.file).is_file() or (folder / cls.plan_file).is_file()
+
+    @classmethod
+    def again(cls) -> str:
+        """How the user gets a damaged file written anew."""
+        return f"Repeat the {cls.command_name} command: it writes the file anew from its finished runs"
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        """The outcome in a study's folder.
+
+        Raises:
+            StorageError: the study is unfinished, its file is damaged, or a newer archbench wrote it.
+        """
+        file, again = folder / cls.file, cls.again()
+        if not file.is_file():
+            cause = f"no {cls.noun} was finished there: it has a {cls.plan_file} and no {cls.file}"
+            step = f"Finish it with the {cls.command_name} command that began it"
+            raise StorageError(str(folder), cause, f"{step}, or show its runs: {folder}/runs/*/*.parquet")
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise StorageError(str(file), f"it is damaged ({' '.join(str(error).split())})", again) from error
+        if not isinstance(content, dict) or not isinstance(content.get("format"), int):
+            raise StorageError(str(file), "it does not say which format it has", again)
+        if content["format"] > cls.newest:
+            cause = f"its format is {content['format']}, and this archbench reads formats up to {cls.newest}"
+            raise StorageError(str(file), cause, "Install the newest archbench")
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise StorageError(str(file), f"the field {place} is wrong ({first['msg']})", again) from error
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds. Fields that an older file did not have stay away."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def write(self, folder: Path, tables: Sequence[pa.Table]) -> None:
+        """Write the rows, then the outcome: an outcome always has its rows beside it, if there are any.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            if tables:
+                temporary = folder / f".{ROWS}.tmp"
+                pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
+                temporary.replace(folder / ROWS)
+            text = json.dumps(self.as_json(), indent=1, ensure_ascii=False, allow_nan=False)
+            write_text(folder / self.file, text + "\n")
+        except OSError as error:
+            step = "Make room, and run the same command again: what was measured is kept"
+            raise StorageError(str(folder), f"the outcome cannot be written ({error.strerror})", step) from error
+
+
+def heading(kind: type[Outcome], command: str, now: Mapping[str, Any]) -> dict[str, Any]:
+    """The first fields of an outcome.
+
+    Args:
+        command: what the user typed.
+        now: :func:`archbench.measure.machine.versions`.
+    """
+    return {
+        "format": kind.newest,
+        "archbench_version": now["archbench_version"],
+        "git_revision": now["git_revision"],
+        "command": command,
+        "finished": datetime.now(UTC).replace(microsecond=0),
+    }
+
+
+def named_text(corpus: str) -> str:
+    """A corpus as a sentence names it: a file or folder by its name alone."""
+    return corpus if corpus.startswith("hf:") else corpus.rstrip("/").rpartition("/")[2]

@@ -1,0 +1,54 @@
+"""The plan of a probe: which architectures, at which size, on which tasks, with how many seeds."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import Field, PositiveFloat, model_validator
+
+from archbench.config import DTypeName, Frozen
+from archbench.errors import ConfigError
+from archbench.study.folder import plan_digest
+
+TOLERANCE = 0.02
+"""Largest relative deviation of a model's size from the one asked for."""
+
+
+class ProbePlan(Frozen):
+    """Everything that a probe depends on. Plans of one :meth:`digest` continue the same folder."""
+
+    architectures: tuple[str, ...] = Field(min_length=1, description="names of the architectures")
+    tasks: tuple[str, ...] = Field(min_length=1, description="names of tasks")
+    seeds: int = Field(3, ge=1, le=100, description="seeds of initial weights and training examples")
+    parameters: int | None = Field(
+        100_000,
+        ge=1000,
+        description="non-embedding active parameters of every model, within 2 %; null for the preset as it is",
+    )
+    preset: str = Field("nano", description="preset at which the search for that size begins")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="model configuration fields replaced")
+    updates: int | None = Field(None, ge=1, description="optimizer updates of a training; null for the task's own")
+    learning_rates: tuple[PositiveFloat, ...] | None = Field(
+        None, min_length=1, description="peak learning rates tried; null for the task's own"
+    )
+    examples: int = Field(1000, ge=10, le=1_000_000, description="test examples of each condition")
+    dtype: DTypeName = Field("float32", description="number format of matrix products, by autocast")
+    device: str = Field("cpu", description="cpu, cuda or cuda:N")
+    threads: int = Field(1, ge=1, description="CPU threads of each training")
+    jobs: int = Field(1, ge=1, le=1024, description="trainings at a time")
+    checked: bool = Field(True, description="skip an architecture that fails the conformance checks")
+    plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        for what, names in (("architecture", self.architectures), ("task", self.tasks)):
+            for name in names:
+                if names.count(name) > 1:
+                    raise ConfigError(f"{what} {name!r}", "it is named twice", f"Name each {what} once")
+        return self
+
+    def digest(self) -> str:
+        """Eight hex digits that agree for plans that differ only in architectures, tasks, seeds and jobs."""
+        leave_out = {"architectures", "tasks", "seeds", "jobs"}
+        values = self.model_dump(mode="json", exclude=leave_out)
+        return plan_digest(values)

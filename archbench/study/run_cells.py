@@ -1,0 +1,276 @@
+"""Cells that are runs: each in a folder named by its key, and never run twice."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pandas as pd
+
+from archbench.config import RunConfig
+from archbench.errors import ArchbenchError, StorageError
+from archbench.measure.machine import usable_cpus
+from archbench.plugin.architecture import Architecture
+from archbench.results.reading import read_results, run_failed
+from archbench.runs.conformance import read_findings
+from archbench.runs.folder import CONFIG, open_run
+from archbench.runs.run import resume, run
+from archbench.study.contract import Contender, Plan
+from archbench.study.folder import identity_key, read_record
+from archbench.study.outcome import Record
+
+Stage = Literal["pilot", "tune", "seed", "speed", "cost", "point"]
+
+Budget = Mapping[str, float]
+"""One of flops, tokens, seconds -> its amount: as :class:`archbench.config.TrainingConfig` takes it."""
+
+PILOT_STEPS = 20
+
+FIRST_TUNING_SEED = 1_000
+"""Of the tuning runs; those that confirm begin at 0, so that they are fresh."""
+
+
+class RunPlan(Plan, Protocol):
+    """The plan of a study whose cells are runs: what all runs share, and the trials of learning rates."""
+
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def tuning_seeds(self) -> int: ...
+    @property
+    def tuning_share(self) -> float: ...
+    @property
+    def tunes(self) -> bool: ...
+    @property
+    def factors(self) -> tuple[float, ...]: ...
+
+
+@dataclass(frozen=True)
+class RunCell:
+    """One run of a study.
+
+    Attributes:
+        stage: what it is for: pilot (to predict the time), tune (a learning rate), seed (a fresh seed at the chosen
+            learning rate), speed (one turn), cost (one context length), point (of a ladder).
+        config: the whole run.
+        key: of the configuration, the place in the plan, and the code.
+        context_length: T of the model.
+        contender: key of the contender whose run it is.
+        factor: tune: learning rate / the recipe's.
+        block: speed: number of the sweep.
+        repeated: the baseline, measured a second time in the same sweep: the noise floor.
+        checked_by: key of the cell whose conformance checks are taken over, if its model is the same.
+    """
+
+    stage: Stage
+    config: RunConfig
+    key: str
+    context_length: int
+    contender: tuple[str, int | None] = ("", None)
+    factor: float | None = None
+    block: int | None = None
+    repeated: bool = False
+    checked_by: str | None = None
+
+    @property
+    def architecture(self) -> str:
+        return self.config.architecture
+
+    def measure(self, folder: Path, trackers: Sequence[str]) -> Record:
+        """Run, or resume the run of a process that was killed. An error that ends the run is in the record.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        out = folder / "runs" / self.key
+        try:
+            frame = self._frame(folder, out, trackers)
+        except StorageError:
+            raise
+        except ArchbenchError as error:
+            cause = f"{error.culprit}: {error.cause}"
+            record = Record(key=self.key, run_id=_run_id(out), outcome="failed", cause=cause)
+        else:
+            record = Record(key=self.key, run_id=str(frame.run_id.iloc[0]), outcome="ok")
+            diverged = frame[frame.metric == "diverged"].value
+            if len(diverged):
+                cause = f"its loss was no longer finite at update {diverged.iloc[0]:.0f}"
+                record = record.model_copy(update={"outcome": "diverged", "cause": cause})
+        for checkpoints in out.glob("*/checkpoints"):  # of many runs: gigabytes that nobody will read
+            shutil.rmtree(checkpoints)
+        return record
+
+    def _frame(self, folder: Path, out: Path, trackers: Sequence[str]) -> pd.DataFrame:
+        """The rows of the run: run now, resumed, or read if only the record is missing."""
+        finished = sorted(out.glob("*.parquet"))
+        if finished and not run_failed(finished[-1]):
+            return read_results(finished[-1])
+        if (run_id := _run_id(out)) is not None:
+            return resume(self.architecture, run_id, out, time_limit=self.config.time_limit, quiet=True)
+        checked = known_record(folder, self.checked_by) if self.checked_by is not None else None
+        checked_by = run_folder(folder, checked) if checked is not None and checked.outcome == "ok" else None
+        config = self.config.override(out=str(out), trackers=tuple(trackers) or self.config.trackers)
+        return run(config, quiet=True, checked_by=checked_by)
+
+
+def cell_key(config: RunConfig, source: str, **place: Any) -> str:
+    """The key of a cell: its configuration, its place in the plan, and the code that it runs."""
+    return identity_key(config=config.config_hash(), seed=config.seed, source=source, **place)
+
+
+def source_digest(architecture: Architecture) -> str:
+    """Digest of the plugin's file: an edited plugin is measured anew."""
+    file = inspect.getsourcefile(architecture.info.config)
+    text = Path(file).read_bytes() if file is not None else b""
+    return architecture.version + hashlib.sha256(text).hexdigest()[:16]
+
+
+def run_cell(
+    plan: RunPlan,
+    contender: Contender,
+    stage: Stage,
+    phases: tuple[str, ...],
+    *,
+    seed: int,
+    training: Mapping[str, Any] | None = None,
+    speed: Mapping[str, Any] | None = None,
+    context_length: int | None = None,
+    beside: bool = False,
+    **place: Any,
+) -> RunCell:
+    """One run of a contender: what all runs share, and what this one has of its own.
+
+    Args:
+        training: fields of the recipe that are replaced, the budget among them.
+        speed: fields of what is timed that are replaced.
+        context_length: T of the model, if it is not the one that the contender is trained on.
+        beside: others run at the same time, so that it gets its share of the threads.
+        place: ``factor``, ``block`` and ``repeated`` of the cell.
+    """
+    shared = plan.run
+    length = context_length or contender.context_length
+    assert length is not None
+    no_budget = {"tokens": None, "steps": None, "flops": None, "seconds": None} if training else {}
+    config: RunConfig = shared.override(
+        architecture=contender.architecture,
+        overrides={**contender.overrides, "context_length": length},
+        phases=phases,
+        seed=seed,
+        threads=_threads(plan) if beside else shared.threads,
+        training={**dict(shared.training), **no_budget, **(training or {})},
+        speed={**dict(shared.speed), **(speed or {})},
+        out="results",
+    )
+    own = {"block": place.get("block"), "repeated": place.get("repeated", False)}
+    key = cell_key(config, contender.source, stage=stage if stage == "pilot" else None, **own)
+    checked_by = None if stage == "pilot" else pilot_cell(plan, contender).key
+    return RunCell(stage, config, key, length, contender.key, checked_by=checked_by, **place)
+
+
+def pilot_cell(plan: RunPlan, contender: Contender) -> RunCell:
+    """A few updates and one scoring: what a run takes, from start to end."""
+    training = {"steps": PILOT_STEPS, "validate_every": None, "checkpoint_every": None}
+    phases = ("train", "quality")
+    return run_cell(plan, contender, "pilot", phases, training=training, seed=FIRST_TUNING_SEED, beside=True)
+
+
+def tuning_cells(plan: RunPlan, contender: Contender, budget: Budget, factors: Sequence[float]) -> list[RunCell]:
+    """Each learning rate with each tuning seed, on a share of the budget."""
+    share, rate = budget_fields(budget, plan.tuning_share), plan.run.training.learning_rate
+    return [
+        run_cell(
+            plan,
+            contender,
+            "tune",
+            ("train", "quality"),
+            training={**share, "learning_rate": rate * factor, "validate_every": None},
+            seed=FIRST_TUNING_SEED + number,
+            beside=True,
+            factor=factor,
+        )
+        for factor in factors
+        for number in range(plan.tuning_seeds)
+    ]
+
+
+def budget_fields(budget: Budget, share: float = 1.0) -> dict[str, Any]:
+    """A share of the budget as fields of a recipe; a number of tokens is whole."""
+    return {unit: round(amount * share) if unit == "tokens" else amount * share for unit, amount in budget.items()}
+
+
+def tokens_per_update(plan: RunPlan, contender: Contender) -> int:
+    """B · T of one optimizer update, micro-batches together."""
+    assert contender.context_length is not None
+    return plan.run.training.batch_size * plan.run.training.accumulation * contender.context_length
+
+
+def updates_of(plan: RunPlan, contender: Contender, budget: Budget) -> float | None:
+    """Optimizer updates that the budget pays for; None if that depends on the machine."""
+    assert contender.size is not None
+    per_update = tokens_per_update(plan, contender)
+    if "tokens" in budget:
+        return budget["tokens"] / per_update
+    if "flops" in budget:
+        return budget["flops"] / contender.size.training_flops_per_token / per_update
+    return None
+
+
+def known_record(folder: Path, key: str) -> Record | None:
+    """The record of a finished run; None if it is still to be measured.
+
+    Raises:
+        StorageError: the record cannot be read.
+    """
+    return read_record(Record, folder, key)
+
+
+def rows_of(folder: Path, record: Record) -> pd.DataFrame:
+    """The tidy rows of a cell's run; empty if it ended before there was one.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    return read_results(sorted((folder / "runs" / record.key).glob("*.parquet")))
+
+
+def run_folder(folder: Path, record: Record) -> Path:
+    """Where the cell's run keeps its scores by document and block."""
+    assert record.run_id is not None
+    return folder / "runs" / record.key / record.run_id
+
+
+def bits_per_byte(folder: Path, record: Record) -> float | None:
+    """Of the validation text; infinity if the run diverged, None if it failed.
+
+    Raises:
+        StorageError: its rows cannot be read.
+    """
+    if record.outcome != "ok":
+        return math.inf if record.outcome == "diverged" else None
+    frame = rows_of(folder, record)
+    return float(frame[(frame.phase == "quality") & (frame.metric == "bits_per_byte")].value.iloc[0])
+
+
+def check_seconds(folder: Path, record: Record) -> float:
+    """Seconds of the conformance checks of the cell's run, without their process; 0 if there were none."""
+    path = run_folder(folder, record)
+    findings = read_findings(open_run(path.parent, path.name))
+    return 0.0 if findings is None else sum(float(result["seconds"]) for result in findings.results)
+
+
+def _run_id(out: Path) -> str | None:
+    started = sorted(path.parent.name for path in out.glob(f"*/{CONFIG}"))
+    return started[-1] if started else None
+
+
+def _threads(plan: RunPlan) -> int | None:
+    """CPU threads of each of the runs that go on beside each other."""
+    if plan.jobs == 1:
+        return plan.run.threads
+    return max(1, (plan.run.threads or len(usable_cpus())) // plan.jobs)

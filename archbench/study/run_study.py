@@ -1,0 +1,179 @@
+"""What studies whose cells are runs have in common: pilots, predicted times, and the search for learning rates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pandas as pd
+import pyarrow as pa
+
+from archbench.results.schema import arrow_schema
+from archbench.study.contract import Contender, Study
+from archbench.study.engine import PROCESS_SECONDS, Session
+from archbench.study.learning_rates import Point, Tuning, next_factor, tuning
+from archbench.study.outcome import Outcome, Record
+from archbench.study.run_cells import (
+    Budget,
+    RunCell,
+    RunPlan,
+    bits_per_byte,
+    check_seconds,
+    pilot_cell,
+    rows_of,
+    tokens_per_update,
+    tuning_cells,
+    updates_of,
+)
+
+SPEED_STEPS = 30
+"""Updates that are trained in order to time one."""
+
+COST_NEW_TOKENS = 32
+
+FORWARD_SHARE = 1 / 3
+"""Of an update, that a forward pass alone takes: half of the backward pass (Kaplan et al. 2020, section 2.1)."""
+
+TOKENS_DECODED_PER_FORWARD = 16
+"""Tokens decoded one by one in the time of one forward pass over a whole batch; a guess, which matters for seconds."""
+
+
+P = TypeVar("P", bound=RunPlan)
+O = TypeVar("O", bound=Outcome)  # noqa: E741
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """What a pilot run took.
+
+    Attributes:
+        overhead: seconds of everything but its updates and its checks: processes, scoring.
+        checks: seconds of the conformance checks, which other runs of the same model take over.
+        update: seconds of one update.
+        tokens: of one update.
+        scored: tokens of the validation text.
+    """
+
+    overhead: float
+    checks: float
+    update: float
+    tokens: int
+    scored: int
+
+    @classmethod
+    def of(cls, record: Record, frame: pd.DataFrame, tokens: int, checks: float) -> Pilot:
+        """Read a pilot's rows; ``tokens`` are those of one update, ``checks`` the seconds of the checks alone."""
+        steps = frame[(frame.phase == "train") & (frame.metric == "step_seconds")].value
+        total = float(frame[(frame.phase == "train") & (frame.metric == "training_seconds")].value.iloc[0])
+        scored = frame[(frame.phase == "quality") & (frame.metric == "tokens_scored")].value
+        checks += PROCESS_SECONDS
+        return cls(
+            max(0.0, record.seconds - total - checks), checks, float(steps.median()), tokens, int(scored.iloc[0])
+        )
+
+    def seconds(self, cell: RunCell, updates: float) -> float:
+        """Predicted seconds of a cell; one that trains on a budget makes so many updates."""
+        scoring = self.update * FORWARD_SHARE * self.scored / self.tokens
+        if cell.stage in ("tune", "seed", "point"):
+            every = cell.config.training.validate_every
+            validations = 0.0 if every is None else updates / every
+            more = PROCESS_SECONDS + 3 * scoring if cell.stage == "seed" else 0.0
+            return self.overhead + updates * self.update + validations * scoring + more
+        if cell.stage == "speed":
+            return self.overhead + PROCESS_SECONDS + SPEED_STEPS * self.update
+        if cell.stage == "cost":
+            reads = 8 * self.update * FORWARD_SHARE * cell.context_length / self.tokens
+            decoded = 5 * COST_NEW_TOKENS / TOKENS_DECODED_PER_FORWARD * self.update * FORWARD_SHARE
+            return self.overhead + self.checks + reads + decoded
+        return self.overhead
+
+
+class RunStudy(Study[P, RunCell, Record, O]):
+    """A study whose cells are runs; see :class:`archbench.study.contract.Study`."""
+
+    record = Record
+
+    def __init__(self, plan: P) -> None:
+        super().__init__(plan)
+        self.admitted: dict[tuple[str, int | None], tuple[Contender, Pilot]] = {}
+
+    def pilots(self, contender: Contender) -> Sequence[RunCell]:
+        return [pilot_cell(self.plan, contender)]
+
+    def admit(self, contender: Contender, pilots: Sequence[Record], folder: Path) -> str | None:
+        (record,) = pilots
+        if record.outcome != "ok":
+            return f"its pilot run failed: {record.cause or 'its first updates diverged'}"
+        tokens = tokens_per_update(self.plan, contender)
+        pilot = Pilot.of(record, rows_of(folder, record), tokens, check_seconds(folder, record))
+        self.admitted[contender.key] = contender, pilot
+        return None
+
+    def seconds(self, cell: RunCell) -> float:
+        contender, pilot = self.admitted[cell.contender]
+        recipe = cell.config.training
+        amounts = {unit: getattr(recipe, unit) for unit in ("tokens", "flops", "seconds")}
+        budget = {unit: amount for unit, amount in amounts.items() if amount is not None}
+        updates = updates_of(self.plan, contender, budget)
+        return pilot.seconds(cell, budget.get("seconds", 0.0) / pilot.update if updates is None else updates)
+
+    def search(
+        self, session: Session[P, RunCell, Record, O], budget: Budget, *, spare: bool = False
+    ) -> dict[tuple[str, int | None], Tuning]:
+        """The search of each contender for its learning rate, by its key; all get the same trials first.
+
+        Args:
+            budget: of a whole run; a trial gets the plan's share of it.
+            spare: predict one more trial of each contender: some searches go on beyond the first trials.
+        """
+        plan, rate = self.plan, self.plan.run.training.learning_rate
+        contenders = {one.key: one for one in session.taking_part()}
+        tried: dict[tuple[str, int | None], list[tuple[RunCell, Record]]] = {key: [] for key in contenders}
+        unfinished: set[tuple[str, int | None]] = set()  # only in a session that plans: until then, the recipe's rate
+        asked = {key: list(plan.factors) for key in contenders} if plan.tunes else {}
+        while asked:
+            cells = {key: tuning_cells(plan, contenders[key], budget, factors) for key, factors in asked.items()}
+            records = session.run([cell for own in cells.values() for cell in own])
+            for key, own in cells.items():
+                known = [(cell, records[cell.key]) for cell in own if cell.key in records]
+                tried[key] += known
+                if len(known) < len(own):
+                    unfinished.add(key)
+                    session.spare(own[-1:] if spare else [])
+            done = [key for key in asked if key not in unfinished]
+            further = {key: next_factor(_points(session.folder, tried[key], rate), plan.factors) for key in done}
+            asked = {key: [factor] for key, factor in further.items() if factor is not None}
+        return {
+            key: tuning(
+                one.architecture,
+                _points(session.folder, tried[key], rate),
+                rate,
+                tuned=plan.tunes and key not in unfinished,
+            )
+            for key, one in contenders.items()
+        }
+
+
+def rows_by_key(folder: Path, cells: Sequence[tuple[RunCell, Record]]) -> dict[str, pd.DataFrame]:
+    """The rows of every run that did not fail, by its cell's key.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    return {cell.key: rows_of(folder, record) for cell, record in cells if record.outcome != "failed"}
+
+
+def tables_of(frames: Mapping[str, pd.DataFrame]) -> list[pa.Table]:
+    """The rows as tables, to be kept beside an outcome."""
+    return [pa.Table.from_pandas(frame, schema=arrow_schema(), preserve_index=False) for frame in frames.values()]
+
+
+def _points(folder: Path, tried: Sequence[tuple[RunCell, Record]], rate: float) -> list[Point]:
+    """What each learning rate that was tried came to; ``rate`` is the recipe's."""
+    found: dict[float, list[float | None]] = {}
+    for cell, record in tried:
+        assert cell.factor is not None
+        found.setdefault(cell.factor, []).append(bits_per_byte(folder, record))
+    return [Point(rate * factor, factor, tuple(bits)) for factor, bits in found.items()]
