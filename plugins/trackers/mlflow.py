@@ -1,7 +1,7 @@
-"""MLflow: a server (``MLFLOW_TRACKING_URI``), or without one files in ``mlflow`` beside the results.
+"""MLflow: a server (``MLFLOW_TRACKING_URI``), or else files in ``mlflow`` beside the results.
 
 The experiment is ``MLFLOW_EXPERIMENT_NAME``, else ``archbench``. The id that MLflow gives the run is kept in
-``RUN_ID/mlflow-run-id``, so that a resumed run goes on in the same one.
+``RUN_ID/mlflow-run-id``, so that a resumed run continues the same one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mlflow.entities import Metric, Param, RunTag
 from archbench.trackers.tracker import Status, flattened, summary, title
 
 SECONDS_BETWEEN_SENDINGS = 5.0
-"""A request to a server takes as long for a thousand values as for one."""
+"""A request to a server takes as long for a thousand values as for one, so values are collected."""
 
 _METRICS_AT_ONCE, _PARAMS_AT_ONCE = 1000, 100  # as many as MLflow's REST API takes in one request
 _STATUS = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
@@ -74,10 +74,10 @@ class MLflow:
 
 
 def _tracking_uri(folder: Path) -> str | None:
-    """None: what MLflow has been told."""
+    """None: MLflow's own setting."""
     if "MLFLOW_TRACKING_URI" in os.environ:
         return None
-    # Without the file store, which MLflow 3 has to be asked for, only a database would do, and mlflow-skinny has none.
+    # MLflow 3 writes files only if it is allowed to, and mlflow-skinny has no database to write to instead.
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
     return (folder.parent / "mlflow").as_uri()
 

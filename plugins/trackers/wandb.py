@@ -1,7 +1,7 @@
-"""Weights & Biases: online, or with ``WANDB_MODE=offline`` in ``RUN_ID/wandb``, to be sent later by ``wandb sync``.
+"""Weights & Biases: online, or with ``WANDB_MODE=offline`` in ``RUN_ID/wandb``, to send later with ``wandb sync``.
 
-W&B's own environment variables hold: ``WANDB_MODE``, ``WANDB_PROJECT`` (else ``archbench``), ``WANDB_ENTITY``,
-``WANDB_DIR`` … The W&B run's id is the run's, so that a resumed run goes on in the same one.
+W&B's own environment variables apply: ``WANDB_MODE``, ``WANDB_PROJECT`` (else ``archbench``), ``WANDB_ENTITY``,
+``WANDB_DIR`` … The W&B run's id is the run's, so that a resumed run continues the same one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class WandB:
             name=os.environ.get("WANDB_NAME", title(configuration)),
             dir=os.environ.get("WANDB_DIR", str(folder)),
             config=dict(configuration),
-            # Its own measuring of the machine would disturb ours; what this process prints is of no interest.
+            # Its measuring of the machine would disturb ours, and nobody needs what this process prints.
             settings=wandb.Settings(console="off", x_disable_stats=True, disable_git=True, save_code=False),
         )
 
