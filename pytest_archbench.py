@@ -1,6 +1,6 @@
-"""pytest options of the conformance kit and the regression checks; what they are for is imported when it is used.
+"""pytest options of the conformance suite and the regression checks.
 
-A module beside the package and not in it: pytest loads it in every session, and archbench only where it is meant.
+A module beside the package: pytest loads it in every session, and archbench only where it is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OPTIONS = {
     "xfail": ("CHECK=REASON", "a check that --archbench-arch is known to fail, and why; it fails if it passes"),
 }
 SESSION = pytest.StashKey[Any]()
-"""An archbench.testing.baseline.BaselineSession, there once a test has asked for it."""
+"""The session's archbench.testing.baseline_session.BaselineSession, once a test has asked for it."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,7 +78,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Of the kit's two files, those that were asked for: its checks, its benchmarks, or both."""
+    """Of archbench.testing's two test files, collect those that were asked for: checks, benchmarks, or both."""
     if collection_path.parts[-3:-1] != ("archbench", "testing"):
         return None
     benchmarks_only = bool(config.getoption("benchmark_only", False))

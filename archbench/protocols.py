@@ -93,7 +93,7 @@ class FlopsModel(Protocol):
 class UncountedModel(Protocol):
     """A model with operators whose FLOPs torch cannot count: scans, Fourier transforms, kernels of its own.
 
-    Which those are: :mod:`archbench.measure.operators`. An operator that has a formula of its own, registered with
+    :mod:`archbench.measure.uncounted_operators` lists them. An operator that has a formula of its own, registered with
     ``torch.utils.flop_counter.register_flop_formula``, is counted like any other and not declared.
     """
 

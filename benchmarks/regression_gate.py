@@ -37,10 +37,10 @@ from scipy.stats import binomtest
 
 from archbench.child.process import end_group
 from archbench.measure.machine import cpu_model, versions
-from archbench.regression.comparison import SAMPLES, Plan, compare_alternated, decided, one_round
+from archbench.regression.estimates import Estimate, level, paired, unpaired
+from archbench.regression.gate import SAMPLES, Plan, compare_alternated, decided, one_round
 from archbench.regression.sides import Request, Side
-from archbench.regression.statistics import Estimate, level, paired, unpaired
-from archbench.regression.verdicts import LIMIT
+from archbench.regression.verdict_table import LIMIT
 
 RECORDED = Path(__file__).with_suffix(".npz")
 PLAN = Plan()

@@ -14,8 +14,8 @@ import torch
 import archbench
 from archbench.measure.flops import measured_cache_bytes
 from archbench.testing import ArchitectureChecks
-from archbench.testing.catalogue import CHECKS
-from archbench.testing.checks import Check, selected
+from archbench.testing.checks import CHECKS
+from archbench.testing.evaluation import Check, selected
 from archbench.testing.suite import Examination
 
 ROOT = Path(__file__).parents[1]

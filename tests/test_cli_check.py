@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from archbench.testing.checks import LEVEL
+from archbench.testing.evaluation import LEVEL
 from installations import RunCLI
 from test_import_cost import imported  # noqa: F401  a fixture
 

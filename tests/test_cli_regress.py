@@ -14,7 +14,7 @@ from pathlib import Path
 import archbench_plugins.gpt1 as gpt1
 import pytest
 
-from archbench.regression.trees import TERMINATED
+from archbench.regression.worktrees import TERMINATED
 
 PYPROJECT = """
 [project]

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from archbench.testing.causality import BATCH_INVARIANCE, CAUSALITY
-from archbench.testing.checks import Check, run_check
+from archbench.testing.checks import check_batch_invariance, check_causality
+from archbench.testing.evaluation import Check, run_check
 from archbench.testing.token_gradients import token_gradients
 from edited_plugins import plugin, tiny
 
 
-@pytest.mark.parametrize("check", [CAUSALITY, BATCH_INVARIANCE], ids=lambda check: check.name)
+@pytest.mark.parametrize("check", [check_causality, check_batch_invariance], ids=lambda check: check.name)
 @pytest.mark.parametrize("name", ["gpt1", "bigram", "with dropout"])
 def test_right_models_pass_by_values_and_by_gradient(check: Check, name: str, tmp_path: Path) -> None:
     result = run_check(check, plugin(tmp_path) if name == "with dropout" else tiny(name))
@@ -71,10 +71,10 @@ SEES_THE_FUTURE = {
 def test_what_sees_the_future_fails_causality_alone(name: str, tmp_path: Path) -> None:
     forward, message = SEES_THE_FUTURE[name]
     subject = plugin(tmp_path, forward)
-    result = run_check(CAUSALITY, subject)
+    result = run_check(check_causality, subject)
     assert result.status == "failed"
     assert re.search(message, result.evidence), result.evidence
-    assert run_check(BATCH_INVARIANCE, subject).status == "passed"
+    assert run_check(check_batch_invariance, subject).status == "passed"
 
 
 SEES_THE_BATCH = {
@@ -114,10 +114,10 @@ SEES_THE_BATCH = {
 def test_what_sees_the_batch_fails_batch_invariance_alone(name: str, tmp_path: Path) -> None:
     forward, message = SEES_THE_BATCH[name]
     subject = plugin(tmp_path, forward)
-    result = run_check(BATCH_INVARIANCE, subject)
+    result = run_check(check_batch_invariance, subject)
     assert result.status == "failed"
     assert message in result.evidence, result.evidence
-    causality = run_check(CAUSALITY, subject)
+    causality = run_check(check_causality, subject)
     assert causality.status == "passed", causality.evidence
 
 
@@ -129,7 +129,7 @@ def test_statistics_that_move_while_training_are_no_leak(tmp_path: Path) -> None
         self.mean.mul_(0.9).add_(x.detach().mean((0, 1)), alpha=0.1)
     """
     subject = plugin(tmp_path, forward)
-    for check in (CAUSALITY, BATCH_INVARIANCE):
+    for check in (check_causality, check_batch_invariance):
         result = run_check(check, subject)
         assert result.status == "passed", result.evidence
 
@@ -168,7 +168,7 @@ def test_gradients_reach_the_tokens_however_they_are_looked_up(name: str) -> Non
 
 def test_a_model_without_a_lookup_is_judged_by_values_and_says_so(tmp_path: Path) -> None:
     subject = plugin(tmp_path, "x = x.detach()")
-    for check in (CAUSALITY, BATCH_INVARIANCE):
+    for check in (check_causality, check_batch_invariance):
         result = run_check(check, subject)
         assert result.status == "passed"
         assert "by values only" in result.evidence
@@ -176,5 +176,5 @@ def test_a_model_without_a_lookup_is_judged_by_values_and_says_so(tmp_path: Path
 
 def test_a_context_of_one_position_has_no_future() -> None:
     subject = tiny("bigram", context_length=1)
-    assert run_check(CAUSALITY, subject).status == "not applicable"
-    assert run_check(BATCH_INVARIANCE, subject).status == "passed"
+    assert run_check(check_causality, subject).status == "not applicable"
+    assert run_check(check_batch_invariance, subject).status == "passed"

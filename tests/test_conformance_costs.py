@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from archbench.errors import DeviceError, UsageError
-from archbench.testing.checks import Fault
-from archbench.testing.costs import check_flops
+from archbench.testing.checks import check_flops
+from archbench.testing.evaluation import Fault
 from edited_plugins import Edit, edited, tiny
 
 RESULT = "return batch_size * context_length * 2 *"

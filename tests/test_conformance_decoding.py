@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from archbench.testing.checks import Fault, NotApplicable
-from archbench.testing.decoding import check_cached_decode
-from archbench.testing.state import check_state_bytes
+from archbench.testing.checks import check_cached_decode, check_state_bytes
+from archbench.testing.evaluation import Fault, NotApplicable
 from edited_plugins import Edit, edited, tiny
 
 START = "start = self.start(tokens, cache)"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from archbench.errors import HookResultError
-from archbench.testing.checks import Fault
-from archbench.testing.generation import check_generate
+from archbench.testing.checks import check_generate
+from archbench.testing.evaluation import Fault
 from archbench.testing.subject import Subject
 from edited_plugins import Edit, edited, tiny
 

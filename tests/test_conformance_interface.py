@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from archbench.testing import interface
-from archbench.testing.checks import Fault
-from archbench.testing.interface import check_hooks, check_logits, check_too_long
+from archbench.testing.checks import check_hooks, check_logits, check_too_long, hooks
+from archbench.testing.evaluation import Fault
 from edited_plugins import Edit, edited, tiny
 
 KEPT = "        self.config = config"
@@ -87,7 +86,7 @@ def test_malformed_hooks(tmp_path: Path, edits: list[Edit], message: str) -> Non
 def test_a_slow_describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = edited(tmp_path, "bigram", IMPORT_TIME, (PRESETS, f"    time.sleep(0.05)\n{PRESETS}"))
     check_hooks(wrong)
-    monkeypatch.setattr(interface, "CHEAP_SECONDS", 0.04)
+    monkeypatch.setattr(hooks, "CHEAP_SECONDS", 0.04)
     with pytest.raises(Fault, match=r"describe\(\) took 0.05.* s, and 'archbench list' asks every plugin"):
         check_hooks(wrong)
 
@@ -95,7 +94,7 @@ def test_a_slow_describe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("edits", "message"),
     [
-        ([forward("return x.transpose(0, 1)")], r"shape \(7, 3, 61\), and .* batch and positions are swapped"),
+        ([forward("return x.transpose(0, 1)")], r"shape \(7, 3, 61\) .*: batch and positions are swapped"),
         ([forward("return x.flatten(0, 1)")], r"shape \(21, 61\).*flattened, and not unflattened"),
         ([forward("return x[..., :60]")], "the head gives 60 numbers and not 61, config.vocab_size"),
         ([forward("return x, None")], "forward returned a tuple: it has to return the logits alone"),

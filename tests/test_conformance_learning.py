@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from archbench.testing.checks import Fault, NotApplicable
-from archbench.testing.learning import check_gradients, check_initial_loss, check_overfit, check_train_step
+from archbench.testing.checks import check_gradients, check_initial_loss, check_overfit, check_train_step
+from archbench.testing.evaluation import Fault, NotApplicable
 from edited_plugins import Edit, edited, tiny
 
 IMPORTS = ("from torch import nn", "import torch\nimport torch.nn.functional as F\nfrom torch import nn")
@@ -91,7 +91,7 @@ def test_a_loss_besides_that_is_trained_on_and_not_returned_is_right(tmp_path: P
         ),
         (
             model(forward=("return x + 8 * F.one_hot(tokens.roll(-1, 1), 61)",)),
-            "random tokens cannot be foretold: does a position see the token that follows it",
+            "random tokens cannot be predicted: does a position see the token that follows it",
         ),
     ],
     ids=["too sure", "sees the answers"],

@@ -15,14 +15,15 @@ import pytest
 import torch
 
 from archbench.errors import PluginError
-from archbench.testing.checks import Check, run_check
+from archbench.testing.checks import check_bfloat16, check_compile, check_seed, check_side_effects
+from archbench.testing.evaluation import Check, run_check
 from archbench.testing.global_state import watched
-from archbench.testing.numerics import BFLOAT16, COMPILE, SEED
-from archbench.testing.side_effects import SIDE_EFFECTS
 from edited_plugins import plugin, tiny
 
 
-@pytest.mark.parametrize("check", [SIDE_EFFECTS, SEED, BFLOAT16, COMPILE], ids=lambda check: check.name)
+@pytest.mark.parametrize(
+    "check", [check_side_effects, check_seed, check_bfloat16, check_compile], ids=lambda check: check.name
+)
 @pytest.mark.parametrize("name", ["gpt1", "bigram", "with dropout"])
 def test_right_models_pass(check: Check, name: str, tmp_path: Path) -> None:
     result = run_check(check, plugin(tmp_path) if name == "with dropout" else tiny(name))
@@ -93,7 +94,7 @@ def test_a_side_effect_is_named_and_undone(name: str, tmp_path: Path, capfd: pyt
     pattern = message if "\\" in message else re.escape(message)
     subject = plugin(tmp_path, **parts)
     before = shared_state()
-    result = run_check(SIDE_EFFECTS, subject)
+    result = run_check(check_side_effects, subject)
     assert shared_state() == before
     assert result.status == "failed"
     assert re.search(pattern, result.evidence), result.evidence
@@ -146,7 +147,7 @@ def test_threads_from_before_are_no_fault() -> None:
     thread = threading.Thread(target=done.wait)
     thread.start()
     try:
-        assert run_check(SIDE_EFFECTS, tiny("bigram")).status == "passed"
+        assert run_check(check_side_effects, tiny("bigram")).status == "passed"
     finally:
         done.set()
         thread.join()
@@ -242,7 +243,11 @@ COMPILES_TO_SOMETHING_ELSE = {
 }
 CASES = [
     pytest.param(check, parts, message, id=f"{check.name}: {name}")
-    for check, cases in ((SEED, DOES_NOT_REPEAT), (BFLOAT16, BREAKS_IN_BFLOAT16), (COMPILE, COMPILES_TO_SOMETHING_ELSE))
+    for check, cases in (
+        (check_seed, DOES_NOT_REPEAT),
+        (check_bfloat16, BREAKS_IN_BFLOAT16),
+        (check_compile, COMPILES_TO_SOMETHING_ELSE),
+    )
     for name, (parts, message) in cases.items()
 ]
 
@@ -257,6 +262,6 @@ def test_what_goes_wrong_is_named(check: Check, parts: dict[str, str], message: 
 
 def test_a_model_of_constants_has_no_seed_to_tell_apart(tmp_path: Path) -> None:
     build = "model = Model(config)\nfor p in model.parameters(): p.data.zero_()\nreturn model"
-    result = run_check(SEED, plugin(tmp_path, build=build))
+    result = run_check(check_seed, plugin(tmp_path, build=build))
     assert result.status == "passed"
     assert "every initial value is a constant" in result.evidence

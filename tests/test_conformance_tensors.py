@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from archbench.testing.checks import Fault
-from archbench.testing.tensors import check_meta, check_save_load
+from archbench.testing.checks import check_meta, check_save_load
+from archbench.testing.evaluation import Fault
 from edited_plugins import Edit, edited, tiny
 
 TORCH = ("from torch import nn", "import torch\nfrom torch import nn")

@@ -12,8 +12,8 @@ import typer
 import yaml
 
 from archbench.cli.app import app
-from archbench.regression.comparison import SAMPLES
-from archbench.regression.verdicts import LIMIT, MEANING, UNITS
+from archbench.regression.gate import SAMPLES
+from archbench.regression.verdict_table import LIMIT, MEANING, UNITS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "ci.md").read_text()

@@ -12,7 +12,7 @@ import pytest
 from archbench.data import corpora
 from archbench.data.corpora import load_corpus
 from archbench.errors import DataError
-from archbench.measure.floors import COMPRESSORS, byte_ngrams, compressed_bits_per_byte, floors
+from archbench.measure.text_floors import COMPRESSORS, byte_ngrams, compressed_bits_per_byte, floors
 
 EMBEDDED = Path(corpora.__file__).with_name("embedded")
 DATA = os.environ.get("ARCHBENCH_DATA", "")

@@ -20,7 +20,7 @@ from archbench.measure.flops import (
     measured_cache_bytes_per_token,
 )
 from archbench.measure.flops import on_meta as copy_on_meta
-from archbench.measure.operators import MAY_BE_PRODUCTS
+from archbench.measure.uncounted_operators import MAY_BE_PRODUCTS
 
 V, C, H, L, T = 50, 16, 4, 3, 24
 

@@ -17,8 +17,8 @@ from archbench import config as configs
 from archbench.config import KernelConfig
 from archbench.errors import DeviceError
 from archbench.kernels.attention_backends import BACKENDS
-from archbench.measure.allocations import peak_extra_bytes
 from archbench.measure.clock import CPUClock
+from archbench.measure.memory import peak_extra_bytes
 from archbench.runs.kernel_cases import (
     DEFAULTS,
     AttentionCase,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from archbench.measure.noise import floor_of, measure_noise, noise_floor
+from archbench.measure.noise_floor import floor_of, measure_noise, noise_floor
 from test_steady import Script
 
 

@@ -11,7 +11,7 @@ import pytest
 import archbench
 from archbench import errors, hookspecs, protocols
 from archbench.plugin.contract import HOOKS
-from archbench.testing.catalogue import CHECKS
+from archbench.testing.checks import CHECKS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -133,7 +133,7 @@ def test_a_class_of_one_line_runs_each_check_as_a_test(classes: Session) -> None
 
 
 def test_a_failure_is_the_evidence_and_why_it_matters(classes: Session) -> None:
-    from archbench.testing.catalogue import CHECKS
+    from archbench.testing.checks import CHECKS
 
     assert classes.outcome("TestLeak", "causality") == "FAILED"
     text = classes.failure("TestLeak", "causality")

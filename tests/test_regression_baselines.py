@@ -48,9 +48,9 @@ def test_the_key_is_of_this_machine_and_this_benchmark(monkeypatch: pytest.Monke
     here = key("cpu", preset="nano")
     assert (here.device, here.torch, here.threads) == (cpu_model(), versions()["torch_version"], 1)
     assert key("cpu", preset="small").benchmark != here.benchmark
-    changed = tmp_path / "probe.py"
-    changed.write_text(baselines.PROBE.read_text() + "\n")
-    monkeypatch.setattr(baselines, "PROBE", changed)
+    changed = tmp_path / "benchmark.py"
+    changed.write_text(baselines.BENCHMARK.read_text() + "\n")
+    monkeypatch.setattr(baselines, "BENCHMARK", changed)
     assert key("cpu", preset="nano").benchmark != here.benchmark
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from archbench.regression.benchmark import Subject, exact_costs, graph_breaks
-from archbench.regression.verdicts import UNITS, Row, accepted, exact_rows
+from archbench.regression.verdict_table import UNITS, Row, accepted, exact_rows
 
 SMALL = {"vocab_size": "64", "context_length": "16", "n_layer": "1", "n_head": "2", "d_model": "16", "d_ff": "32"}
 SOURCE = Path(gpt1.__file__).read_text().replace('name="gpt1"', 'name="copy"')

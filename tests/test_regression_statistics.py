@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from archbench.regression.statistics import Estimate, level, paired, unpaired
-from archbench.regression.verdicts import LIMIT, timed_row
+from archbench.regression.estimates import Estimate, level, paired, unpaired
+from archbench.regression.verdict_table import LIMIT, timed_row
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,7 +43,7 @@ def test_the_intervals_are_those_of_scipy() -> None:
 
 def test_what_only_measures_does_not_wait_for_scipy() -> None:
     """Each process of a comparison would, and its memory would be other than that of a revision without it."""
-    code = "import sys, archbench.regression.benchmark, archbench.regression.statistics; print('scipy' in sys.modules)"
+    code = "import sys, archbench.regression.benchmark, archbench.regression.estimates; print('scipy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -11,7 +11,7 @@ import pytest
 
 from archbench import RunConfig, read_results
 from archbench.results.metrics import METRICS
-from archbench.testing.catalogue import GATE
+from archbench.testing.checks import GATE
 from command_line import archbench
 from small_runs import with_small_corpus
 

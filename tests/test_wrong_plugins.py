@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from archbench.testing.catalogue import CHECKS
-from archbench.testing.checks import Result, evaluate, selected
+from archbench.testing.checks import CHECKS
+from archbench.testing.evaluation import Result, evaluate, selected
 from right_variants import RIGHT_VARIANTS
 from rotary_edits import Edit, WrongPlugin, subject
 from wrong_plugins import WRONG_PLUGINS

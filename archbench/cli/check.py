@@ -14,7 +14,7 @@ from archbench.cli.output import console, print_json, table
 from archbench.errors import ConformanceError
 
 if TYPE_CHECKING:
-    from archbench.testing.checks import Result
+    from archbench.testing.evaluation import Result
     from archbench.testing.isolation import Claim, Request
 
     Findings = list[tuple[Claim, Result]]
@@ -49,7 +49,7 @@ def check(
     """
     from archbench.cli.check_progress import CheckProgress
     from archbench.plugin.discovery import plugin_paths
-    from archbench.testing.expectations import parsed_expectations
+    from archbench.testing.evaluation import parsed_expectations
     from archbench.testing.isolation import Request, check_apart
 
     request = Request(
@@ -127,7 +127,7 @@ def _subject(request: Request) -> str:
 
 
 def _verdict(request: Request, found: Findings, seconds: float) -> str:
-    from archbench.testing.checks import LEVEL
+    from archbench.testing.evaluation import LEVEL
 
     subject, took = _subject(request), f"({len(found)} check{'s' * (len(found) != 1)}, {seconds:.1f} s)"
     if failed := _failed(found):
@@ -161,7 +161,7 @@ def _options(option: str, values: list[str]) -> list[str]:
 
 
 def _print_line(request: Request, **fields: Any) -> None:
-    from archbench.testing.checks import LEVEL
+    from archbench.testing.evaluation import LEVEL
 
     print_json({"architecture": request.architecture, "preset": request.preset, "level": LEVEL, **fields})
 

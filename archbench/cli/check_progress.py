@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from rich.live import Live
 
-    from archbench.testing.checks import Result
+    from archbench.testing.evaluation import Result
     from archbench.testing.isolation import Claim
 
 

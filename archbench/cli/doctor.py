@@ -57,7 +57,7 @@ def doctor(
 
 
 def _environment(device: str) -> Iterator[Fact]:
-    from archbench.measure.environment import describe
+    from archbench.measure.machine import describe
     from archbench.measure.malloc import tune_malloc
 
     yield {**describe(device), "malloc": tune_malloc()}
@@ -82,7 +82,7 @@ def _peaks(device: str) -> Iterator[Fact]:
 
 def _noise(device: str) -> Iterator[Fact]:
     from archbench.measure.environment import contamination, snapshot
-    from archbench.measure.noise import measure_noise
+    from archbench.measure.noise_floor import measure_noise
 
     before = snapshot(device)
     floor = measure_noise(device)

@@ -12,10 +12,10 @@ from archbench.cli.options import Json, Preset, Quiet, Set, assignments
 from archbench.errors import MissingBaselineError, RegressionError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
-    from archbench.regression.comparison import Counted, Plan
+    from archbench.regression.gate import Counted, Plan
     from archbench.regression.sides import Side
-    from archbench.regression.trees import Tree
-    from archbench.regression.verdicts import Row
+    from archbench.regression.verdict_table import Row
+    from archbench.regression.worktrees import Tree
 
 
 def regress(
@@ -67,10 +67,10 @@ def regress(
     fails where the lower 95 % bound of head / base is above the gate, and in a rerun again. Uncommitted changes are in
     neither revision.
     """
-    from archbench.regression.comparison import Plan
+    from archbench.regression.gate import Plan
     from archbench.regression.sides import Request, Side
-    from archbench.regression.trees import checked_out
-    from archbench.regression.verdicts import accepted
+    from archbench.regression.verdict_table import accepted
+    from archbench.regression.worktrees import checked_out
 
     reasons = _reasons(accept)
     plan = Plan(rounds=rounds, max_rounds=max(rounds, max_rounds), limit=limit)
@@ -106,8 +106,8 @@ def _rows(
     judged: bool,
     say: Callable[[str], None],
 ) -> list[Row]:
-    from archbench.regression.comparison import SAMPLES, compare_alternated, counted
-    from archbench.regression.verdicts import exact_rows, timed_row
+    from archbench.regression.gate import SAMPLES, compare_alternated, counted
+    from archbench.regression.verdict_table import exact_rows, timed_row
 
     before, after = counted(sides(names))
     for name in names:
@@ -175,8 +175,8 @@ def _chosen(timed: Sequence[str] | None, names: Sequence[str]) -> list[str]:
 
 
 def _reasons(accept: list[str] | None) -> dict[str, str]:
-    from archbench.regression.comparison import SAMPLES
-    from archbench.regression.verdicts import UNITS
+    from archbench.regression.gate import SAMPLES
+    from archbench.regression.verdict_table import UNITS
 
     metrics = [*UNITS, *SAMPLES]
     reasons = assignments(accept, "--accept")
@@ -197,7 +197,7 @@ def _conclude(rows: Sequence[Row], title: str, *, json: bool, require_baseline: 
         MissingBaselineError: the base has nothing to compare with, where that is required.
     """
     from archbench.cli.output import console, print_json, table
-    from archbench.regression.report import COLUMNS, as_json, cells, conclusion, markdown, write_summary
+    from archbench.regression.verdict_table import COLUMNS, as_json, cells, conclusion, markdown, write_summary
 
     verdict = conclusion(rows)
     failed, new = (

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from archbench.config import ModelConfig
 from archbench.errors import UsageError
+from archbench.inference.modes import module_mode
 from archbench.inference.sampling import Sampling
 from archbench.protocols import CachedModel, DecodingCache, HiddenStateModel
 
@@ -114,9 +115,7 @@ def _decode(
     tokens = torch.empty(B, P + max_new_tokens, dtype=torch.int64, device=prompt.device)
     tokens[:, :P] = prompt
     ended: Tensor | None = None  # (B,) bool; None if no sequence can have ended
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with module_mode(model, training=False):
         for length in range(P, P + max_new_tokens):
             with torch.inference_mode():  # not across the yield, where it would affect the caller
                 window = tokens[:, max(0, length - context) : length]
@@ -128,6 +127,3 @@ def _decode(
             yield token
             if ended is not None and bool(ended.all()):
                 return
-    finally:
-        for module, training in modes:
-            module.training = training

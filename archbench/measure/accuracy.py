@@ -1,4 +1,4 @@
-"""How many of a task's questions a model answers: the one function that scores every model, from its logits."""
+"""Accuracy on a task: one function scores every model, from its logits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ TOKENS_AT_ONCE = 1 << 14
 
 
 def accuracy(model: nn.Module, examples: Examples, device: torch.device | None = None) -> float:
-    """The share of the questions to which the likeliest token is the answer, in [0, 1].
+    """The share of questions whose answer is the most likely token, in [0, 1].
 
     Args:
         model: tokens (B, T) int64 -> logits (B, T, V), in evaluation mode.
-        examples: (B, T); what is scored are the targets that are not :data:`archbench.data.tasks.IGNORED`.
+        examples: (B, T); targets that are :data:`archbench.data.tasks.IGNORED` are not scored.
         device: of the model; the CPU by default.
 
-    An answer of logits that are not finite is wrong.
+    An answer from logits that are not finite is wrong.
     """
     inputs, targets = torch.from_numpy(examples.inputs), torch.from_numpy(examples.targets)
     right = asked = 0

@@ -12,6 +12,7 @@ Timed code reads the same on both::
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -23,7 +24,7 @@ Mark = Any
 
 
 class Clock(Protocol):
-    """Marks points in the device's time. A mark costs nothing that the device waits for."""
+    """Marks points on the device's time line, without making the device wait."""
 
     def mark(self) -> Mark:
         """Now: after all work submitted so far, on the device's own time line."""
@@ -43,7 +44,7 @@ class Clock(Protocol):
 
 
 class CPUClock:
-    """``time.perf_counter_ns``: monotonic, nanoseconds. Caches are left as the work before left them."""
+    """``time.perf_counter_ns``: monotonic, nanoseconds. Caches stay as earlier work left them."""
 
     def mark(self) -> int:
         return time.perf_counter_ns()
@@ -61,7 +62,7 @@ class CPUClock:
 class CUDAClock:
     """CUDA events on the current stream, resolution about 0.5 microseconds (CUDA Runtime API, cudaEventElapsedTime).
 
-    Events lie on the GPU's time line: the time between two includes whatever the GPU waited for the host to submit.
+    Events are on the GPU's time line: the time between two includes waiting for the host to submit work.
 
     Args:
         device: a CUDA device.
@@ -87,7 +88,7 @@ class CUDAClock:
         self._cuda.synchronize(self.device)
 
     def flush(self) -> None:
-        """Overwrite a buffer of twice the L2, so that nothing of the work before is still in it."""
+        """Overwrite a buffer of twice the L2, so that no earlier data are left in it."""
         if self._scratch is None:
             size = 2 * self._cuda.get_device_properties(self.device).L2_cache_size
             self._scratch = self._new_scratch(size)
@@ -113,3 +114,13 @@ def clock_for(device: torch.device | str) -> Clock:
             f"device {device}", "torch finds no CUDA GPU", "Use --device cpu, or install a CUDA build of torch"
         )
     return CUDAClock(device)
+
+
+def seconds_of(work: Callable[[], object], clock: Clock) -> float:
+    """Seconds that one call takes, after earlier work is done and the cache is flushed."""
+    clock.flush()
+    clock.synchronize()
+    start = clock.mark()
+    work()
+    end = clock.mark()
+    return clock.seconds(start, end)

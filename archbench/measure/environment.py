@@ -1,9 +1,8 @@
-"""Was anything else going on? Counters before and after a phase, and the rule that calls it contaminated.
+"""Contamination: counters before and after a phase, and the rule by which other work spoils its numbers.
 
-Load averages and the pressure averages of Linux (PSI) are kept for the record, but cannot decide: a benchmark raises
-them itself, and so does the phase before. What decides is what happened *between* two snapshots and was not this
-run: CPU time on our CPUs beyond the time of our own processes, time stolen by the hypervisor, stalls for memory,
-a container's quota or heat that stopped us.
+Load averages and the pressure averages of Linux (PSI) are recorded, but do not decide: a benchmark raises them itself,
+and so does the phase before. What decides is what happened *between* two snapshots and was not this run: CPU time on
+our CPUs beyond that of our own processes, time stolen by the hypervisor, memory stalls, a container's quota or heat.
 
 Sources: proc_stat(5), proc_loadavg(5), the kernel's accounting/psi and cgroup-v2 documents, nvidia-smi's
 ``--help-query-gpu``.
@@ -13,47 +12,23 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from archbench.measure.machine import (
-    cpu_cgroup,
-    cpu_model,
-    cpu_quota,
-    describe,
-    device_name,
-    git_revision,
-    query_gpu,
-    usable_cpus,
-    versions,
-)
-
-__all__ = [
-    "Environment",
-    "contamination",
-    "cpu_model",
-    "cpu_quota",
-    "describe",
-    "device_name",
-    "git_revision",
-    "interval",
-    "metrics",
-    "snapshot",
-    "usable_cpus",
-    "versions",
-]
+from archbench.measure.machine import cpu_cgroup, query_gpu, usable_cpus
 
 OTHER_CPU_LIMIT = 0.05
 """Other processes' share of our CPUs above which a phase is contaminated; on many CPUs it is half of one CPU."""
 
 OTHER_CPU_SLACK = 0.05
-"""Seconds allowed on top: the kernel counts the CPUs' time in ticks of a hundredth, and ours more finely."""
+"""Seconds allowed on top: the kernel counts the CPUs' time in ticks of 10 ms, and ours more finely."""
 
 STOLEN_LIMIT = 0.02
-"""Share of our CPUs' time that the hypervisor gave away."""
+"""Share of our CPUs' time that the hypervisor withheld."""
 
 STALL_LIMIT = 0.01
-"""Share of the time stalled for memory, or stopped by a quota or by heat."""
+"""Share of the time lost to memory stalls, a quota or heat."""
 
 _GPU_SLOWDOWN_BITS = 0x08 | 0x20 | 0x40 | 0x80  # nvml.h: hardware, thermal by software and hardware, power brake
 _GPU_SLOWDOWNS = ("sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown")
@@ -61,7 +36,7 @@ _GPU_SLOWDOWNS = ("sw_thermal_slowdown", "hw_thermal_slowdown", "hw_power_brake_
 
 @dataclass(frozen=True)
 class Environment:
-    """Counters at one moment. What the system does not tell is None.
+    """Counters at one moment; None where the system has none.
 
     Attributes:
         seconds: monotonic time.
@@ -76,7 +51,7 @@ class Environment:
         heat_events: times the CPUs were throttled for heat.
         gpu_slow_seconds: time since the driver was loaded in which heat or power supply slowed the GPU; drivers
             since about 590.
-        gpu_slow_now: whether they slow it at this moment.
+        gpu_slow_now: whether they slow it now.
     """
 
     seconds: float
@@ -94,9 +69,9 @@ class Environment:
 
 
 def snapshot(device: object = "cpu") -> Environment:
-    """Read every counter; takes a few milliseconds, and with a CUDA device one call of nvidia-smi.
+    """Read every counter, in a few milliseconds; a CUDA device takes calls of nvidia-smi.
 
-    Take both snapshots in one process: own time is that process's and its descendants'.
+    Take both snapshots in one process: own time is that of the process and its descendants.
     """
     import psutil
 
@@ -127,15 +102,11 @@ def snapshot(device: object = "cpu") -> Environment:
 def _own_seconds() -> float:
     import psutil
 
-    own = os.times()
-    total = own.user + own.system + own.children_user + own.children_system
+    total = sum(os.times()[:4])  # user and system, own and of children that were waited for
     for process in psutil.Process().children(recursive=True):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue  # it ended just now; its parent has its time, or will
-        total += times.user + times.system
-        total += getattr(times, "children_user", 0.0) + getattr(times, "children_system", 0.0)
+        with suppress(psutil.NoSuchProcess):  # it ended just now; its parent has its time, or will
+            times = process.cpu_times()._asdict()
+            total += sum(times.get(kind, 0.0) for kind in ("user", "system", "children_user", "children_system"))
     return total
 
 
@@ -191,7 +162,7 @@ def _gpu_slow_now(device: object) -> bool | None:
 
 @dataclass(frozen=True)
 class Interval:
-    """What happened between two snapshots, as shares of the interval (heat: a count). None: not known."""
+    """What happened between two snapshots, as shares of the interval (heat: a count); None: unknown."""
 
     seconds: float
     other_cpu_share: float
@@ -224,12 +195,11 @@ def interval(before: Environment, after: Environment) -> Interval:
 
 
 def contamination(before: Environment, after: Environment) -> list[str]:
-    """Why the numbers measured between two snapshots cannot be trusted; empty if nothing was seen.
+    """Why the numbers measured between two snapshots cannot be trusted; empty if they can.
 
     A phase is contaminated if other processes took more than :data:`OTHER_CPU_LIMIT` of our CPUs or half a CPU,
-    whichever is less (with :data:`OTHER_CPU_SLACK` for the clock ticks), if the hypervisor took more than
-    :data:`STOLEN_LIMIT`, if more than :data:`STALL_LIMIT` of the time was lost to memory stalls, a quota or a hot GPU,
-    or if a CPU was throttled for heat.
+    whichever is less (plus :data:`OTHER_CPU_SLACK`), if the hypervisor took more than :data:`STOLEN_LIMIT`, if more
+    than :data:`STALL_LIMIT` of the time was lost to memory stalls, a quota or a slowed GPU, or if a CPU was throttled.
     """
     seen = interval(before, after)
     allowed = min(OTHER_CPU_LIMIT * after.cpus, 0.5) * seen.seconds + OTHER_CPU_SLACK

@@ -1,16 +1,16 @@
-"""FLOPs, layers and cache bytes of a model on the meta device: counted, at no cost in memory or time.
+"""FLOPs, layers and cache bytes of a model, counted on the meta device at no cost in memory or time.
 
-Convention: model FLOPs. Matrix products count, 2 FLOPs a multiply–add; everything else (norms, activations, softmax,
-embedding look-ups, the optimizer) does not. Attention counts over the full T × T square, although the causal half
-would do. Backward is what autograd does: two products for each of forward. So for a dense decoder training costs
-about 6 N + 12 L C T FLOPs a token (N: parameters in matrices, head included): Chowdhery et al. 2022 (PaLM),
+Convention: model FLOPs. Matrix products count, 2 FLOPs a multiply–add; norms, activations, softmax, embedding
+look-ups and the optimizer do not. Attention counts over the full T × T square, although the causal half would do.
+Backward is what autograd does: two products for each of forward. So for a dense decoder training costs about
+6 N + 12 L C T FLOPs a token (N: parameters in matrices, head included): Chowdhery et al. 2022 (PaLM),
 appendix B; Kaplan et al. 2020, section 2.1.
 
-On the meta device because elsewhere fused attention may hide its products from the counter (on a CPU it counts as
-zero). There, both ``archbench.kernels.causal_attention`` and torch's own attention are plain matrix products.
+Elsewhere fused attention may hide its products from the counter (on a CPU it counts as zero); on the meta device
+``archbench.kernels.causal_attention`` and torch's own attention are plain matrix products.
 
-What torch cannot count (a scan, a Fourier transform, a kernel of the model's own) the model declares, as an
-:class:`archbench.protocols.UncountedModel`, and it is added: once for forward, three times for training.
+A model declares what torch cannot count (a scan, a Fourier transform, a kernel of its own) as an
+:class:`archbench.protocols.UncountedModel`; this is added once for forward, three times for training.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from archbench.errors import ArchbenchError, DeviceError, UsageError
+from archbench.inference.modes import module_mode
 from archbench.kernels.triton_guard import flop_counter
-from archbench.measure.operators import UncountedOperators
+from archbench.measure.uncounted_operators import UncountedOperators
 from archbench.protocols import CachedModel, UncountedModel
 
 if TYPE_CHECKING:
@@ -55,10 +56,10 @@ class LayerRow:
     Attributes:
         path: name within the model, as in ``blocks.0.attention``; "" for the model itself.
         type: class name.
-        parameters: numbers in the module's own parameters; a tied one counts where it is met first.
+        parameters: numbers in the module's own parameters; a tied one counts where it comes first.
         forward_flops: of the matrix products in the module but in none of its children; what the model declares
             uncounted is the model's own.
-        output_shape: of the first tensor it returned; None if it was never called.
+        output_shape: of the first tensor that it returned; None if it was never called.
     """
 
     path: str
@@ -82,9 +83,9 @@ def count_flops(model: nn.Module, batch_size: int, context_length: int) -> FlopC
     """
     tokens = _tokens(model, batch_size, context_length)
     with _meta_device(model):
-        with _mode(model, training=False), torch.no_grad(), _counter() as forward:
+        with module_mode(model, training=False), torch.no_grad(), _counter() as forward:
             model(tokens)
-        with _mode(model, training=True), torch.enable_grad(), _counter() as training:
+        with module_mode(model, training=True), torch.enable_grad(), _counter() as training:
             torch.autograd.grad(model(tokens).sum(), _trained(model), allow_unused=True)
     n = tokens.numel()
     declared = sum(declared_uncounted(model, batch_size, context_length).values())
@@ -92,7 +93,7 @@ def count_flops(model: nn.Module, batch_size: int, context_length: int) -> FlopC
 
 
 def declared_uncounted(model: nn.Module, batch_size: int, context_length: int) -> Mapping[str, float]:
-    """What the model itself says its uncounted operators cost, FLOPs of a forward pass on tokens (B, T); {} if nothing.
+    """What the model declares its uncounted operators to cost, FLOPs of a forward pass on tokens (B, T); {} if nothing.
 
     Raises:
         UsageError: it is no mapping of names to FLOPs.
@@ -113,7 +114,7 @@ def declared_uncounted(model: nn.Module, batch_size: int, context_length: int) -
 
 
 def uncounted_operators(model: nn.Module, batch_size: int, context_length: int) -> tuple[list[str], list[str]]:
-    """The operators that :mod:`archbench.measure.operators` calls uncounted, as in ``aten::cumsum``.
+    """The uncounted operators (:mod:`archbench.measure.uncounted_operators`) of a model, as in ``aten::cumsum``.
 
     Args:
         model: as for :func:`count_flops`.
@@ -127,7 +128,7 @@ def uncounted_operators(model: nn.Module, batch_size: int, context_length: int) 
         DeviceError: as in :func:`count_flops`.
     """
     tokens = _tokens(model, batch_size, context_length)
-    with _meta_device(model), _mode(model, training=True), torch.enable_grad():
+    with _meta_device(model), module_mode(model, training=True), torch.enable_grad():
         with UncountedOperators() as forward, _counter():
             total = model(tokens).sum()
         with UncountedOperators() as backward, _counter():
@@ -152,7 +153,7 @@ def layer_table(model: nn.Module, batch_size: int = 1, context_length: int | Non
     shapes: dict[nn.Module, tuple[int, ...]] = {}
     with (
         _meta_device(model),
-        _mode(model, training=False),
+        module_mode(model, training=False),
         torch.no_grad(),
         _counter() as counter,
         _own_flops(model, counter, own, shapes),
@@ -228,10 +229,10 @@ def cache_bytes_per_token(model: nn.Module, batch_size: int, capacity: int) -> f
 
 
 def measured_cache_bytes(model: nn.Module, batch_size: int, capacity: int) -> int | None:
-    """Bytes really set aside for the decoding cache on the model's device; None if the model has no cache.
+    """Bytes allocated for the decoding cache on the model's device; None if the model has no cache.
 
-    CUDA: growth of ``memory_allocated``. CPU: the distinct storages behind the cache's tensors, which also shows
-    tensors that are views into something larger.
+    CUDA: growth of ``memory_allocated``. CPU: the distinct storages behind the cache's tensors, so that a view counts
+    as much as what it is a view of.
     """
     if not isinstance(model, CachedModel):
         return None
@@ -244,31 +245,30 @@ def measured_cache_bytes(model: nn.Module, batch_size: int, capacity: int) -> in
 
 
 def storage_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages behind ``tensors``: a view weighs as much as what it is a view of."""
+    """Bytes of the distinct storages behind ``tensors``: a view counts as much as what it is a view of."""
     storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in tensors)}
     return sum(storage.nbytes() for storage in storages.values())
 
 
 def measured_cache_bytes_per_token(model: nn.Module, batch_size: int, capacity: int) -> float | None:
-    """:func:`cache_bytes_per_token` of what is really set aside; a GPU's allocator rounds up to 512 bytes."""
+    """As :func:`cache_bytes_per_token`, of allocated bytes; a GPU's allocator rounds up to 512 bytes."""
     return _slope(measured_cache_bytes, model, batch_size, capacity)
 
 
 def _slope(
-    weigh: Callable[[nn.Module, int, int], int | None], model: nn.Module, batch_size: int, capacity: int
+    measure: Callable[[nn.Module, int, int], int | None], model: nn.Module, batch_size: int, capacity: int
 ) -> float | None:
     half = max(capacity // 2, 1)
     if half == capacity:
         return None
-    large, small = weigh(model, batch_size, capacity), weigh(model, batch_size, half)
+    large, small = measure(model, batch_size, capacity), measure(model, batch_size, half)
     return None if large is None or small is None else (large - small) / (capacity - half) / batch_size
 
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of ``model`` whose tensors have shapes but no values, for counting; tied weights stay tied.
 
-    Unlike a second ``build`` under ``torch.device("meta")`` this draws no initial values, which torch's meta device can
-    only do after importing its compiler.
+    Unlike ``build`` under ``torch.device("meta")`` this draws no initial values, for which torch imports its compiler.
     """
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): _described(tensor) for tensor in tensors})
@@ -302,7 +302,7 @@ def _tokens(model: nn.Module, batch_size: int, context_length: int) -> Tensor:
 
 @contextmanager
 def _meta_device(model: nn.Module) -> Iterator[None]:
-    """What a forward pass creates without naming a device is on meta too; what cannot be done there is our error."""
+    """Tensors that a forward pass creates are on meta too; what cannot be done there is a DeviceError."""
     try:
         with torch.device("meta"):
             yield
@@ -312,14 +312,3 @@ def _meta_device(model: nn.Module) -> Iterator[None]:
         cause = f"its FLOPs cannot be counted on the meta device ({' '.join(str(error).split())[:300]})"
         step = "Make forward independent of the tokens' values, and use only what has a meta kernel on that device"
         raise DeviceError(type(model).__name__, cause, step) from error
-
-
-@contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode

@@ -1,6 +1,6 @@
-"""What the machine is: versions, processor, limits, GPU, git revision. Facts that do not change during a run.
+"""Facts about the machine that do not change during a run: versions, processor, limits, GPU, git revision.
 
-No torch is imported here: the process that only starts phases can use it.
+This module does not import torch, since the process that starts phases uses it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ROOT = Path(archbench.__file__).resolve().parent.parent
 
 
 def versions() -> dict[str, str | None]:
-    """Versions for the columns of the tidy table: archbench, torch, triton, python, and the git revision."""
+    """Versions in the columns of the results: archbench, torch, triton, python, and the git revision."""
     return {
         "archbench_version": archbench.__version__,
         "torch_version": _version("torch"),
@@ -39,8 +39,7 @@ def _version(package: str) -> str | None:
 def git_revision(root: Path = _ROOT) -> str | None:
     """Commit of the archbench checkout that is running, with ``-dirty`` if files differ from it.
 
-    None if archbench was installed rather than run from its checkout: a repository that merely surrounds the
-    virtual environment says nothing about archbench.
+    None if archbench does not run from a checkout: a repository around the virtual environment is another project.
     """
     if not (root / ".git").exists():
         return None
@@ -52,7 +51,7 @@ def git_revision(root: Path = _ROOT) -> str | None:
 
 
 def device_name(device: object) -> str:
-    """Model of the CPU or GPU, as its maker writes it."""
+    """Model of the CPU or GPU, as its maker spells it."""
     name = str(device)
     if not name.startswith("cuda"):
         return cpu_model()
@@ -82,7 +81,7 @@ def usable_cpus() -> list[int]:
 
 
 def cpu_quota(cgroup: Path | None = None) -> float | None:
-    """CPUs' worth of time the container may use: the smallest of its own and its parents' limits; None: no limit."""
+    """CPUs that the container's quota allows, the smallest of its own and its parents' limits; None: no limit."""
     folder = cgroup or cpu_cgroup()
     limits = []
     for level in [folder, *folder.parents] if folder else []:
@@ -124,9 +123,9 @@ def cpu_cgroup(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("
 
 
 def describe(device: object = "cpu") -> dict[str, str | int | float | None]:
-    """Everything about the machine, for people and for the JSON beside the results.
+    """All facts about the machine, for people and for the JSON beside the results.
 
-    Keys end in their unit where they have one. What cannot be read is None.
+    Keys end in their unit, if there is one. What cannot be read is None.
     """
     import numpy as np
     import psutil
@@ -159,7 +158,7 @@ _GPU_FACTS = {
 
 
 def gpu_facts(device: object) -> dict[str, str | float | None]:
-    """Name, driver, clocks and power limit as ``nvidia-smi`` gives them; None each where it is missing."""
+    """Name, driver, clocks and power limit as ``nvidia-smi`` reports them; None where it does not."""
     values = query_gpu(device, list(_GPU_FACTS.values())) or [None] * len(_GPU_FACTS)
     return {name: _number(value) for name, value in zip(_GPU_FACTS, values, strict=True)}
 
@@ -169,7 +168,7 @@ def _number(text: str | None) -> str | float | None:
 
 
 def query_gpu(device: object, fields: list[str]) -> list[str | None] | None:
-    """Fields of ``nvidia-smi --query-gpu`` for one GPU; None without nvidia-smi, or if it knows not all of them."""
+    """Fields of ``nvidia-smi --query-gpu`` for one GPU; None without nvidia-smi, or if it lacks one of them."""
     index = gpu_id(str(device), os.environ)
     output = _output("nvidia-smi", "-i", index, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits")
     if output is None:
@@ -188,7 +187,7 @@ def gpu_id(device: str, environment: Mapping[str, str]) -> str:
 
 
 def _output(*command: str) -> str | None:
-    """What a program prints; None if it is not there or fails, since no fact here is worth failing a run."""
+    """What a program prints; None if it is missing or fails, since no fact here is worth failing a run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

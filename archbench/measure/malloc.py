@@ -1,8 +1,7 @@
-"""Tuning glibc's allocator for big tensors, which it otherwise returns to the system and faults in again each time.
+"""Tunes glibc's allocator for large tensors, which it otherwise returns to the system and maps anew each time.
 
 mallopt(3): with ``M_MMAP_THRESHOLD`` and ``M_TRIM_THRESHOLD`` at 2**31 - 1 freed memory stays in the process, and
-``M_TOP_PAD`` lets the heap grow in 64 MB steps. The price is 5–15 % more memory, which is why the choice is recorded
-in every row.
+``M_TOP_PAD`` lets the heap grow in 64 MB steps. This costs 5–15 % more memory, so the setting is recorded in every row.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ def tune_malloc() -> str:
     """Set the allocator of this process; call it before the first tensor.
 
     Returns:
-        What holds now, for the ``malloc`` column: ``glibc: mmap_threshold=...``, ``preloaded: NAME`` if another
-        allocator took glibc's place, or ``default`` where there is no glibc. Nothing is set in the last two cases.
+        The setting, for the ``malloc`` column: ``glibc: mmap_threshold=...``, ``preloaded: NAME`` if another
+        allocator replaces glibc's, or ``default`` without glibc. Nothing is set in the last two cases.
     """
     if sys.platform != "linux":
         return "default"

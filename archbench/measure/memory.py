@@ -1,22 +1,27 @@
-"""Peak memory of one phase.
+"""Peak memory: of a phase as its process sees it, and in tensors as torch counts them.
 
-On a GPU it is what torch's allocator counts since its peaks were reset. On a CPU under Linux it is the process's
-``VmHWM`` (proc_pid_status(5)) after resetting it by writing 5 to ``/proc/self/clear_refs`` (proc_pid_clear_refs(5)).
-``getrusage``'s ``ru_maxrss`` will not do: it cannot be reset, and a process inherits it from its parent across
-``exec``. Where there is nothing better, the value is None, with the reason.
+:func:`peak_memory` is a phase's: on a GPU what torch's allocator counts since its peaks were reset, on a CPU under
+Linux the process's ``VmHWM`` (proc_pid_status(5)) after resetting it by writing 5 to ``/proc/self/clear_refs``
+(proc_pid_clear_refs(5)). ``getrusage``'s ``ru_maxrss`` will not do: it cannot be reset, and a process inherits it from
+its parent across ``exec``. Where there is nothing better, the value is None, with the reason.
+
+:func:`peak_extra_bytes` counts bytes in tensors alone. It does not depend on what ran earlier or on an allocator's
+habits, so that two ways of computing one thing can be compared in one process. It misses what libraries hold beside
+torch's tensors (the buffers of oneDNN and cuBLAS).
 """
 
 from __future__ import annotations
 
 import errno
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd.profiler import profile
 
 _RESET_SLACK = 0.02
 """How far a reset peak may lie above the resident set: the kernel counts pages in batches, CPU by CPU."""
@@ -27,7 +32,7 @@ class PeakMemory:
     """Memory of the block under :func:`peak_memory`; the peaks are set when the block ends.
 
     Attributes:
-        baseline_bytes: in use when the block began. CPU: resident set of the process, so with code and libraries;
+        baseline_bytes: in use when the block began. CPU: resident set of the process, with code and libraries;
             CUDA: bytes in tensors.
         peak_bytes: most in use since then, baseline included.
         reserved_bytes: most that the CUDA allocator held, in tensors or not; None on a CPU.
@@ -42,7 +47,7 @@ class PeakMemory:
 
 @contextmanager
 def peak_memory(device: torch.device | str, proc: Path = Path("/proc/self")) -> Iterator[PeakMemory]:
-    """Measure the peak memory of a block; use it once a process at a time, and in a fresh process for a clean start.
+    """Measure the peak memory of a block; not nested, and in a fresh process for a clean start.
 
     A CPU's baseline holds whatever the process's allocator kept from earlier work, which is why each phase has a
     process of its own.
@@ -61,7 +66,8 @@ def peak_memory(device: torch.device | str, proc: Path = Path("/proc/self")) -> 
     elif device.type == "cpu":
         _begin_cpu(memory, proc)
         yield memory
-        _end_cpu(memory, proc)
+        if memory.baseline_bytes is not None:
+            memory.peak_bytes = _status_bytes(proc, "VmHWM")
     else:
         memory.reason = f"archbench cannot read the peak memory of {device.type} devices"
         yield memory
@@ -93,11 +99,6 @@ def _begin_cpu(memory: PeakMemory, proc: Path) -> None:
     memory.baseline_bytes = resident
 
 
-def _end_cpu(memory: PeakMemory, proc: Path) -> None:
-    if memory.baseline_bytes is not None:
-        memory.peak_bytes = _status_bytes(proc, "VmHWM")
-
-
 def _status_bytes(proc: Path, field: str) -> int:
     for line in (proc / "status").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -106,3 +107,34 @@ def _status_bytes(proc: Path, field: str) -> int:
             assert unit == "kB"
             return int(kibibytes) * 1024
     raise OSError(errno.ENOENT, f"no {field} in {proc / 'status'}")
+
+
+def peak_extra_bytes(fn: Callable[[], object], device: torch.device, cuda: Any = torch.cuda) -> int:
+    """The most bytes that ``fn`` has in tensors at one time: what it returns and what it needs on the way.
+
+    CUDA: what the caching allocator counts, in its blocks of 512 bytes. CPU: every allocation of torch's allocator, as
+    its profiler reports them; those inside operators too.
+
+    Args:
+        fn: called once.
+        device: where it computes.
+        cuda: where ``synchronize``, ``reset_peak_memory_stats`` … come from.
+    """
+    if device.type == "cuda":
+        cuda.synchronize(device)
+        cuda.reset_peak_memory_stats(device)
+        before = cuda.memory_allocated(device)
+        result = fn()
+        cuda.synchronize(device)
+        del result
+        return int(cuda.max_memory_allocated(device) - before)
+    with profile(profile_memory=True) as recorded:
+        result = fn()
+    del result
+    assert recorded.kineto_results is not None
+    changes = [event for event in recorded.kineto_results.events() if event.name() == "[memory]"]
+    present = most = 0
+    for event in sorted(changes, key=lambda event: event.start_ns()):
+        present += event.nbytes()
+        most = max(most, present)
+    return most

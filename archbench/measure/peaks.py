@@ -1,4 +1,4 @@
-"""What the hardware can do at best: measured (matrix products, memory bandwidth) and published (data sheets).
+"""The hardware's peaks: measured (matrix products, memory bandwidth) and published (data sheets).
 
 Utilisation of model FLOPs (MFU) is Chowdhery et al. 2022 (PaLM), appendix B: model FLOP/s over the peak FLOP/s of
 the device in the dtype used. Where no peak is known it is None, never a guess.
@@ -7,13 +7,12 @@ the device in the dtype used. Where no peak is known it is None, never a guess.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from archbench.measure.clock import Clock, clock_for
+from archbench.measure.clock import clock_for, seconds_of
 
 # Dense peaks (no structured sparsity) with float32 accumulation, TFLOP/s, from the makers' data sheets and
 # architecture white papers: device-name pattern -> dtype -> peak. float32 means the plain units, not TF32: torch's
@@ -64,7 +63,7 @@ def published_peak(device: torch.device | str, dtype: torch.dtype) -> float | No
 def published_peak_of(device_name: str, dtype: torch.dtype) -> float | None:
     """Dense peak by the name the driver gives the GPU, such as ``NVIDIA H100 80GB HBM3``, FLOP/s; None if unknown."""
     if " MIG " in f" {device_name} " or re.search(r"Laptop|Max-Q", device_name):
-        return None  # part of a chip, or one with other clocks than the data sheet's
+        return None  # part of a chip, or a chip with other clocks than the data sheet's
     for pattern, peaks in _PUBLISHED:
         if re.search(pattern, device_name, re.IGNORECASE):
             peak = peaks.get(str(dtype).removeprefix("torch."))
@@ -78,9 +77,7 @@ def mfu(flops_per_second: float, peak: float | None) -> float | None:
 
 
 def measure_gemm(device: torch.device | str, dtype: torch.dtype, *, repeats: int = 5) -> float | None:
-    """Best FLOP/s of a square matrix product, over a few sizes and ``repeats`` products of each.
-
-    Takes a second or two. The best, not the median: a peak is what nothing disturbed.
+    """Best FLOP/s of a square matrix product, over a few sizes and ``repeats`` products of each; a second or two.
 
     Returns:
         FLOP/s; None if the device cannot multiply matrices of that dtype.
@@ -96,9 +93,9 @@ def measure_gemm(device: torch.device | str, dtype: torch.dtype, *, repeats: int
             out = torch.mm(a, b)
         except RuntimeError:  # this size needs too much memory, or the dtype has no product here
             return best or None
-        # The first products load kernels and wake sleeping threads; they may set no record, but they do not count.
+        # The first product loads kernels and wakes threads, so there is one more.
         for _ in range(repeats + 1):
-            best = max(best, 2 * n**3 / _seconds(clock, partial(torch.mm, a, b, out=out)))
+            best = max(best, 2 * n**3 / seconds_of(partial(torch.mm, a, b, out=out), clock))
     return best
 
 
@@ -113,7 +110,7 @@ def measure_bandwidth(device: torch.device | str, *, repeats: int = 10) -> float
     a, b, c = (torch.zeros(size // 4, dtype=torch.float32, device=device) for _ in range(3))
     triad = partial(torch.add, b, c, alpha=3.0, out=a)
     triad()  # touch every page first
-    return 3 * a.nbytes / min(_seconds(clock, triad) for _ in range(repeats))
+    return 3 * a.nbytes / min(seconds_of(triad, clock) for _ in range(repeats))
 
 
 def last_level_cache_bytes(device: torch.device) -> int:
@@ -127,11 +124,3 @@ def last_level_cache_bytes(device: torch.device) -> int:
         if match := re.fullmatch(r"(\d+)([KM])", text):
             sizes.append(int(match[1]) * {"K": 2**10, "M": 2**20}[match[2]])
     return min(max(sizes), 256 * 2**20)
-
-
-def _seconds(clock: Clock, fn: Callable[[], object]) -> float:
-    clock.flush()
-    clock.synchronize()
-    start = clock.mark()
-    fn()
-    return clock.seconds(start, clock.mark())

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: the one function that scores every model, from its logits.
+"""How well a model predicts held-out text: one function scores every model, from its logits.
 
 Protocol (``docs/data.md``): a document is scored on its own; its first token is predicted from the separator, and
 every token is predicted exactly once, with the windows of EleutherAI's lm-evaluation-harness
@@ -21,16 +21,17 @@ from torch.nn import functional as F
 
 from archbench.data.dataset import EncodedDocument
 from archbench.errors import DataError, HookResultError, UsageError
+from archbench.inference.modes import module_mode
 
 BLOCK = 512
-"""Tokens of a block, the pieces of a document whose scores are kept: what is resampled where documents are few."""
+"""Tokens of a block, the part of a document whose score is kept: blocks are resampled where documents are few."""
 
 _LOGITS_AT_ONCE = 1 << 24
-"""Logits turned into float32 log-probabilities at a time: 64 MiB."""
+"""Most logits turned into float32 log-probabilities at a time: 64 MiB."""
 
 _Integers = npt.NDArray[np.int64]
 _Row = tuple[int, int, _Integers, _Integers, int]
-"""Of a window: the document it is of, its end there, inputs (T,), targets (T,), and how many are scored."""
+"""A window: its document's index, its end there, inputs (T,), targets (T,), and how many targets are scored."""
 
 
 class Window(NamedTuple):
@@ -43,7 +44,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """One document's: predicted tokens, raw bytes, total surprise in nats, and that of each :data:`BLOCK` tokens."""
+    """One document: predicted tokens, raw bytes, and negative log-likelihood in nats, also by :data:`BLOCK`."""
 
     name: str
     tokens: int
@@ -120,7 +121,7 @@ def score(
         dtype: autocast dtype; log-softmax is always float32, sums are float64.
 
     Raises:
-        UsageError: a stride that cannot be.
+        UsageError: a stride below 1 or above the context length.
         DataError: no token to score.
         HookResultError: logits of the wrong shape, or for too small a vocabulary.
     """
@@ -131,17 +132,15 @@ def score(
     largest = max((int(document.tokens.max()) for document in documents if len(document.tokens)), default=None)
     if largest is None:
         raise DataError("validation text", "it holds no token to score", "Give a longer text")
-    autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
-    # no_grad, not inference_mode: a table a model builds at first use would be lost to the training that goes on.
-    with _evaluation(model), torch.no_grad(), autocast:
+    with _scoring(model, device, dtype):
         for owners, ends, inputs, targets, scored in _batches(documents, separator, context_length, stride, batch_size):
             logits = model(torch.from_numpy(inputs).to(device))  # (B, T, V)
             _check_logits(logits, inputs.shape, max(largest, separator), model)
             newest = int(scored.max())  # the columns before it are context in every row
-            surprise = _surprise(logits[:, -newest:], torch.from_numpy(targets[:, -newest:]).to(device))
+            nll = _negative_log_likelihood(logits[:, -newest:], torch.from_numpy(targets[:, -newest:]).to(device))
             counted = np.arange(newest) >= newest - scored[:, None]
             token = ends[:, None] - newest + np.arange(newest)  # its number in the document
-            np.add.at(nats, (first_block[owners][:, None] + token // BLOCK)[counted], surprise[counted])
+            np.add.at(nats, (first_block[owners][:, None] + token // BLOCK)[counted], nll[counted])
     scores = tuple(
         DocumentScore(document.name, len(document.tokens), document.n_bytes, math.fsum(own), tuple(own.tolist()))
         for document, own in zip(documents, np.split(nats, first_block[1:]), strict=True)
@@ -157,7 +156,7 @@ def position_losses(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> npt.NDArray[np.float64]:
-    """Mean surprise at each position, nats/token, shape (T,), over ``windows``, shape (n, T + 1), int64.
+    """Mean loss at each position, nats/token, shape (T,), over ``windows``, shape (n, T + 1), int64.
 
     Position t predicts ``windows[:, t + 1]`` after having read t + 1 tokens. In evaluation mode, as :func:`score`.
 
@@ -166,14 +165,21 @@ def position_losses(
     """
     device = torch.device(device)
     nats = np.zeros(windows.shape[1] - 1, dtype=np.float64)
-    autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
-    with _evaluation(model), torch.no_grad(), autocast:
+    with _scoring(model, device, dtype):
         for first in range(0, len(windows), batch_size):
             batch = windows[first : first + batch_size]  # (B, T + 1)
             logits = model(torch.from_numpy(batch[:, :-1]).to(device))  # (B, T, V)
             _check_logits(logits, batch[:, :-1].shape, int(batch.max()), model)
-            nats += _surprise(logits, torch.from_numpy(batch[:, 1:]).to(device)).sum(axis=0)
+            nats += _negative_log_likelihood(logits, torch.from_numpy(batch[:, 1:]).to(device)).sum(axis=0)
     return nats / len(windows)
+
+
+@contextlib.contextmanager
+def _scoring(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    # no_grad, not inference_mode: a table that a model builds at first use has to remain usable in training.
+    with module_mode(model, training=False), torch.no_grad(), autocast:
+        yield
 
 
 def _total(scores: tuple[DocumentScore, ...]) -> QualityScore:
@@ -208,7 +214,7 @@ def _stack(rows: list[_Row]) -> tuple[_Integers, _Integers, _Integers, _Integers
     return np.array(owners), np.array(ends), np.stack(inputs), np.stack(targets), np.array(scored)
 
 
-def _surprise(logits: Tensor, targets: Tensor) -> npt.NDArray[np.float64]:
+def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> npt.NDArray[np.float64]:
     """-ln p of ``targets`` (B, T) under ``logits`` (B, T, V); float32 copies of the logits stay small."""
     V = logits.shape[-1]
     rows = max(1, _LOGITS_AT_ONCE // V)
@@ -229,14 +235,3 @@ def _check_logits(logits: object, shape: tuple[int, ...], largest: int, model: n
     if logits.shape[2] <= largest:
         cause = f"its logits cover {logits.shape[2]} token ids, and the text uses id {largest}"
         raise HookResultError(f"model {name}", cause, "Build it with the tokenizer's vocab_size")
-
-
-@contextlib.contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -1,19 +1,19 @@
-"""How large a model is, in the numbers by which architectures are compared; on the meta device, at no cost.
+"""How large a model is, by the numbers that architectures are compared by; on the meta device, at no cost.
 
-Active parameters are those that the forward pass of one token uses: all of a dense model's, and of a sparse one's what
-its experts say (:class:`archbench.protocols.SparseModel`).
+Active parameters are those that the forward pass of one token uses: all of a dense model's; a sparse model says how
+many (:class:`archbench.protocols.SparseModel`).
 
-Non-embedding parameters leave out what grows with the vocabulary and the context instead of with the model: every
+Non-embedding parameters leave out what grows with the vocabulary or the context and not with the model: every
 ``nn.Embedding`` (tokens, positions), and the output head, tied or not (Kaplan et al. 2020, Scaling Laws for Neural
-Language Models, arXiv:2001.08361, section 2.1; there V and T are held apart because their share shrinks as models grow,
-and loss is predicted better without it). The head is:
+Language Models, arXiv:2001.08361, section 2.1; they leave it out because its share shrinks as models grow, and
+loss is predicted better without it). The head is:
 
 * of a :class:`archbench.protocols.LinearHeadModel`, the weight and bias that ``head_parameters()`` returns;
 * of any other, the ``nn.Linear`` of V outputs that forward calls last, and those of V outputs right before it, where
   logits are added up from several.
 
-An embedding or a head that is a bare ``nn.Parameter`` is not recognised and counts as part of the model: give the model
-``head_parameters()``, or make it an ``nn.Embedding``.
+An embedding or a head that is a bare ``nn.Parameter`` is not recognised and counts as part of the model: define
+``head_parameters()``, or use an ``nn.Embedding``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Size:
         forward_flops_per_token: model FLOPs of a forward pass (:mod:`archbench.measure.flops`).
         training_flops_per_token: of a forward and backward pass.
         state_bytes: what decoding keeps of one sequence of ``context_length`` positions, in the parameters' dtype;
-            None if it decodes without a cache.
+            None without a cache.
     """
 
     parameters: int
@@ -55,7 +55,7 @@ def size_of(model: nn.Module, context_length: int) -> Size:
 
     Raises:
         DeviceError: the model is not on the meta device, or does something that cannot be done there.
-        UsageError: ``context_length`` is more than the model can read, or what it declares of itself makes no sense.
+        UsageError: ``context_length`` is more than the model can read, or what it declares is invalid.
     """
     flops = count_flops(model, 1, context_length)
     return Size(
@@ -81,10 +81,10 @@ def non_embedding_active_parameters(model: nn.Module) -> int:
     """:func:`active_parameters` without embeddings and output head.
 
     Args:
-        model: on any device if it is a ``LinearHeadModel``, else on the meta device: its head is found by running it.
+        model: on any device if it is a ``LinearHeadModel``, else on the meta device, to find the head by running it.
 
     Raises:
-        DeviceError: it has to be run, and is not on the meta device or cannot run there.
+        DeviceError: it has to run, and is not on the meta device or cannot run there.
         UsageError: as in :func:`active_parameters`.
     """
     tables = [module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
@@ -95,7 +95,7 @@ def non_embedding_active_parameters(model: nn.Module) -> int:
 
 
 def _inactive(module: nn.Module, seen: set[nn.Module]) -> int:
-    """What the module says, or the sum over its children: the outermost that says something speaks for all inside."""
+    """What the module declares, or else the sum over its children."""
     if module in seen:
         return 0
     seen.add(module)
@@ -118,14 +118,14 @@ def _head_parameters(model: nn.Module) -> list[Tensor]:
         return [tensor for tensor in model.head_parameters() if tensor is not None]
     called: list[nn.Linear] = []
 
-    def note(module: nn.Module, args: object, output: object) -> None:
+    def record(module: nn.Module, args: object, output: object) -> None:
         assert isinstance(module, nn.Linear)
         called.append(module)
 
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    handles = [linear.register_forward_hook(note) for linear in linears]
+    handles = [linear.register_forward_hook(record) for linear in linears]
     try:
-        logits = layer_table(model, 1, 2)[0].output_shape  # (1, 2, V); two positions, as one may take a path of its own
+        logits = layer_table(model, 1, 2)[0].output_shape  # (1, 2, V); one position may be a special case
     finally:
         for handle in handles:
             handle.remove()

@@ -1,9 +1,9 @@
-"""Repeating until the times are steady: warm-up apart, every sample kept, outliers counted.
+"""Repeats until the times are steady: warm-up kept apart, every sample kept, outliers counted.
 
-Steady means: no trend. The test is Mann and Kendall's, which asks only whether later samples tend to be larger or
-smaller than earlier ones, whatever their distribution (Mann 1945, Econometrica 13:245; Kendall 1975, Rank
-Correlation Methods). With many samples it would find drifts too small to matter, so a trend counts only if Theil
-and Sen's estimate of the change over the window (Sen 1968, JASA 63:1379) is more than a hundredth of the median.
+Steady means: no trend. Mann and Kendall's test asks whether later samples tend to be larger or smaller than earlier
+ones, whatever their distribution (Mann 1945, Econometrica 13:245; Kendall 1975, Rank Correlation Methods). With many
+samples it finds drifts too small to matter, so a trend counts only if Theil and Sen's estimate of the change over the
+window (Sen 1968, JASA 63:1379) is more than 1 % of the median.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from archbench.measure.clock import Clock
+from archbench.measure.clock import Clock, seconds_of
 
 WINDOW = 8
-"""Samples the test looks at, at the least. With fewer it could hardly ever find a trend."""
+"""Fewest samples that the test looks at: with fewer it could hardly ever find a trend."""
 
 WARMUP_LEVEL = 0.05
-"""False-alarm rate of the test that ends the warm-up: a false alarm costs one more call, so it may be frequent."""
+"""False-alarm rate of the test that ends the warm-up: a false alarm costs only one more call."""
 
 FLAG_LEVEL = 0.01
 """False-alarm rate of the test behind :attr:`Samples.stationary`."""
 
 SMALLEST_CHANGE = 0.01
-"""Change over the window, relative to the median, below which a trend does not matter."""
+"""Changes over the window that are smaller, relative to the median, are ignored."""
 
 _MOST_BLOCKS = 256
 
@@ -38,7 +38,7 @@ class Samples:
     Attributes:
         seconds: every timed repeat, in order, none dropped.
         warmup_seconds: every call before them.
-        stationary: the warm-up ended with steady times, and the samples have no trend.
+        stationary: whether the warm-up ended with steady times and the samples have no trend.
         outliers: how many of ``seconds`` lie outside Tukey's fences.
     """
 
@@ -58,44 +58,35 @@ def repeat_until_steady(
 ) -> Samples:
     """Call ``fn`` until its times are steady, then ``repeats`` times more, each timed on its own.
 
-    Warm-up is at least ``warmup`` calls and at least :data:`WINDOW`, as long as ``max_warmup`` allows, and goes on
-    while the last :data:`WINDOW` times have a trend. Whether it does is not judged by the samples that are kept, so
-    keeping them selects nothing.
+    Warm-up is at least ``warmup`` calls and at least :data:`WINDOW`, if ``max_warmup`` allows, and continues while the
+    last :data:`WINDOW` times have a trend. The samples that are kept take no part in this decision, so nothing is
+    selected.
 
     Args:
-        fn: the work; what it returns is thrown away.
+        fn: the work; its result is discarded.
         clock: of the device that does the work.
-        warmup: untimed calls, at the least (they are timed all the same, for the record).
+        warmup: fewest warm-up calls.
         repeats: timed calls.
-        max_warmup: untimed calls, at the most.
+        max_warmup: most warm-up calls.
     """
     assert repeats > 0
     assert 0 <= warmup <= max_warmup
-    warmup_seconds = [_time(fn, clock) for _ in range(min(max(warmup, WINDOW), max_warmup))]
+    warmup_seconds = [seconds_of(fn, clock) for _ in range(min(max(warmup, WINDOW), max_warmup))]
     while has_trend(warmup_seconds[-WINDOW:], WARMUP_LEVEL) and len(warmup_seconds) < max_warmup:
-        warmup_seconds.append(_time(fn, clock))
+        warmup_seconds.append(seconds_of(fn, clock))
     steady = len(warmup_seconds) >= WINDOW and not has_trend(warmup_seconds[-WINDOW:], WARMUP_LEVEL)
-    seconds = [_time(fn, clock) for _ in range(repeats)]
-    # Few repeats are joined to the end of the warm-up, without which the test would be blind.
+    seconds = [seconds_of(fn, clock) for _ in range(repeats)]
+    # Few repeats are joined to the end of the warm-up, or the test could find nothing.
     joined = [*warmup_seconds[len(warmup_seconds) - max(0, WINDOW - repeats) :], *seconds]
     return Samples(seconds, warmup_seconds, steady and not has_trend(joined, FLAG_LEVEL), count_outliers(seconds))
 
 
-def _time(fn: Callable[[], object], clock: Clock) -> float:
-    clock.flush()
-    clock.synchronize()
-    start = clock.mark()
-    fn()
-    end = clock.mark()
-    return clock.seconds(start, end)
-
-
 def has_trend(seconds: Sequence[float], level: float = FLAG_LEVEL) -> bool:
-    """Whether times rise or fall along the sequence, by more than chance and by more than a hundredth.
+    """Whether times rise or fall along the sequence, by more than chance and by more than 1 %.
 
-    Two-sided Mann–Kendall test in its normal approximation, corrected for continuity and ties. More than 256 samples
-    are first reduced to the medians of 256 blocks, which also weakens the correlation of neighbours that the test
-    assumes away. Fewer than four samples never have a trend.
+    Two-sided Mann–Kendall test in its normal approximation, corrected for continuity and ties (scipy's ``kendalltau``
+    has no such correction, and takes half a second to import). More than 256 samples are first reduced to the medians
+    of 256 blocks, which also weakens the correlation of neighbours. Fewer than four samples never have a trend.
 
     Args:
         seconds: samples in order.

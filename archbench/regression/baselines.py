@@ -1,4 +1,4 @@
-"""Baselines: what one machine measured of one revision, in a file that no other machine takes for its own."""
+"""Baselines: one machine's measurements of one revision, in a file that no other machine uses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archbench.errors import StorageError
+from archbench.errors import StorageError, one_line
 from archbench.measure.machine import device_name, versions
-from archbench.regression import statistics
-from archbench.regression.comparison import SAMPLES, Plan
+from archbench.regression import estimates
+from archbench.regression.gate import SAMPLES, Plan
 from archbench.regression.sides import BENCHMARK
 
 FORMAT = 1
@@ -22,13 +22,13 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Key:
-    """What has to be the same for two measurements to be comparable.
+    """Two measurements are comparable if these are the same.
 
     Attributes:
         device: the CPU's or GPU's model.
         torch: version.
         threads: of each measuring process.
-        benchmark: hash of the code that measures and makes levels of samples, and of what it was asked for.
+        benchmark: hash of the code that measures and computes levels, and of its settings.
     """
 
     device: str
@@ -38,11 +38,11 @@ class Key:
 
     @property
     def digest(self) -> str:
-        """In file names."""
+        """A short hash, for file names."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
     def differs(self, other: Key) -> str:
-        """``device: 'A' and 'B'``, of each field in which the two differ."""
+        """``device: 'A' and here 'B'``, for each field in which the two differ."""
         mine, theirs = asdict(self), asdict(other)
         return "; ".join(
             f"{name}: {theirs[name]!r} and here {mine[name]!r}" for name in mine if mine[name] != theirs[name]
@@ -53,7 +53,7 @@ def key(device: str, *, preset: str, overrides: Mapping[str, str] | None = None)
     """The key of this machine and benchmark."""
     asked = [device.partition(":")[0], preset, dict(overrides or {}), SAMPLES, Plan().turns]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    for file in (BENCHMARK, Path(statistics.__file__)):
+    for file in (BENCHMARK, Path(estimates.__file__)):
         digest.update(file.read_bytes())
     return Key(device_name(device), str(versions()["torch_version"]), 1, digest.hexdigest()[:12])
 
@@ -63,11 +63,11 @@ class Baseline:
     """One architecture on one machine.
 
     Attributes:
-        key: see there.
+        key: of the machine and benchmark.
         architecture: its name.
-        source: plugin package and version, or path and hash: whose numbers these are, for people.
+        source: plugin package and version, or path and hash, for people to read.
         exact: metric -> count.
-        timed: metric -> level of each process (:func:`archbench.regression.statistics.level`).
+        timed: metric -> level of each process (:func:`archbench.regression.estimates.level`).
     """
 
     key: Key
@@ -82,7 +82,7 @@ def path_of(folder: Path, key: Key, architecture: str) -> Path:
 
 
 def save(folder: Path, baseline: Baseline) -> Path:
-    """Write a baseline, over an older one of the same key; the file.
+    """Write a baseline, over an older one of the same key; returns the file.
 
     Raises:
         StorageError: the folder cannot be written to.
@@ -102,20 +102,16 @@ def read(folder: Path, key: Key, architecture: str) -> Baseline | None:
     """The baseline of that key; None where there is none.
 
     Raises:
-        StorageError: there is a file, and it is none of ours.
+        StorageError: there is a file that is no baseline.
     """
     path = path_of(folder, key, architecture)
     return _read(path) if path.exists() else None
 
 
 def others(folder: Path, key: Key, architecture: str) -> list[str]:
-    """How the baselines of that architecture that are there differ from what was asked for."""
-    found: list[str] = []
-    for path in sorted(folder.glob("*.json")):
-        baseline = _read(path)
-        if baseline.architecture == architecture and baseline.key != key:
-            found.append(key.differs(baseline.key))
-    return found
+    """How the architecture's existing baselines differ from ``key``."""
+    found = [_read(path) for path in sorted(folder.glob("*.json"))]
+    return [key.differs(one.key) for one in found if one.architecture == architecture and one.key != key]
 
 
 def _read(path: Path) -> Baseline:
@@ -125,10 +121,10 @@ def _read(path: Path) -> Baseline:
             raise ValueError("it is of another version of archbench")
         return Baseline(**{**content, "key": Key(**content["key"])})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        cause = f"it is no baseline of archbench {FORMAT} ({' '.join(str(error).split())})"
+        cause = f"it is no baseline of archbench {FORMAT} ({one_line(error)})"
         raise StorageError(str(path), cause, "Delete it, and save a new one on the base") from error
 
 
 def missing(rows: Sequence[str]) -> str:
-    """How a missing baseline is said."""
+    """Why there is no baseline, given how the existing ones differ (:func:`others`)."""
     return f"there are others, of another {'; or of another '.join(rows)}" if rows else "there is none at all"

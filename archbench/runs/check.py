@@ -37,8 +37,8 @@ def run_check(
             knows which one never ended.
     """
     # Imported here, for the child process of every phase imports this module, and would weigh more.
-    from archbench.testing.catalogue import GATE
-    from archbench.testing.checks import evaluate
+    from archbench.testing.checks import GATE
+    from archbench.testing.evaluation import evaluate
     from archbench.testing.subject import Subject
 
     architecture, model_config = load_architecture(run)

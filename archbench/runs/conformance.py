@@ -12,7 +12,7 @@ from typing import Any
 from archbench.errors import ConformanceError, StorageError
 from archbench.results.schema import UNCHECKED
 from archbench.runs.folder import RunFolder, open_run, write_text
-from archbench.testing.checks import LEVEL
+from archbench.testing.evaluation import LEVEL
 
 CHECK = "check"
 """The phase."""
@@ -27,7 +27,7 @@ class Findings:
     Attributes:
         level: version of the set of checks.
         context_length: T of the models that were checked; None in files older than this field.
-        results: :class:`archbench.testing.checks.Result` as plain values, in the order they were run.
+        results: :class:`archbench.testing.evaluation.Result` as plain values, in the order they were run.
         running: the check that did not end; None when all are done.
         taken_from: the run of the same model whose checks stand for this one's.
     """

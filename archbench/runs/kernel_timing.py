@@ -18,8 +18,8 @@ from torch import Tensor
 from archbench.config import KernelConfig
 from archbench.errors import ArchbenchError
 from archbench.kernels import record_attention
-from archbench.measure.allocations import peak_extra_bytes
 from archbench.measure.clock import Clock, Mark, clock_for
+from archbench.measure.memory import peak_extra_bytes
 from archbench.measure.steady import FLAG_LEVEL, WARMUP_LEVEL, WINDOW, count_outliers, has_trend
 from archbench.runs.kernel_cases import Candidate, Case, Exact, cases
 from archbench.runs.rows import Rows

@@ -8,9 +8,9 @@ import torch
 
 from archbench.data.dataset import prepare
 from archbench.errors import StorageError
-from archbench.measure.floors import floors
 from archbench.measure.memory import peak_memory
 from archbench.measure.quality import score
+from archbench.measure.text_floors import floors
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model
 from archbench.runs.rows import Rows

@@ -26,7 +26,7 @@ from archbench.study.engine import Session, conduct
 from archbench.study.probe_outcome import ProbeOutcome, Score, TrialRecord, Verdict
 from archbench.study.probe_plan import ProbePlan
 from archbench.study.trials import Kind, Trial, budget_of, model_config, rates_of, trial_key
-from archbench.testing.checks import LEVEL
+from archbench.testing.evaluation import LEVEL
 
 SOLVED = 0.99
 """Accuracy of every seed of a task that is solved."""

@@ -214,8 +214,8 @@ def _pilot(trial: Trial, record: TrialRecord) -> TrialRecord:
 
 def _require_conformance(trial: Trial, architecture: Architecture, task: Task, device: torch.device) -> None:
     """Raises ConformanceError if a check of the gate fails."""
-    from archbench.testing.catalogue import GATE
-    from archbench.testing.checks import evaluate
+    from archbench.testing.checks import GATE
+    from archbench.testing.evaluation import evaluate
     from archbench.testing.subject import Subject
 
     config = model_config(architecture, trial.plan, task, trial.overrides)

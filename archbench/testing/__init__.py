@@ -1,4 +1,4 @@
-"""The conformance kit: is an architecture what a fair comparison takes it to be?
+"""The conformance suite: checks that an architecture is what a fair comparison assumes.
 
 From the command line ``archbench check NAME``; in a plugin's own tests::
 

@@ -1,7 +1,7 @@
-"""What a whole process shares, and a plugin has to leave alone: read, compared, and put back.
+"""State that a whole process shares and a plugin must leave alone: read, compared, and put back.
 
-Threads, default dtype and the like decide speed and numbers of whatever runs after them in the same process, and a
-forked copy of it would go on measuring beside the original.
+Threads, default dtype and the like decide the speed and the numbers of all that runs later in the process, and a forked
+copy of it would continue measuring beside the original.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from archbench.errors import PluginError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SET_BY_LIBRARIES = ("TORCHINDUCTOR_", "TRITON_", "CUDA_MODULE_LOADING", "KMP_", "PYTEST_CURRENT_TEST")
-"""Environment variables that torch's own parts and pytest set in passing."""
+"""Environment variables that torch's own parts and pytest set."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Setting:
 
     Attributes:
         name: as in "it changed NAME from A to B".
-        read: its value now.
+        read: returns its value.
         restore: puts an earlier value back.
-        advice: what a plugin is to do instead.
+        advice: what a plugin should do instead.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Setting:
 
 
 def _set_default_device(device: torch.device) -> None:
-    # None takes torch's override off; naming the CPU would leave one on every call.
+    # None removes torch's override; naming the CPU would leave one on every call.
     torch.set_default_device(None if device.type == "cpu" else device)
 
 
@@ -78,6 +78,8 @@ def _restore_working_folder(folder: str | None) -> None:
         os.chdir(folder)
 
 
+_CALLERS = "Leave that to the caller: it is the same for all architectures"
+
 NUMERICS = (
     Setting(
         "the number of threads",
@@ -107,46 +109,36 @@ NUMERICS = (
         "torch.are_deterministic_algorithms_enabled()",
         torch.are_deterministic_algorithms_enabled,
         torch.use_deterministic_algorithms,
-        "Leave that to the caller: it is the same for all architectures",
+        _CALLERS,
     ),
     Setting(
         "the precision of float32 products",
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,
-        "Leave that to the caller: it is the same for all architectures",
+        _CALLERS,
     ),
 )
-"""What decides the speed and the numbers of all that follows."""
+"""What decides the speed and the numbers of later work."""
 
 SURROUNDINGS = (
-    Setting(
-        "the working folder",
-        _working_folder,
-        _restore_working_folder,
-        "Use whole paths",
-    ),
+    Setting("the working folder", _working_folder, _restore_working_folder, "Use whole paths"),
     Setting(
         "the environment variables",
         _environment,
         _restore_environment,
         "Take what can be configured from your ModelConfig",
     ),
-    Setting(
-        "the signal handlers",
-        _handlers,
-        _restore_handlers,
-        "Leave interrupts to the program",
-    ),
+    Setting("the signal handlers", _handlers, _restore_handlers, "Leave interrupts to the program"),
 )
-"""What else a caller relies on."""
+"""What else callers rely on."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """Something that is no longer as it was.
+    """One thing that has changed.
 
     Attributes:
-        what: a clause with "it" as its subject: "it changed the number of threads from 2 to 1".
+        what: a clause: "it changed the number of threads from 2 to 1".
         advice: what to do instead.
     """
 
@@ -155,9 +147,9 @@ class Change:
 
 
 class Watch:
-    """What has changed since it was made, and the way back.
+    """What has changed since it was made; ``close`` puts it back.
 
-    ``close`` ends it; until then a forked child ends at once, so that no second copy of the caller's work goes on.
+    Until then a forked child ends at once, so that no second copy of the caller's work continues.
     """
 
     def __init__(self, settings: tuple[Setting, ...]) -> None:
@@ -167,19 +159,19 @@ class Watch:
         _Forks.watches += 1
 
     def changes(self) -> list[Change]:
-        """Settings that differ, and forks."""
+        """Settings that changed, and forks."""
         changes = []
         for setting, before in self._before:
             after = setting.read()
             if after != before:
                 changes.append(Change(f"it changed {_difference(setting.name, before, after)}", setting.advice))
         if _Forks.count > self._forks:
-            advice = "Start no processes: the copy would go on with the caller's work, and share its cores"
+            advice = "Start no processes: the copy would continue the caller's work, and share its cores"
             changes.append(Change("it forked the process", advice))
         return changes
 
     def threads(self) -> list[Change]:
-        """Python threads that were started and still run."""
+        """Python threads that were started and are still running."""
         left = [thread.name for thread in threading.enumerate() if thread not in self._threads]
         advice = "Join it before returning: it takes time from whatever is measured next"
         return [Change(f"it left a thread running ({left[0]})", advice)] if left else []
@@ -194,10 +186,9 @@ class Watch:
 
 @contextmanager
 def watched(culprit: str) -> Iterator[None]:
-    """Around work in which a plugin runs: its numbers are void where the plugin changed what the process shares.
+    """Around measured work: an error where the plugin changes what decides its numbers (:data:`NUMERICS`), or forks.
 
-    Threads, default dtype and device, grad mode, deterministic algorithms, precision of float32 products, forks. All
-    is put back, and a forked child ends at once. An exception from inside passes through.
+    All is put back, and a forked child ends at once. An exception from inside passes through.
 
     Args:
         culprit: what the error names: ``phase train of gpt1``.
@@ -216,7 +207,7 @@ def watched(culprit: str) -> Iterator[None]:
 
 
 class _Forks:
-    """Forks of this process while somebody watches."""
+    """Forks of this process while there is a :class:`Watch`."""
 
     count = 0
     watches = 0

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from archbench.child.process import Child, LostError
 from archbench.errors import ConformanceError, PluginError, PluginImportError
-from archbench.testing.checks import Result, judged
-from archbench.testing.frames import dumped_frames, plugin_line
+from archbench.testing.evaluation import Result, judged, not_run
+from archbench.testing.plugin_lines import dumped_frames, plugin_line
 
 LIMIT = 60.0
 """Seconds that one check may take, or loading the plugin."""
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Claim:
-    """A :class:`~archbench.testing.checks.Check` without its function, which stays in the child process."""
+    """A :class:`~archbench.testing.evaluation.Check` without its function, which stays in the child process."""
 
     name: str
     why: str
@@ -92,7 +92,7 @@ def check_apart(
                 except LostError as lost:
                     evidence, trace = _how(lost, child, limit)
                     result = Result(claim.name, "failed", evidence, time.monotonic() - start, trace)
-                    results.append(judged(result, request.expected_failures.get(claim.name)))
+                    results.append(judged(result, request.expected_failures))
                     yield claim, results[-1]
                     break
                 results.append(result)
@@ -127,9 +127,9 @@ def _load(child: Child, architecture: str, limit: float) -> None:
 def _unloadable(error: PluginError, claims: list[Claim], expected: Mapping[str, str]) -> Iterator[Result]:
     """``hooks`` failed, and there is nothing to run the others on."""
     hooks = Result("hooks", "failed", str(error), trace="".join(getattr(error, "__notes__", ())))
-    yield judged(hooks, expected.get("hooks"))
+    yield judged(hooks, expected)
     for claim in claims[1:]:
-        yield Result(claim.name, "not run", "hooks failed, and nothing can be said before that holds")
+        yield not_run(claim.name, "hooks")
 
 
 def _how(lost: LostError, child: Child, limit: float) -> tuple[str, str]:

@@ -1,7 +1,8 @@
-"""What the checks look at: an architecture at one configuration, its models, and tokens to read."""
+"""What the checks examine: an architecture at one configuration, with its models, tokens and logits."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from archbench.plugin.architecture import Architecture
 from archbench.training.state import TrainState
 
 NOISE = 0.02
-"""Standard deviation of what :meth:`Subject.model` adds to every parameter."""
+"""Standard deviation of the noise that :meth:`Subject.model` adds to every parameter."""
 
 TOLERANCE = 1e-4
 """Of the logits' standard deviation, where two ways to the same logits are compared: products of other shapes are
-summed in another order, about 1e-6 of it in float32, and more through many layers."""
+summed in another order, which costs about 1e-6 of it in float32, and more through many layers."""
 
 
 class Subject:
@@ -27,6 +28,7 @@ class Subject:
         architecture: the plugin.
         config: of the models it is asked to build.
         device: where they are.
+        seed: of weights and tokens.
     """
 
     def __init__(
@@ -47,12 +49,12 @@ class Subject:
         return self.config.context_length
 
     def build(self, seed: int | None = None) -> nn.Module:
-        """A model as a run builds it: at its own initial weights, which ``seed`` decides, in training mode."""
+        """A model as a run builds it: in training mode, at the initial weights of ``seed``."""
         torch.manual_seed(self.seed if seed is None else seed)
         return self.architecture.build(self.config).to(self.device)
 
     def model(self, seed: int | None = None) -> nn.Module:
-        """A model in evaluation mode, every parameter moved off its initial value.
+        """A model in evaluation mode with noise on every parameter.
 
         Gains of one, biases and whole branches that begin at zero would hide what they do.
         """
@@ -79,3 +81,54 @@ class Subject:
         values: dict[str, Any] = {"weight_decay": 0.0, "grad_clip": None, "schedule": "constant"}
         recipe = TrainingConfig(steps=1, batch_size=1, learning_rate=learning_rate, **values)
         return TrainState.create(model, recipe, device=self.device, dtype=dtype)
+
+
+def logits_of(model: nn.Module, tokens: Tensor, seed: int | None = None) -> Tensor:
+    """Logits (B, T, V) in float32, without gradients; torch's generator is seeded first if ``seed`` is given."""
+    if seed is not None:
+        torch.manual_seed(seed)
+    with torch.no_grad():
+        logits: Tensor = model(tokens)
+    return logits.detach().float()
+
+
+def deviation(logits: Tensor) -> float:
+    """The logits' standard deviation, the unit in which they are compared; at least 1e-30."""
+    spread = float(logits.float().std())
+    return spread if spread > 1e-30 else 1e-30
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two tensors of logits (..., V) differ most.
+
+    Attributes:
+        largest: absolute difference; infinite where one of them is NaN.
+        at: the indices of that place, without V's.
+        spread: the standard deviation of the expected logits.
+    """
+
+    largest: float
+    at: tuple[int, ...]
+    spread: float
+
+    @classmethod
+    def between(cls, found: Tensor, expected: Tensor, spread: float | None = None) -> Difference:
+        """Compare two tensors of one shape; ``spread`` is that of ``expected`` by default."""
+        moved = (found.float() - expected.float()).abs().amax(-1).nan_to_num(nan=torch.inf, posinf=torch.inf)
+        place = int(moved.argmax())
+        at = tuple(int(index) for index in torch.unravel_index(torch.tensor(place), moved.shape))
+        return cls(float(moved.flatten()[place]), at, deviation(expected) if spread is None else spread)
+
+    @property
+    def share(self) -> float:
+        """:attr:`largest` as a share of :attr:`spread`."""
+        return self.largest / self.spread
+
+    @property
+    def negligible(self) -> bool:
+        """Whether it is no more than :data:`TOLERANCE` of the standard deviation, as summing in another order is."""
+        return self.largest <= TOLERANCE * self.spread
+
+    def __str__(self) -> str:
+        return f"by up to {self.largest:.2g} (their standard deviation is {self.spread:.2g})"

@@ -1,7 +1,7 @@
-"""The checks as tests: one class to subclass, so that a plugin's own ``pytest`` runs the kit.
+"""The checks as a pytest suite: a class to subclass in a plugin's own tests.
 
-Everything happens in pytest's process: ``--pdb`` stops where the architecture raised, and one that hangs or exits takes
-the session with it. ``archbench check`` is the one that survives that.
+Everything runs in pytest's process: ``--pdb`` stops where the architecture raised, and an architecture that hangs or
+exits takes the session with it. ``archbench check`` survives that.
 """
 
 from __future__ import annotations
@@ -18,14 +18,22 @@ import pytest
 from archbench.errors import ArchbenchError, UsageError
 from archbench.plugin.discovery import project_plugin
 from archbench.plugin.registry import load
-from archbench.testing.catalogue import CHECKS
-from archbench.testing.checks import Check, Fault, NotApplicable, Result, evaluate, judged
-from archbench.testing.expectations import checked_expectations
+from archbench.testing.checks import CHECKS
+from archbench.testing.evaluation import (
+    Check,
+    Fault,
+    NotApplicable,
+    Result,
+    checked_expectations,
+    evaluate,
+    judged,
+    not_run,
+)
 from archbench.testing.subject import Subject
 
 
 class Examination:
-    """One architecture under test: loaded when its first check asks for it, and what has failed so far."""
+    """One architecture under test: loaded for its first check, with the names of the checks that have failed."""
 
     def __init__(
         self,
@@ -38,8 +46,7 @@ class Examination:
         device: str = "cpu",
         culprit: str = "expected_failures",
     ) -> None:
-        names = [check.name for check in CHECKS]
-        self.expected_failures = checked_expectations(expected_failures or {}, names, culprit)
+        self.expected_failures = checked_expectations(expected_failures or {}, CHECKS, culprit)
         self.architecture = architecture
         self.plugins = tuple(plugins)
         self.preset = preset
@@ -49,7 +56,7 @@ class Examination:
 
     @cached_property
     def subject(self) -> Subject | ArchbenchError:
-        """The architecture at its configuration, or why there is none."""
+        """The architecture at its configuration, or the error of loading it."""
         try:
             architecture = load(self.architecture, self.plugins)
             return Subject(architecture, architecture.config(self.preset, **self.overrides), self.device)
@@ -57,22 +64,21 @@ class Examination:
             return error
 
     def result(self, check: Check) -> Result:
-        """Run one check, unless what it needs has failed before in this session."""
+        """Run one check, unless one that it needs has failed in this session."""
         subject = self.subject
         if isinstance(subject, Subject):
             (result,) = evaluate(subject, [check], self.expected_failures, failed=self.failed)
         elif "hooks" in self.failed:
-            result = Result(check.name, "not run", "hooks failed, and nothing can be said before that holds")
+            result = not_run(check.name, "hooks")
         else:
             trace = "".join(traceback.format_exception(subject)) if subject.__cause__ else ""
-            failure = Result(check.name, "failed", str(subject), trace=trace)
-            result = judged(failure, self.expected_failures.get(check.name))
+            result = judged(Result(check.name, "failed", str(subject), trace=trace), self.expected_failures)
         if result.blocks:
             self.failed.add(check.name)
         return result
 
     def run(self, check: Check) -> None:
-        """Run one check for a debugger: what the plugin raised is let through as it was raised."""
+        """Run one check for a debugger, and raise what the plugin raised."""
         try:
             if isinstance(self.subject, ArchbenchError):
                 raise self.subject
@@ -85,7 +91,7 @@ class Examination:
 
 
 class ArchitectureChecks:
-    """Every check of the kit, as a test of its own.
+    """Every check as a test of its own.
 
     ::
 
@@ -96,12 +102,12 @@ class ArchitectureChecks:
 
     Attributes:
         architecture: its name.
-        plugins: plugin files and folders, where it is not installed; relative paths begin at the test's own folder.
-            Without any, the module that the project's ``pyproject.toml`` declares as that architecture.
+        plugins: plugin files and folders, if it is not installed; relative paths start at the test's own folder.
+            By default the module that the project's ``pyproject.toml`` declares as that architecture.
         preset: the model's size.
         overrides: fields of its configuration.
-        expected_failures: check -> why it cannot pass yet. The check fails if it passes all the same, so that no reason
-            outlives its cause. ``archbench run`` takes no excuse.
+        expected_failures: check -> why it cannot pass yet. Passing is then a failure, so that no reason outlives its
+            cause. ``archbench run`` accepts no such reasons.
         device: where the models are.
     """
 
@@ -114,10 +120,10 @@ class ArchitectureChecks:
 
     @classmethod
     def examinations(cls, config: pytest.Config) -> dict[str, Examination]:
-        """What is examined, each by the beginning of its tests' ids.
+        """What is examined, by the prefix of its tests' ids.
 
         Raises:
-            UsageError: the class has no ``architecture``, or an expected failure without a reason or a check.
+            UsageError: the class has no ``architecture``, or an expected failure that names no check or no reason.
         """
         if not isinstance(getattr(cls, "architecture", None), str):
             raise UsageError(

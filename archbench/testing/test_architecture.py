@@ -1,16 +1,16 @@
-"""What ``pytest --pyargs archbench.testing --archbench-arch NAME`` runs: the kit, without a line of one's own."""
+"""What ``pytest --pyargs archbench.testing --archbench-arch NAME`` runs: the suite on any architecture."""
 
 from __future__ import annotations
 
 import pytest
 
 from archbench.errors import UsageError
-from archbench.testing.expectations import parsed_expectations
+from archbench.testing.evaluation import parsed_expectations
 from archbench.testing.suite import ArchitectureChecks, Examination
 
 
 class TestArchitecture(ArchitectureChecks):
-    """Every check, for each architecture that is named."""
+    """Every check for each architecture named on the command line."""
 
     @classmethod
     def examinations(cls, config: pytest.Config) -> dict[str, Examination]:

@@ -1,7 +1,7 @@
 """What ``pytest --pyargs archbench.testing --archbench-arch NAME --benchmark-only`` runs: costs as benchmarks.
 
-pytest-benchmark's own table has the times of this process. With ``--archbench-baseline`` what is saved and compared
-comes from fresh processes, whose differences from each other make the interval: one process has none.
+pytest-benchmark's own table has the times of this process. With ``--archbench-baseline`` fresh processes measure what
+is saved and compared, since their differences make the interval.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 import pytest_archbench
 from archbench.errors import ArchbenchError
 from archbench.regression.benchmark import Subject, Timing, exact_costs, seconds
-from archbench.regression.comparison import SAMPLES
-from archbench.regression.statistics import level
-from archbench.testing.baseline import BaselineSession
+from archbench.regression.estimates import level
+from archbench.regression.gate import SAMPLES
+from archbench.testing.baseline_session import BaselineSession
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
@@ -42,7 +42,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def session(request: pytest.FixtureRequest) -> BaselineSession:
-    """This pytest session's baselines."""
+    """The baselines of this pytest session."""
     stash = request.config.stash
     if pytest_archbench.SESSION not in stash:
         stash[pytest_archbench.SESSION] = BaselineSession(request.config)
@@ -71,7 +71,7 @@ def one_thread() -> Iterator[None]:
 def test_exact_costs(
     architecture: str, subject: Subject, session: BaselineSession, benchmark: BenchmarkFixture
 ) -> None:
-    """Parameters, FLOPs, state bytes, saved activations and graph breaks: none may rise."""
+    """Parameters, FLOPs, state bytes, saved activations and graph breaks; none may rise."""
     costs: dict[str, float | None] = benchmark.pedantic(  # type: ignore[no-untyped-call]
         exact_costs, args=(subject,), rounds=1
     )
@@ -83,7 +83,7 @@ def test_exact_costs(
 def test_time(
     architecture: str, metric: str, subject: Subject, session: BaselineSession, benchmark: BenchmarkFixture
 ) -> None:
-    """Seconds of a training step, a prompt's first token, and four tokens more; each after the reference."""
+    """Seconds of a training step, a prompt's first token, and four more tokens; each after the reference."""
     device = torch.device(session.device)
     timing = Timing(subject, device)
     references: list[float] = []

@@ -1,7 +1,7 @@
-"""Gradients with respect to tokens: of logits, by what the model looked up for each token.
+"""Gradients of logits with respect to tokens, through what the model looked up for each of them.
 
-Token ids are integers and have no gradient; the vectors that stand for them have. What a changed token does to a logit
-can drown in rounding; its gradient is exactly zero where nothing flows.
+Token ids are integers and have no gradient; the vectors looked up for them do. What a changed token does to a logit can
+drown in rounding; its gradient is exactly zero where nothing flows.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _LOOKUPS = {"embedding", "__getitem__", "index_select"}
-"""Functions of torch whose result holds, for each token id, the vector that stands for it."""
+"""Functions of torch that look up the vector of each token id."""
 
 _CASTS = {"to", "type", "type_as", "float", "double", "half", "bfloat16"}
-"""With one-hot vectors in place of a lookup, or ids read as numbers, the cast is where gradients begin."""
+"""Where gradients begin with one-hot vectors instead of a lookup, or ids read as numbers."""
 
 
 class TokenLookups(TorchFunctionMode):
-    """Within it every vector that a model looks up for one of ``tokens`` (B, T) is a leaf that asks for a gradient.
+    """A context in which every vector that a model looks up for ``tokens`` (B, T) is a leaf that requires a gradient.
 
     Attributes:
         leaves: what was looked up, in the order of the lookups: (B, T, ...), (T, B, ...) or (B·T, ...).
@@ -51,15 +51,15 @@ class TokenLookups(TorchFunctionMode):
             if name == "one_hot":
                 self._one_hot.append((result, order))
             return result
-        if any(tensor.requires_grad for tensor in inputs):  # it comes from a leaf already, and stays connected to it
+        if any(tensor.requires_grad for tensor in inputs):  # it comes from a leaf already
             return result
         leaf = result.detach().clone().requires_grad_()
         self.leaves.append(leaf)
         self._by_sequence.append(order)
-        return leaf.clone()  # for a leaf itself may not be changed in place, as in x += positions
+        return leaf.clone()  # a leaf itself must not change in place, as in x += positions
 
     def gradients(self, objective: Tensor) -> list[Tensor]:
-        """|d objective / d lookup|, the largest of each token's vector: (B, T), one a lookup."""
+        """|d objective / d lookup|, the largest of each token's vector: (B, T) for each lookup."""
         B, T = self._shape
         found = torch.autograd.grad(objective, self.leaves, allow_unused=True, materialize_grads=True)
         sizes = []
@@ -69,8 +69,8 @@ class TokenLookups(TorchFunctionMode):
         return sizes
 
     def _order(self, inputs: list[Tensor], shape: torch.Size, *, casts: bool) -> bool | None:
-        """How a result of that shape goes through the tokens: sequence by sequence (True), position by position, or
-        not at all (None)."""
+        """The order of tokens in a result of that shape: sequence by sequence (True), position by position (False), or
+        none (None)."""
         for tensor in inputs:
             for one_hot, order in self._one_hot:
                 if casts and tensor is one_hot:
@@ -90,15 +90,15 @@ def token_gradients(model: nn.Module, tokens: Tensor, positions: Tensor) -> list
 
     Args:
         model: tokens (B, T) int64 -> logits (B, T, V).
-        tokens: (B, T) int64; random ones, for lookups are recognised by their values.
-        positions: (B, T) bool: whose logits are summed, each with a random weight.
+        tokens: (B, T) int64; random ones, since lookups are recognised by their values.
+        positions: (B, T) bool: positions whose logits are summed, each with a random weight.
 
     Returns:
-        For each lookup of the tokens, the largest absolute gradient of each token's vector, (B, T) float32. Lookups
-        that the logits do not depend on, or have no finite gradient to, are left out.
+        For each lookup of the tokens, the largest absolute gradient of each token's vector, (B, T) float32; without
+        lookups that the logits do not depend on or have no finite gradient to.
     """
     asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asking:  # half of the backward pass, and nobody asks for it
+    for parameter in asking:  # half of the backward pass, and not needed
         parameter.requires_grad_(False)
     try:
         # cuDNN's recurrent layers have no backward pass in evaluation mode.

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.kernels.triton_guard import without_triton
 from archbench.plugin.registry import load
-from archbench.testing.catalogue import CHECKS
-from archbench.testing.checks import evaluate, selected
-from archbench.testing.expectations import checked_expectations
+from archbench.testing.checks import CHECKS
+from archbench.testing.evaluation import checked_expectations, evaluate, selected
 from archbench.testing.subject import Subject
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def main(parent: Parent, content: dict[str, Any]) -> None:
     request = content["request"]
     # Torch's compiler, which an optimizer loads, would import Triton, which a run on a CPU does without.
     with without_triton() if request["device"] == "cpu" else nullcontext():
-        expected = checked_expectations(request["expected_failures"], [check.name for check in CHECKS], "--xfail")
+        expected = checked_expectations(request["expected_failures"], CHECKS, "--xfail")
         checks = CHECKS if request["checks"] is None else selected(request["checks"], CHECKS)
         parent.send([{"name": check.name, "why": check.why, "gate": check.gate} for check in checks])
         architecture = load(request["architecture"], request["plugins"])

@@ -1,23 +1,24 @@
-"""A decoding cache says what it holds, and holds it alone: its bytes are what a comparison of memory rests on."""
+"""A decoding cache lists all that it holds, and nothing is kept elsewhere."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable, Iterator, Mapping
-from types import FunctionType, MethodType, ModuleType
 
 import torch
 from torch import Tensor, nn
 
 from archbench.measure.flops import cache_bytes, on_meta, storage_bytes
 from archbench.protocols import CachedModel, DecodingCache
-from archbench.testing.checks import Check, Fault, NotApplicable
+from archbench.testing.attributes import module_attributes, tensors_in
+from archbench.testing.evaluation import Fault, NotApplicable, check
 from archbench.testing.subject import Subject
 
 B = 2
 _CAPACITY = 32
 
 
+@check(gate=True, needs=("logits", "generate"))
 def check_state_bytes(subject: Subject) -> str:
+    """How much memory a sequence needs is compared by what the cache says it holds; what is kept elsewhere is not
+    seen."""
     model = subject.model()
     if not isinstance(model, CachedModel):
         raise NotApplicable("it has no decoding cache")
@@ -31,7 +32,7 @@ def check_state_bytes(subject: Subject) -> str:
 
         cache = model.new_cache(B, capacity)
         empty = _held(cache, model, "when it is new")
-        _check_meta(model, capacity, sum(map(_bytes, _listed(cache))))
+        _check_meta(model, capacity, _listed_bytes(_listed(cache)))
         half = max(capacity // 2, 1)
         model.extend(tokens[:, :half], cache)
         for position in range(half, capacity):
@@ -40,14 +41,14 @@ def check_state_bytes(subject: Subject) -> str:
     if full != empty:
         raise Fault(
             f"the cache holds {empty:,} bytes when it is new and {full:,} after reading {capacity} tokens: allocate in "
-            "new_cache all that its capacity needs, since that is what is weighed"
+            "new_cache all that its capacity needs, since that is what is measured"
         )
     for path, shape in _shapes_kept_by(model).items():
         if before.get(path) != shape:
             was = f"was {before[path]}" if path in before else "was not there"
             raise Fault(
                 f"decoding leaves a tensor of shape {shape} on the model as {path} (it {was} after a forward pass): "
-                "what is kept between tokens belongs into the cache, where it is weighed and each cache has its own"
+                "what is kept between tokens belongs into the cache, where it is counted and each cache has its own"
             )
     return f"{empty:,} bytes for {B} sequences of {capacity} positions"
 
@@ -69,13 +70,13 @@ def _held(cache: DecodingCache, model: nn.Module, when: str) -> int:
     if storages != {_storage(tensor) for tensor in again}:
         raise Fault(f"{when} cache.tensors() makes new tensors at every call: it has to return those the cache holds")
     weights = {_storage(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    for path, tensor in _tensors_in(cache, "cache", {id(module) for module in model.modules()}):
+    declared, allocated = _listed_bytes(listed), storage_bytes(listed)
+    for path, tensor in tensors_in(cache, "cache", {id(module) for module in model.modules()}):
         if tensor.numel() and _storage(tensor) not in storages | weights:
             raise Fault(
                 f"{when} {path} holds {storage_bytes([tensor]):,} bytes that cache.tensors() does not list (it lists "
-                f"{sum(map(_bytes, listed)):,}): add it there"
+                f"{declared:,}): add it there"
             )
-    declared, allocated = sum(map(_bytes, listed)), storage_bytes(listed)
     if allocated > declared:
         raise Fault(
             f"{when} the tensors that cache.tensors() lists have {declared:,} bytes, and {allocated:,} are allocated "
@@ -95,7 +96,7 @@ def _check_meta(model: nn.Module, capacity: int, declared: int) -> None:
     except (RuntimeError, NotImplementedError) as error:
         raise Fault(
             f"new_cache fails for a model on the meta device, where its bytes are computed ({error}): make the cache's "
-            "tensors on the device of the weights, and look at no values"
+            "tensors on the device of the weights, and read no values"
         ) from error
     if computed != declared:
         raise Fault(
@@ -105,66 +106,15 @@ def _check_meta(model: nn.Module, capacity: int, declared: int) -> None:
 
 
 def _shapes_kept_by(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor on the model that is no parameter, buffers included, by its path."""
-    shapes = {}
+    """Path -> shape of every tensor on the model that is no parameter, buffers included."""
     seen = {id(thing) for thing in (*model.modules(), *model.parameters())}
-    for name, module in model.named_modules():
-        kept = {**module._buffers, **{key: value for key, value in vars(module).items() if key not in _MODULES_OWN}}
-        for key, value in kept.items():
-            for path, tensor in _tensors_in(value, f"{name}.{key}".lstrip("."), seen):
-                shapes[path] = (*tensor.shape,)
-    return shapes
-
-
-_MODULES_OWN = frozenset(vars(nn.Module()))
-
-
-def _tensors_in(value: object, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that can be reached from ``value``, with how to get there; nothing that is in ``seen`` (ids)."""
-    if id(value) in seen or isinstance(value, _WITHOUT_STATE):
-        return
-    seen.add(id(value))
-    if isinstance(value, Tensor):
-        yield path, value
-        return
-    parts: Iterable[tuple[str, object]]
-    if isinstance(value, Mapping):
-        parts = ((f"{path}[{key!r}]", part) for key, part in value.items())
-    elif isinstance(value, Iterable) and hasattr(value, "__len__"):
-        parts = ((f"{path}[{index}]", part) for index, part in enumerate(value))
-    else:
-        parts = ((f"{path}.{name}", part) for name, part in _attributes(value))
-    for where, part in parts:
-        yield from _tensors_in(part, where, seen)
-    if isinstance(value, Mapping | Iterable):  # a subclass of list may hold more than its items
-        for name, part in _attributes(value):
-            yield from _tensors_in(part, f"{path}.{name}", seen)
-
-
-_WITHOUT_STATE = (type, ModuleType, FunctionType, MethodType, str, bytes, int, float, torch.dtype, torch.device)
-
-
-def _attributes(value: object) -> Iterator[tuple[str, object]]:
-    yield from getattr(value, "__dict__", {}).items()
-    for kind in type(value).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                yield name, getattr(value, name)
+    kept = [*model.named_buffers(), *module_attributes(model)]
+    return {path: (*tensor.shape,) for name, value in kept for path, tensor in tensors_in(value, name, seen)}
 
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def _bytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()
-
-
-STATE_BYTES = Check(
-    "state_bytes",
-    "How much memory a sequence needs is compared by what the cache says it holds; what is kept elsewhere is not seen.",
-    check_state_bytes,
-    gate=True,
-    needs=("logits", "generate"),
-)
+def _listed_bytes(tensors: list[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

@@ -1,16 +1,23 @@
-"""One row a metric, base beside head, and what is to be thought of it."""
+"""One row a metric, base beside head, with its verdict; shown in a terminal, as Markdown in a CI job, and as JSON."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from archbench.regression.statistics import Estimate
+from archbench.regression.estimates import Estimate
 
 LIMIT = 1.10
 """The timing gate: head / base."""
+
+COLUMNS = ("architecture", "metric", "base", "head", "ratio", "verdict", "note")
+
+SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
+"""Names the file that GitHub Actions shows as the job's summary."""
 
 Verdict = Literal["ok", "less", "unclear", "not confirmed", "FAIL", "accepted", "NEW", "report", "none"]
 
@@ -38,7 +45,7 @@ class Row:
         unit: of ``base`` and ``head``; times are multiples of the reference's.
         base, head: values; None where there is none.
         estimate: of head / base, for times.
-        rerun: the second one, where the first was beyond the gate.
+        rerun: the second estimate, where the first was beyond the gate.
         verdict: see :data:`MEANING`.
         note: why, where the verdict does not say it.
     """
@@ -55,7 +62,7 @@ class Row:
 
     @property
     def ratio(self) -> float | None:
-        """Head / base; None where there are no two numbers to divide."""
+        """Head / base; None where one of them is missing."""
         if self.estimate is not None:
             return self.estimate.ratio
         if self.base is None or self.head is None:
@@ -93,10 +100,8 @@ def _exact_row(architecture: str, metric: str, base: Mapping[str, float | None] 
     if before is None:
         verdict = "none" if head is None else "NEW"
     elif head is None:
-        verdict, note = (
-            "FAIL",
-            "the head has none any more" if metric != "graph_breaks" else "nothing of the head is traced",
-        )
+        verdict = "FAIL"
+        note = "nothing of the head is traced" if metric == "graph_breaks" else "the head has none any more"
     elif head == before:
         verdict = "ok"
     elif head < before and metric != "parameters":
@@ -117,11 +122,11 @@ def timed_row(
     judged: bool = True,
     limit: float = LIMIT,
 ) -> Row:
-    """A time from the levels of base and head.
+    """A time, from the levels of base and head.
 
     Args:
-        estimate: None where the base has none.
-        rerun: of new processes, where ``estimate`` is beyond the gate.
+        estimate: None where the base has no levels.
+        rerun: the estimate of new processes, where ``estimate`` is beyond the gate.
         judged: False for a device that others may use.
     """
     before, after = (math.exp(sum(levels) / len(levels)) if levels else None for levels in (base, head))
@@ -146,7 +151,7 @@ def shown(estimate: Estimate) -> str:
 
 
 def accepted(rows: Sequence[Row], reasons: Mapping[str, str]) -> list[Row]:
-    """Failures for which there is a reason: metric, or architecture:metric -> why."""
+    """The rows, with failures accepted for which there is a reason: metric, or architecture:metric -> why."""
     found = []
     for row in rows:
         reason = reasons.get(f"{row.architecture}:{row.metric}", reasons.get(row.metric))
@@ -156,3 +161,83 @@ def accepted(rows: Sequence[Row], reasons: Mapping[str, str]) -> list[Row]:
             else row
         )
     return found
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """One line of the table; the ratio of a time with its 95 % bounds."""
+    ratio = row.ratio
+    if row.estimate is not None:
+        text = shown(row.estimate)
+    else:
+        text = "" if ratio is None else "∞" if math.isinf(ratio) else f"{ratio:.3f}"
+    return (row.architecture, row.metric, _value(row.base, row), _value(row.head, row), text, row.verdict, row.note)
+
+
+def _value(value: float | None, row: Row) -> str:
+    if value is None:
+        return "–"
+    if row.unit == "reference":
+        return f"{value:.3g} × reference"
+    number = f"{value:,.0f}" if value == round(value) else f"{value:,.2f}"
+    return number if row.unit == "1" else f"{number} {row.unit}"
+
+
+def markdown(rows: Sequence[Row], title: str, conclusion: str) -> str:
+    """The table and its conclusion, followed by the meaning of each verdict but "ok"."""
+    lines = [f"### {title}", "", f"{conclusion}", "", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
+    for row in rows:
+        found = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells(row)]
+        if row.verdict in ("FAIL", "NEW"):
+            found[5] = f"**{row.verdict}**"
+        lines.append(f"| {' | '.join(found)} |")
+    met = [verdict for verdict in MEANING if any(row.verdict == verdict for row in rows) and verdict != "ok"]
+    lines += ["", *(f"- {verdict}: {MEANING[verdict]}" for verdict in met), ""]
+    return "\n".join(lines)
+
+
+def write_summary(text: str) -> None:
+    """Add to the job's summary, where there is one."""
+    if path := os.environ.get(SUMMARY_VARIABLE):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+
+def as_json(row: Row) -> dict[str, Any]:
+    """One row as plain values; bounds are null where there are none."""
+
+    def number(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    def bounds(of: Estimate | None) -> tuple[float | None, float | None]:
+        return (None, None) if of is None else (number(of.low), number(of.high))
+
+    low, high = bounds(row.estimate)
+    rerun_low, rerun_high = bounds(row.rerun)
+    return {
+        "architecture": row.architecture,
+        "metric": row.metric,
+        "unit": row.unit,
+        "base": row.base,
+        "head": row.head,
+        "ratio": number(row.ratio),
+        "ratio_low": low,
+        "ratio_high": high,
+        "rerun_ratio": None if row.rerun is None else number(row.rerun.ratio),
+        "rerun_low": rerun_low,
+        "rerun_high": rerun_high,
+        "units": None if row.estimate is None else row.estimate.units,
+        "verdict": row.verdict,
+        "note": row.note,
+    }
+
+
+def conclusion(rows: Sequence[Row]) -> str:
+    """The outcome in one sentence."""
+
+    def named(verdict: Verdict) -> list[str]:
+        return [f"{row.architecture} {row.metric}" for row in rows if row.verdict == verdict]
+
+    failed, new, unclear = named("FAIL"), named("NEW"), named("unclear")
+    text = f"{len(failed)} of {len(rows)} regressed: {', '.join(failed)}" if failed else f"No regression in {len(rows)}"
+    text += f"; {len(new)} NEW, with nothing to compare with" if new else ""
+    return text + (f"; unclear: {', '.join(unclear)}" if unclear else "")

@@ -1,6 +1,6 @@
-"""Does it learn what it is given, and does it report the loss that all are compared by?
+"""The model starts near chance, learns, and reports the loss that all models are compared by.
 
-Losses are computed here from the logits, in nats a token: what the plugin itself reports is only ever compared.
+Losses are computed here from the logits, in nats a token, and compared with what the plugin reports.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archbench.data.batches import Batch
-from archbench.testing.checks import Check, Fault, NotApplicable
-from archbench.testing.interface import more
-from archbench.testing.subject import TOLERANCE, Subject
+from archbench.testing.evaluation import Fault, NotApplicable, and_more, check
+from archbench.testing.subject import Difference, Subject, logits_of
 from archbench.training.state import TrainState
 
 INITIAL_TOLERANCE = 1.0
@@ -25,37 +24,40 @@ INITIAL_TOLERANCE = 1.0
 
 LOSS_TOLERANCE = 1e-4
 """Relative. The same sum in another order differs by 1e-6 in float32; other targets or another mean by 1e-3 and more,
-because random tokens are predicted about alike whatever is done with them."""
+since all random tokens are about equally hard to predict."""
 
 UPDATE_TOLERANCE = 0.05
-"""Of the update's L2 norm: room for auxiliary losses over a micro-batch, which are another number for each half. One
-half alone is off by about 1, gradients that are summed and not averaged by exactly 1."""
+"""Of the update's L2 norm: room for auxiliary losses over a micro-batch, which differ between the halves. One half
+alone is off by about 1, gradients that are summed and not averaged by exactly 1."""
 
 STEP_POSITIONS = 32
-"""Read in a training step: its arithmetic is that of a whole context, which a large model would take long for."""
+"""Read in a training step: as good as a whole context, which would take a large model long."""
 
 GRADIENT_BATCHES = 8
-"""Batches within which each parameter has to be used: some expert among many may go without tokens in one of them."""
+"""Batches within which each parameter has to be used: one of many experts may get no tokens in a single batch."""
 
 RATES = (1e-3, 1e-2, 1e-1)
-"""Learning rates to try: that of a transformer, that of a table (each entry of which AdamW moves by the rate a step),
+"""Learning rates to try: one for a transformer, one for a table (each entry of which AdamW moves by the rate a step),
 and one between them."""
 
 UPDATES = 150
-"""At each rate, at most. Ours need 20 to 50 at the one that suits them, 130 where C is 32."""
+"""At each rate, at most. The built-in models need 20 to 50 at the best of them, 130 where C is 32."""
 
 CYCLE, SEQUENCES = 32, 4
-"""Token ids that follow one another in the batch learnt by heart, and the sequences in it, each begun elsewhere."""
+"""Token ids that follow one another in the batch to learn by heart, and its sequences, which start at different ids."""
 
 LEARNT = 1 / 4
-"""Of ln K, which is what a model costs that knows the K ids in the batch and not what follows what. Not to be reached
-by position alone either: 4 sequences have 4 different tokens there, ln 4 = 0.4 ln 32."""
+"""Of ln K, the loss of a model that knows the K ids in the batch but not what follows what. Knowing the position alone
+does not reach it either: 4 sequences have 4 different tokens there, ln 4 = 0.4 ln 32."""
 
 
+@check(needs=("logits",))
 def check_initial_loss(subject: Subject) -> str:
+    """A model that begins by being sure of what is wrong spends its budget unlearning that, and one that begins better
+    than chance has seen the answers."""
     B = max(2, -(-256 // subject.T))  # sampling moves the mean of 256 by a sixteenth of one token's deviation
     batch = subject.batch(B, subject.T)
-    logits = _logits(subject.build().eval(), batch)
+    logits = logits_of(subject.build().eval(), batch.inputs)
     loss, ideal = float(_cross_entropy(logits, batch.targets)), math.log(subject.V)
     if not abs(loss - ideal) <= INITIAL_TOLERANCE:
         spread = float(logits.std())
@@ -63,7 +65,7 @@ def check_initial_loss(subject: Subject) -> str:
             f"its logits have a standard deviation of {spread:.2g}, where 1 is much: begin with smaller embeddings or "
             "a smaller head (a standard deviation of 0.02 is usual)"
             if loss > ideal
-            else "random tokens cannot be foretold: does a position see the token that follows it?"
+            else "random tokens cannot be predicted: does a position see the token that follows it?"
         )
         raise Fault(
             f"at initial weights random tokens cost {loss:.4g} nats/token, and knowing nothing costs ln V = "
@@ -72,7 +74,10 @@ def check_initial_loss(subject: Subject) -> str:
     return f"{loss:.4g} nats/token, ln V = {ideal:.4g}"
 
 
+@check(gate=True, needs=("logits",))
 def check_train_step(subject: Subject) -> str:
+    """Training losses, budgets and steps are compared between models: each has to be one update, and its loss the mean
+    cross-entropy in nats a token."""
     batch = subject.batch(2, min(subject.T, STEP_POSITIONS))
     step = _Step(subject, subject.model().train(), batch)
     logits = step.logits(seed=0)
@@ -111,7 +116,7 @@ def check_train_step(subject: Subject) -> str:
 
 @dataclass
 class _Step:
-    """Training steps on one batch, each from the same weights; by plain SGD, whose update is the gradient's own."""
+    """Training steps on one batch, each from the same weights; by plain SGD, whose update is the gradient itself."""
 
     subject: Subject
     model: nn.Module
@@ -121,11 +126,10 @@ class _Step:
         self._before = [parameter.detach().clone() for parameter in self.model.parameters()]
 
     def logits(self, seed: int) -> Tensor:
-        torch.manual_seed(seed)
-        return _logits(self.model, self.batch)
+        return logits_of(self.model, self.batch.inputs, seed)
 
     def take(self, accumulation: int, seed: int) -> float:
-        """The loss that ``train_step`` returns; one update is what it has to make."""
+        """The loss that ``train_step`` returns; Fault unless it makes exactly one update."""
         state = self.subject.state(self.model)
         state.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
         state.accumulation = accumulation
@@ -152,12 +156,12 @@ class _Step:
     def splits(self, whole: Tensor) -> bool:
         """Whether ``whole`` (B, T, V), the logits of the batch, are also those of its halves under another seed."""
         torch.manual_seed(1)
-        halves = torch.cat([_logits(self.model, half) for half in self.batch.split(2)])
-        return float((halves - whole).abs().max()) <= TOLERANCE * float(whole.std())
+        halves = torch.cat([logits_of(self.model, half.inputs) for half in self.batch.split(2)])
+        return Difference.between(halves, whole).negligible
 
 
 def _counted(state: TrainState) -> Callable[[], int]:
-    """How often the optimizer has been asked to move the parameters, whoever asked."""
+    """Counts how often the optimizer moves the parameters, whoever calls it."""
     calls = 0
     step = state.optimizer.step
 
@@ -171,7 +175,7 @@ def _counted(state: TrainState) -> Callable[[], int]:
 
 
 def _likely(loss: float, logits: Tensor, batch: Batch, after: float) -> str:
-    """What the loss looks like that is not the one asked for."""
+    """The likely mistake behind a loss that is not the one asked for."""
     mean = float(_cross_entropy(logits, batch.targets))
     B, T = batch.targets.shape
     candidates = {
@@ -196,17 +200,19 @@ def _likely(loss: float, logits: Tensor, batch: Batch, after: float) -> str:
     )
 
 
+@check(needs=("logits", "train_step"))
 def check_gradients(subject: Subject) -> str:
+    """A parameter without a gradient is counted, stored and multiplied by, and learns nothing."""
     model = subject.model().train()
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = subject.state(model)
     found: dict[str, Tensor | None] = {}
 
-    def look(*arguments: object) -> None:
+    def record(*arguments: object) -> None:
         for name, parameter in parameters.items():
             found[name] = None if parameter.grad is None else parameter.grad.detach().clone()
 
-    state.optimizer.step = look  # type: ignore  # nothing moves: only the batches differ
+    state.optimizer.step = record  # type: ignore  # nothing moves: only the batches differ
     unused = dict.fromkeys(parameters, "none")
     batches = 0
     while unused and batches < GRADIENT_BATCHES:
@@ -217,8 +223,8 @@ def check_gradients(subject: Subject) -> str:
         broken = [name for name, gradient in given.items() if not bool(gradient.isfinite().all())]
         if broken:
             raise Fault(
-                f"the gradient of parameter {broken[0]!r} is not finite{more(broken)}, on {subject.T} random tokens: "
-                "look for a root or a logarithm at 0, or a division by what may be 0, masked afterwards or not"
+                f"the gradient of parameter {broken[0]!r} is not finite{and_more(broken)}, on {subject.T} random "
+                "tokens: look for a root or a logarithm at 0, or a division by what may be 0, masked afterwards or not"
             )
         for name, gradient in given.items():
             if bool(gradient.count_nonzero()):
@@ -236,7 +242,9 @@ def check_gradients(subject: Subject) -> str:
     return f"all {len(parameters)} parameters, within {batches} batch{'es' if batches > 1 else ''}"
 
 
+@check(needs=("logits", "train_step"))
 def check_overfit(subject: Subject) -> str:
+    """A model that cannot learn one batch by heart cannot learn a language, whatever loss it reports."""
     K, T = min(CYCLE, subject.V), min(CYCLE, subject.T)
     if K < 4:
         raise NotApplicable(f"a vocabulary of {K} ids leaves next to nothing to learn")
@@ -246,13 +254,13 @@ def check_overfit(subject: Subject) -> str:
     for rate in RATES:
         model = subject.build()
         state = subject.state(model, learning_rate=rate)
-        before = float(_cross_entropy(_logits(model.eval(), batch), batch.targets))
+        before = _loss(model, batch)
         for update in range(1, UPDATES + 1):
             model.train()
             subject.architecture.train_step(state, batch)
             if update % 10:
                 continue
-            loss = float(_cross_entropy(_logits(model.eval(), batch), batch.targets))
+            loss = _loss(model, batch)
             if loss <= target:
                 return f"{before:.3g} to {loss:.2g} nats/token in {update} updates at learning rate {rate:g}"
             best = min(best, loss)
@@ -268,7 +276,7 @@ def check_overfit(subject: Subject) -> str:
 
 
 def _cycle(subject: Subject, K: int, T: int) -> Batch:
-    """K ids in a circle, read from B places: (B, T) each. A table of which id follows which is enough to know it."""
+    """K ids in a circle, read from B places: (B, T) each. A table of which id follows which predicts it perfectly."""
     generator = torch.Generator().manual_seed(2000 + subject.seed)
     ids = torch.randperm(subject.V, generator=generator)[:K]
     starts = torch.arange(SEQUENCES)[:, None] * K // SEQUENCES
@@ -276,11 +284,9 @@ def _cycle(subject: Subject, K: int, T: int) -> Batch:
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
 
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    """(B, T, V) float32."""
-    with torch.no_grad():
-        logits: Tensor = model(batch.inputs)
-    return logits.detach().float()
+def _loss(model: nn.Module, batch: Batch) -> float:
+    """Nats a token, in evaluation mode."""
+    return float(_cross_entropy(logits_of(model.eval(), batch.inputs), batch.targets))
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -290,35 +296,3 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def _norm(tensors: list[Tensor]) -> Tensor:
     return torch.stack([tensor.float().square().sum() for tensor in tensors]).sum().sqrt()
-
-
-INITIAL_LOSS = Check(
-    "initial_loss",
-    "A model that begins by being sure of what is wrong spends its budget unlearning that, and one that begins better "
-    "than chance has seen the answers.",
-    check_initial_loss,
-    needs=("logits",),
-)
-
-TRAIN_STEP = Check(
-    "train_step",
-    "Training losses, budgets and steps are compared between models: each has to be one update, and its loss the mean "
-    "cross-entropy in nats a token.",
-    check_train_step,
-    gate=True,
-    needs=("logits",),
-)
-
-GRADIENTS = Check(
-    "gradients",
-    "A parameter without a gradient is counted, stored and multiplied by, and learns nothing.",
-    check_gradients,
-    needs=("logits", "train_step"),
-)
-
-OVERFIT = Check(
-    "overfit",
-    "A model that cannot learn one batch by heart cannot learn a language, whatever loss it reports.",
-    check_overfit,
-    needs=("logits", "train_step"),
-)

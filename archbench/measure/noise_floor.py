@@ -1,19 +1,18 @@
-"""The noise floor: how different two equal things look, when measured as two different things would be.
+"""The noise floor: how different two equal things look when they are measured like two different ones.
 
 An A/A run: the same workload twice under two names, interleaved A B B A in one process, so that drifts hit both. Its
-ratios B/A differ from 1 by noise alone; a difference between two architectures smaller than that is none.
+ratios B/A differ from 1 by noise alone; a smaller difference between two architectures means nothing.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from archbench.measure.clock import Clock, clock_for
+from archbench.measure.clock import Clock, clock_for, seconds_of
 from archbench.measure.steady import repeat_until_steady
 
 
@@ -22,7 +21,7 @@ class NoiseFloor:
     """Time ratios of two equal workloads.
 
     Attributes:
-        ratios: one B/A a pair, in order.
+        ratios: B/A of each pair, in order.
         low, high: 2.5 % and 97.5 % quantiles of the ratios: what one pair may show by chance.
         median: median ratio; about 1.
         median_low, median_high: 95 % confidence interval of the median, from order statistics: what all pairs
@@ -43,25 +42,20 @@ def noise_floor(fn: Callable[[], object], clock: Clock, *, pairs: int = 40, warm
     repeat_until_steady(fn, clock, warmup=warmup, repeats=1)
     ratios = []
     for pair in range(pairs):
-        first, second = _seconds(fn, clock), _seconds(fn, clock)
+        first, second = seconds_of(fn, clock), seconds_of(fn, clock)
         ratios.append(second / first if pair % 2 == 0 else first / second)
     return floor_of(ratios)
 
 
 def floor_of(ratios: list[float]) -> NoiseFloor:
     """The distribution of ratios, and the interval of its median by the sign test (Conover 1999, section 3.2)."""
+    from scipy.stats import binom  # here, because it takes half a second to import
+
     ordered = np.sort(np.asarray(ratios, dtype=np.float64))  # (n,)
     n = len(ordered)
-    # The largest k for which P(Binomial(n, 1/2) < k) <= 0.025: the k-th from either end bounds the median.
-    tail, k = 0.0, 0
-    while tail + math.comb(n, k) / 2**n <= 0.025:
-        tail += math.comb(n, k) / 2**n
-        k += 1
-    k = max(k, 1)
-    low, high = np.quantile(ordered, [0.025, 0.975])
-    return NoiseFloor(
-        ratios, float(low), float(high), float(np.median(ordered)), float(ordered[k - 1]), float(ordered[n - k])
-    )
+    k = max(int(binom.ppf(0.025, n, 0.5)), 1)  # the k-th from either end bounds the median
+    low, high = (float(value) for value in np.quantile(ordered, [0.025, 0.975]))
+    return NoiseFloor(ratios, low, high, float(np.median(ordered)), float(ordered[k - 1]), float(ordered[n - k]))
 
 
 def fixed_workload(device: torch.device | str, *, width: int = 256, rows: int = 128) -> Callable[[], object]:
@@ -81,11 +75,3 @@ def fixed_workload(device: torch.device | str, *, width: int = 256, rows: int = 
 def measure_noise(device: torch.device | str, *, pairs: int = 40) -> NoiseFloor:
     """The noise floor of a device, on :func:`fixed_workload`."""
     return noise_floor(fixed_workload(device), clock_for(device), pairs=pairs)
-
-
-def _seconds(fn: Callable[[], object], clock: Clock) -> float:
-    clock.flush()
-    clock.synchronize()
-    start = clock.mark()
-    fn()
-    return clock.seconds(start, clock.mark())

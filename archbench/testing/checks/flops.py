@@ -1,4 +1,4 @@
-"""What a forward pass costs: as counted on the meta device, and as the model itself says."""
+"""FLOPs as counted on the meta device: all that matters is counted, and the model's own formula agrees."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ from torch import nn
 
 from archbench.measure.flops import count_flops, declared_uncounted, layer_table, on_meta, uncounted_operators
 from archbench.protocols import FlopsModel
-from archbench.testing.checks import Check, Fault
+from archbench.testing.evaluation import Fault, check
 from archbench.testing.subject import Subject
 
 TOLERANCE = 0.02
 """Of a closed form: room to leave out what is small, a router or a gate."""
 
 
+@check(needs=("logits",))
 def check_flops(subject: Subject) -> str:
+    """FLOPs decide which models are compared at equal cost, and what share of the hardware they use; what torch cannot
+    count would be free."""
     model = on_meta(subject.build())
     cases = [(1, subject.T)] + ([(2, subject.T // 2)] if subject.T > 1 else [])
     for B, T in cases:
@@ -54,7 +57,7 @@ def _check_uncounted(model: nn.Module, B: int, T: int) -> None:
 
 
 def _largest(model: nn.Module, B: int, T: int) -> str:
-    """The three modules that cost most, with their part of the whole; layers alike but for a number as one."""
+    """The three modules that cost most, with their share of the whole; layers that differ only by number as one."""
     costs: dict[str, int] = {}
     for row in layer_table(model, B, T):
         path = ".".join("*" if part.isdigit() else part for part in row.path.split(".")) or "the model itself"
@@ -65,7 +68,7 @@ def _largest(model: nn.Module, B: int, T: int) -> str:
 
 
 def _hint(declared: float, counted: float, B: int, T: int) -> str:
-    """What the ratio of the two looks like."""
+    """The likely mistake, by the ratio of the two."""
     likely = {
         1 / 2: "a multiply–add is 2 FLOPs",
         1 / (B * T): "it looks like FLOPs a token, and those of all B · T tokens are asked for",
@@ -86,12 +89,3 @@ def _flops(number: float) -> str:
         if abs(number) >= factor:
             return f"{number / factor:.4g} {prefix}FLOP"
     return f"{number:,.0f} FLOP"
-
-
-FLOPS = Check(
-    "flops",
-    "FLOPs decide which models are compared at equal cost, and what share of the hardware they use; what torch cannot "
-    "count would be free.",
-    check_flops,
-    needs=("logits",),
-)

@@ -1,4 +1,4 @@
-"""Two revisions of one repository, each checked out beside it, and imported as if it were installed."""
+"""Work trees of revisions of one repository, importable as if each were installed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Tree:
     """The project as it was at one revision.
 
     Attributes:
-        revision: as it was asked for.
+        revision: as the user gave it.
         commit: its hash.
         project: the folder of its ``pyproject.toml``.
-        architectures: what that declares.
+        architectures: those that it declares and that exist.
         imports: folders that come first on a process's path, so that it finds this tree's code and no other.
     """
 
@@ -43,7 +43,7 @@ class Tree:
 
     @property
     def name(self) -> str:
-        """As errors and tables have it."""
+        """As shown in errors and tables."""
         return self.commit[:7] if self.commit.startswith(self.revision) else f"{self.revision} ({self.commit[:7]})"
 
     def has(self, file: str | None) -> bool:
@@ -53,11 +53,11 @@ class Tree:
 
 @contextmanager
 def checked_out(folder: Path, revisions: Sequence[str]) -> Iterator[list[Tree]]:
-    """Work trees of ``revisions``, gone when the context ends, also by an error, an interrupt or SIGTERM.
+    """Work trees of ``revisions``; removed when the context ends, also by an error, an interrupt or SIGTERM.
 
     Args:
-        folder: in the repository; the project is around it.
-        revisions: anything that git knows as a commit.
+        folder: within the project, in the repository.
+        revisions: anything that git accepts as a commit.
 
     Raises:
         UsageError: no repository, no such revision, a work tree that git refuses to make, or a ``pyproject.toml`` that
@@ -83,11 +83,11 @@ def checked_out(folder: Path, revisions: Sequence[str]) -> Iterator[list[Tree]]:
 
 
 def describe(revision: str, commit: str, project: Path) -> Tree:
-    """What the ``pyproject.toml`` in ``project`` declares, made importable as if pip had installed it.
+    """Read ``pyproject.toml`` in ``project``, and make the project importable as if pip had installed it.
 
-    Nothing is built: the folders that the code is in come first on the path (``src`` and the project's own, and what
-    ``tool.setuptools.package-dir`` names), with the metadata from which entry points are read. So a compiled extension
-    of the plugin's own would be the environment's.
+    Nothing is built: the folders with its code come first on the path (``src``, the project's own, and what
+    ``tool.setuptools.package-dir`` names), and metadata declare its entry points. So compiled extensions are those of
+    the environment.
     """
     file = project / "pyproject.toml"
     try:
@@ -121,7 +121,7 @@ def _write_metadata(site: Path, name: str, version: str, points: dict[str, str])
 
 
 def _exists(module: str, roots: Sequence[Path]) -> bool:
-    """Whether a module is there, without importing it; declared ahead of its file it is no architecture yet."""
+    """Whether a module exists, without importing it: an entry point may be declared before its file."""
     parts = module.split(".")
     places = [root.joinpath(*parts) for root in roots]
     return any(place.with_name(f"{place.name}.py").is_file() or place.is_dir() for place in places)
@@ -152,7 +152,7 @@ def _git(folder: Path, *arguments: str, culprit: str) -> str:
 
 
 def _run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] | None:
-    # A git hook's own variables would point to its repository and index, whatever the folder.
+    # Within a git hook, these variables would point to the hook's repository and index.
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         return subprocess.run(
@@ -164,7 +164,7 @@ def _run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM, by which a CI system cancels, as an exception, so that what was made is taken away."""
+    """Turn SIGTERM, by which a CI system cancels, into an exception, so that everything is cleaned up."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
         raise SystemExit(TERMINATED)

@@ -1,9 +1,9 @@
-"""From samples to a ratio with its 95 % bounds: CPU times beside a reference, in logarithms, a process at a time.
+"""Ratios with 95 % bounds, from CPU times beside a reference; a process is the unit, and logarithms are averaged.
 
-What varies from one process to the next (where memory happens to lie, what else the machine does meanwhile) does not
-average out within a process, however many samples it takes: so the process, or the pair of processes that took turns,
-is the unit, and Student's interval over units is the interval (Kalibera and Jones 2013, Rigorous benchmarking in
-reasonable time, section 5). A bootstrap over so few units would be too narrow.
+What varies between processes (where memory lies, what else the machine does) does not average out within one, however
+many samples it takes. So the process, or the pair of processes that took turns, is the unit, and the interval is
+Student's over units (Kalibera and Jones 2013, Rigorous benchmarking in reasonable time, section 5). A bootstrap over so
+few units would be too narrow.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 """Of each bound on its own."""
 
 TRIMMED = 0.2
-"""Share of the samples left out at either end: those in which somebody else had the caches, or the reference's."""
+"""Share of the samples left out at either end: those in which another process had the caches."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Estimate:
 
     Attributes:
         ratio: of the times.
-        low, high: 95 % bounds, each one-sided: the true ratio is below ``low`` in 5 % of the cases. 0 and infinity
-            where there are too few units to say.
+        low, high: one-sided 95 % bounds: the true ratio is below ``low`` in 5 % of the cases. 0 and infinity where
+            there are too few units.
         units: pairs of processes, or processes of the side with fewer.
     """
 
@@ -62,21 +62,21 @@ def paired(base: Sequence[float], head: Sequence[float]) -> Estimate:
 def unpaired(base: Sequence[float], head: Sequence[float]) -> Estimate:
     """From levels of processes that ran at different times: Student's two-sample interval, equal variances.
 
-    The two sides run the same kind of work on one machine, and there are too few of them to tell their variances apart.
+    The two sides do the same kind of work on one machine, and are too few to estimate a variance each.
     """
     b, h = np.asarray(base, dtype=np.float64), np.asarray(head, dtype=np.float64)
     freedom = len(b) + len(h) - 2
     spread = math.inf
     if freedom > 0:
-        pooled = (((b - b.mean()) ** 2).sum() + ((h - h.mean()) ** 2).sum()) / freedom
-        spread = math.sqrt(float(pooled) * (1 / len(b) + 1 / len(h)))
+        pooled = float(len(b) * b.var() + len(h) * h.var()) / freedom
+        spread = math.sqrt(pooled * (1 / len(b) + 1 / len(h)))
     return _estimate(float(h.mean() - b.mean()), spread, freedom, min(len(b), len(h)))
 
 
 def _estimate(difference: float, spread: float, freedom: int, units: int) -> Estimate:
     if math.isinf(spread):
         return Estimate(math.exp(difference), 0.0, math.inf, units)
-    from scipy.stats import t  # here, for it takes half a second to import, and a process that only measures needs none
+    from scipy.stats import t  # here, because it takes half a second to import, and measuring processes do not need it
 
     reach = float(t.ppf(CONFIDENCE, freedom)) * spread
     return Estimate(math.exp(difference), math.exp(difference - reach), math.exp(difference + reach), units)

@@ -1,4 +1,4 @@
-"""``--archbench-baseline``: what a pytest session measures of an architecture, saved or compared."""
+"""``--archbench-baseline``: a pytest session's measurements of architectures, saved or compared."""
 
 from __future__ import annotations
 
@@ -13,43 +13,51 @@ from archbench.errors import StorageError
 from archbench.plugin.discovery import plugin_paths
 from archbench.regression.baselines import Baseline, Key, key, missing, others, read, save
 from archbench.regression.benchmark import Subject
-from archbench.regression.comparison import Plan, compare_saved, levels_of
-from archbench.regression.report import COLUMNS, as_json, cells, conclusion, markdown, write_summary
+from archbench.regression.gate import Plan, compare_saved, levels_of
 from archbench.regression.sides import Request, Side
-from archbench.regression.verdicts import Row, exact_rows
+from archbench.regression.verdict_table import (
+    COLUMNS,
+    Row,
+    as_json,
+    cells,
+    conclusion,
+    exact_rows,
+    markdown,
+    write_summary,
+)
 
+TITLE = "archbench: compared with the baseline"
 WIDTH = 160
 
 
 class BaselineSession:
-    """One session's measurements, and its table.
+    """One session's measurements and their table.
 
     Attributes:
-        mode: ``save``, ``compare``, or None: benchmarks that are compared with nothing.
-        rows: what was compared.
+        mode: ``save``, ``compare``, or None, where benchmarks are compared with nothing.
+        rows: the comparisons so far.
     """
 
     def __init__(self, config: pytest.Config) -> None:
         option = config.getoption
         self.mode: str | None = option("archbench_baseline")
         self.device: str = option("archbench_device")
-        self.folder = Path(config.rootpath, option("archbench_baseline_dir"))
         self.rows: list[Row] = []
-        self.saved: dict[str, Path] = {}
+        self._folder = Path(config.rootpath, option("archbench_baseline_dir"))
         self._required: bool = option("require_baseline")
         self._judged = self.device == "cpu" or bool(option("archbench_exclusive"))
         self._report_file: str | None = option("archbench_report")
         self._plugins = plugin_paths(option("archbench_plugin"))
         self._preset: str = option("archbench_preset") or "nano"
-        rounds = option("archbench_rounds")
-        self._plan = Plan(rounds=rounds, max_rounds=2 * rounds)
+        self._plan = Plan(rounds=option("archbench_rounds"), max_rounds=2 * option("archbench_rounds"))
         self._baselines: dict[str, Baseline] = {}
+        self._saved: dict[str, Path] = {}
         self._timed: dict[str, dict[str, Row]] = {}
         self._subjects: dict[str, Subject] = {}
 
     @property
     def key(self) -> Key:
-        """Of this machine, at these options."""
+        """Of this machine and these options."""
         return key(self.device, preset=self._preset)
 
     def subject(self, architecture: str) -> Subject:
@@ -59,45 +67,40 @@ class BaselineSession:
         return self._subjects[architecture]
 
     def exact(self, architecture: str, costs: dict[str, float | None]) -> list[Row]:
-        """Counts, saved or compared."""
+        """Save counts, or compare them."""
         if self.mode == "save":
             self._baseline(architecture).exact = costs
             self._save(architecture)
+        if self.mode != "compare":
             return []
-        if self.mode is None:
-            return []
-        baseline = read(self.folder, self.key, architecture)
-        rows = exact_rows(architecture, None if baseline is None or not baseline.exact else baseline.exact, costs)
-        return self._kept(architecture, rows)
+        baseline = read(self._folder, self.key, architecture)
+        return self._kept(architecture, exact_rows(architecture, (baseline and baseline.exact) or None, costs))
 
     def timed(self, architecture: str, metric: str) -> list[Row]:
-        """A time, saved or compared; fresh processes measure all three times when the first is asked for."""
-        if self.mode is None:
-            return []
+        """Save a time, or compare it; fresh processes measure all times when the first is asked for."""
         side = Side(architecture, Request([architecture], self._plugins, self._preset, {}, self.device))
-        if self.mode == "save":
-            baseline = self._baseline(architecture)
-            if not baseline.timed:
-                baseline.timed = {metric: levels for (_, metric), levels in levels_of(side, self._plan).items()}
-                self._save(architecture)
+        if self.mode == "save" and not self._baseline(architecture).timed:
+            (found,) = levels_of([side], self._plan)
+            self._baseline(architecture).timed = {name: levels for (_, name), levels in found.items()}
+            self._save(architecture)
+        if self.mode != "compare":
             return []
         if architecture not in self._timed:
-            saved = read(self.folder, self.key, architecture)
+            saved = read(self._folder, self.key, architecture)
             base = {} if saved is None else saved.timed
             rows = compare_saved(base, side, self._plan, architecture, judged=self._judged)
             self._timed[architecture] = {row.metric: row for row in rows}
         return self._kept(architecture, [self._timed[architecture][metric]])
 
     def check(self, rows: list[Row]) -> None:
-        """Fail the test that these are of, if one of them is a failure."""
+        """Fail the test that ``rows`` belong to, if one of them is a failure."""
         bad = [row for row in rows if row.verdict == "FAIL" or (row.verdict == "NEW" and self._required)]
         if bad:
-            lines = ["  ".join(filter(None, cells(row))) for row in bad]
-            pytest.fail("\n".join(lines), pytrace=False)
+            pytest.fail("\n".join("  ".join(filter(None, cells(row))) for row in bad), pytrace=False)
 
     def report(self, terminal: pytest.TerminalReporter) -> None:
-        """The table, the job's summary, the JSON file, and what was saved where."""
-        for architecture, path in self.saved.items():
+        """Write the table, the job's summary and the JSON file, and name the saved files."""
+        for architecture, path in self._saved.items():
             terminal.write_line(f"baseline of {architecture}: {path}")
         if self.mode != "compare":
             return
@@ -109,17 +112,17 @@ class BaselineSession:
             made.add_row(*cells(row))
         text = io.StringIO()
         Console(file=text, width=WIDTH, markup=False, highlight=False).print(made)
-        terminal.section("archbench: compared with the baseline")
+        terminal.section(TITLE)
         terminal.write_line(text.getvalue().rstrip())
         terminal.write_line(f"{conclusion(self.rows)}.")
-        write_summary(markdown(self.rows, "archbench: compared with the baseline", conclusion(self.rows)))
+        write_summary(markdown(self.rows, TITLE, conclusion(self.rows)))
         if self._report_file:
             lines = [as_json(row) for row in self.rows]
             Path(self._report_file).write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
 
     def _kept(self, architecture: str, rows: list[Row]) -> list[Row]:
-        if any(row.verdict == "NEW" for row in rows) and read(self.folder, self.key, architecture) is None:
-            why = missing(others(self.folder, self.key, architecture))
+        if any(row.verdict == "NEW" for row in rows) and read(self._folder, self.key, architecture) is None:
+            why = missing(others(self._folder, self.key, architecture))
             rows = [replace(row, note=f"no baseline of this machine: {why}") for row in rows]
         self.rows += rows
         return rows
@@ -132,6 +135,6 @@ class BaselineSession:
 
     def _save(self, architecture: str) -> None:
         try:
-            self.saved[architecture] = save(self.folder, self._baselines[architecture])
+            self._saved[architecture] = save(self._folder, self._baselines[architecture])
         except StorageError as error:
             pytest.fail(str(error), pytrace=False)

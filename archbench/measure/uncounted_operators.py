@@ -1,18 +1,18 @@
-"""Operators that torch's FLOP counter passes over, although their work may be that of matrix products.
+"""Operators that torch's FLOP counter ignores, although they may do as much work as matrix products.
 
-The counter has formulas for matrix products, convolutions and attention; everything else counts as zero. For most of
-it that is the convention (:mod:`archbench.measure.flops`): pointwise functions, reductions, norms, softmax, gathers,
-sorting and copies do a few operations, at most a logarithm, on each number they read or write, and are small beside
-the products. An operator is *uncounted* where the counter has no formula and that cannot be taken for granted:
+The counter has formulas for matrix products, convolutions and attention; everything else counts as zero. Mostly
+that is the convention (:mod:`archbench.measure.flops`): pointwise functions, reductions, norms, softmax, gathers,
+sorting and copies do few operations on each number they read or write, and are small beside the products. An operator
+is *uncounted* where the counter has no formula and it may not be small:
 
 * products under other names: matrix times vector, quantized and sparse products, pairwise distances, bilinear forms;
 * attention, convolutions and recurrent layers as one operator of some library;
 * Fourier transforms, factorizations, solvers and whatever else is linear algebra;
 * scans (cumulative sums and products), which is what linear recurrences are made of;
-* every operator of another namespace than torch's own, whose work nobody can know.
+* every operator of another namespace than torch's own, whose work is unknown.
 
-An operator that has no floating-point number among its inputs and outputs does no floating-point operation, and is
-free: the running count with which a router places tokens, for instance.
+An operator without floating-point inputs and outputs does no floating-point operation and is free: the running count
+with which a router places tokens, for instance.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from archbench.kernels.triton_guard import flop_counter
 _TORCHS_OWN = ("aten", "prim", "prims")
 MAY_BE_PRODUCTS = re.compile(
     r"""
-    (^|_)(mm|bmm|addmm|addbmm|baddbmm|hspmm|sspaddmm|matmul|mv|addmv|dot|vdot|trilinear)(_|$)  # not a part of a word
+    (^|_)(mm|bmm|addmm|addbmm|baddbmm|hspmm|sspaddmm|matmul|mv|addmv|dot|vdot|trilinear)(_|$)  # whole words
     | ^(mkldnn_)?linear(_|$) | semi_structured_linear | mixed_dtypes_linear
     | conv(?!ert)                                                                              # convert_… is a copy
     | attention | transformer_encoder
-    | (rnn|lstm|gru)(?!_cell)                           # a cell is pointwise, what it is given comes from products
+    | (rnn|lstm|gru)(?!_cell)                           # a cell is pointwise, its inputs come from products
     | fft_[cr]2[cr]
     | cdist | pdist | euclidean_dist
     | linalg_(?!vector_norm|cross|check_errors) | matrix_exp | linear_combination
@@ -46,10 +46,10 @@ MAY_BE_PRODUCTS = re.compile(
 
 
 class UncountedOperators(TorchDispatchMode):
-    """Notes the uncounted operators among those that run within it.
+    """A context that records the uncounted operators that run in it.
 
-    To be entered before a ``FlopCounterMode``, which then hands down to it what composite operators decompose into:
-    exactly what that counter asks its formulas about.
+    Enter it before a ``FlopCounterMode``, which then passes on what composite operators decompose into: exactly the
+    operators whose formulas that counter looks up.
 
     Attributes:
         names: as in ``aten::cumsum``, in the order of their first call.

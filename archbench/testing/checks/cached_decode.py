@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from archbench.errors import ArchbenchError
 from archbench.inference.sampling import Sampling
 from archbench.protocols import CachedModel
-from archbench.testing.checks import Check, Fault
-from archbench.testing.subject import TOLERANCE, Subject
+from archbench.testing.evaluation import Fault, check
+from archbench.testing.subject import TOLERANCE, Difference, Subject, deviation
 
 B = 2
 _MOST_SINGLES, _FEWEST_SINGLES = 256, 32
@@ -21,29 +21,34 @@ _WEIGHTS_TO_READ = 2_000_000_000
 _SLIDES = 2
 
 
+@check(gate=True, needs=("logits", "causality", "generate"))  # logits that know the future tell nothing
 def check_cached_decode(subject: Subject) -> str:
+    """Quality is scored by whole forward passes and decoding speed is measured from the cache: unless both give the
+    same logits, the two numbers belong to different models."""
     model = subject.model()
     seen = []
     if isinstance(model, CachedModel):
+        singles = _single_steps(model, subject.T)
         with torch.inference_mode():
-            seen.append(f"{_tokens(_check_extend(subject, model, _single_steps(model, subject.T)))} read one at a time")
+            _check_extend(subject, model, singles)
+        seen.append(f"{_tokens(singles)} read one at a time")
     T = subject.T
     _check_generate(subject, model, subject.tokens(B, min(3, T), seed=2), new_tokens=min(16, max(T - 2, 1)))
-    # Of one sequence: past the context every token costs a forward pass on T tokens, and another to compare with.
+    # One sequence only: past the context every token costs a forward pass on T tokens, and another to compare with.
     _check_generate(subject, model, subject.tokens(1, max(T - 1, 1), seed=2), new_tokens=2 + _SLIDES)
     seen.append(f"{_SLIDES} generated past the context of {T}")
     return ", ".join(seen)
 
 
 def _single_steps(model: nn.Module, T: int) -> int:
-    """Tokens to read one at a time. Each step reads all weights, so a large model's are fewer: 32 from 63 M on."""
+    """Tokens to read one at a time. Each step reads all weights, so large models read fewer: 32 from 63 M on."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return min(T, max(_FEWEST_SINGLES, min(_MOST_SINGLES, _WEIGHTS_TO_READ // max(parameters, 1))))
 
 
 @dataclass
 class _Reading:
-    """Tokens on their way into one cache, the logits after every chunk held against those of a whole forward pass."""
+    """Reads tokens into one cache, and compares the logits after every chunk with those of a whole forward pass."""
 
     model: CachedModel
     tokens: Tensor  # (B, T)
@@ -51,11 +56,11 @@ class _Reading:
     capacity: int
     how: str
     hint: str
-    """What to look for where the logits differ: what was tried before was right."""
+    """What to look for where the logits differ, given that everything tried before was right."""
 
     def __post_init__(self) -> None:
         self.cache = self.model.new_cache(B, self.capacity)
-        self.spread = float(self.expected.float().std())
+        self.spread = deviation(self.expected)
         self.done = 0
         self._check_length()
 
@@ -70,12 +75,12 @@ class _Reading:
             )
         self.done = end
         self._check_length()
-        row, difference = _largest_difference(logits, expected)
-        if not difference <= TOLERANCE * self.spread:
+        difference = Difference.between(logits, expected, self.spread)
+        if not difference.negligible:
             raise Fault(
-                f"after {_tokens(end)} {self.how}, the logits of sequence {row} differ by {difference:.2g} from "
-                f"those of a whole forward pass (their standard deviation is {self.spread:.2g}); "
-                f"{f'after {_tokens(start)} they agreed' if start else 'nothing was read before'}: "
+                f"after {_tokens(end)} {self.how}, the logits of sequence {difference.at[0]} differ by "
+                f"{difference.largest:.2g} from those of a whole forward pass (their standard deviation is "
+                f"{self.spread:.2g}); {f'after {_tokens(start)} they agreed' if start else 'nothing was read before'}: "
                 f"{self._elsewhere(logits, start, end) or self.hint.format(start=start)}"
             )
 
@@ -88,17 +93,17 @@ class _Reading:
             )
 
     def _elsewhere(self, logits: Tensor, start: int, end: int) -> str:
-        """Where else in the forward pass these logits stand, if they do."""
+        """Where else in the forward pass these logits occur, if they do."""
         for position in (start, end - 2, end):
             if position != end - 1 and 0 <= position < self.expected.shape[1]:
-                _, difference = _largest_difference(logits, self.expected[:, position])
-                if difference <= TOLERANCE * self.spread:
+                other = self.expected[:, position]
+                if Difference.between(logits, other, self.spread).negligible:
                     return f"they are those after {_tokens(position + 1)}, so extend returns those of another position"
         return ""
 
 
-def _check_extend(subject: Subject, model: CachedModel, singles: int) -> int:
-    """Read the same tokens in several ways; the positions that were read one at a time."""
+def _check_extend(subject: Subject, model: CachedModel, singles: int) -> None:
+    """Read the same tokens in several ways, the first ``singles`` one at a time."""
     assert isinstance(model, nn.Module)
     T = subject.T
     tokens = subject.tokens(B, T)
@@ -112,7 +117,7 @@ def _check_extend(subject: Subject, model: CachedModel, singles: int) -> int:
         reading.how = f"read, the first {singles} one at a time and then the others at once"
         reading.read(T - singles)
 
-    # The first chunk is one token, as before, but for what another cache may have left behind.
+    # The first chunk is one token, as before: it differs only by what another cache may have left behind.
     hint = "in the cache before they agreed, so a new cache does not begin empty"
     reading = _Reading(model, tokens, expected, T, "read in chunks of odd sizes", hint)
     sizes: list[str] = []
@@ -144,7 +149,6 @@ def _check_extend(subject: Subject, model: CachedModel, singles: int) -> int:
     for size in (P, *[1] * more):
         for reading in pair:
             reading.read(size)
-    return singles
 
 
 def _chunk_sizes(T: int) -> Iterator[int]:
@@ -170,7 +174,7 @@ class _Recording(Sampling):
 
 
 def _check_generate(subject: Subject, model: nn.Module, prompt: Tensor, new_tokens: int) -> None:
-    """Each token that ``generate`` chooses greedily is what a forward pass on the last T tokens ranks highest."""
+    """Each token that ``generate`` chooses greedily is the one that a forward pass on the last T tokens ranks first."""
     T, P = subject.T, prompt.shape[1]
     sampling = _Recording(greedy=True)
     tokens = prompt
@@ -205,7 +209,7 @@ _PAST = (
 def _compare_choice(expected: Tensor, token: Tensor, seen: Tensor | None, read: int, P: int, T: int) -> None:
     """``token`` (B,) and ``seen`` (B, V), the logits that ``Sampling.pick`` was given, against ``expected`` (B, V)."""
     expected = expected.float()
-    tolerance = TOLERANCE * float(expected.std())
+    spread = deviation(expected)
     where = f"token {read - P + 1} after a prompt of {P}"
     whole = f"a forward pass on the last {T} tokens" if read > T else "a forward pass on the tokens so far"
     if read > T:
@@ -214,37 +218,20 @@ def _compare_choice(expected: Tensor, token: Tensor, seen: Tensor | None, read: 
         hint = "look at the positions and the state that generate keeps between tokens"
     if seen is not None and seen.shape == expected.shape and bool(seen.isfinite().all()):
         # Normalised, since adding the same to all logits of a position changes nothing.
-        row, difference = _largest_difference(seen.float().log_softmax(-1), expected.log_softmax(-1))
-        if not difference <= 2 * tolerance:  # both the logit's own difference and that of the sum that normalises it
+        difference = Difference.between(seen.float().log_softmax(-1), expected.log_softmax(-1), spread)
+        if not difference.largest <= 2 * TOLERANCE * spread:  # the logit's own difference, and the normalising sum's
             raise Fault(
-                f"generate picks {where} from logits that differ by {difference:.2g} in sequence {row} from those "
-                f"of {whole} (their standard deviation is {float(expected.std()):.2g}): {hint}"
+                f"generate picks {where} from logits that differ by {difference.largest:.2g} in sequence "
+                f"{difference.at[0]} from those of {whole} (their standard deviation is {spread:.2g}): {hint}"
             )
     short = expected.amax(-1) - expected.gather(-1, token[:, None])[:, 0]  # (B,)
     row = int(short.argmax())
-    if not float(short[row]) <= tolerance:
+    if not float(short[row]) <= TOLERANCE * spread:
         raise Fault(
             f"greedy {where} in sequence {row} is id {int(token[row])}, which {whole} ranks lower by "
             f"{float(short[row]):.2g} than id {int(expected[row].argmax())}: {hint}"
         )
 
 
-def _largest_difference(found: Tensor, expected: Tensor) -> tuple[int, float]:
-    """Of (B, V) each: the row with the largest difference, and that; NaN counts as the largest."""
-    differences = (found.float() - expected.float()).abs().amax(-1).nan_to_num(nan=torch.inf)  # (B,)
-    row = int(differences.argmax())
-    return row, float(differences[row])
-
-
 def _tokens(number: int) -> str:
     return f"{number} token" if number == 1 else f"{number} tokens"
-
-
-CACHED_DECODE = Check(
-    "cached_decode",
-    "Quality is scored by whole forward passes and decoding speed is measured from the cache: unless both give the "
-    "same logits, the two numbers belong to different models.",
-    check_cached_decode,
-    gate=True,
-    needs=("logits", "causality", "generate"),  # logits that know the future, or a broken generate, tell nothing
-)

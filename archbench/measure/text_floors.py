@@ -1,4 +1,4 @@
-"""Floors beside a model's bits per byte: what byte counts and general compressors reach on the same text.
+"""Floors of bits per byte: what byte counts and general compressors reach on the same text as a model.
 
 The n-grams are interpolated Witten-Bell models over bytes (Bell, Cleary & Witten 1990, Text Compression, escape
 method C; Chen & Goodman 1998, An Empirical Study of Smoothing Techniques for Language Modeling, section 2.5):
@@ -6,7 +6,7 @@ method C; Chen & Goodman 1998, An Empirical Study of Smoothing Techniques for La
     P_n(b | h) = (c(h b) + T(h) P_{n-1}(b | h')) / (c(h) + T(h)),    P_0(b) = 1/256
 
 where c counts in the training bytes, T(h) is how many different bytes follow h there, and h' is h without its
-first byte. A history never seen (T = 0) leaves P_{n-1} as it is.
+first byte. For a history never seen (T = 0) P_n is P_{n-1}.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from archbench.errors import DataError
 
 MOST_COUNTED = 32 * 2**20
-"""Bytes of training text the n-grams count in, from its start: more would take tens of gigabytes and minutes."""
+"""Most bytes of training text that the n-grams count, from its start: more would take minutes and tens of gigabytes."""
 
 _ORDERS = {1: "unigram", 2: "bigram", 5: "fivegram"}
 
@@ -36,7 +36,7 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
 
 def floors(train: bytes, validation: bytes) -> dict[str, float]:
     """Bits per byte of ``validation``: ``unigram``, ``bigram`` and ``fivegram`` from ``train`` (at most its first
-    :data:`MOST_COUNTED` bytes); ``zlib``, ``bz2`` and ``xz`` from nothing but itself.
+    :data:`MOST_COUNTED` bytes); ``zlib``, ``bz2`` and ``xz`` from itself alone.
 
     Raises:
         DataError: one of the texts is empty.

@@ -1,4 +1,4 @@
-"""Do the hooks leave alone what is not theirs: what they are given, the seed, and all that the process shares?"""
+"""The hooks change nothing that is not theirs: not their arguments, not the seed, nothing that the process shares."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from archbench.inference.sampling import Sampling
-from archbench.testing.checks import Check, Fault
+from archbench.testing.evaluation import Fault, check
 from archbench.testing.global_state import NUMERICS, SURROUNDINGS, Watch
 from archbench.testing.subject import Subject
 
 POSITIONS, NEW_TOKENS = 32, 4
-"""Enough for a hook to do all it does, and little for a model of 100 M parameters."""
+"""Enough for a hook to do all that it does, and cheap for a model of 100 M parameters."""
 
 SHOWN = 60
-"""Characters of what was printed that a message repeats."""
+"""Most characters of printed text that a message repeats."""
 
 
+@check(gate=True, needs=("logits", "generate", "train_step"))
 def check_side_effects(subject: Subject) -> str:
+    """What one architecture changes for the whole process affects the measurements of the next one."""
     architecture, device, T = subject.architecture, subject.device, min(subject.T, POSITIONS)
     models: list[nn.Module] = []
     with _generators_kept(device):
@@ -54,13 +56,13 @@ def check_side_effects(subject: Subject) -> str:
 def _observe(
     hook: str, device: torch.device, call: Callable[[int], object], given: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Call it under two seeds; Fault where it leaves a trace besides its result.
+    """Call a hook under two seeds; Fault where it leaves a trace besides its result.
 
     Args:
-        hook: the name of what is called.
+        hook: its name.
         device: where its models are.
-        call: given the seed it runs under.
-        given: name -> tensor that it may read and not write.
+        call: calls it; takes the seed that is set.
+        given: name -> tensor that it may read but not write.
     """
     given = given or {}
     originals = {name: tensor.clone() for name, tensor in given.items()}
@@ -118,7 +120,7 @@ class _Output:
 
 @contextmanager
 def _standard_output() -> Iterator[_Output]:
-    """What is written to standard output meanwhile, by Python or past it; nothing of it gets through."""
+    """Captures what is written to standard output, by Python or past it; nothing gets through."""
     output = _Output()
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as file:
         stdout, copy = sys.stdout, None
@@ -142,13 +144,13 @@ def _standard_output() -> Iterator[_Output]:
 def _flush(file: IO[str] | None) -> None:
     for stream in (file, sys.__stdout__):
         if stream is not None:
-            with suppress(OSError, ValueError):  # closed: then nothing is left to write
+            with suppress(OSError, ValueError):  # closed, so nothing is left to write
                 stream.flush()
 
 
 def _seed(seed: int) -> None:
     torch.manual_seed(seed)
-    np.random.seed(seed)  # the global one, on purpose: what is asked is whether a hook touches it
+    np.random.seed(seed)  # the global one, on purpose: a hook must not touch it
     random.seed(seed)
 
 
@@ -172,12 +174,3 @@ def _generators_kept(device: torch.device) -> Iterator[None]:
         finally:
             np.random.set_state(numpy_state)
             random.setstate(python_state)
-
-
-SIDE_EFFECTS = Check(
-    "side_effects",
-    "What one architecture changes for the whole process, the next one is measured with.",
-    check_side_effects,
-    gate=True,
-    needs=("logits", "generate", "train_step"),
-)

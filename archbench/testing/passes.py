@@ -1,0 +1,38 @@
+"""Forward passes of one model that differ in nothing but their tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from archbench.testing.subject import logits_of
+from archbench.testing.token_gradients import token_gradients
+
+
+class Passes:
+    """Forward passes under one seed, each from the same buffers.
+
+    Attributes:
+        mode: ``evaluation`` or ``training``.
+    """
+
+    def __init__(self, model: nn.Module, *, training: bool) -> None:
+        self.mode = "training" if training else "evaluation"
+        self.model = model.train(training)
+        self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+
+    def logits(self, tokens: Tensor, seed: int = 0) -> Tensor:
+        """(B, T, V) float32."""
+        self._reset_buffers()
+        return logits_of(self.model, tokens.clone(), seed)
+
+    def gradients(self, tokens: Tensor, positions: Tensor) -> list[Tensor]:
+        """See :func:`archbench.testing.token_gradients.token_gradients`."""
+        self._reset_buffers()
+        torch.manual_seed(0)  # the same dropout
+        return token_gradients(self.model, tokens.clone(), positions)
+
+    def _reset_buffers(self) -> None:
+        with torch.no_grad():
+            for buffer, value in self._buffers:  # running statistics move in training mode
+                buffer.copy_(value)

@@ -1,0 +1,65 @@
+"""Which line of the plugin is at fault: of all that a traceback names, the one that the plugin's author can fix."""
+
+from __future__ import annotations
+
+import linecache
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterable
+from pathlib import Path
+
+import archbench
+from archbench.errors import ArchbenchError, HookFailedError, one_line
+
+_ARCHBENCH = str(Path(archbench.__file__).parent) + "/"
+_STANDARD = sysconfig.get_path("stdlib") + "/"
+_INSTALLED = "/site-packages/"
+_HARNESS = ("torch", "pluggy", "pydantic", "numpy", "safetensors", "_pytest", "pytest")
+"""Installed packages that call a plugin or are called by it, but are no plugin."""
+
+_FAULTHANDLER_FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in ', re.MULTILINE)
+
+
+def plugin_line(frames: Iterable[tuple[str, int | None]]) -> str:
+    """``" (my_arch.py:34: return self.head(x))"``, the innermost line in the plugin; "" where there is none.
+
+    Args:
+        frames: file and line number, innermost first.
+    """
+    known = [(file, line) for file, line in frames if line and not file.startswith((_ARCHBENCH, "<"))]
+    own = [(file, line) for file, line in known if _INSTALLED not in file and not file.startswith(_STANDARD)]
+    packaged = [
+        (file, line)
+        for file, line in known
+        if _INSTALLED in file and not file.rpartition(_INSTALLED)[2].startswith(tuple(f"{name}/" for name in _HARNESS))
+    ]
+    for file, line in own or packaged:
+        return f" ({file}:{line}: {linecache.getline(file, line).strip()})"
+    return ""
+
+
+def root_cause_line(error: BaseException) -> str:
+    """The plugin's line that raised the first of a chain of exceptions; "" where none did."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return _raising_line(error)
+
+
+def raised(error: BaseException) -> str:
+    """What a plugin raised, as a clause: ``IndexError: index out of range (my_arch.py:34: return self.table[i])``."""
+    if isinstance(error, HookFailedError) and error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, ArchbenchError):
+        return one_line(error)  # it names its culprit itself
+    return one_line(error) + _raising_line(error)
+
+
+def _raising_line(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return plugin_line((frame.filename, frame.lineno) for frame in reversed(frames))
+
+
+def dumped_frames(text: str) -> list[tuple[str, int | None]]:
+    """The frames in a dump by :mod:`faulthandler`, innermost first."""
+    return [(match["file"], int(match["line"])) for match in _FAULTHANDLER_FRAME.finditer(text)]
