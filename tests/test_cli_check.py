@@ -53,6 +53,7 @@ def statuses(done: subprocess.CompletedProcess[str]) -> dict[str, str]:
     return {line["check"]: line["status"] for line in lines(done)[:-1]}
 
 
+@pytest.mark.slow
 def test_gpt1_conforms_in_under_a_minute_and_triton_is_left_alone(cli: RunCLI, imported: Path) -> None:  # noqa: F811
     start = time.monotonic()
     done = cli("check", "gpt1", "--json", fresh=True)

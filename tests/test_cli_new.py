@@ -109,9 +109,13 @@ def test_a_copy_of_gpt1_is_gpt1_under_another_name(tmp_path: Path) -> None:
     assert torch.equal(*logits)
 
 
-def test_a_copy_passes_its_own_tests_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "chosen", [["-k", "hooks or logits or causality"], pytest.param([], marks=pytest.mark.slow)], ids=["some", "all"]
+)
+def test_a_copy_passes_its_own_tests_at_once(chosen: list[str], tmp_path: Path) -> None:
     write_package(tmp_path / "mine", copy_of("gpt1"))
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q"], cwd=tmp_path / "mine", capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-q", *chosen]
+    done = subprocess.run(command, cwd=tmp_path / "mine", capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

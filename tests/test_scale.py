@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-import archbench
+import archbench as package
+from command_line import archbench
+from golden import snapshots, studies
 from installations import RunCLI, kill_when_said
-
-TINY = ("--threads", "1", "--config", "checked=false", "--set", "context_length=32", "--sizes", "13k")
 
 
 def outcome_of(folder: Path) -> dict[str, Any]:
@@ -21,38 +22,43 @@ def outcome_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_short_ladder_is_drawn_and_not_fitted_and_goes_on_with_more_budgets(cli: RunCLI, tmp_path: Path) -> None:
+def test_a_short_ladder_is_drawn_and_not_fitted_and_is_resumed_with_more_budgets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(studies.HERE)
     out = tmp_path / "out"
-    command = ("scale", "llama", *TINY, "--no-tuning", "--out", out)
-    done = cli(*command, "--budgets", "2k")
-    assert done.returncode == 0, done.stderr
-    assert "12" in done.stdout, "points that a law takes"
-    outcome = outcome_of(out)
-    (finding,) = outcome["findings"]
-    (point,) = finding["points"]
-    assert abs(point["N"] / 13_000 - 1) <= 0.02
-    rows = archbench.read_results(out / "runs.parquet")
-    assert rows[(rows.phase == "quality") & (rows.metric == "loss")].value.item() == point["loss"]
+    shutil.copytree(studies.STUDIES / "ladder", out)
+    before = {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}
+    old = {(point["size"], point["budget"]): point for point in outcome_of(out)["findings"][0]["points"]}
+    command = [part for part in studies.SCALE if part not in ("--json", "--sizes", "10k,20k", "--budgets", "2k,4k")]
+    more = archbench(*command, "--sizes", "10k", "--budgets", "2k,4k,6k", "--out", out, cwd=studies.HERE)
+    assert more.returncode == 0, more.stderr
+    assert "12" in more.stdout, "points that a law takes"
+    assert before.items() <= {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}.items()
+    (finding,) = outcome_of(out)["findings"]
+    assert finding["fitted"] is None
+    points = {point["budget"]: point for point in finding["points"]}
+    assert list(points) == [2_000, 4_000, 6_000]
+    if snapshots.golden("cell_keys")["versions"] == snapshots.versions():  # or all of it was measured anew
+        assert points[2_000] == old[10_000, 2_000]
+    assert all(abs(point["N"] / 10_000 - 1) <= 0.02 for point in points.values())
+    rows = package.read_results(out / "runs.parquet")
+    losses = set(rows[(rows.phase == "quality") & (rows.metric == "loss")].value)
+    assert losses == {point["loss"] for point in points.values()}
     assert set(rows.tokenizer) == {"byte"}
 
-    before = {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}
-    more = cli(*command, "--budgets", "2k,4k")
-    assert more.returncode == 0, more.stderr
-    assert before.items() <= {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}.items()
-    points = outcome_of(out)["findings"][0]["points"]
-    assert [one["budget"] for one in points] == [2_000, 4_000]
-    assert points[0] == point
-
-    page, summary = tmp_path / "page.html", tmp_path / "page.md"
-    shown = cli("report", out, "-o", page, "--md", summary, "--png", tmp_path / "png")
+    page = tmp_path / "page.html"
+    shown = archbench("report", out, "-o", page, "--png", tmp_path / "png", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    assert "not fitted" in page.read_text() or "nothing is fitted" in page.read_text()
+    assert "fitted" in page.read_text()
     assert {file.stem for file in (tmp_path / "png").iterdir()} == {"size", "tokens", "compute"}
 
-    other = cli(*command, "--budgets", "2k", "--set", "n_layer=1")
+    other = archbench(
+        *command, "--sizes", "10k", "--budgets", "2k", "--set", "n_layer=1", "--out", out, cwd=studies.HERE
+    )
     assert other.returncode == 2
     assert str(out) in other.stderr
-    assert outcome_of(out)["findings"][0]["points"] == points
+    assert outcome_of(out)["findings"] == [finding]
 
 
 @pytest.mark.parametrize(
