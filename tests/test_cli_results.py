@@ -61,7 +61,7 @@ def test_a_person_sees_median_quartiles_and_repeats_of_the_newest_runs_first(fol
     )
     assert [line[:8] for line in lines if line.startswith("2026")] == ["20260105", "20260104", "20260103"]
     (decode,) = (line for line in lines[: lines.index("")] if "seconds_per_token" in line)
-    assert decode.split() == ["decode", "seconds_per_token", "1", "×", "16", "3", "ms", "2", "ms", "–", "4", "ms", "5"]
+    assert decode.split() == ["decode", "seconds_per_token", "1", "×", "16", "3", "ms", "2", "–", "4", "ms", "5"]
     (loss,) = (line for line in lines[: lines.index("")] if " loss " in line)
     assert "2.0000 nats/token" in loss  # the last, not the median
     (mfu,) = (line for line in lines[: lines.index("")] if " mfu " in line)

@@ -137,7 +137,7 @@ def test_a_name_that_is_markup_is_shown_as_it_is_in_plots(wide: Seen) -> None:
 
 def test_tables_sort_by_value_both_ways_with_the_unknown_last(wide: Seen) -> None:
     heading = wide.page.locator("#part0-verdict thead th", has_text="difference")
-    values = "rows => rows.map(row => row.cells[4].dataset.value)"
+    values = "rows => rows.map(row => row.cells[5].dataset.value)"
     heading.locator("button").click()
     assert heading.get_attribute("aria-sort") == "ascending"
     up = wide.page.eval_on_selector_all("#part0-verdict tbody tr", values)

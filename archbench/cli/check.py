@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.options import Device, Json, Name, Plugins, Preset, Quiet, Set, assignments, named
-from archbench.cli.output import console, print_json, table
+from archbench.cli.output import print_json
 from archbench.errors import ConformanceError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def check(
     Its code runs in another process: what hangs, crashes or exits costs one check. With --debug, the traceback of
     each failed check is shown.
     """
-    from archbench.cli.check_progress import CheckProgress
+    from archbench.cli.progress import CheckProgress
     from archbench.plugin.discovery import plugin_paths
     from archbench.testing.evaluation import parsed_expectations
     from archbench.testing.isolation import Request, check_apart
@@ -167,14 +167,15 @@ def _print_line(request: Request, **fields: Any) -> None:
 
 
 def _print_table(found: Findings) -> None:
-    from rich.text import Text
+    from archbench.presentation.tables import Cell, Column, table
+    from archbench.presentation.terminal import show
 
-    styles = {"passed": "green", "failed": "red", "unexpected pass": "red", "expected failure": "yellow"}
-    made = table("check", "result", "seconds", "evidence", right=("seconds",))
-    for claim, result in found:
-        evidence = Text(result.evidence)
-        if result.status == "failed":
-            evidence.append(f"\n{claim.why}", style="dim")
-        seconds = "" if result.status == "not run" else f"{result.seconds:.1f}"
-        made.add_row(claim.name, Text(result.status, styles.get(result.status, "dim")), seconds, evidence)
-    console().print(made)
+    columns = Column("check", "name"), Column("result", "verdict"), Column("seconds"), Column("evidence", "text")
+    rows = [
+        (
+            claim.name, result.status, Cell("" if result.status == "not run" else f"{result.seconds:.1f}"),
+            result.evidence + (f"\n{claim.why}" if result.status == "failed" else ""),
+        )
+        for claim, result in found
+    ]  # fmt: skip
+    show(table("checks", "", columns, rows))

@@ -56,7 +56,7 @@ def compare(
         name = plan.architectures[0]
         step = f"Name another: archbench compare {name} llama; archbench list shows what there is"
         raise UsageError(f"archbench compare {name}", "a comparison is of two architectures or more", step)
-    from archbench.cli.verdicts import print_comparison
+    from archbench.cli.outcomes import print_comparison
     from archbench.study import compare as comparison
 
     study("compare", plan, comparison.compare, print_comparison, track=track, out=out, json=json_, quiet=quiet)
@@ -78,7 +78,7 @@ def tune(
     It is the first part of archbench compare with the same options, which reuses what is measured here.
     """
     plan = _plan(architecture, given, config, "tune")
-    from archbench.cli.verdicts import print_tuning
+    from archbench.cli.outcomes import print_tuning
     from archbench.study import compare as comparison
 
     study("compare", plan, comparison.tune, print_tuning, track=track, out=out, json=json_, quiet=quiet)

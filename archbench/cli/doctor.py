@@ -1,4 +1,4 @@
-"""``archbench doctor``: what this machine is, what it can reach at best, and how much its clock wavers."""
+"""``archbench doctor``: this machine, its peak speeds, and the noise of its timings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.options import Json, Plugins
+from archbench.presentation.quantities import quantity
+from archbench.presentation.tables import Column, Table, table
 
 if TYPE_CHECKING:
     import torch
@@ -30,30 +32,34 @@ def doctor(
 ) -> None:
     """Examine this machine: environment, peaks, noise floor, attention backends, plugins, extras. Takes seconds.
 
-    The noise floor comes from A/A runs: one workload is timed against itself, so that every difference is chance.
+    The noise floor comes from A/A runs: one workload is timed against itself, so every difference is chance.
     """
     from archbench.cli.output import print_json
+    from archbench.presentation.terminal import show
     from archbench.runs.device import default_device, resolve_device
 
     chosen = resolve_device(default_device() if device == "auto" else device)
     name = str(chosen)
-    sections: list[tuple[str, Iterator[Fact], Callable[[list[Fact]], None]]] = [
-        ("environment", _environment(name), _show_environment),
-        ("peak", _peaks(name), _show_peaks),
-        ("noise", _noise(name), _show_noise),
-        ("attention", _attention(chosen), _show_attention),
-        ("plugin", _plugins(plugin or []), _show_plugins),
-        ("extra", _extras(), _show_extras),
+    sections: list[tuple[str, Iterator[Fact], Callable[[list[Fact]], Table] | None]] = [
+        ("environment", _environment(name), _environment_table),
+        ("peak", _peaks(name), _peak_table),
+        ("noise", _noise(name), None),
+        ("attention", _attention(chosen), _attention_table),
+        ("plugin", _plugins(plugin or []), _plugin_table),
+        ("extra", _extras(), _extra_table),
     ]
-    for number, (kind, facts, show) in enumerate(sections):
+    for number, (kind, facts, made) in enumerate(sections):
         if json:
             for fact in facts:
                 print_json({"kind": kind, **fact})
         else:
-            found = list(facts)  # measured here
+            found = list(facts)  # measures
             if number:
                 typer.echo()
-            show(found)
+            if made is None:
+                _print_noise(found)
+            else:
+                show(made(found))
 
 
 def _environment(device: str) -> Iterator[Fact]:
@@ -64,7 +70,7 @@ def _environment(device: str) -> Iterator[Fact]:
 
 
 def _peaks(device: str) -> Iterator[Fact]:
-    """Peaks as a run would meet them, in base units; null where the device or its data sheet has none."""
+    """Peaks as a run measures them, in base units; null where the device or its data sheet has none."""
     import torch
 
     from archbench.measure.peaks import measure_bandwidth, measure_gemm, published_peak
@@ -136,29 +142,29 @@ def _extras() -> Iterator[Fact]:
         yield {"package": package, "version": found, "use": use}
 
 
-def _show_environment(facts: list[Fact]) -> None:
-    from archbench.cli.output import console, table
-    from archbench.presentation.quantities import quantity
-
-    made = table("environment", "")
-    for name, value in facts[0].items():
-        shown = "unknown" if value is None else quantity(value, "B") if name.endswith("_bytes") else str(value)
-        made.add_row(name.removesuffix("_bytes").replace("_", " "), shown)
-    console().print(made)
+def _environment_table(facts: list[Fact]) -> Table:
+    columns = Column("environment", "name"), Column("", "text")
+    rows = ((name.removesuffix("_bytes").replace("_", " "), _value(name, value)) for name, value in facts[0].items())
+    return table("environment", "", columns, rows)
 
 
-def _show_peaks(facts: list[Fact]) -> None:
-    from archbench.cli.output import console, table
-    from archbench.presentation.quantities import quantity
-
-    made = table("best of this device", "measured", "published", right=("measured", "published"))
-    for fact in facts:
-        made.add_row(fact["what"], quantity(fact["measured"], fact["unit"]), quantity(fact["published"], fact["unit"]))
-    console().print(made)
+def _value(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    return quantity(value, "B") if name.endswith("_bytes") else str(value)
 
 
-def _show_noise(facts: list[Fact]) -> None:
-    from archbench.cli.output import console
+def _peak_table(facts: list[Fact]) -> Table:
+    columns = Column("best of this device", "name"), Column("measured"), Column("published")
+    rows = (
+        (fact["what"], quantity(fact["measured"], fact["unit"]), quantity(fact["published"], fact["unit"]))
+        for fact in facts
+    )
+    return table("peaks", "", columns, rows)
+
+
+def _print_noise(facts: list[Fact]) -> None:
+    from archbench.presentation.terminal import console
 
     (noise,) = facts
     out = console()
@@ -167,17 +173,13 @@ def _show_noise(facts: list[Fact]) -> None:
         f"95 % of {noise['pairs']} pairs of equal work differ by a factor of {noise['low']:.3f} to {noise['high']:.3f}."
     )
     floor = max(abs(noise["median_low"] - 1), abs(noise["median_high"] - 1))
-    out.print(
-        f"The median of all pairs is known to ± {floor:.1%}: a smaller difference in speed, so measured, is chance."
-    )
+    out.print(f"The median of all pairs is known to ± {floor:.1%}: smaller differences in speed are chance.")
     for reason in noise["contaminated"]:
         out.print(f"Not quiet: {reason}. Speeds measured now are marked contaminated.", style="yellow")
 
 
-def _show_attention(facts: list[Fact]) -> None:
-    from archbench.cli.output import console, table
-
-    made = table("attention", "here")
+def _attention_table(facts: list[Fact]) -> Table:
+    rows = []
     for fact in facts:
         inference, training = fact["why_not_inference"], fact["why_not_training"]
         if inference:
@@ -186,25 +188,17 @@ def _show_attention(facts: list[Fact]) -> None:
             here = f"not in training: {training}"
         else:
             here = "yes, and auto" if fact["automatic"] else "yes"
-        made.add_row(fact["backend"], here)
-    console().print(made)
+        rows.append((fact["backend"], here))
+    return table("attention", "", (Column("attention", "name"), Column("here", "text")), rows)
 
 
-def _show_plugins(facts: list[Fact]) -> None:
-    from archbench.cli.output import console, table
-
-    made = table("plugin", "package", "source")
-    for fact in facts:
-        made.add_row(fact["name"], f"{fact['package']} {fact['version']}", fact["source"])
-    out = console()
-    out.print(made)
-    out.print("Whether each works: archbench list", style="dim")
+def _plugin_table(facts: list[Fact]) -> Table:
+    columns = Column("plugin", "name"), Column("package", "name"), Column("source", "text")
+    rows = ((fact["name"], f"{fact['package']} {fact['version']}", fact["source"]) for fact in facts)
+    return table("plugins", "", columns, rows, notes=["Whether each works: archbench list"])
 
 
-def _show_extras(facts: list[Fact]) -> None:
-    from archbench.cli.output import console, table
-
-    made = table("optional", "version", "for")
-    for fact in facts:
-        made.add_row(fact["package"], fact["version"] or "not installed", fact["use"])
-    console().print(made)
+def _extra_table(facts: list[Fact]) -> Table:
+    columns = Column("optional", "name"), Column("version", "name"), Column("for", "text")
+    rows = ((fact["package"], fact["version"] or "not installed", fact["use"]) for fact in facts)
+    return table("extras", "", columns, rows)

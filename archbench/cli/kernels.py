@@ -86,8 +86,7 @@ def kernels(
     run = measure_kernels(config, quiet=quiet)
 
     from archbench.cli.kernels_plot import draw
-    from archbench.cli.kernels_table import print_kernels
-    from archbench.cli.summary import print_rows
+    from archbench.cli.summary import print_kernels, print_rows
     from archbench.results.reading import read_results
 
     frame = read_results(run.path)

@@ -41,7 +41,8 @@ def static_kernels(
         UsageError, PluginError: the plugin does not exist, cannot be loaded, or defines no ``launches``.
         DeviceError: Triton is not installed, or its interpreter is on.
     """
-    from archbench.cli.output import console, print_json
+    from archbench.cli.output import print_json
+    from archbench.presentation.terminal import console
     from archbench_kernelcheck import check_on, rows, table, violations
 
     load = partial(_own, head_widths, dtype) if plugin is None else partial(_of_plugin, plugin)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from archbench.cli.options import Json, Plugins
+from archbench.cli.output import print_json
+from archbench.presentation.tables import Column, table
 
 if TYPE_CHECKING:
     from archbench.plugin.discovery import Entry
@@ -27,7 +29,11 @@ def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ArchbenchWarning)  # of broken files, which have a line of their own here
         found = [_described(name, entries, plugin or []) for name, entries in claims.items()]
-    (_print_json if json else _print_table)(found)
+    if json:
+        for row in found:
+            print_json(row)
+    else:
+        _print_table(found)
 
 
 def _described(name: str, entries: list[Entry], plugins: list[str]) -> dict[str, Any]:
@@ -54,24 +60,18 @@ def _described(name: str, entries: list[Entry], plugins: list[str]) -> dict[str,
     return {**row, "summary": info.summary, "paper": info.paper, "presets": list(info.presets), "wrappers": wrappers}
 
 
-def _print_json(found: list[dict[str, Any]]) -> None:
-    from archbench.cli.output import print_json
-
-    for row in found:
-        print_json(row)
-
-
 def _print_table(found: list[dict[str, Any]]) -> None:
-    from archbench.cli.output import console, table
+    from archbench.presentation.terminal import console, show
 
     out = console()
     good = [row for row in found if row["error"] is None]
     if good:
-        made = table("name", "summary", "paper", "package", "presets")
-        made.columns[0].no_wrap = made.columns[3].no_wrap = True  # what is typed, and what is looked for
-        for row in good:
-            made.add_row(row["name"], row["summary"], row["paper"], *row["packages"], " ".join(row["presets"]))
-        out.print(made)
+        columns = (
+            Column("name", "name"), Column("summary", "text"), Column("paper", "text"), Column("package", "name"),
+            Column("presets", "text"),
+        )  # fmt: skip
+        rows = ((row["name"], row["summary"], row["paper"], *row["packages"], " ".join(row["presets"])) for row in good)
+        show(table("architectures", "", columns, rows))
         if wrappers := good[0]["wrappers"]:
             out.print(f"\nEach wrapped by: {', '.join(wrappers)}")
     for row in found:

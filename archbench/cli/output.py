@@ -1,39 +1,12 @@
-"""Standard output: tables for people, JSON lines for programs; and what is said on standard error."""
+"""JSON lines on standard output for programs, and what is said on standard error."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-PIPE_WIDTH = 160
-"""Columns of a table that goes to a file or a pipe, where no terminal says how many there are."""
-
-
-def console() -> Console:
-    """Where tables go: as wide as the terminal, and never wrapped to 80 columns only because there is none."""
-    from rich.console import Console
-
-    fixed = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return Console(width=fixed, highlight=False, markup=False, emoji=False)
-
-
-def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """An unframed table; ``right`` names the columns that are numbers."""
-    from rich.table import Table
-
-    made = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    for column in columns:
-        number = column in right
-        made.add_column(column, justify="right" if number else "left", no_wrap=number, overflow="fold")
-    return made
 
 
 def print_json(value: Any) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from archbench.cli.fields import DEVICE, PLUGIN, SET, FieldOption, Given, with_fields
 from archbench.cli.options import Json, Names, Out, Quiet, Track, Unchecked, all_named, chosen_device
-from archbench.cli.output import console, print_json, table
+from archbench.cli.output import print_json
 from archbench.cli.studies import default_jobs, study
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def probe(
         _print_tasks(given["plugins"], json_)
         return
     plan = _plan(architecture, {**given, "parameters": parameters or None, "checked": not unchecked})
-    from archbench.cli.probe_table import print_probe
+    from archbench.cli.outcomes import print_probe
     from archbench.study.probe import probe as measure
 
     study("probe", plan, measure, print_probe, track=track, out=out, json=json_, quiet=quiet, describe=describe_trial)
@@ -80,6 +80,8 @@ def _plan(architectures: list[str] | None, given: Given) -> ProbePlan:
 
 def _print_tasks(plugins: tuple[str, ...], as_json: bool) -> None:
     from archbench.plugin.registry import available_tasks
+    from archbench.presentation.tables import Column, table
+    from archbench.presentation.terminal import show
 
     tasks = available_tasks(plugins).values()
     if as_json:
@@ -87,9 +89,12 @@ def _print_tasks(plugins: tuple[str, ...], as_json: bool) -> None:
             line: dict[str, Any] = {"name": task.name, "summary": task.summary, "source": task.source}
             print_json({**line, "conditions": dict(task.chance)})
         return
-    made = table("task", "what is asked", "tested on (chance)", "source")
-    made.columns[0].no_wrap = True
-    for task in tasks:
-        conditions = ", ".join(f"{name} ({task.chance[name]:.2g})" for name in task.tests)
-        made.add_row(task.name, task.summary, conditions, task.source)
-    console().print(made)
+    columns = (
+        Column("task", "name"), Column("what is asked", "text"), Column("tested on (chance)", "text"),
+        Column("source", "text"),
+    )  # fmt: skip
+    rows = (
+        (task.name, task.summary, ", ".join(f"{name} ({task.chance[name]:.2g})" for name in task.tests), task.source)
+        for task in tasks
+    )
+    show(table("tasks", "", columns, rows))

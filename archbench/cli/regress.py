@@ -196,8 +196,9 @@ def _conclude(rows: Sequence[Row], title: str, *, json: bool, require_baseline: 
         RegressionError: something regressed.
         MissingBaselineError: the base has nothing to compare with, where that is required.
     """
-    from archbench.cli.output import console, print_json, table
-    from archbench.regression.verdict_table import COLUMNS, as_json, cells, conclusion, markdown, write_summary
+    from archbench.cli.output import print_json
+    from archbench.presentation.terminal import show
+    from archbench.regression.verdict_table import as_json, conclusion, markdown, row_table, write_summary
 
     verdict = conclusion(rows)
     failed, new = (
@@ -209,10 +210,7 @@ def _conclude(rows: Sequence[Row], title: str, *, json: bool, require_baseline: 
             print_json(as_json(row))
         print_json({"title": title, "conclusion": verdict, "failed": failed, "new": new})
     else:
-        made = table(*COLUMNS, right=("base", "head", "ratio"))
-        for row in rows:
-            made.add_row(*cells(row))
-        console().print(made)
+        show(row_table(rows))
         typer.echo(f"\n{verdict}.")
     if failed:
         step = f"Undo what costs more, or say that it is meant: --accept '{failed[0].partition(':')[2]}=why'"

@@ -132,9 +132,9 @@ def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool
         _show(frame, config.out, json=json)
         finished.append(frame)
     if not json:
-        from archbench.cli.comparison import print_comparison
+        from archbench.cli.summary import print_side_by_side
 
-        print_comparison(finished)
+        print_side_by_side(finished)
     if failed:
         typer.echo(f"Failed: {', '.join(f'{name} (exit code {code})' for name, code in failed)}", err=True)
         raise typer.Exit(failed[0][1])

@@ -56,7 +56,7 @@ def scale(
     if no_tuning:
         given["factors"] = (1.0,)
     plan = _plan(architecture, given, config)
-    from archbench.cli.scale_table import print_scale
+    from archbench.cli.outcomes import print_scale
     from archbench.study.scale import scale as measure
 
     study("scale", plan, measure, print_scale, track=track, out=out, json=json_, quiet=quiet, describe=describe_cell)

@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from archbench.cli.options import Json, Name, Plugins, Preset, Set, assignments, named
+from archbench.cli.output import print_json
+from archbench.presentation.quantities import count, quantity
+from archbench.presentation.tables import Column, Table, table
 
 if TYPE_CHECKING:
     from archbench.config import ModelConfig
@@ -25,7 +28,7 @@ def show(
     overrides: dict[str, Any] = {**assignments(set_, "--set")}
     config = loaded.config(preset, **overrides)
     facts = _facts(loaded, config, preset)
-    (_print_json if json else _print_tables)(facts)
+    (print_json if json else _print_tables)(facts)
 
 
 def _facts(architecture: Architecture, config: ModelConfig, preset: str) -> dict[str, Any]:
@@ -87,53 +90,51 @@ def folded(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _print_json(facts: dict[str, Any]) -> None:
-    from archbench.cli.output import print_json
-
-    print_json(facts)
-
-
 def _print_tables(facts: dict[str, Any]) -> None:
-    from archbench.cli.output import console, table
-    from archbench.presentation.quantities import quantity
+    from archbench.presentation.terminal import console
+    from archbench.presentation.terminal import show as show_table
 
     out = console()
-    out.print(f"{facts['name']}: {facts['summary']}", style="bold")
+    out.print(f"{facts['name']}: {facts['summary']}", style="bold", soft_wrap=True)
     out.print(f"{facts['paper']}\n{facts['package']} {facts['version']}; presets: {', '.join(facts['presets'])}\n")
+    for number, part in enumerate((_fields(facts), _costs(facts), _layers(facts))):
+        if number:
+            out.print()
+        show_table(part)
 
-    fields = table(f"preset {facts['preset']}", "value", "meaning", right=("value",))
-    for name, value in facts["config"].items():
-        fields.add_row(
-            name,
-            f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value),
-            facts["meaning"][name],
-        )
-    out.print(fields)
 
-    T = facts["config"]["context_length"]
-    costs = table("cost", "value", "", right=("value",))
-    costs.add_row("parameters", f"{facts['parameters']:,}", "tied ones once")
-    costs.add_row(
-        "forward", quantity(facts["forward_flops_per_token"], "FLOP/token"), f"a whole context of {T:,} tokens"
+def _fields(facts: dict[str, Any]) -> Table:
+    columns = Column(f"preset {facts['preset']}", "name"), Column("value"), Column("meaning", "text")
+    rows = (
+        (name, f"{value:,}" if type(value) is int else str(value), facts["meaning"][name])
+        for name, value in facts["config"].items()
     )
-    costs.add_row("training", quantity(facts["training_flops_per_token"], "FLOP/token"), "forward and backward")
-    cache = facts["cache_bytes_per_token"]
-    costs.add_row("cache", "none" if cache is None else quantity(cache, "B/token"), "a sequence and position")
-    out.print()
-    out.print(costs)
+    return table("fields", "", columns, rows)
 
-    numbers = ("count", "parameters", "forward FLOP/token")
-    layers = table("layer", "type", "output (B, T, ...)", *numbers, right=numbers)
-    for row in folded(facts["layers"]):
-        shape = "" if row["output_shape"] is None else " × ".join(map(str, row["output_shape"]))
-        path = row["path"] or "(the model itself)"
-        layers.add_row(
-            path,
-            row["type"],
-            shape,
-            str(row["count"]),
-            f"{row['parameters']:,}",
-            f"{row['forward_flops_per_token']:,.0f}",
+
+def _costs(facts: dict[str, Any]) -> Table:
+    columns = Column("cost", "name"), Column("value"), Column("", "text")
+    cache = facts["cache_bytes_per_token"]
+    context = f"a whole context of {facts['config']['context_length']:,} tokens"
+    rows = (
+        ("parameters", count(facts["parameters"]), "tied ones once"),
+        ("forward", quantity(facts["forward_flops_per_token"], "FLOP/token"), context),
+        ("training", quantity(facts["training_flops_per_token"], "FLOP/token"), "forward and backward"),
+        ("cache", "none" if cache is None else quantity(cache, "B/token"), "a sequence and position"),
+    )
+    return table("costs", "", columns, rows)
+
+
+def _layers(facts: dict[str, Any]) -> Table:
+    columns = (
+        Column("layer", "text"), Column("type", "text"), Column("output (B, T, ...)", "text"), Column("count"),
+        Column("parameters", show=count), Column("forward FLOP/token", show=count),
+    )  # fmt: skip
+    rows = (
+        (
+            row["path"] or "(the model itself)", row["type"], " × ".join(map(str, row["output_shape"] or ())),
+            row["count"], row["parameters"], row["forward_flops_per_token"],
         )
-    out.print()
-    out.print(layers)
+        for row in folded(facts["layers"])
+    )  # fmt: skip
+    return table("layers", "", columns, rows)

@@ -41,10 +41,10 @@ def study(
         show: prints the outcome as tables.
         describe: a cell in a few words.
     """
-    from archbench.cli.compare_progress import CompareProgress
+    from archbench.cli.progress import StudyProgress
 
     folder = Path(out) if out is not None else Path("results") / f"{kind}-{plan.digest()}"
-    with CompareProgress(folder, quiet=quiet, describe=describe) as progress:
+    with StudyProgress(folder, quiet=quiet, describe=describe) as progress:
         outcome = measure(plan, folder, progress, shlex.join(["archbench", *sys.argv[1:]]), track or ())
     if json:
         print_json(outcome.as_json())

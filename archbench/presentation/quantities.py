@@ -39,13 +39,18 @@ def number(value: float | None, unit: str) -> str:
     if base == "FLOP":
         prefix, scale = _prefix(value)
         return f"{digits(value / scale)} {prefix}{unit}"
-    if unit in ("token", "parameter"):
-        return compact(value)
     if unit == "relative":
         return percent(value)
     if unit in ("bit/byte", "nats/token"):
         return _minus(f"{value:.4f}")
-    return digits(value) if unit in ("", "1") or base == "token" else f"{digits(value)} {unit}"
+    return digits(value) if unit in ("", "1", "parameter") or base == "token" else f"{digits(value)} {unit}"
+
+
+def spread(low: float, high: float, unit: str) -> str:
+    """``2 – 4 ms``: both ends of a range, the unit once where it is the same."""
+    start, end = quantity(low, unit), quantity(high, unit)
+    value, _, scale = start.partition(" ")
+    return f"{value if end.endswith(' ' + scale) else start} – {end}"
 
 
 def duration(seconds: float) -> str:

@@ -9,12 +9,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from archbench.presentation import tables
+from archbench.presentation.tables import Column, Table, table
 from archbench.regression.estimates import Estimate
 
 LIMIT = 1.10
 """The timing gate: head / base."""
 
-COLUMNS = ("architecture", "metric", "base", "head", "ratio", "verdict", "note")
+_COLUMNS = (
+    Column("architecture", "name"), Column("metric", "name"), Column("base"), Column("head"), Column("ratio"),
+    Column("verdict", "verdict"), Column("note", "text"),
+)  # fmt: skip
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 """Names the file that GitHub Actions shows as the job's summary."""
@@ -163,6 +168,11 @@ def accepted(rows: Sequence[Row], reasons: Mapping[str, str]) -> list[Row]:
     return found
 
 
+def row_table(rows: Sequence[Row]) -> Table:
+    """The rows as a table."""
+    return table("regressions", "", _COLUMNS, map(cells, rows))
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """One line of the table; the ratio of a time with its 95 % bounds."""
     ratio = row.ratio
@@ -184,14 +194,9 @@ def _value(value: float | None, row: Row) -> str:
 
 def markdown(rows: Sequence[Row], title: str, conclusion: str) -> str:
     """The table and its conclusion, followed by the meaning of each verdict but "ok"."""
-    lines = [f"### {title}", "", f"{conclusion}", "", f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}"]
-    for row in rows:
-        found = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells(row)]
-        if row.verdict in ("FAIL", "NEW"):
-            found[5] = f"**{row.verdict}**"
-        lines.append(f"| {' | '.join(found)} |")
+    lines = [f"### {title}", "", conclusion, "", *tables.markdown(row_table(rows))]
     met = [verdict for verdict in MEANING if any(row.verdict == verdict for row in rows) and verdict != "ok"]
-    lines += ["", *(f"- {verdict}: {MEANING[verdict]}" for verdict in met), ""]
+    lines += [*(f"- {verdict}: {MEANING[verdict]}" for verdict in met), ""]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What a comparison says and what it does not, in sentences."""
+"""What a comparison shows and what it does not, in sentences."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def _headline(outcome: ComparisonOutcome) -> str:
         ("better", f"better than {base}"),
         ("worse", f"worse than {base}"),
         ("equivalent", f"equivalent to {base}"),
-        ("below margin", f"different from {base} by less than matters"),
+        ("below margin", f"different from {base} by less than the margin"),
     ):
         if names := by_verdict[verdict]:
             parts.append(f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {phrase}")
     undecided = by_verdict["inconclusive"] + by_verdict["no verdict"]
     if undecided and not parts:
-        return f"Nothing is decided: the data do not tell {_listed(undecided)} from {base}."
+        return f"Nothing is decided: the data do not distinguish {_listed(undecided)} from {base}."
     if not parts:
         return f"Only {base} took part: there is nothing to compare it with."
     text = "; ".join(parts)
@@ -70,7 +70,7 @@ def _details(outcome: ComparisonOutcome) -> str:
         row for row in outcome.quality if row.verdict == "baseline" or row.architecture == outcome.plan.baseline
     )
     level = f"{outcome.plan.confidence:.0%}"
-    sentences = [f"{base.architecture} needs {number(base.bits_per_byte, 'bit/byte')} bits for a byte of unseen text."]
+    sentences = [f"{base.architecture} needs {number(base.bits_per_byte, 'bit/byte')} bits per byte of unseen text."]
     for verdict in ("better", "worse", "below margin"):
         decided = [row for row in outcome.quality if row.verdict == verdict and row.difference is not None]
         if len(decided) <= 3:
@@ -81,7 +81,7 @@ def _details(outcome: ComparisonOutcome) -> str:
             change = {"better": f"need {bounds} fewer", "worse": f"need {bounds} more"}.get(
                 verdict, f"differ by {bounds}"
             )
-            sentences.append(f"The {len(decided)} that are {verdict} {change}; the table has their intervals.")
+            sentences.append(f"The {len(decided)} that are {verdict} {change}; the table has the intervals.")
     if equal := [row.architecture for row in outcome.quality if row.verdict == "equivalent"]:
         verb = "differs" if len(equal) == 1 else "differ"
         sentences.append(
@@ -90,12 +90,12 @@ def _details(outcome: ComparisonOutcome) -> str:
     undecided = [row.architecture for row in outcome.quality if row.verdict in ("inconclusive", "no verdict")]
     if undecided:
         sentences.append(
-            f"Why {_listed(undecided)} {'is' if len(undecided) == 1 else 'are'} undecided stands below the table."
+            f"Why {_listed(undecided)} {'is' if len(undecided) == 1 else 'are'} undecided is explained below the table."
         )
     if earlier := [f"{look.seeds} seeds, margin {100 * look.margin:g} %" for look in outcome.looks[:-1]]:
         sentences.append(
-            f"The verdict was read before, with {'; '.join(earlier)}: p-values and verdicts hold for one look, and "
-            "looking again finds more by chance."
+            f"There were earlier analyses, with {'; '.join(earlier)}: p-values and verdicts hold for one analysis, and "
+            "repeated analyses find more by chance."
         )
     return " ".join(sentences)
 
@@ -130,8 +130,8 @@ def _matched(outcome: ComparisonOutcome) -> tuple[str, ...]:
             f"{plan.tuning_share:.0%} of the budget); {plan.seeds} fresh seeds then confirmed."
         )
     sentences.append(
-        f"A difference counts from {100 * plan.margin:g} % on, a margin set beforehand. P-values are Holm's, over "
-        "architectures; everything but this verdict is exploratory."
+        f"Differences below the margin of {100 * plan.margin:g} %, set beforehand, are ignored. P-values are corrected "
+        "by Holm's method for the number of architectures; everything but this verdict is exploratory."
     )
     return tuple(sentences)
 
@@ -145,7 +145,7 @@ def _limits(outcome: ComparisonOutcome) -> tuple[str, ...]:
         low, high = compact(min(sizes)), compact(max(sizes))
         size = low if low == high else f"{low} to {high}"
         sentences.append(
-            f"Other sizes: these models have {size} parameters. What is better here can be worse when large."
+            f"Other sizes: these models have {size} parameters. What is better here can be worse at a larger size."
         )
     tokens = [row.training_tokens for row in outcome.spent if row.training_tokens]
     ratios = [
@@ -156,15 +156,14 @@ def _limits(outcome: ComparisonOutcome) -> tuple[str, ...]:
     ]
     if tokens and ratios:
         few = min(ratios) < TOKENS_A_PARAMETER
-        told = (
+        early = (
             f", where about {TOKENS_A_PARAMETER} are compute-optimal for transformers (Hoffmann et al. 2022): "
-            "early learning is compared, not what training to the end would give"
+            "early learning is compared, not the end of training"
             if few
             else ""
         )
         sentences.append(
-            f"Longer training: {_range(tokens, 'token')} tokens were seen, {_plain_range(ratios)} for each "
-            f"parameter{told}."
+            f"Longer training: {_range(tokens)} tokens were seen, {_plain_range(ratios)} per parameter{early}."
         )
     sentences += [
         f"Other text: one corpus ({outcome.corpus}) and one tokenizer ({plan.tokenizer}).",
@@ -184,8 +183,8 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _range(values: Sequence[float], unit: str) -> str:
-    low, high = number(min(values), unit), number(max(values), unit)
+def _range(values: Sequence[float]) -> str:
+    low, high = compact(min(values)), compact(max(values))
     return low if low == high else f"{low} to {high}"
 
 

@@ -1,4 +1,4 @@
-"""What a report shows, part by part: a comparison, or runs without one."""
+"""What a report shows, part by part: a comparison, a scaling study, or runs without one."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from archbench.errors import ArchbenchWarning, StorageError
-from archbench.presentation.quantities import duration
+from archbench.presentation.quantities import counted, duration
+from archbench.presentation.tables import Table
+from archbench.report.comparison_tables import cost_table, lost_table, size_table, verdict_table
 from archbench.report.conclusions import Conclusions, conclusions
 from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
-from archbench.report.evidence import Evidence, of_comparison, of_runs
+from archbench.report.evidence import Evidence, of_comparison, of_runs, provenance_of
 from archbench.report.figures import Figure
 from archbench.report.ladder_figures import ladder_figures
 from archbench.report.ladder_tables import forecast_table, law_table, loss_table
@@ -19,15 +21,15 @@ from archbench.report.ladder_texts import conclusions as ladder_conclusions
 from archbench.report.learning_curves import loss_figure, tuning_figure, validation_figure
 from archbench.report.probe_figures import probe_figure, probe_state_figure
 from archbench.report.quality_figures import difference_figure, position_figure
+from archbench.report.run_tables import run_table
 from archbench.report.styles import Style, styles_of
-from archbench.report.tables import Table, cost_table, lost_table, run_table, size_table, verdict_table
 from archbench.study.comparison_outcome import ComparisonOutcome
 from archbench.study.outcome import Outcome
 from archbench.study.scale_outcome import ScaleOutcome
 
 NO_VERDICT = (
     "These are runs without a comparison, so there is no verdict: sizes, budgets and learning rates may differ, and "
-    "differences may be chance. archbench compare matches and tunes, and says how sure it is."
+    "differences may be chance. archbench compare matches sizes, tunes learning rates, and gives intervals."
 )
 
 
@@ -117,7 +119,7 @@ _BUILDERS: tuple[tuple[str | None, Callable[[Evidence], Figure | None]], ...] = 
     (None, probe_state_figure),
     ("kernels", kernel_figure),
 )
-"""What is told to be missing where a figure cannot be drawn (None: nothing), and what draws it."""
+"""Label shown when the data for a figure are missing (None: none), and the function that builds the figure."""
 
 
 def of_evidence(evidence: Evidence) -> Contents:
@@ -159,10 +161,13 @@ def of_ladder(folder: Path) -> Contents:
     ladder = ScaleOutcome.read(folder)
     if not ladder.findings:
         raise StorageError(
-            str(folder), "none of its trainings ended well", f"Its {ScaleOutcome.file} tells why, run by run"
+            str(folder), "none of its trainings ended well", f"Its {ScaleOutcome.file} says why, run by run"
         )
     plan, styles = ladder.plan, styles_of(ladder.names, ladder.names[0])
-    figures = ladder_figures(ladder, styles)
+    made = provenance_of(ladder, folder)
+    figures = tuple(
+        replace(figure, provenance=(*figure.provenance, *made)) for figure in ladder_figures(ladder, styles)
+    )
     tables = (law_table(ladder), loss_table(ladder), forecast_table(ladder))
     return Contents(
         title=f"How {', '.join(ladder.names)} scale{'s' if len(ladder.names) == 1 else ''}",
@@ -175,20 +180,9 @@ def of_ladder(folder: Path) -> Contents:
         lead=figures[0],
         figures=figures,
         missing=(),
-        facts=(
-            ("command", ladder.command),
-            ("folder", str(folder)),
-            ("finished", f"{ladder.finished:%Y-%m-%d %H:%M %Z}".strip()),
-            ("versions", ", ".join([f"archbench {ladder.archbench_version}", *_revision(ladder.git_revision)])),
-            ("machine", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in ladder.machine.items())),
-            ("time", f"{duration(ladder.seconds.measured)}, predicted {duration(ladder.seconds.predicted)}"),
-        ),
+        facts=(*made, _time(ladder)),
         styles=styles,
     )
-
-
-def _revision(git_revision: str | None) -> list[str]:
-    return [f"git {git_revision}"] if git_revision else []
 
 
 def _comparison_title(outcome: ComparisonOutcome) -> tuple[str, str]:
@@ -211,7 +205,7 @@ def _runs_title(evidence: Evidence) -> tuple[str, str]:
     device = ", ".join(evidence.rows.device_name.drop_duplicates().astype(str))
     return (
         _kind(evidence),
-        f"{runs} run{'s' if runs > 1 else ''} · {device} · newest {evidence.rows.time_utc.max():%Y-%m-%d}",
+        f"{counted(runs, 'run')} · {device} · newest {evidence.rows.time_utc.max():%Y-%m-%d}",
     )
 
 
@@ -227,8 +221,12 @@ def _plan(outcome: ComparisonOutcome) -> tuple[tuple[str, str], ...]:
         ),
         ("text scored", f"{outcome.units.count:,} {outcome.units.kind}, {outcome.units.empty:,} empty ones left out"),
         ("cells", f"{done:,} of {len(outcome.cells):,} finished"),
-        ("time", f"{duration(outcome.seconds.measured)}, predicted {duration(outcome.seconds.predicted)}"),
+        _time(outcome),
     )
+
+
+def _time(outcome: ComparisonOutcome | ScaleOutcome) -> tuple[str, str]:
+    return "time", f"{duration(outcome.seconds.measured)}, predicted {duration(outcome.seconds.predicted)}"
 
 
 def _kind(evidence: Evidence) -> str:

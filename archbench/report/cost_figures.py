@@ -24,6 +24,7 @@ def pareto_figure(evidence: Evidence) -> Figure | None:
     panels = []
     for metric in _COSTS:
         rows = [row for row in evidence.costs if row.metric == metric and row.value and row.architecture in scores]
+        rows.sort(key=lambda row: evidence.names.index(row.architecture))
         if len(rows) > 1:
             points = [(scores[row.architecture], float(row.value or 0)) for row in rows]
             panels.append(_pareto(evidence, rows[0].label, rows[0].unit, points))
@@ -36,13 +37,11 @@ def pareto_figure(evidence: Evidence) -> Figure | None:
         panels.append(_pareto(evidence, title, unit, points))
     if not panels:
         return None
-    drawn = {series.name for panel in panels for series in panel.series}
     return Figure(
         "pareto", "Quality against cost",
         "Lower left is better. The stepped line is the Pareto front: nothing measured is both better and cheaper than "
-        f"what lies on it; hollow marks are dominated. Bars: {evidence.score_interval}. The front is drawn through the "
-        "measured values and takes no account of the bars.",
-        tuple(panels), legend=_legend(evidence, drawn),
+        f"what lies on it; hollow marks are dominated. Bars: {evidence.score_interval}. The front ignores the bars.",
+        tuple(panels),
         provenance=(("quality", "bits per byte of the validation text"), ("costs", "medians; see the tables above")),
     )  # fmt: skip
 
@@ -90,9 +89,9 @@ def _padded(low: float, high: float, scale: Scale) -> tuple[float, float]:
 
 
 def _sides(points: Sequence[tuple[Score, float]], front: set[str], scale: Scale) -> list[Side]:
-    """Where each point's name stands, so that names keep off one another, off other points and inside the plot.
+    """The side of each point's name that avoids other names and points, and stays inside the plot.
 
-    Below left and above right of a point of the front its line does not run.
+    Names on the front are below left or above right, where its line does not run.
     """
     across = [math.log(cost) if scale == "log" else cost for _, cost in points]
     lowest, highest = min(score.value for score, _ in points), max(score.value for score, _ in points)
@@ -121,14 +120,14 @@ _OFFSETS: dict[Side, tuple[int, int]] = {
     "bottom left": (-1, -1),
     "bottom right": (1, -1),
 }
-"""Which way a name stands off its point; the side most liked first."""
+"""Where a name is beside its point, right and up; preferred sides first."""
 
 _Box = tuple[float, float, float, float]
-"""Left, right, bottom, top; from 0 to 1 is what the points take of the plot."""
+"""Left, right, bottom, top; the points span 0 to 1."""
 
 
 def _box(x: float, y: float, side: Side, label: str) -> _Box:
-    """About where a label is; a letter is about a fortieth of the plot wide."""
+    """The approximate extent of a label, whose letters are about a fortieth of the plot wide."""
     right, up = _OFFSETS[side]
     width = 0.025 * len(label)
     start = x + 0.03 if right > 0 else x - 0.03 - width
@@ -137,7 +136,7 @@ def _box(x: float, y: float, side: Side, label: str) -> _Box:
 
 
 def _overlap(box: _Box, taken: Sequence[_Box]) -> float:
-    """Area that ``box`` has in common with others, and how far it is outside of the plot."""
+    """Area that ``box`` shares with others, plus how far it extends beyond the plot."""
     shared = sum(
         max(0.0, min(box[1], other[1]) - max(box[0], other[0]))
         * max(0.0, min(box[3], other[3]) - max(box[2], other[2]))
@@ -147,7 +146,7 @@ def _overlap(box: _Box, taken: Sequence[_Box]) -> float:
 
 
 def _label(name: str) -> str:
-    """A name of at most 18 letters; the legend has the whole one."""
+    """A name of at most 18 letters; the legend has all of it."""
     return name if len(name) <= 18 else name[:17] + "…"
 
 
@@ -193,11 +192,10 @@ def context_figure(evidence: Evidence) -> Figure | None:
         for row in evidence.curves
         if row.cause
     ]
-    drawn = {series.name for panel in panels for series in panel.series}
     return Figure(
         "context", f"Cost against {across.title}",
-        "One sequence at a time. Scales are logarithmic, but for quantities that hardly change.", tuple(panels),
-        remarks=tuple(causes), legend=_legend(evidence, drawn),
+        "One sequence at a time. Scales are logarithmic, except for quantities that hardly change.", tuple(panels),
+        remarks=tuple(causes),
         provenance=(("measured", "one sequence; medians over repeats"),),
     )  # fmt: skip
 
@@ -254,13 +252,12 @@ def kernel_figure(evidence: Evidence) -> Figure | None:
         title = _case(dict(zip(shape, case, strict=True)))
         across = Axis("length T, positions", "token", "log", ticks=thinned(lengths))
         panels.append(Panel(title, across, Axis("speed", "FLOP/s", zero=True), tuple(series)))
-    shown = [(name, style) for name, style in styles.items() if name in set(rows.backend)]
     devices = ", ".join(sorted(set(rows.device_name)))
     return Figure(
         "kernels", "Speed of kernels",
         "Median FLOP/s; of attention only visible pairs count, so causal attention counts as half, and backward as "
         "2.5 × forward.",
-        tuple(panels), legend=tuple(shown),
+        tuple(panels),
         provenance=(("rows", "phase kernel"), ("device", devices), ("runs", ", ".join(rows.run_id.drop_duplicates()))),
     )  # fmt: skip
 
@@ -279,7 +276,3 @@ def _case(case: dict[str, Any]) -> str:
         if pd.notna(case[column]):
             parts.append(f"{letter} {int(case[column])}")
     return ", ".join([*parts, str(case["dtype"])])
-
-
-def _legend(evidence: Evidence, drawn: set[str]) -> tuple[tuple[str, Style], ...]:
-    return tuple((name, evidence.styles[name]) for name in evidence.names if name in drawn)

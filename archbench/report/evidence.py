@@ -1,11 +1,12 @@
-"""What figures and tables are made from, the same whether it comes from a comparison or from runs alone."""
+"""The data of figures and tables, the same for a comparison and for runs alone."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archbench.errors import StorageError
 from archbench.report.styles import Style, styles_of
@@ -13,7 +14,7 @@ from archbench.results.schema import FAILED
 from archbench.study.comparison_outcome import ComparisonOutcome, Spent
 from archbench.study.costs import CostCurve, CostRow, Position
 from archbench.study.learning_rates import Tuning
-from archbench.study.outcome import ROWS
+from archbench.study.outcome import ROWS, Outcome
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Score:
-    """Bits per byte of one architecture, and an interval of it."""
+    """Bits per byte of one architecture, with its interval."""
 
     name: str
     value: float
@@ -76,41 +77,46 @@ def of_comparison(folder: Path) -> Evidence:
         raise StorageError(str(folder), cause, "Repeat the archbench compare command: it writes them anew")
     rows = read_results(file)
     rows = rows.assign(name=rows.architecture.where(rows.architecture != "none"))
-    machine = ", ".join(
-        f"{name.replace('_', ' ')} {value}" for name, value in outcome.machine.items() if value is not None
-    )
-    versions = f"archbench {outcome.archbench_version}"
-    if outcome.git_revision:
-        versions += f", git {outcome.git_revision}"
     names = outcome.names
+
+    def own(rows: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(row for row in rows if row.architecture in names)
+
     return Evidence(
         names=names,
         rows=rows,
         learners=tuple(cell.run_id for cell in outcome.cells if cell.stage == "seed" and cell.run_id is not None),
         scores=tuple(
             Score(row.architecture, row.bits_per_byte, row.low, row.high)
-            for row in outcome.quality
-            if row.bits_per_byte is not None and row.architecture in names
+            for row in own(outcome.quality)
+            if row.bits_per_byte is not None
         ),
-        spent=tuple(row for row in outcome.spent if row.architecture in names),
-        costs=tuple(row for row in outcome.costs if row.architecture in names),
-        curves=tuple(row for row in outcome.curves if row.architecture in names),
-        positions=tuple(row for row in outcome.positions if row.architecture in names),
-        tuning=tuple(row for row in outcome.tuning if row.architecture in names),
+        spent=own(outcome.spent),
+        costs=own(outcome.costs),
+        curves=own(outcome.curves),
+        positions=own(outcome.positions),
+        tuning=own(outcome.tuning),
         score_interval=f"{outcome.plan.confidence:.0%} interval of the mean over seeds",
-        provenance=(
-            ("command", outcome.command),
-            ("folder", str(folder)),
-            ("finished", f"{outcome.finished:%Y-%m-%d %H:%M %Z}".strip()),
-            ("versions", versions),
-            ("machine", machine),
-        ),
+        provenance=provenance_of(outcome, folder),
         outcome=outcome,
     )
 
 
+def provenance_of(outcome: Outcome, folder: Path) -> tuple[tuple[str, str], ...]:
+    """The command, folder, time, versions and machine of a study, as (what, value) pairs."""
+    revision = f", git {outcome.git_revision}" if outcome.git_revision else ""
+    machine = (f"{name.replace('_', ' ')} {value}" for name, value in outcome.machine.items() if value is not None)
+    return (
+        ("command", outcome.command),
+        ("folder", str(folder)),
+        ("finished", f"{outcome.finished:%Y-%m-%d %H:%M %Z}".strip()),
+        ("versions", f"archbench {outcome.archbench_version}{revision}"),
+        ("machine", ", ".join(machine)),
+    )
+
+
 def of_runs(rows: pd.DataFrame, places: tuple[str, ...]) -> Evidence:
-    """Runs without a comparison; those that differ only in their seed are taken together.
+    """Runs without a comparison; those that differ only in their seed are grouped.
 
     Args:
         rows: at least one tidy row.
@@ -136,7 +142,7 @@ def of_runs(rows: pd.DataFrame, places: tuple[str, ...]) -> Evidence:
 
 
 def _names(rows: pd.DataFrame) -> pd.Series[str]:
-    """Architecture, with the preset and the configuration's hash where it takes them to tell runs apart."""
+    """Architecture, with the preset and the configuration's hash where these differ between runs."""
     modelled = rows.architecture != "none"
     names = rows.architecture.astype(str)
     for column in ("preset", "config_hash"):

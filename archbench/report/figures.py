@@ -1,7 +1,4 @@
-"""Figures as data: what is drawn, in base units, without saying by which library.
-
-:mod:`archbench.report.interactive` draws them for the page and :mod:`archbench.report.images` for paper.
-"""
+"""Figures as data: what is drawn, in base units; :mod:`archbench.report.vega` draws it."""
 
 from __future__ import annotations
 
@@ -26,8 +23,8 @@ class Axis:
         unit: base unit of the values: s, B, token, parameter, FLOP, FLOP/s, bit/byte, nats/token, 1, or relative (a
             share, shown as percent).
         scale: linear or log.
-        ticks: where it is labelled; empty: where the drawing library likes.
-        labels: texts of ``ticks``; then the axis names things and measures nothing.
+        ticks: where it is labelled; empty: left to the drawing library.
+        labels: texts of ``ticks``, for an axis of names.
         limits: lowest and highest value shown at first.
         zero: begins at zero.
     """
@@ -47,19 +44,19 @@ class Series:
 
     Attributes:
         name: what the legend says: an architecture, or a kernel.
-        style: colour and marker; None: drawn in the colour of text.
+        style: colour and marker; None: muted, without markers.
         x, y: coordinates, base units; a None in ``y`` interrupts the line.
         low, high: interval of each y (of each x where ``sideways``); empty: none.
-        notes: a word for each point, shown beside it when it is pointed at.
-        drawn: line; curve, a line that was computed, without points; line with points; points; steps, which hold a
-            value until the next; or thin, a lone run.
+        notes: a text for each point, shown with its values on hover.
+        drawn: a line; a curve, computed and without points; a line with points; points; steps, which hold a value
+            until the next; or a thin line, a single run.
         band: the interval is a band and not a bar.
         sideways: the interval is of x.
         hollow: the points are not filled.
         heavy: the interval's bar is thick.
         label: a text beside each point, and at which side of it.
         side: where that text stands.
-        role: what sets this series apart from others of the same name; a column of the data.
+        role: what distinguishes this series from others of the same name; a column of the data.
     """
 
     name: str
@@ -81,7 +78,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Rule:
-    """A line at x = ``low``, or a shaded stretch to ``high``; ``text`` says what it is."""
+    """A line at x = ``low``, or a shaded range up to ``high``, with its label."""
 
     low: float
     high: float | None = None
@@ -120,7 +117,6 @@ class Figure:
         panels: side by side (``grid``), or one at a time with a switch (``switch``).
         remarks: what is missing in it, and why.
         provenance: (what, value) pairs: command, files, runs, versions, machine.
-        legend: names and styles to be explained; empty where the axis names everything.
     """
 
     key: str
@@ -130,7 +126,12 @@ class Figure:
     arrangement: Literal["grid", "switch"] = "grid"
     remarks: tuple[str, ...] = ()
     provenance: tuple[tuple[str, str], ...] = ()
-    legend: tuple[tuple[str, Style], ...] = ()
+
+    @property
+    def legend(self) -> tuple[tuple[str, Style], ...]:
+        """Names and styles to be explained: of all series but those that an axis names."""
+        shown = [series for panel in self.panels if not panel.y.labels for series in panel.series]
+        return tuple({series.name: series.style for series in shown if series.style is not None}.items())
 
 
 def data_of(figure: Figure) -> tuple[list[str], list[list[Any]]]:

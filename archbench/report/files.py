@@ -27,29 +27,29 @@ def require(option: str, extra: str, *modules: str) -> None:
 
 
 def write_page(contents: Sequence[Contents], path: str | Path, *, title: str) -> Path:
-    """The page; its path.
+    """Write the page; its path.
 
     Raises:
         StorageError: it cannot be written.
     """
     from archbench.report.page import page
 
-    return _written(Path(path), page(contents, title=title).encode())
+    return write(path, page(contents, title=title).encode())
 
 
 def write_image(figure: Figure, path: str | Path, *, heading: str = "") -> Path:
-    """The figure, below ``heading``, in the format that the file's suffix names: .png, .svg or .pdf.
+    """Write the figure, below ``heading``, in the format that the file's suffix names: .png, .svg or .pdf.
 
     Raises:
         StorageError: it cannot be written.
     """
     from archbench.report.vega import image
 
-    return _written(Path(path), image(figure, Path(path).suffix[1:].lower(), heading=heading))
+    return write(path, image(figure, Path(path).suffix[1:].lower(), heading=heading))
 
 
 def write_images(contents: Sequence[Contents], folder: str | Path) -> list[dict[str, Path]]:
-    """One PNG file a figure; for each part, the files by the figure's key.
+    """Write one PNG file per figure; for each part, the files by the figure's key.
 
     A file is named after its figure, after a number where there are several parts.
 
@@ -66,7 +66,7 @@ def write_images(contents: Sequence[Contents], folder: str | Path) -> list[dict[
 
 
 def write_markdown(contents: Sequence[Contents], path: str | Path, images: Sequence[dict[str, Path]]) -> Path:
-    """The Markdown summary; its path. Images are named from where it stands.
+    """Write the Markdown summary; its path. Its links to images are relative to it.
 
     Raises:
         StorageError: it cannot be written.
@@ -78,25 +78,32 @@ def write_markdown(contents: Sequence[Contents], path: str | Path, images: Seque
         {key: quote(Path(os.path.relpath(file.resolve(), start)).as_posix()) for key, file in part.items()}
         for part in images
     ] or [{} for _ in contents]
-    return _written(Path(path), markdown(contents, named).encode())
+    return write(path, markdown(contents, named).encode())
 
 
-def _written(path: Path, content: bytes) -> Path:
-    """``content`` in ``path``, written beside it first, so that a full disk leaves no half a file."""
+def write(path: str | Path, content: bytes, *, option: str = "") -> Path:
+    """Write ``content`` beside ``path``, then move it there, so that a full disk leaves no half a file.
+
+    Args:
+        option: that asked for the file, for the message.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
-        raise StorageError(
-            str(path), f"it cannot be written ({error.strerror or error})", "Choose another place"
-        ) from error
+        cause = f"it cannot be written ({error.strerror or error})"
+        raise StorageError(f"{option} {path}".strip(), cause, "Choose another file") from error
     finally:
         temporary.unlink(missing_ok=True)
     return path
 
 
 def title_of(contents: Sequence[Contents]) -> str:
-    """What the browser's tab says."""
+    """The title of the browser's tab."""
     return " · ".join(part.title for part in contents) + " – archbench"

@@ -1,4 +1,4 @@
-"""A ladder's figures: loss against parameters, tokens and compute, with the law and its forecast."""
+"""Figures of a scaling study: loss against parameters, tokens and compute, with the law and its prediction."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from archbench.study.law import Law
 from archbench.study.scale_outcome import ScaleOutcome
 
 _CURVE = 40
-"""Points that a law is drawn through."""
+"""Points of a law's line."""
+
+_POINTS = (("points", "scale.json; phase quality, metric loss, of the runs in runs.parquet"),)
 
 _CAPTION = (
-    "Marks are measured, hollow ones held out. The line is the law of all points; the dotted one that of the smaller "
-    "sizes, where it foretells the largest."
+    "Marks are measured, hollow ones held out. The line is the law fitted to all points; the dotted line, fitted to "
+    "the smaller sizes alone, predicts the largest."
 )
 
 
@@ -66,10 +68,10 @@ def _by_compute(ladder: ScaleOutcome, styles: dict[str, Style]) -> Figure:
             )  # fmt: skip
     return Figure(
         "compute", "Loss against compute",
-        "Each line is one size, from its smallest budget to its largest: the lowest of an architecture's lines at some "
-        "number of FLOPs is the size that is best there.",
+        "Each line is one size, from its smallest budget to its largest: the lowest of an architecture's lines at a "
+        "number of FLOPs is the best size there.",
         (_panel("compute", Axis("training FLOPs", "FLOP", "log"), series, ladder),),
-        provenance=_provenance(ladder), legend=_legend(ladder, styles),
+        provenance=_POINTS,
     )  # fmt: skip
 
 
@@ -102,8 +104,8 @@ def _drawn(
     """One architecture in one panel: its marks, and its laws where it has them.
 
     Args:
-        across: what a point is drawn at.
-        height: loss that a law gives there; the point says what does not change in the panel.
+        across: x of a point.
+        height: loss that a law predicts at x; the point has what is constant in the panel.
     """
     name, style, at = finding.architecture, styles[finding.architecture], points[0]
     xs = [across(point) for point in points]
@@ -121,8 +123,8 @@ def _drawn(
     if test is not None and unseen and len(points) > 1:
         start = max((across(point) for point in seen), default=min(xs))
         grid = _between(min(start, max(xs)), max(xs))
-        told = tuple(height(test.fitted.law, x, unseen[0]) for x in grid)
-        series.append(Series(name, style, grid, told, drawn="thin", role="law of the smaller sizes"))
+        predicted = tuple(height(test.fitted.law, x, unseen[0]) for x in grid)
+        series.append(Series(name, style, grid, predicted, drawn="thin", role="law of the smaller sizes"))
     for own, hollow in ((seen, False), (unseen, True)):
         if own:
             several = all(len(point.losses) > 1 for point in own)
@@ -153,24 +155,9 @@ def _panel(title: str, x: Axis, series: Sequence[Series], ladder: ScaleOutcome) 
 
 def _figure(key: str, title: str, panels: Sequence[Panel], ladder: ScaleOutcome, styles: dict[str, Style]) -> Figure:
     fitted = any(finding.fitted is not None for finding in ladder.findings)
-    caption = _CAPTION if fitted else "Every mark is measured; nothing is fitted to so few."
+    caption = _CAPTION if fitted else "Every mark is measured; they are too few to fit a law."
     spread = " Bars reach from the lowest to the highest seed." if ladder.plan.seeds > 1 else ""
     return Figure(
         key, title, caption + spread, tuple(panels), "grid" if len(panels) <= 3 else "switch",
-        provenance=_provenance(ladder), legend=_legend(ladder, styles),
+        provenance=_POINTS,
     )  # fmt: skip
-
-
-def _legend(ladder: ScaleOutcome, styles: dict[str, Style]) -> tuple[tuple[str, Style], ...]:
-    return tuple((name, styles[name]) for name in ladder.names)
-
-
-def _provenance(ladder: ScaleOutcome) -> tuple[tuple[str, str], ...]:
-    versions = f"archbench {ladder.archbench_version}"
-    if ladder.git_revision:
-        versions += f", git {ladder.git_revision}"
-    return (
-        ("points", "scale.json; phase quality, metric loss, of the runs in runs.parquet"),
-        ("command", ladder.command),
-        ("versions", versions),
-    )

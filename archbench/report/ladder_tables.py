@@ -1,103 +1,82 @@
-"""A ladder's tables: laws, losses, and forecasts."""
+"""A ladder's tables: laws, losses, and predictions of the largest size."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
 from archbench.presentation.quantities import ABSENT, count, digits, interval, percent, short
-from archbench.report.tables import Cell, Column, Table
-from archbench.study.findings import Finding
-from archbench.study.outcome import Interval
-from archbench.study.scale_outcome import ScaleOutcome
+from archbench.presentation.tables import Cell, Column, Table, table
+
+if TYPE_CHECKING:
+    from archbench.study.findings import Finding
+    from archbench.study.scale_outcome import ScaleOutcome
 
 
 def law_table(ladder: ScaleOutcome) -> Table:
     """The law of each architecture with its intervals, and its test."""
+    three = "{:.3f}".format
     columns = (
         Column("architecture", "name"),
         Column("points", hint="sizes × budgets that were measured; seeds are averaged"),
-        Column("α", hint="of the parameters: how fast loss falls with N"),
-        Column("95 %", hint="interval of α: points resampled"),
-        Column("β", hint="of the tokens: how fast loss falls with D"),
-        Column("95 %", hint="interval of β: points resampled"),
-        Column("E", unit="nats/token", hint="what no size and budget gets below"),
-        Column("95 %", unit="nats/token", hint="interval of E: points resampled"),
-        Column("A"),
-        Column("B"),
-        Column("held-out error", unit="relative", hint="at the largest size, kept from it; mean over budgets"),
-        Column("unchanged", unit="relative", hint="error of taking the next smaller size's loss as it is"),
+        Column("α", hint="of the parameters: how fast loss falls with N", show=three),
+        Column("95 %", hint="interval of α: points resampled", show=_three_interval),
+        Column("β", hint="of the tokens: how fast loss falls with D", show=three),
+        Column("95 %", hint="interval of β: points resampled", show=_three_interval),
+        Column("E", unit="nats/token", hint="the loss that no size and budget gets below", show=three),
+        Column("95 %", unit="nats/token", hint="interval of E: points resampled", show=_three_interval),
+        Column("A", show=digits),
+        Column("B", show=digits),
+        Column(
+            "held-out error", unit="relative", show=_share,
+            hint="at the largest size, which the law was not fitted to; mean over budgets",
+        ),
+        Column(
+            "unchanged", unit="relative", show=_share, hint="error of taking the next smaller size's loss as it is"
+        ),
     )  # fmt: skip
     reasons = [f"{one.architecture}: {one.reason}." for one in ladder.findings if one.reason is not None]
-    rows = tuple(_law(finding) for finding in ladder.findings)
-    return Table("laws", "Laws", "", columns, rows, tuple(reasons))
+    return table("laws", "Laws", columns, map(_law, ladder.findings), notes=reasons)
+
+
+def _three_interval(low: float | None, high: float | None) -> str:
+    return interval(low, high, 3)
+
+
+def _share(value: float) -> str:
+    return percent(value, signed=False)
+
+
+def _law(finding: Finding) -> Sequence[object]:
+    if finding.fitted is None:
+        return (finding.architecture, len(finding.points), *[None] * 10)
+    law, test = finding.fitted.law, finding.held_out
+    bounds = {name: (found.low, found.high) for name, found in finding.intervals.items()}
+    return (
+        finding.architecture, len(finding.points), law.alpha, bounds.get("alpha"), law.beta, bounds.get("beta"),
+        law.E, bounds.get("E"), law.A, law.B, test and test.error, test and test.unchanged,
+    )  # fmt: skip
 
 
 def loss_table(ladder: ScaleOutcome) -> Table:
     """Every loss that was measured."""
     budgets = [Column(f"{short(budget)} tokens", unit="nats/token") for budget in ladder.plan.budgets]
     columns = (
-        Column("architecture", "name"), Column("parameters", hint="non-embedding, active"), Column("shape", "text"),
-        Column("learning rate"), *budgets,
+        Column("architecture", "name"), Column("parameters", hint="non-embedding, active", show=count),
+        Column("shape", "text", hint="layers × width"), Column("learning rate", show="{:.2g}".format), *budgets,
     )  # fmt: skip
     seeds = ladder.plan.seeds
-    caption = "Validation loss, nats a token, of " + (
-        "one seed." if seeds == 1 else f"{seeds} seeds, with their range."
-    )
-    return Table("losses", "Losses", caption, columns, tuple(_losses(ladder)))
+    spread = "one seed" if seeds == 1 else f"{seeds} seeds, with their range"
+    caption = f"Validation loss, nats per token, of {spread}."
+    return table("losses", "Losses", columns, _losses(ladder), caption=caption, grouped=1)
 
 
-def forecast_table(ladder: ScaleOutcome) -> Table | None:
-    """What the law of the smaller sizes said of the largest; None where none was tested."""
-    rows = [
-        (
-            Cell(finding.architecture, finding.architecture), Cell(short(one.size), one.size),
-            Cell(short(one.D), one.D),
-            Cell(f"{one.measured:.4f}", one.measured), Cell(f"{one.predicted:.4f}", one.predicted),
-            Cell(percent(one.error), one.error), Cell(percent(one.unchanged), one.unchanged),
-        )
-        for finding in ladder.findings
-        if finding.held_out is not None
-        for one in finding.held_out.forecasts
-    ]  # fmt: skip
-    if not rows:
-        return None
-    columns = (
-        Column("architecture", "name"), Column("parameters"), Column("tokens"),
-        Column("measured", unit="nats/token"), Column("foretold", unit="nats/token"),
-        Column("error", unit="relative"), Column("unchanged", unit="relative"),
-    )  # fmt: skip
-    caption = (
-        "Foretold by the law of the smaller sizes. Unchanged: the error of the next smaller size's loss, as it is."
-    )
-    return Table("forecasts", "The largest size, held out", caption, columns, tuple(rows))
-
-
-def _law(finding: Finding) -> tuple[Cell, ...]:
-    name, points = Cell(finding.architecture, finding.architecture), Cell(str(len(finding.points)), len(finding.points))
-    if finding.fitted is None:
-        return (name, points, *(Cell(ABSENT) for _ in range(10)))
-    law, test = finding.fitted.law, finding.held_out
-    error, unchanged = (None, None) if test is None else (test.error, test.unchanged)
-    return (
-        name, points,
-        Cell(f"{law.alpha:.3f}", law.alpha), _bounds(finding.intervals.get("alpha")),
-        Cell(f"{law.beta:.3f}", law.beta), _bounds(finding.intervals.get("beta")),
-        Cell(f"{law.E:.3f}", law.E), _bounds(finding.intervals.get("E")),
-        Cell(digits(law.A), law.A), Cell(digits(law.B), law.B),
-        Cell(percent(error, signed=False), error), Cell(percent(unchanged, signed=False), unchanged),
-    )  # fmt: skip
-
-
-def _bounds(found: Interval | None) -> Cell:
-    low, high = (None, None) if found is None else (found.low, found.high)
-    return Cell(interval(low, high, 3), None if low is None or high is None else high - low)
-
-
-def _losses(ladder: ScaleOutcome) -> list[tuple[Cell, ...]]:
+def _losses(ladder: ScaleOutcome) -> Iterator[Sequence[object]]:
     points = {
         (finding.architecture, point.size, point.budget): point
         for finding in ladder.findings
         for point in finding.points
     }
-    rows = []
     for name in ladder.plan.architectures:
         for rung in (rung for rung in ladder.rungs if rung.architecture == name):
             cells = []
@@ -107,16 +86,24 @@ def _losses(ladder: ScaleOutcome) -> list[tuple[Cell, ...]]:
                 if point is not None and len(point.losses) > 1:
                     text += f" ({min(point.losses):.3f}–{max(point.losses):.3f})"
                 cells.append(Cell(text, None if point is None else point.loss))
-            number, rate = rung.non_embedding_active_parameters, rung.tuning.learning_rate if rung.tuning else None
-            rows.append(
-                (
-                    Cell(name, name), Cell(count(number), number), Cell(_shape(rung.n_layer, rung.d_model)),
-                    Cell(ABSENT if rate is None else f"{rate:.2g}", rate), *cells,
-                )
-            )  # fmt: skip
-    return rows
+            shape = None if rung.n_layer is None or rung.d_model is None else f"{rung.n_layer} × {rung.d_model}"
+            rate = rung.tuning and rung.tuning.learning_rate
+            yield name, rung.non_embedding_active_parameters, shape, rate, *cells
 
 
-def _shape(n_layer: int | None, d_model: int | None) -> str:
-    """Layers × width, as far as the architecture names them so."""
-    return ABSENT if n_layer is None or d_model is None else f"{n_layer} × {d_model}"
+def forecast_table(ladder: ScaleOutcome) -> Table | None:
+    """The law's prediction of the largest size, from the smaller ones; None where none was tested."""
+    four = "{:.4f}".format
+    columns = (
+        Column("architecture", "name"), Column("parameters", show=short), Column("tokens", show=short),
+        Column("measured", unit="nats/token", show=four), Column("predicted", unit="nats/token", show=four),
+        Column("error", unit="relative"), Column("unchanged", unit="relative"),
+    )  # fmt: skip
+    rows = [
+        (finding.architecture, one.size, one.D, one.measured, one.predicted, one.error, one.unchanged)
+        for finding in ladder.findings
+        if finding.held_out is not None
+        for one in finding.held_out.forecasts
+    ]
+    caption = "Predicted from the smaller sizes. Unchanged: the error of taking the next smaller size's loss as it is."
+    return table("forecasts", "The largest size, held out", columns, rows, caption=caption) if rows else None

@@ -1,4 +1,4 @@
-"""What a ladder says and what it does not, in sentences; the same on the page and on the command line."""
+"""What a scaling study shows and what it does not, in sentences, for the page and the terminal."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _comparisons(ladder: ScaleOutcome) -> list[str]:
         how = {
             "larger": "loss falls faster",
             "smaller": "loss falls more slowly",
-            "not told apart": "which is not told apart from none",
+            "not told apart": "which is not distinguishable from none",
         }
         name, first = _GREEK[one.exponent], ladder.names[0]
         bounds = f"{one.low:+.3f} to {one.high:+.3f}"
@@ -39,7 +39,7 @@ def _comparisons(ladder: ScaleOutcome) -> list[str]:
 
 
 def notes(ladder: ScaleOutcome) -> list[str]:
-    """What a reader has to know before believing any of it."""
+    """Caveats."""
     sentences = [
         f"{rung.architecture} of {short(rung.size)} took no part: {rung.reason}."
         for rung in ladder.rungs
@@ -56,12 +56,12 @@ def notes(ladder: ScaleOutcome) -> list[str]:
         )
     ended = [cell for cell in ladder.cells if cell.outcome != "ok"]
     if ended:
-        sentences.append(f"{len(ended)} of {len(ladder.cells)} trainings diverged or failed; scale.json tells why.")
+        sentences.append(f"{len(ended)} of {len(ladder.cells)} trainings diverged or failed; scale.json says why.")
     repeated = sorted({point.D for finding in ladder.findings for point in finding.points if point.epochs > 1.001})
     if repeated:
         sentences.append(
             f"The training text has {ladder.plan.train_tokens:,} tokens: budgets of {', '.join(map(short, repeated))} "
-            "repeat it, and the law is one of fresh tokens."
+            "repeat it, but the law assumes fresh tokens."
         )
     return sentences
 
@@ -85,7 +85,7 @@ def _law(finding: Finding) -> Iterable[str]:
         return
     yield f"{name}: {formula(finding.fitted)}, from {finding.fitted.points} points; {intervals(finding)}."
     if finding.fitted.law.E <= VANISHED * 1.01:
-        yield f"{name}: its points show no floor of the loss, so that E is 0: larger ladders will have other exponents."
+        yield f"{name}: its points show no floor of the loss, so E is 0: exponents of larger sizes will differ."
     if finding.held_out is None:
         yield f"{name}: {finding.reason}."
     else:
@@ -93,10 +93,10 @@ def _law(finding: Finding) -> Iterable[str]:
 
 
 def formula(fitted: Fit) -> str:
-    """L = 1.21 + 35.2/N^0.310 + 120/D^0.420 nats a token."""
+    """L = 1.21 + 35.2/N^0.310 + 120/D^0.420 nats per token."""
     law = fitted.law
     floor = 0.0 if law.E <= VANISHED * 1.01 else law.E
-    return f"L = {floor:.3g} + {digits(law.A)}/N^{law.alpha:.3f} + {digits(law.B)}/D^{law.beta:.3f} nats a token"
+    return f"L = {floor:.3g} + {digits(law.A)}/N^{law.alpha:.3f} + {digits(law.B)}/D^{law.beta:.3f} nats per token"
 
 
 def intervals(finding: Finding) -> str:
@@ -116,25 +116,23 @@ def _bounds(interval: Interval | None, places: int = 3) -> str:
 def _test(test: HeldOut) -> str:
     worst = max(abs(one.error) for one in test.forecasts)
     text = (
-        f"the law of its smaller sizes foretells the loss of {short(test.forecasts[0].size)} within "
+        f"the law of its smaller sizes predicts the loss of {short(test.forecasts[0].size)} within "
         f"{percent(test.error, signed=False)} on average, {percent(worst, signed=False)} at most"
     )
     if test.unchanged is None:
         return text
-    plain = f"taking the loss of the next smaller size as it is misses by {percent(test.unchanged, signed=False)}"
-    return f"{text}; {plain}" + (
-        "" if test.error < test.unchanged else ", which is no worse: the law foretells nothing"
-    )
+    plain = f"assuming the loss of the next smaller size has an error of {percent(test.unchanged, signed=False)}"
+    return f"{text}; {plain}" + ("" if test.error < test.unchanged else ", which is no worse: the law predicts nothing")
 
 
 def _headline(ladder: ScaleOutcome) -> str:
     tested = [(finding.architecture, finding.held_out) for finding in ladder.findings if finding.held_out is not None]
     if not tested:
-        return "Curves, and no law: what was measured does not carry one."
+        return "Curves, but no law: the measurements do not support one."
     errors = ", ".join(f"{percent(test.error, signed=False)} for {name}" for name, test in tested)
     useful = all(test.unchanged is None or test.error < test.unchanged for _, test in tested)
-    text = f"The largest size, held out, is foretold by the smaller ones' law with an error of {errors}"
-    return f"{text}." if useful else f"{text}; not everywhere less than if nothing changed any more."
+    text = f"The largest size, held out, is predicted from the smaller sizes with an error of {errors}"
+    return f"{text}." if useful else f"{text}; not everywhere smaller than that of assuming no change."
 
 
 def _matched(ladder: ScaleOutcome) -> Iterable[str]:
@@ -143,7 +141,7 @@ def _matched(ladder: ScaleOutcome) -> Iterable[str]:
         "At each size all have equal non-embedding active parameters within 2 %, and the same tokens, tokenizer "
         f"({plan.tokenizer}), corpus ({plan.text}), order of the data and context ({plan.context_length:,} positions)."
     )
-    yield "Every point is a training of its own, whose schedule ends with its budget."
+    yield "Every point is a separate training, whose schedule ends with its budget."
     if plan.tuning_budget is None:
         yield "Learning rates were not tuned: the recipe's own at every size."
     else:
@@ -157,16 +155,17 @@ def _limits(ladder: ScaleOutcome) -> Iterable[str]:
     plan = ladder.plan
     yield (
         f"Other sizes and budgets: from {short(min(plan.sizes))} to {short(max(plan.sizes))} parameters and "
-        f"{short(min(plan.budgets))} to {short(max(plan.budgets))} tokens. There a law describes; beyond, it guesses."
+        f"{short(min(plan.budgets))} to {short(max(plan.budgets))} tokens. A law describes that range; "
+        "beyond, it extrapolates."
     )
     yield (
-        "Which architecture scales better, unless it is said above: exponents of few points are not compared. N has no "
-        "embeddings in it; exponents with them are others (Pearce & Song 2024, arXiv:2406.12907)."
+        "Which architecture scales better, unless stated above: exponents of few points are not compared. N excludes "
+        "embeddings; exponents that include them differ (Pearce & Song 2024, arXiv:2406.12907)."
     )
-    yield f"Other text: one corpus ({plan.text}) and one tokenizer; a loss in nats a token depends on both."
+    yield f"Other text: one corpus ({plan.text}) and one tokenizer; a loss in nats per token depends on both."
     tuned = "the learning rate, at the smallest budget," if plan.tuning_budget is not None else "nothing"
     yield (
         f"Other recipes: of the hyperparameters {tuned} was tuned. Batch size is the same at all sizes, and shapes are "
-        "those of the table."
+        "as in the table."
     )
     yield from notes(ladder)

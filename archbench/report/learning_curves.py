@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from archbench.report.evidence import Evidence
 from archbench.report.figures import Axis, Figure, Panel, Series
-from archbench.report.styles import Style
 from archbench.study.learning_rates import Tuning
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ _SPENDING = (
 
 @dataclass(frozen=True)
 class _Run:
-    """One run's curve: x by what was spent, (n,) each; values (n,)."""
+    """One run's curve: x by tokens, FLOPs or seconds, (n,) each; values (n,)."""
 
     run_id: str
     name: str
@@ -48,7 +47,7 @@ def loss_figure(evidence: Evidence) -> Figure | None:
 
 
 def validation_figure(evidence: Evidence) -> Figure | None:
-    """Bits per byte of the validation text during training; None where it was not looked at twice."""
+    """Bits per byte of the validation text during training; None where it was measured less than twice."""
     return _figure(
         evidence, "validation", "Validation during training", "validation_bits_per_byte",
         Axis("bits per byte", "bit/byte"), "Mean over seeds; the band reaches from the lowest to the highest seed.",
@@ -77,7 +76,7 @@ def tuning_figure(evidence: Evidence) -> Figure | None:
         "Mean over the tuning seeds at a part of the budget; bars reach from the lowest to the highest seed. The large "
         "hollow mark is the rate chosen, the minimum of a parabola in log learning rate; its height is read off the "
         "line.",
-        (panel,), remarks=tuple(note), legend=_legend(evidence, {tuned.architecture for tuned in evidence.tuning}),
+        (panel,), remarks=tuple(note),
     )  # fmt: skip
 
 
@@ -91,18 +90,16 @@ def _figure(evidence: Evidence, key: str, title: str, metric: str, y: Axis, capt
         series = [one for name in evidence.names for one in _named(name, having, short, evidence)]
         if series:
             panels.append(Panel(short, Axis(long, unit, zero=True), replace(y, limits=_limits(series)), tuple(series)))
-    drawn = [(name, evidence.styles[name]) for name in evidence.names if any(run.name == name for run in runs)]
-    shown = [run.run_id for run in runs]
     if any(run.diverged for run in runs):
         caption += " A thin dotted line is a run that diverged, up to where it did."
     return Figure(
-        key, title, caption, tuple(panels), arrangement="switch", legend=tuple(drawn),
-        provenance=(("rows", f"phase train, metric {metric}"), ("runs", ", ".join(shown))),
+        key, title, caption, tuple(panels), arrangement="switch",
+        provenance=(("rows", f"phase train, metric {metric}"), ("runs", ", ".join(run.run_id for run in runs))),
     )  # fmt: skip
 
 
 def _named(name: str, runs: Sequence[_Run], spending: str, evidence: Evidence) -> list[Series]:
-    """The mean of one architecture's whole runs, as long as the shortest, and each diverged run by itself."""
+    """The mean of one architecture's complete runs, as long as the shortest, and each diverged run by itself."""
     import numpy as np
 
     own = [run for run in runs if run.name == name]
@@ -141,7 +138,7 @@ def _averaged(values: np.ndarray) -> np.ndarray:
 
 
 def _limits(series: Sequence[Series]) -> tuple[float, float] | None:
-    """From the lowest value to the highest after the first tenth, where curves still fall from the ceiling."""
+    """From the lowest value to the highest one after the first tenth, in which loss falls steeply."""
     late = [
         value
         for one in series
@@ -222,7 +219,3 @@ def _between(rate: float, rates: Sequence[float], means: Sequence[float]) -> flo
 
 def _plain(values: np.ndarray) -> tuple[float, ...]:
     return tuple(float(f"{value:.6g}") for value in values)
-
-
-def _legend(evidence: Evidence, drawn: set[str]) -> tuple[tuple[str, Style], ...]:
-    return tuple((name, evidence.styles[name]) for name in evidence.names if name in drawn)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from archbench.presentation import tables
+from archbench.presentation.tables import escaped
 from archbench.report.contents import NO_VERDICT, Contents
-from archbench.report.tables import Table
 
 
 def markdown(contents: Sequence[Contents], images: Sequence[Mapping[str, str]]) -> str:
@@ -27,7 +28,7 @@ def _part(part: Contents, images: Mapping[str, str]) -> list[str]:
     else:
         lines += [f"**{escaped(part.verdict.headline)}**", "", escaped(part.verdict.details), ""]
     for number, table in enumerate(part.tables):
-        lines += _table(table, heading=part.verdict is None or number > 0)
+        lines += tables.markdown(table, heading=part.verdict is None or number > 0)
         if number == 0 and part.verdict is not None:
             lines += [f"- {verdict}: {escaped(meaning)}" for verdict, meaning in part.verdict.meanings]
             lines += [""]
@@ -45,28 +46,6 @@ def _part(part: Contents, images: Mapping[str, str]) -> list[str]:
     if part.missing:
         lines += [f"Not measured: {', '.join(part.missing)}.", ""]
     return [*lines, *(f"- {what}: {_code(value)}" for what, value in part.facts), ""]
-
-
-def _table(table: Table, *, heading: bool) -> list[str]:
-    lines = [f"## {escaped(table.title)}", ""] if heading else []
-    lines += [escaped(table.caption), ""] if table.caption else []
-    lines += ["| " + " | ".join(escaped(column.title) for column in table.columns) + " |"]
-    marks = ("---:" if column.kind == "number" else "---" for column in table.columns)
-    lines += ["|" + "|".join(marks) + "|"]
-    for row in table.rows:
-        cells = [
-            f"**{cell.text}**" if column.kind == "verdict" and cell.text in ("better", "worse") else escaped(cell.text)
-            for column, cell in zip(table.columns, row, strict=True)
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", *(f"- {escaped(note)}" for note in table.notes), *([""] if table.notes else [])]
-
-
-def escaped(text: str) -> str:
-    """``text`` as Markdown shows it unchanged, also inside a table's cell."""
-    text = " ".join(text.split())
-    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _code(value: str) -> str:

@@ -1,4 +1,4 @@
-"""The page: one HTML file with all that it needs in it, from templates and data."""
+"""The page: one self-contained HTML file, from templates and data."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from archbench.report.vega import chart, height_of, script
 def page(contents: Sequence[Contents], *, title: str) -> str:
     """The whole page.
 
-    Everything that comes from data is escaped: by the template engine in HTML, and in the embedded JSON by writing
-    ``<``, ``>`` and ``&`` as escapes, so that no text in it can end the script element it stands in.
+    All data are escaped: by the template engine in HTML, and in the embedded JSON by writing ``<``, ``>`` and ``&`` as
+    escapes, so that no text can end the script element.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -49,7 +49,7 @@ def page(contents: Sequence[Contents], *, title: str) -> str:
 
 
 def embedded(value: Any) -> str:
-    """``value`` as JSON that may stand inside a script element."""
+    """``value`` as JSON that is safe inside a script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

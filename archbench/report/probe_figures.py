@@ -1,4 +1,4 @@
-"""Figures of probes: scores by task, and against the state that they were had with."""
+"""Figures of probes: scores by task, and against the decoding state."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def probe_figure(evidence: Evidence) -> Figure | None:
     heat = HeatMap(lines, names, values)
     return Figure(
         "probes", "Scores of probes",
-        "Accuracy from 0 to 1, mean over seeds, each architecture at the learning rate that suited it best. What is "
-        "not learned was not learned under this budget. Exploratory: no correction for many tasks.",
+        "Accuracy from 0 to 1, mean over seeds, each architecture at its best learning rate. What is not learned was "
+        "not learned under this budget. Exploratory: not corrected for the number of tasks.",
         (Panel("accuracy", Axis("architecture"), Axis("task"), heat=heat),),
         remarks=(f"Chance is {guesses}.",),
         provenance=(("rows", "phase probe"), ("runs", f"{rows.run_id.nunique()}")),
@@ -43,7 +43,7 @@ def probe_state_figure(evidence: Evidence) -> Figure | None:
     if rows.empty or states.nunique() < 2:
         return None
     conditions = rows[["corpus", "operation"]].drop_duplicates().itertuples(index=False, name=None)
-    panels, shown = [], []
+    panels = []
     for task, condition in conditions:
         own = rows[(rows.corpus == task) & (rows.operation == condition)]
         series = []
@@ -51,7 +51,6 @@ def probe_state_figure(evidence: Evidence) -> Figure | None:
             values = own[own["name"] == name].value
             if not len(values) or (name, task) not in states.index:
                 continue
-            shown.append(name)
             series.append(
                 Series(
                     name, evidence.styles[name], (float(states[name, task]),), (float(values.mean()),),
@@ -64,10 +63,9 @@ def probe_state_figure(evidence: Evidence) -> Figure | None:
             panels.append(Panel(f"{task}, {condition}", axis, Axis("accuracy", limits=(0.0, 1.05)), tuple(series)))
     return Figure(
         "probe-state", "Scores of probes against decoding state",
-        "Accuracy against the bytes that decoding keeps of one sequence of the task's longest example; bars go from "
+        "Accuracy against the bytes that decoding keeps of one sequence of the task's longest example; bars reach from "
         "the lowest to the highest seed. Equal parameters do not mean equal states.",
         tuple(panels), arrangement="switch",
-        legend=tuple((name, evidence.styles[name]) for name in evidence.names if name in shown),
         provenance=(("rows", "phase probe"),),
     )  # fmt: skip
 

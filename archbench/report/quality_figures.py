@@ -48,10 +48,10 @@ def difference_figure(evidence: Evidence) -> Figure | None:
     return Figure(
         "difference", "Difference in quality",
         f"Thick: {level} interval of seeds and {outcome.units.kind} combined, which decides. Thin, above: "
-        f"seeds alone; below: {outcome.units.kind} alone. Within the shaded margin a difference does not matter.",
+        f"seeds alone; below: {outcome.units.kind} alone. Differences within the shaded margin are ignored.",
         (panel,),
         remarks=tuple(
-            f"{row.architecture} is not drawn: no difference was worked out (see below the table)."
+            f"{row.architecture} is not drawn: no difference was computed (see below the table)."
             for row in outcome.quality
             if row.difference is None and row.verdict != "baseline" and row.architecture in evidence.names
         ),
@@ -85,12 +85,10 @@ def position_figure(evidence: Evidence) -> Figure | None:
         for row in sorted(evidence.positions, key=lambda row: -row.context_length)
         if row.cause
     }
-    drawn = {series.name for panel in panels for series in panel.series}
     return Figure(
         "position", "Loss by position, and beyond the training length",
-        "Mean over seeds of the loss in stretches of positions, each drawn at its first. A model that uses more text "
-        "falls to the right; one that does not extrapolate rises beyond the dashed line.",
+        "Mean over seeds of the loss in ranges of positions, each drawn at its first. The loss of a model that uses "
+        "more text falls to the right; that of one that does not extrapolate rises beyond the dashed line.",
         tuple(panels), remarks=tuple(causes.values()),
-        legend=tuple((name, evidence.styles[name]) for name in evidence.names if name in drawn),
         provenance=(("measured", "the confirming seeds' models on the validation text; comparison.json"),),
     )  # fmt: skip

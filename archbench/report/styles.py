@@ -2,7 +2,7 @@
 
 The colours are near Okabe and Ito's (2008, "Color Universal Design"), without their yellow, too pale for lines on
 white, and moved as little as keeps any two 13 apart in CIELAB, also for readers without red or without green cones;
-there are lighter ones for a dark ground. The baseline is grey. Markers differ too, for print without colours.
+lighter ones are for dark backgrounds. The baseline is grey. Markers differ too, for print without colours.
 """
 
 from __future__ import annotations

@@ -16,13 +16,13 @@ from archbench.regression.benchmark import Subject
 from archbench.regression.gate import Plan, compare_saved, levels_of
 from archbench.regression.sides import Request, Side
 from archbench.regression.verdict_table import (
-    COLUMNS,
     Row,
     as_json,
     cells,
     conclusion,
     exact_rows,
     markdown,
+    row_table,
     write_summary,
 )
 
@@ -105,13 +105,11 @@ class BaselineSession:
         if self.mode != "compare":
             return
         from rich.console import Console
-        from rich.table import Table
 
-        made = Table(*COLUMNS, box=None, pad_edge=False, header_style="bold")
-        for row in self.rows:
-            made.add_row(*cells(row))
+        from archbench.presentation.terminal import drawn
+
         text = io.StringIO()
-        Console(file=text, width=WIDTH, markup=False, highlight=False).print(made)
+        Console(file=text, width=WIDTH, markup=False, highlight=False).print(drawn(row_table(self.rows)))
         terminal.section(TITLE)
         terminal.write_line(text.getvalue().rstrip())
         terminal.write_line(f"{conclusion(self.rows)}.")

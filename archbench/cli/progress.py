@@ -1,4 +1,4 @@
-"""How long commands show their progress: a bar on a terminal, a line for each cell elsewhere, or nothing."""
+"""Progress on standard error: a line that changes on a terminal, plain lines elsewhere, or nothing."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from archbench.cli.output import say
 from archbench.presentation.quantities import duration
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
     from archbench.study.run_cells import RunCell
+    from archbench.testing.checks import Result
+    from archbench.testing.isolation import Claim
 
 STAGES = {
     "pilot": "pilot",
@@ -28,7 +30,7 @@ STAGES = {
 
 
 class Ended(Protocol):
-    """What became of a cell."""
+    """How a cell ended."""
 
     @property
     def outcome(self) -> str: ...
@@ -38,12 +40,12 @@ class Ended(Protocol):
     def seconds(self) -> float: ...
 
 
-class CompareProgress:
-    """Progress on standard error, while this is entered: an :class:`archbench.study.contract.Progress`.
+class StudyProgress:
+    """Progress of a study, while this is entered: an :class:`archbench.study.contract.Progress`.
 
     Args:
-        folder: of the comparison, to say how to go on with it.
-        quiet: show none; why an architecture takes no part is said all the same.
+        folder: of the study, to say how to resume it.
+        quiet: show none, but for failed cells and notes.
         describe: a cell in a few words; None for the cells of a comparison.
     """
 
@@ -60,11 +62,11 @@ class CompareProgress:
         if self._bar is not None:
             self._bar.stop()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            typer.echo(f"The same command goes on with it: what is finished is kept in {self._folder}", err=True)
+            typer.echo(f"The same command resumes it: finished runs are kept in {self._folder}", err=True)
 
     def piloting(self, cells: int) -> None:
         if not self._quiet and sys.stderr.isatty():  # elsewhere nobody waits
-            typer.echo(f"{cells} short runs first, to say how long it will take", err=True)
+            typer.echo(f"{cells} short runs first, to predict how long it will take", err=True)
 
     def began(self, seconds: float, left: float, cells: int, known: int) -> None:
         self._cells, self._known, self._left, self._began = cells, known, left, time.monotonic()
@@ -73,15 +75,10 @@ class CompareProgress:
         again = f", {known} of them known, about {duration(left)} left" if known else ""
         typer.echo(f"About {duration(seconds)} in all: {cells} runs{again}; in {self._folder}", err=True)
         if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn
+            from rich.progress import BarColumn, TextColumn
 
-            self._bar = Progress(
-                BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.description}"),
-                console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False,
-            )  # fmt: skip
-            self._bar.start()
-            self._task = self._bar.add_task("", total=cells, completed=known)
+            self._bar = _bar(BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.description}"))
+            self._bar.add_task("", total=cells, completed=known)
 
     def finished(self, cell: Any, record: Ended) -> None:
         self._measured += 1
@@ -90,10 +87,10 @@ class CompareProgress:
         if self._quiet:
             return
         done = self._known + self._measured
-        self._cells = max(self._cells, done)  # a search that goes on past its edge adds some
+        self._cells = max(self._cells, done)  # a search that continues past its edge adds some
         text = f"{self._describe(cell)}: {record.outcome}, {record.seconds:.0f} s; {self._to_go()}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=self._cells, description=text)
+            self._bar.update(self._bar.task_ids[0], completed=done, total=self._cells, description=text)
         else:
             typer.echo(f"[{done}/{self._cells}] {text}", err=True)
 
@@ -104,15 +101,63 @@ class CompareProgress:
             say("Note", text)
 
     def _to_go(self) -> str:
-        """What is left, as predicted, corrected by how well that has fitted so far."""
+        """The time left: the prediction, corrected by how well it has fitted so far."""
         share = self._measured / max(1, self._cells - self._known)
         elapsed = time.monotonic() - self._began
         left = (1 - share) * (self._left + elapsed / share) / 2 if share > 0.1 else self._left - elapsed
         return f"about {duration(max(0.0, left))} left"
 
 
+class CheckProgress:
+    """Progress of ``archbench check``, while this is entered.
+
+    Args:
+        quiet: show none.
+        json: JSON lines go to standard output meanwhile; on a terminal, a changing line would run into them.
+    """
+
+    def __init__(self, *, quiet: bool, json: bool) -> None:
+        changing = not quiet and sys.stderr.isatty() and not (json and sys.stdout.isatty())
+        self._plain = not quiet and not changing
+        self._bar: Progress | None = None
+        if changing:
+            from rich.progress import SpinnerColumn, TextColumn
+
+            self._bar = _bar(SpinnerColumn(), TextColumn("{task.description}"))
+            self._bar.add_task("loading")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def begun(self, claim: Claim, number: int, count: int) -> None:
+        """``claim`` is being checked, the ``number``-th of ``count``."""
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], description=f"{claim.name} ({number} of {count})")
+
+    def ended(self, result: Result) -> None:
+        """A check has ended."""
+        if self._plain:
+            print(f"{result.name:<18}{result.status:<18}{result.seconds:.1f} s", file=sys.stderr, flush=True)
+
+
+def _bar(*columns: ProgressColumn) -> Progress:
+    """A started line on standard error. Rich would take standard output over as well, which programs may read."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(
+        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
+    )  # fmt: skip
+    bar.start()
+    return bar
+
+
 def describe_cell(cell: RunCell) -> str:
-    """A cell in a few words."""
+    """A cell of a comparison in a few words."""
     detail = {
         "tune": f" × {cell.factor:g}, seed {cell.config.seed}" if cell.factor is not None else "",
         "seed": f" {cell.config.seed}",

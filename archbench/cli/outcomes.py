@@ -1,0 +1,70 @@
+"""What ``compare``, ``tune``, ``probe`` and ``scale`` print last: tables, sentences, and where everything is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from archbench.presentation.quantities import duration
+from archbench.presentation.terminal import show
+
+if TYPE_CHECKING:
+    from archbench.study.comparison_outcome import ComparisonOutcome, TuningOutcome
+    from archbench.study.probe_outcome import ProbeOutcome
+    from archbench.study.scale_outcome import ScaleOutcome
+
+
+def print_comparison(outcome: ComparisonOutcome, folder: Path) -> None:
+    """Who is better, at which size and budget, and what it costs; three tables, the verdict first."""
+    from archbench.report.comparison_tables import cost_table, heading, size_table, verdict_table
+    from archbench.report.conclusions import conclusions
+
+    found = conclusions(outcome)
+    typer.echo(f"{heading(outcome)}\n\n{found.headline}\n{found.details}\n")
+    for table in (verdict_table(outcome), size_table(outcome), cost_table(outcome)):
+        if table is not None:
+            show(table)
+            typer.echo()
+    _end(outcome, folder)
+
+
+def print_tuning(outcome: TuningOutcome, folder: Path) -> None:
+    """The learning-rate curve of each architecture."""
+    from archbench.report.comparison_tables import heading, tuning_table
+
+    typer.echo(heading(outcome))
+    show(tuning_table(outcome))
+    typer.echo(
+        f"\nIn {folder}: tuning.json, runs.parquet. archbench compare with the same options continues from here."
+    )
+
+
+def print_probe(outcome: ProbeOutcome, folder: Path) -> None:
+    """The scores, the decoding state that they were reached with, and what took no part."""
+    from archbench.report.probe_tables import score_table
+
+    show(score_table(outcome))
+    typer.echo()
+    _end(outcome, folder)
+
+
+def print_scale(outcome: ScaleOutcome, folder: Path) -> None:
+    """Losses, laws with their tests, and what took no part."""
+    from archbench.report.ladder_tables import loss_table
+    from archbench.report.ladder_texts import law_sentences, notes
+
+    plan = outcome.plan
+    typer.echo(f"{plan.text} as {plan.tokenizer}, context {plan.context_length:,}\n")
+    show(loss_table(outcome))
+    typer.echo("\n".join(["", *law_sentences(outcome), *notes(outcome), ""]))
+    _end(outcome, folder)
+
+
+def _end(outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome, folder: Path) -> None:
+    seconds = outcome.seconds
+    typer.echo(
+        f"Took {duration(seconds.measured)}, predicted {duration(seconds.predicted)}. In {folder}: {outcome.file}, "
+        f"runs.parquet\nNext: archbench report {folder} -o report.html"
+    )

@@ -1,0 +1,114 @@
+"""Tables as data: built once, shown in the terminal, as Markdown and on the page, where they are downloaded as CSV."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from archbench.presentation.quantities import ABSENT, number
+
+Kind = Literal["name", "text", "number", "verdict", "code", "list"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``text`` is shown; ``value``, in base units, sorts and is downloaded."""
+
+    text: str
+    value: float | str | None = None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        title: what is read above the cells.
+        kind: how they look: numbers are aligned to the right, lists and texts may wrap, a verdict is coloured.
+        unit: base unit of the cells' values.
+        hint: what the title leaves open; shown where a mouse rests on it.
+        show: text of a value; of an interval, of both its ends. By default, the number with a fitting prefix.
+        priority: columns with higher numbers are left out first where a terminal is too narrow; 0: never.
+    """
+
+    title: str
+    kind: Kind = "number"
+    unit: str = ""
+    hint: str = ""
+    show: Callable[..., str] | None = None
+    priority: int = 0
+
+    def cell(self, value: Any) -> Cell:
+        """``value``, which may be None, as a cell; an interval, a pair, sorts by its lower end."""
+        if isinstance(value, Cell):
+            return value
+        if value is None:
+            return Cell(ABSENT)
+        if isinstance(value, tuple):
+            assert self.show is not None
+            return Cell(self.show(*value), value[0])
+        if self.show is not None:
+            return Cell(self.show(value), value)
+        return Cell(value if isinstance(value, str) else number(value, self.unit), value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with its heading.
+
+    Attributes:
+        key: short name, for files and anchors.
+        notes: sentences below it.
+        grouped: so many leading columns have neighbouring equal cells, which a terminal shows once.
+    """
+
+    key: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    notes: tuple[str, ...] = ()
+    grouped: int = 0
+
+
+def table(
+    key: str,
+    title: str,
+    columns: Sequence[Column],
+    rows: Iterable[Sequence[Any]],
+    *,
+    caption: str = "",
+    notes: Iterable[str] = (),
+    grouped: int = 0,
+) -> Table:
+    """A table of values, each shown as its column says; a :class:`Cell` among them is taken as it is."""
+    made = tuple(tuple(column.cell(value) for column, value in zip(columns, row, strict=True)) for row in rows)
+    return Table(key, title, caption, tuple(columns), made, tuple(notes), grouped)
+
+
+def markdown(shown: Table, *, heading: bool = True) -> list[str]:
+    """The lines of a table in Markdown; verdicts that decide are bold."""
+    lines = [f"## {escaped(shown.title)}", ""] if heading and shown.title else []
+    lines += [escaped(shown.caption), ""] if shown.caption else []
+    lines += ["| " + " | ".join(escaped(column.title) for column in shown.columns) + " |"]
+    lines += ["|" + "|".join("---:" if column.kind == "number" else "---" for column in shown.columns) + "|"]
+    for row in shown.rows:
+        cells = [
+            f"**{cell.text}**" if column.kind == "verdict" and cell.text in DECISIVE else escaped(cell.text)
+            for column, cell in zip(shown.columns, row, strict=True)
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", *(f"- {escaped(note)}" for note in shown.notes), *([""] if shown.notes else [])]
+
+
+DECISIVE = ("better", "worse", "FAIL", "NEW")
+"""Verdicts that a reader should not miss."""
+
+
+def escaped(text: str) -> str:
+    """``text`` as Markdown shows it unchanged, also inside a table's cell."""
+    text = " ".join(text.split())
+    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

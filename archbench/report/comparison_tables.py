@@ -1,0 +1,219 @@
+"""The tables of a comparison: verdict, sizes and spending, costs, learning rates, and runs that did not finish."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from archbench.presentation.quantities import (
+    ABSENT,
+    compact,
+    interval,
+    percent_interval,
+    probability,
+    quantity,
+    ratio,
+    ratio_interval,
+)
+from archbench.presentation.tables import Cell, Column, Table, table
+
+if TYPE_CHECKING:
+    from archbench.study.comparison_outcome import ComparisonOutcome, Model, TuningOutcome
+    from archbench.study.verdicts import QualityRow
+
+
+def heading(outcome: TuningOutcome) -> str:
+    """What was compared with what held equal, in a line."""
+    plan = outcome.plan
+    unit = {"flops": "FLOP", "tokens": "token", "seconds": "s"}[plan.budget.unit]
+    held = plan.matched_on or f"what --match {plan.match} holds equal"
+    return (
+        f"{outcome.corpus} as {plan.tokenizer}, context {plan.context_length:,}; {held}; "
+        f"{quantity(plan.budget.amount, unit)} a run"
+    )
+
+
+def verdict_table(outcome: ComparisonOutcome) -> Table:
+    """Each architecture's quality beside the baseline's, with every interval and the verdict."""
+    plan, units = outcome.plan, outcome.units
+    level = f"{plan.confidence:.0%}"
+    columns = (
+        Column("architecture", "name"),
+        Column("verdict", "verdict"),
+        Column("bits per byte", unit="bit/byte", hint="mean over seeds; less is better"),
+        Column("sd", unit="bit/byte", hint="standard deviation over seeds", priority=4),
+        Column(f"{level} interval", unit="bit/byte", hint="of the mean, over seeds", show=_four, priority=5),
+        Column("difference", unit="relative", hint=f"to {plan.baseline}; negative is better"),
+        Column(
+            "combined, %", unit="relative", show=percent_interval,
+            hint=f"{level} interval of the difference: seeds and {units.kind}",
+        ),
+        Column(
+            "seeds alone, %", unit="relative", show=percent_interval, priority=2,
+            hint=f"{level} interval by the spread between seeds (Welch)",
+        ),
+        Column(
+            f"{units.kind} alone, %", unit="relative", show=percent_interval, priority=3,
+            hint=f"{level} interval by the spread between {units.kind} (bootstrap)",
+        ),
+        Column("p", hint="that there is no difference, two-sided", show=probability, priority=6),
+        Column("Holm p", hint="p corrected for the number of architectures", show=probability),
+        Column("seeds", hint="finished of those begun"),
+    )  # fmt: skip
+    notes = [
+        f"{row.architecture}: {_reason(row)}" for row in outcome.quality if row.reason or row.seeds_needed or row.lost
+    ]
+    caption = (
+        f"Intervals are {level}, of the difference to {plan.baseline}: by seeds, by {units.count:,} {units.kind} of "
+        f"the text, and by both combined, which decides. Smaller differences than the margin, ± {100 * plan.margin:g} "
+        "%, are ignored."
+    )
+    return table(
+        "verdict", "Quality", columns, map(_verdict_row, outcome.quality), caption=caption,
+        notes=[*notes, *not_taking_part(outcome)],
+    )  # fmt: skip
+
+
+def not_taking_part(outcome: TuningOutcome) -> list[str]:
+    """A sentence for each architecture that could not be matched."""
+    return [
+        f"{model.architecture} takes no part: {(model.reason or 'it could not be matched').rstrip('.')}."
+        for model in outcome.models
+        if not model.matched
+    ]
+
+
+def _four(low: float, high: float) -> str:
+    return interval(low, high, 4)
+
+
+def _verdict_row(row: QualityRow) -> Sequence[object]:
+    begun = row.seeds + row.diverged + row.lost
+    ended = "".join(f", {number} {how}" for number, how in ((row.diverged, "diverged"), (row.lost, "lost")) if number)
+    return (
+        row.architecture, row.verdict, row.bits_per_byte, row.sd, (row.low, row.high), row.difference,
+        (row.combined_low, row.combined_high), (row.seed_low, row.seed_high), (row.document_low, row.document_high),
+        row.p, row.p_holm, Cell(f"{row.seeds} of {begun}{ended}" if ended else str(row.seeds), row.seeds),
+    )  # fmt: skip
+
+
+def _reason(row: QualityRow) -> str:
+    sentences = [] if row.reason is None else [row.reason.rstrip(".") + "."]
+    if row.lost and row.reason is None:
+        sentences.append(f"{row.lost} seeds were lost.")
+    if row.seeds_needed is not None:
+        sentences.append(f"About {row.seeds_needed:,} seeds of each would decide.")
+    return " ".join(sentences)
+
+
+def size_table(outcome: ComparisonOutcome) -> Table:
+    """Sizes, and what training spent, beside quality."""
+    columns = (
+        Column("architecture", "name"),
+        Column("bits per byte", unit="bit/byte", priority=3),
+        Column("parameters", unit="1", show=compact),
+        Column("active", unit="1", show=compact, hint="parameters that one token uses", priority=2),
+        Column("non-embedding", unit="1", show=compact, hint="active ones without embeddings and output head"),
+        Column("off target", unit="relative", hint="deviation from the size to be matched", priority=4),
+        Column("FLOPs a token", unit="FLOP/token", hint="of training: forward and backward", priority=5, show=_flops),
+        Column("tokens", unit="token", show=compact, hint="trained on; median over seeds"),
+        Column("FLOPs", unit="FLOP", hint="of training"),
+        Column("seconds", unit="s", hint="of training"),
+        Column("state", unit="B", hint=f"bytes of decoding state at {outcome.plan.context_length} positions"),
+        Column("changed", "list", hint="fields that differ from the preset, but for those that are the same for all",
+               priority=6),
+        Column("learning rate", hint="found by tuning, or the recipe's own", show="{:.3g}".format, priority=1),
+    )  # fmt: skip
+    scores = {row.architecture: row.bits_per_byte for row in outcome.quality}
+    spent = {row.architecture: row for row in outcome.spent}
+    rates = {row.architecture: row.learning_rate for row in outcome.tuning}
+    baseline = next(model for model in outcome.models if model.architecture == outcome.plan.baseline)
+    rows = []
+    for model in _ordered(outcome):
+        name, own = model.architecture, spent.get(model.architecture)
+        changed = ", ".join(
+            f"{field}={value}" for field, value in model.overrides.items() if field not in baseline.overrides
+        )
+        rows.append((
+            name, scores.get(name) if model.matched else Cell("not matched", scores.get(name)),
+            model.parameters, model.active_parameters, model.non_embedding_active_parameters, model.deviation,
+            model.training_flops_per_token, *(
+                (None, None, None) if own is None else (own.training_tokens, own.training_flops, own.training_seconds)
+            ),
+            Cell("none") if model.state_bytes is None else model.state_bytes, Cell(changed or ABSENT, changed),
+            rates.get(name),
+        ))  # fmt: skip
+    caption = "Beside quality: what each was, and what its training spent."
+    return table("sizes", "Sizes and spending", columns, rows, caption=caption)
+
+
+def _flops(value: float) -> str:
+    return quantity(value, "FLOP")
+
+
+def _ordered(outcome: ComparisonOutcome) -> list[Model]:
+    names = [*outcome.names, *(model.architecture for model in outcome.models if not model.matched)]
+    return sorted(outcome.models, key=lambda model: names.index(model.architecture))
+
+
+def cost_table(outcome: ComparisonOutcome) -> Table | None:
+    """Speed and memory beside the baseline's, with the machine's noise floor; None where nothing was measured."""
+    if not outcome.costs:
+        return None
+    columns = (
+        Column("quantity", "text"),
+        Column("architecture", "name"),
+        Column("median", unit="base units"),
+        Column("ratio", unit="1", hint=f"to {outcome.plan.baseline}; below 1 is less", show=ratio),
+        Column(f"{outcome.plan.confidence:.0%} interval", unit="1", hint="of the ratio", show=ratio_interval),
+        Column(
+            "noise floor", unit="1", show=ratio_interval, priority=1,
+            hint="ratios that this machine shows where there is no difference",
+        ),
+        Column("verdict", "verdict"),
+    )  # fmt: skip
+    metrics = list(dict.fromkeys(row.metric for row in outcome.costs))
+    rows = [
+        (
+            row.label, row.architecture, Cell(quantity(row.value, row.unit), row.value), row.ratio,
+            (row.low, row.high), (row.floor_low, row.floor_high), row.verdict,
+        )
+        for row in sorted(outcome.costs, key=lambda row: metrics.index(row.metric))
+    ]  # fmt: skip
+    caption = (
+        "Measured in turns and in fresh processes; less is better. Exploratory: not corrected for the number of rows."
+    )
+    return table("costs", "Speed and memory", columns, rows, caption=caption, grouped=1)
+
+
+def lost_table(outcome: ComparisonOutcome) -> Table | None:
+    """Every run that did not end well, with its cause; None where all did."""
+    columns = (
+        Column("architecture", "name"), Column("stage", "text"), Column("seed"), Column("outcome", "text"),
+        Column("cause", "text"), Column("run", "code"),
+    )  # fmt: skip
+    rows = [
+        (cell.architecture, cell.stage, Cell(str(cell.seed), cell.seed), cell.outcome, cell.cause, cell.run_id)
+        for cell in outcome.cells
+        if cell.outcome != "ok"
+    ]
+    return table("lost", "What did not finish", columns, rows) if rows else None
+
+
+def tuning_table(outcome: TuningOutcome) -> Table:
+    """The learning-rate curve of each architecture, and the rate chosen."""
+    columns = (
+        Column("architecture", "name"),
+        Column("learning rate", show="{:.3g}".format),
+        Column("bits per byte", unit="bit/byte"),
+        Column("seeds", "list", hint="bits per byte of each"),
+    )
+    rows: list[Sequence[object]] = []
+    for tuning in outcome.tuning:
+        for point in tuning.points:
+            seeds = ("diverged or failed" if bits is None else f"{bits:.4f}" for bits in point.bits_per_byte)
+            rows.append((tuning.architecture, point.learning_rate, point.mean, "  ".join(seeds)))
+        chosen = f"chosen: {tuning.note or 'minimum of the parabola'}"
+        rows.append((tuning.architecture, tuning.learning_rate, Cell(""), chosen))
+    notes = not_taking_part(outcome)
+    return table("tuning", "Learning rates", columns, rows, notes=notes, grouped=1)

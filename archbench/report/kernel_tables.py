@@ -1,0 +1,175 @@
+"""The kernel phase as tables: medians and spread of each candidate, case by case."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from archbench.presentation.tables import Cell, Column, Table, table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONVENTION = (
+    "TFLOP/s count visible (query, key) pairs only, so causal counts as half; backward counts 2.5 × forward. "
+    "± is half the interquartile range."
+)
+ATTENTION = "causal_attention"
+_ATTENTION = {
+    "T": "context_length", "B": "batch_size", "H": "query_heads", "G": "kv_heads", "D": "head_width", "W": "window",
+}  # fmt: skip
+_LOSS = {"N": "context_length", "C": "model_width", "V": "vocab_size"}
+CASE = [*_ATTENTION.values(), "model_width", "vocab_size"]
+
+_COSTS = (
+    Column("memory", unit="B", hint="beyond the inputs"), Column("error", show="{:.1e}".format),
+    Column("gradient error", show="{:.1e}".format),
+)  # fmt: skip
+
+
+def _time(title: str) -> Column:
+    return Column(title, unit="s")
+
+
+def _reach() -> Column:
+    return Column("±", unit="relative", show="{:.0%}".format)
+
+
+def _speed() -> Column:
+    return Column("TFLOP/s", unit="FLOP/s", show=lambda value: f"{value / 1e12:.3g}")
+
+
+def kernel_tables(rows: pd.DataFrame) -> list[Table]:
+    """Attention and losses, each where it was measured."""
+    known = rows[rows.value.notna()]
+    attention, losses = known[known.operation == ATTENTION], known[known.operation != ATTENTION]
+    made = [_attention_table(attention)] if len(attention) else []
+    return made + ([_loss_table(losses)] if len(losses) else [])
+
+
+def case_name(row: Mapping[Any, Any]) -> str:
+    """``sdpa T 128 B 1 …``: the candidate and its sizes, of a row of the kernel phase; "" for any other."""
+    import pandas as pd
+
+    if pd.isna(row["operation"]):
+        return ""
+    attention = row["operation"] == ATTENTION
+    sizes = [f"{letter} {_size(row[name])}" for letter, name in (_ATTENTION if attention else _LOSS).items()]
+    return " ".join([row["attention"] if attention else row["operation"], *sizes])
+
+
+def not_measured(rows: pd.DataFrame) -> Iterator[str]:
+    """A sentence for each candidate and direction that rows have no value of."""
+    missing = rows[rows.metric.isin(["forward_seconds", "backward_seconds"]) & rows.value.isna()]
+    candidates = missing.attention.where(missing.operation == ATTENTION, missing.operation)
+    for (candidate, metric), without in missing.groupby([candidates, "metric"], sort=False):
+        cases = without.groupby(CASE, dropna=False).ngroups
+        yield (
+            f"Not measured: {candidate}, {str(metric).removesuffix('_seconds')} ({cases} cases): why is in "
+            f"{rows.run_id.iloc[0]}.json, facts.left_out."
+        )
+
+
+def reasons(left_out: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What could not be measured, and why: one line a reason, with the cases where they are few."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for one in left_out:
+        grouped.setdefault((one["candidate"], one["what"], one["reason"]), []).append(one["case"])
+    lines = []
+    for (candidate, what, reason), cases in grouped.items():
+        where = f"{len(cases)} cases" if len(cases) > 2 else "; ".join(cases)
+        lines.append(f"Not measured: {candidate}, {what} ({where}): {reason}.")
+    return lines
+
+
+def _attention_table(rows: pd.DataFrame) -> Table:
+    varying, fixed = _sizes(rows, _ATTENTION)
+    columns = [
+        *(Column(letter, "name") for letter in varying), Column("attention", "name"),
+        _time("forward"), _reach(), _speed(), _time("backward"), _reach(), _speed(), *_COSTS,
+    ]  # fmt: skip
+    lines = [
+        [
+            *label, *_median(_values(trial, "forward_seconds")), _first(trial, "forward_flops_per_second"),
+            *_median(_values(trial, "backward_seconds")), _first(trial, "backward_flops_per_second"), *_costs(trial),
+        ]
+        for label, _, trial in _trials(rows, varying, "attention")
+    ]  # fmt: skip
+    return table("attention", f"Causal attention{fixed}", columns, lines, caption=CONVENTION, grouped=len(varying))
+
+
+def _loss_table(rows: pd.DataFrame) -> Table:
+    varying, fixed = _sizes(rows, _LOSS)
+    columns = [
+        *(Column(letter, "name") for letter in varying), Column("loss", "name"), _time("forward"), _time("backward"),
+        _time("together"), _reach(), _speed(), *_COSTS, Column("time", unit="1", show="{:.2f} ×".format),
+        Column("memory", unit="1", show="{:.2f} ×".format),
+    ]  # fmt: skip
+    lines = []
+    for label, case, trial in _trials(rows, varying, "operation"):
+        whole = case[case.operation == "cross_entropy"]
+        lines.append([
+            *label, _median(_values(trial, "forward_seconds"))[0], _median(_values(trial, "backward_seconds"))[0],
+            *_median(_together(trial)), _first(trial, "flops_per_second"), *_costs(trial),
+            _ratio(_together(trial), _together(whole)),
+            _ratio(_values(trial, "peak_extra_bytes"), _values(whole, "peak_extra_bytes")),
+        ])  # fmt: skip
+    title = f"Loss, and its time and memory over those of all logits at once{fixed}"
+    return table("losses", title, columns, lines, grouped=len(varying))
+
+
+def _sizes(rows: pd.DataFrame, letters: dict[str, str]) -> tuple[dict[str, str], str]:
+    """The sizes that differ between cases, as columns, and in words those that do not."""
+    varying = {letter: name for letter, name in letters.items() if rows[name].nunique(dropna=False) > 1}
+    fixed = {letter: _size(rows[name].iloc[0]) for letter, name in letters.items() if letter not in varying}
+    words = [f"{letter} {size}" for letter, size in fixed.items() if not (letter == "W" and size == "none")]
+    return varying, f": {', '.join(words)}" if words else ""
+
+
+def _trials(
+    rows: pd.DataFrame, varying: dict[str, str], candidate: str
+) -> Iterator[tuple[list[Cell], pd.DataFrame, pd.DataFrame]]:
+    """Label cells, rows of the case and rows of the candidate, in the order measured."""
+    for _, case in rows.groupby(list(varying.values()) or ["phase"], sort=False, dropna=False):
+        sizes = [_size(case[name].iloc[0]) for name in varying.values()]
+        for name, trial in case.groupby(candidate, sort=False):
+            yield [*(Cell(size, size) for size in sizes), Cell(str(name), str(name))], case, trial
+
+
+def _size(value: Any) -> str:
+    import pandas as pd
+
+    return "none" if pd.isna(value) else str(int(value))
+
+
+def _values(trial: pd.DataFrame, metric: str) -> pd.Series[float]:
+    return trial[trial.metric == metric].set_index("repeat").value
+
+
+def _together(trial: pd.DataFrame) -> pd.Series[float]:
+    """Seconds of forward and backward of each sample."""
+    return (_values(trial, "forward_seconds") + _values(trial, "backward_seconds")).dropna()
+
+
+def _first(trial: pd.DataFrame, metric: str) -> float | None:
+    values = _values(trial, metric)
+    return None if values.empty else float(values.iloc[0])
+
+
+def _median(seconds: pd.Series[float]) -> tuple[float | None, float | Cell]:
+    """Median, and half the interquartile range as a share of it."""
+    if seconds.empty:
+        return None, Cell("")
+    median, reach = seconds.median(), (seconds.quantile(0.75) - seconds.quantile(0.25)) / 2
+    return float(median), float(reach / median) if len(seconds) >= 4 else Cell("")
+
+
+def _costs(trial: pd.DataFrame) -> list[float | None]:
+    """Memory beyond the inputs, and the errors of output and gradients."""
+    return [_first(trial, metric) for metric in ("peak_extra_bytes", "output_error", "gradient_error")]
+
+
+def _ratio(own: pd.Series[float], whole: pd.Series[float]) -> float | Cell:
+    """Median over the samples taken side by side; of memory there is one number."""
+    ratio = (own / whole).median() if len(whole) else float("nan")
+    return Cell("") if ratio != ratio else float(ratio)

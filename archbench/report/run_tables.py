@@ -1,0 +1,242 @@
+"""Tables of runs, made of tidy rows: one run in full, what each run came to, and runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from archbench.presentation.quantities import ABSENT, count, quantity, spread
+from archbench.presentation.tables import Cell, Column, Table, table
+from archbench.report.kernel_tables import case_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from archbench.report.evidence import Evidence
+
+_RUN_METRICS = (
+    ("quality", "bits_per_byte", "bits per byte", "bit/byte"),
+    ("train", "tokens_per_second", "tokens per second", "token/s"),
+    ("train", "training_seconds", "training time", "s"),
+    ("train", "peak_memory_bytes", "training memory", "B"),
+    ("decode", "seconds_per_token", "decoding, a token", "s"),
+)
+
+_SIDE_BY_SIDE = (
+    ("bits/\nbyte", "quality", "bits_per_byte", "bit/byte"),
+    ("training\ntokens/s", "train", "tokens_per_second", "token/s"),
+    ("peak\nmemory", "train", "peak_memory_bytes", "B"),
+    ("first\ntoken", "prefill", "seconds_to_first_token", "s"),
+    ("next\ntoken", "decode", "seconds_per_token", "s"),
+    ("state", "decode", "cache_bytes", "B"),
+)
+"""Title, phase, metric and unit; of prefill and decode the longest prompt of the smallest batch."""
+
+_SUMMARY = (
+    ("quality", "bits per byte", "bits_per_byte", "bit/byte"),
+    ("quality", "perplexity", "perplexity", "1"),
+    ("quality", "loss", "loss", "nats/token"),
+    ("train", "step", "step_seconds", "s"),
+    ("train", "first step", "first_step_seconds", "s"),
+    ("train", "throughput", "tokens_per_second", "token/s"),
+    ("train", "model FLOP/s", "model_flops_per_second", "FLOP/s"),
+    ("train", "peak memory", "peak_memory_bytes", "B"),
+    ("prefill", "{P:.0f}-token prompt × {B:.0f}", "seconds_to_first_token", "s"),
+    ("prefill", "peak memory", "peak_memory_bytes", "B"),
+    ("decode", "token after {P:.0f} × {B:.0f}", "seconds_per_token", "s"),
+    ("decode", "cache", "cache_bytes_per_token", "B/token"),
+    ("decode", "peak memory", "peak_memory_bytes", "B"),
+)
+"""Phase, name, metric and unit of the lines of one run; with B and P in its name, a line for each batch and prompt."""
+
+_CHANGING = ("loss", "learning_rate", "grad_norm", "validation_loss", "validation_bits_per_byte")
+"""Training metrics that change with the step: their last value says more than their median."""
+
+
+def run_table(evidence: Evidence) -> Table | None:
+    """One line a run, the newest first; None where all are trainings of a probe, of which there are hundreds."""
+    columns = (
+        Column("run", "code"),
+        Column("architecture", "name"),
+        Column("preset", "text"),
+        Column("seed"),
+        Column("parameters", unit="1", show=count),
+        Column("corpus", "text"),
+        *(Column(title, unit=unit) for _, _, title, unit in _RUN_METRICS),
+        Column("outcome", "text"),
+    )
+    runs = evidence.rows[evidence.rows.phase != "probe"].groupby("run_id", sort=False)
+    rows = [_run(str(run_id), own) for run_id, own in runs]
+    caption = "Medians over repeats; speeds of all cases of a run together."
+    return table("runs", "Runs", columns, rows, caption=caption) if rows else None
+
+
+def _run(run_id: str, own: pd.DataFrame) -> list[Any]:
+    first, modelled = own.iloc[0], own.architecture.iloc[0] != "none"
+    medians = [
+        own[(own.phase == phase) & (own.metric == metric)].value.dropna().median()
+        for phase, metric, _, _ in _RUN_METRICS
+    ]
+    failed, diverged = own[own.status != "ok"], own[own.metric == "diverged"]
+    ended = "finished" if failed.empty else f"failed in {failed.phase.iloc[0]}: {failed.status.iloc[0]}"
+    ended = ended if diverged.empty else f"diverged at step {diverged.value.iloc[0]:.0f}"
+    return [
+        run_id, Cell(str(first["name"]) if modelled else "kernels", str(first["name"])),
+        Cell(str(first.preset) if modelled else ABSENT, str(first.preset)), Cell(str(first.seed), int(first.seed)),
+        integer(own.parameters.max()), ", ".join(map(str, own.corpus.dropna().unique())) or ABSENT,
+        *(None if value != value else float(value) for value in medians), ended,
+    ]  # fmt: skip
+
+
+def side_by_side(frames: Sequence[pd.DataFrame]) -> Table:
+    """Finished runs, in the order in which they were measured."""
+    seeds = {int(frame.seed.iloc[0]) for frame in frames}
+    several_presets = len({frame.preset.iloc[0] for frame in frames}) > 1
+    columns = [Column("", "name"), Column("parameters", show=count)]
+    columns += [Column(title, unit=unit) for title, _, _, unit in _SIDE_BY_SIDE]
+    rows = []
+    for frame in frames:
+        first = frame.iloc[0]
+        name = first.architecture + (f" {first.preset}" if several_presets else "")
+        name += f" seed {first.seed}" if len(seeds) > 1 else ""
+        rows.append([name, integer(first.parameters), *(_longest(frame, *which) for _, *which in _SIDE_BY_SIDE)])
+    note = "Peak memory: of training."
+    decoded = frames[0][frames[0].phase == "decode"].dropna(subset=["prompt_length"])
+    if len(decoded):
+        B, P = int(decoded.batch_size.min()), int(decoded.prompt_length.max())
+        note += f" First and next token, and the state that decoding keeps: after {P} tokens × {B}."
+    if len(seeds) == 1:
+        note += " One seed: a difference in bits/byte may be chance (--seed 1 --seed 2 measures more)."
+    return table("runs", "", columns, rows, notes=[note])
+
+
+def _longest(frame: pd.DataFrame, phase: str, metric: str, unit: str) -> float | None:
+    rows = frame[(frame.phase == phase) & (frame.metric == metric)].dropna(subset=["value"])
+    if rows.prompt_length.notna().any():
+        rows = rows[rows.batch_size == rows.batch_size.min()]
+        rows = rows[rows.prompt_length == rows.prompt_length.max()]
+    return None if rows.empty else float(rows.value.median())
+
+
+def summary_table(frame: pd.DataFrame) -> Table:
+    """One run's measurements: median, interquartile range, and what else is worth a glance."""
+    columns = (
+        Column("", "text"), Column("measured", "text"), Column("median", show=str), Column("IQR", "text"),
+        Column("", "text"),
+    )  # fmt: skip
+    return table("summary", "", columns, _summary(frame), grouped=1)
+
+
+def _summary(frame: pd.DataFrame) -> Iterator[Sequence[Any]]:
+    for phase, name, metric, unit in _SUMMARY:
+        own = frame[frame.phase == phase]
+        cases = [((0, 0), own)] if "{" not in name else own.groupby(["batch_size", "prompt_length"])
+        for (B, P), rows in cases:
+            values = rows[rows.metric == metric].value.dropna()
+            if len(values):
+                low, high = (float(values.quantile(share)) for share in (0.25, 0.75))
+                iqr = spread(low, high, unit) if len(values) >= 4 else ""
+                median = quantity(float(values.median()), unit)
+                yield phase, name.format(B=B, P=P), median, iqr, _remark(rows, metric)
+
+
+def _remark(rows: pd.DataFrame, metric: str) -> str:
+    """What stands beside a measurement."""
+
+    def last(other: str) -> float | None:
+        values = rows[rows.metric == other].value.dropna()
+        return float(values.iloc[-1]) if len(values) else None
+
+    match metric:
+        case "perplexity":
+            return "per token"
+        case "first_step_seconds":
+            return "kept apart"
+        case "step_seconds":
+            return f"{count(last('steps'))} steps"
+        case "model_flops_per_second":
+            return "" if (mfu := last("mfu")) is None else f"MFU {mfu:.0%}"
+        case "peak_memory_bytes":
+            peak, baseline = last(metric), last("baseline_memory_bytes")
+            return "" if peak is None or baseline is None else f"{quantity(peak - baseline, 'B')} new"
+        case "seconds_to_first_token" | "seconds_per_token":
+            return quantity(last("tokens_per_second"), "token/s")
+    return ""
+
+
+def measurement_table(rows: pd.DataFrame) -> Table:
+    """Every measurement of one run: median, interquartile range and number of its repeats."""
+    columns = (
+        Column("phase", "text"), Column("metric", "text"), Column("batch × prompt", "text"),
+        Column("value", show=str), Column("IQR", "text"), Column("n"),
+    )  # fmt: skip
+    lines = [
+        (
+            line["phase"], line["metric"], "" if line["prompt_length"] is None else _case(line),
+            quantity(line["median"], line["unit"]), _iqr(line), line["n"],
+        )
+        for line in summarise(rows)
+    ]  # fmt: skip
+    return table("measurements", "", columns, lines, grouped=1)
+
+
+def _case(line: dict[str, Any]) -> str:
+    return f"{line['batch_size']} × {line['prompt_length']}"
+
+
+def _iqr(line: dict[str, Any]) -> str:
+    if line["last"]:
+        return "the last one"
+    return "" if line["lower"] is None else spread(line["lower"], line["upper"], line["unit"])
+
+
+def summarise(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """One dictionary a measurement of one run: median, quartiles and number of its repeats, in the order measured.
+
+    Values are in the row's unit. ``median`` is the last value for metrics that change with the step; null values are
+    left out of all four, and a measurement that has only those has a null ``median`` and n = 0.
+    """
+    lines = []
+    keys = ["phase", "metric", "unit", "batch_size", "prompt_length"]
+    for (phase, metric, unit, B, P), group in rows.groupby(keys, sort=False, dropna=False):
+        values = group.value.dropna()
+        changing = phase == "train" and metric in _CHANGING
+        spreads = not changing and len(values) > 1
+        lines.append({
+            "phase": phase, "metric": metric, "unit": unit, "batch_size": integer(B), "prompt_length": integer(P),
+            "median": None if values.empty else float(values.iloc[-1] if changing else values.median()),
+            "lower": float(values.quantile(0.25)) if spreads else None,
+            "upper": float(values.quantile(0.75)) if spreads else None,
+            "n": len(values), "last": changing and len(values) > 1,
+        })  # fmt: skip
+    return lines
+
+
+def raw_table(frame: pd.DataFrame) -> Table:
+    """Every row."""
+    cases = [Column("case", "text")] if frame.operation.notna().any() else []
+    names = ("architecture", "preset", "seed", "phase", "metric")
+    columns = [
+        Column("run", "name"), *(Column(name, "number" if name == "seed" else "text", show=str) for name in names),
+        *cases, Column("batch"), Column("prompt"), Column("repeat"), Column("value", show=str),
+    ]  # fmt: skip
+    rows = [
+        [
+            row["run_id"], *(row[name] for name in names), *([case_name(row)] if cases else []),
+            *(_blank(integer(row[name])) for name in ("batch_size", "prompt_length")), int(row["repeat"]),
+            quantity(row["value"], row["unit"]),
+        ]
+        for row in frame.to_dict("records")
+    ]  # fmt: skip
+    return table("rows", "", columns, rows)
+
+
+def _blank(value: int | None) -> Cell:
+    return Cell("" if value is None else str(value), value)
+
+
+def integer(value: Any) -> int | None:
+    """A whole number of a column that has some; None for pandas' missing values."""
+    import pandas as pd
+
+    return None if pd.isna(value) else int(value)
