@@ -127,5 +127,5 @@ def _write_csv(frame: pd.DataFrame, target: str) -> None:
         return
     from archbench.report.files import write
 
-    write(target, frame.to_csv(index=False).encode(), option="--csv")
+    write(target, frame.to_csv(index=False).encode(), option="--csv", new_folder=False)
     typer.echo(f"{len(frame):,} rows written to {target}", err=True)

@@ -81,11 +81,12 @@ def write_markdown(contents: Sequence[Contents], path: str | Path, images: Seque
     return write(path, markdown(contents, named).encode())
 
 
-def write(path: str | Path, content: bytes, *, option: str = "") -> Path:
+def write(path: str | Path, content: bytes, *, option: str = "", new_folder: bool = True) -> Path:
     """Write ``content`` beside ``path``, then move it there, so that a full disk leaves no half a file.
 
     Args:
         option: that asked for the file, for the message.
+        new_folder: make the folder if there is none.
 
     Raises:
         StorageError: it cannot be written.
@@ -93,7 +94,8 @@ def write(path: str | Path, content: bytes, *, option: str = "") -> Path:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if new_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(content)
         temporary.replace(path)
     except OSError as error:
