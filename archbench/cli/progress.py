@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
     from archbench.study.run_cells import RunCell
-    from archbench.testing.checks import Result
+    from archbench.testing.evaluation import Result
     from archbench.testing.isolation import Claim
 
 STAGES = {
