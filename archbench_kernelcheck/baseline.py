@@ -97,7 +97,7 @@ def _read(path: Path) -> dict[str, Counts]:
     try:
         versions = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(str(path), f"cannot be read as a baseline: {error}", "Write it anew, or restore it") from error
+        raise DataError(str(path), f"cannot be read as a baseline: {error}", "Write it again, or restore it") from error
     if not isinstance(versions, dict):
-        raise DataError(str(path), "is not a baseline: it holds no object", "Write it anew, or restore it")
+        raise DataError(str(path), "is not a baseline: it holds no object", "Write it again, or restore it")
     return versions

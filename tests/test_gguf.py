@@ -154,7 +154,7 @@ def test_the_separator_is_what_the_model_saw_before_a_text(tmp_path: Path) -> No
     [
         ({"model": "llama", "pre": None}, "its kind is SentencePiece"),
         ({"model": None}, "its kind is None"),
-        ({"pre": "tekken"}, "its pre-tokenizer is 'tekken', and archbench knows default, gpt-2, llama-bpe"),
+        ({"pre": "tekken"}, "its pre-tokenizer is 'tekken', but archbench knows default, gpt-2, llama-bpe"),
         ({"pre": None}, "its pre-tokenizer is None"),
         ({"tokens": None}, "its tokens and merges do not form a tokenizer"),
         ({"merges": ["a nowhere"]}, "its tokens and merges do not form a tokenizer"),

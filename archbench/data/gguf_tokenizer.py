@@ -67,10 +67,10 @@ def from_gguf(path: Path, *, name: str) -> SubwordTokenizer:
     model, pre = (file.metadata.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     if model != "gpt2":
         kind = "SentencePiece (llama)" if model == "llama" else repr(model)
-        raise _unusable(name, f"its kind is {kind}, and archbench reads byte-level BPE (gpt2) from GGUF files")
+        raise _unusable(name, f"its kind is {kind}, but archbench reads byte-level BPE (gpt2) from GGUF files")
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
-        raise _unusable(name, f"its pre-tokenizer is {pre!r}, and archbench knows {known}")
+        raise _unusable(name, f"its pre-tokenizer is {pre!r}, but archbench knows {known}")
     try:
         tokenizer, separator = _built(file, str(pre))
     except Exception as error:  # noqa: BLE001 - the library raises bare Exception
