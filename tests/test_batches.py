@@ -69,7 +69,7 @@ def test_micro_batches_are_the_batch_in_order() -> None:
     assert [part.inputs.shape for part in parts] == [(2, 8)] * 3
     assert torch.equal(torch.cat([part.inputs for part in parts]), batch.inputs)
     assert torch.equal(torch.cat([part.targets for part in parts]), batch.targets)
-    with pytest.raises(UsageError, match="6 sequences do not make 4 equal"):
+    with pytest.raises(UsageError, match="6 sequences do not split into 4 equal"):
         batch.split(4)
 
 
