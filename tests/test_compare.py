@@ -20,9 +20,9 @@ import archbench
 from archbench.config import RunConfig
 from archbench.errors import StorageError
 from archbench.study.compare_results import unit_scores
-from archbench.study.folder import write_record
+from archbench.study.folder import read_record, write_record
 from archbench.study.outcome import Record
-from archbench.study.run_cells import RunCell, cell_key, known_record
+from archbench.study.run_cells import RunCell, cell_key
 from installations import RunCLI
 
 SMALL = (
@@ -169,7 +169,7 @@ def test_a_run_that_fails_is_a_record_and_not_the_end(tmp_path: Path, hostile: P
     write_record(tmp_path, record)
     assert record.outcome == "failed"
     assert "was killed" in (record.cause or "")
-    assert known_record(tmp_path, cell.key) == record
+    assert read_record(Record, tmp_path, cell.key) == record
 
 
 def test_checks_of_the_same_model_are_taken_over_and_of_another_are_not(tmp_path: Path, corpus: Path) -> None:
@@ -192,7 +192,7 @@ def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / "0123.json").write_text('{"key": "0123"')
     with pytest.raises(StorageError, match=r"0123\.json"):
-        known_record(tmp_path, "0123")
+        read_record(Record, tmp_path, "0123")
 
 
 def test_a_changed_plugin_or_seed_or_setting_is_another_cell() -> None:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import pyarrow as pa
 
 from archbench.errors import UsageError
-from archbench.study.compare_plan import ComparePlan
+from archbench.study.compare_plan import MATCHES, ComparePlan
 from archbench.study.compare_results import Results, cell_of, conclusion, model_of
 from archbench.study.comparison_outcome import ComparisonOutcome, Plan, TuningOutcome
 from archbench.study.contenders import contenders
@@ -19,13 +19,14 @@ from archbench.study.engine import Session, conduct
 from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Record
 from archbench.study.run_cells import Budget, RunCell, budget_fields, run_cell, tokens_per_update, updates_of
-from archbench.study.run_study import COST_NEW_TOKENS, SPEED_STEPS, RunStudy, tables_of
+from archbench.study.run_study import COST_NEW_TOKENS, SPEED_STEPS, RunStudy, shared_settings, tables_of
+from archbench.study.verdicts import CONFIDENCE
 
 VALIDATIONS = 8
-"""Of a training run whose curve is drawn."""
+"""Validations of a training run, for its curve."""
 
 MOST_SWEEPS = 100
-"""Numbers of sweeps begin anew at the next multiple for architectures that were added later."""
+"""Architectures that were added later number their sweeps from the next multiple on."""
 
 O = TypeVar("O", bound=TuningOutcome)  # noqa: E741
 Work = Session[ComparePlan, RunCell, Record, O]
@@ -41,12 +42,12 @@ def compare(
 def tune(
     plan: ComparePlan, folder: Path, progress: Progress, command: str, trackers: Sequence[str] = ()
 ) -> TuningOutcome:
-    """Only the search for learning rates, whose cells :func:`compare` takes over."""
+    """Only the search for learning rates; :func:`compare` reuses its cells."""
     return conduct(RateSearch(plan), folder, progress, command, trackers)
 
 
 class _Matched(RunStudy[ComparePlan, O]):
-    """The first part of a comparison, which ``archbench tune`` is as well."""
+    """What a comparison and the search for learning rates share."""
 
     verb: ClassVar[str] = "compare the baseline with"
 
@@ -75,20 +76,26 @@ class _Matched(RunStudy[ComparePlan, O]):
         self.tunings = {name: found for (name, _), found in self.search(session, self.budget).items()}
 
     def continues(self, kept: Mapping[str, Any]) -> bool:
-        """Also where architectures are added. Taking some away would make the correction for their number smaller."""
+        """Adding architectures continues a folder. Removing some does not: Holm's correction would become smaller."""
         before = kept.get("plan", {}).get("architectures", [])
         if not set(before) <= set(self.plan.architectures):
             return super().continues(kept)
         return kept.get("digest") in (self.plan.digest(), self.plan.digest(before))
 
     def common(self, session: Work[O], common: Mapping[str, Any], results: Results) -> dict[str, Any]:
-        """The fields of ``tuning.json``, which are the first of ``comparison.json``."""
+        """The fields of ``tuning.json``, with which ``comparison.json`` begins."""
         baseline, _ = self.admitted[self.plan.baseline, None]
-        assert baseline.context_length is not None
+        plan, (unit, amount) = self.plan, next(iter(self.budget.items()))
         return {
             **common,
             "machine": results.machine(),
-            "plan": Plan(**self.plan.summary(baseline.context_length, self.budget)),
+            "plan": Plan.of(
+                plan,
+                **shared_settings(plan.run, baseline),
+                confidence=CONFIDENCE,
+                budget={"unit": unit, "amount": amount},
+                matched_on=MATCHES[plan.match],
+            ),
             "models": [model_of(one) for one in session.contenders],
             "cells": [cell_of(cell, record) for cell, record in results.cells],
             "tuning": list(self.tunings.values()),
@@ -126,7 +133,7 @@ class Comparison(_Matched[ComparisonOutcome]):
         session.kept["looks"] = [one for one in session.kept.get("looks", []) if one != analysis] + [analysis]
 
     def confirm(self, session: Work[ComparisonOutcome]) -> None:
-        """Fresh seeds at the chosen learning rates. One without a rate at which it learns takes no further part."""
+        """Train fresh seeds at the chosen learning rates. An architecture that learns at no rate is left out."""
         cells = []
         for one in session.taking_part():
             found = self.tunings[one.architecture]
@@ -137,11 +144,11 @@ class Comparison(_Matched[ComparisonOutcome]):
                 raise UsageError(f"baseline {self.plan.baseline}", str(found.note), step)
             else:
                 session.leave_out(one, found.note)
-        # Seed by seed, so that all make progress together.
+        # Seed by seed, so that an interrupted comparison has some seeds of all.
         session.run([cell for turn in zip(*cells, strict=True) for cell in turn])
 
     def turns(self, session: Work[ComparisonOutcome]) -> list[list[Contender]]:
-        """Who is timed in turns with whom: those that were added later with the baseline, measured once more."""
+        """Groups that are timed in turns. Later architectures form a group with the baseline, measured again."""
         return [
             [one for one in session.taking_part() if one.architecture in (*group, self.plan.baseline)]
             for group in session.kept["turns"]
@@ -172,7 +179,7 @@ class Comparison(_Matched[ComparisonOutcome]):
 
 
 def turn_groups(kept: Mapping[str, Any], architectures: Sequence[str]) -> list[list[str]]:
-    """Which architectures take turns with each other: those of the first session, then those that each later one added.
+    """The groups that take turns: the architectures of the first session, then those that each later one added.
 
     Args:
         kept: the content of the plan file before this session.
@@ -184,7 +191,7 @@ def turn_groups(kept: Mapping[str, Any], architectures: Sequence[str]) -> list[l
 
 
 def seed_cells(plan: ComparePlan, contender: Contender, budget: Budget, learning_rate: float) -> list[RunCell]:
-    """Fresh seeds at the chosen learning rate, on the whole budget."""
+    """Fresh seeds at the chosen learning rate on the whole budget."""
     training: dict[str, Any] = {**budget_fields(budget), "learning_rate": learning_rate}
     if (updates := updates_of(plan, contender, budget)) is not None:
         training["validate_every"] = max(1, round(updates / VALIDATIONS))
@@ -196,10 +203,10 @@ def seed_cells(plan: ComparePlan, contender: Contender, budget: Budget, learning
 
 
 def speed_cells(plan: ComparePlan, contenders: Sequence[Contender], group: int = 0) -> list[RunCell]:
-    """Every architecture in turns, A B … and back again; the baseline is at both ends, for the noise floor.
+    """All architectures in turns, A B … and back; the baseline stands at both ends, for the noise floor.
 
     Args:
-        group: number of the group that takes turns; it makes the sweeps' numbers differ.
+        group: number of the group that takes turns; its sweeps have numbers of their own.
     """
     training = {"steps": SPEED_STEPS, "validate_every": None, "checkpoint_every": None}
     phases = ("train", "prefill", "decode")
@@ -215,7 +222,7 @@ def speed_cells(plan: ComparePlan, contenders: Sequence[Contender], group: int =
 
 
 def cost_cells(plan: ComparePlan, contender: Contender) -> list[RunCell]:
-    """One run for each context length, so that each has a peak memory of its own."""
+    """One run for each context length, so that each has its own peak memory."""
     assert contender.context_length is not None
     cells = []
     for multiple in plan.cost_multiples:
@@ -228,10 +235,10 @@ def cost_cells(plan: ComparePlan, contender: Contender) -> list[RunCell]:
 
 
 def budget_of(plan: ComparePlan, baseline: Contender, seconds_per_update: float) -> dict[str, float]:
-    """The whole budget of one run, the same for all, from what the recipe gives the baseline.
+    """The budget of one whole run, the same for all: what the recipe gives the baseline.
 
     Args:
-        seconds_per_update: the baseline's, measured; for ``--match time``.
+        seconds_per_update: of the baseline, measured; for ``--match time``.
     """
     assert baseline.size is not None
     recipe, per_update = plan.run.training, tokens_per_update(plan, baseline)

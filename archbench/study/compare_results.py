@@ -1,11 +1,11 @@
-"""What the rows of a comparison's runs say: scores by document, verdicts, costs, and what was spent."""
+"""From the rows of a comparison's runs: scores by document, verdicts, and what training took."""
 
 from __future__ import annotations
 
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 
 from archbench.errors import StorageError
-from archbench.measure.sizes import Size
 from archbench.study.compare_plan import ComparePlan
 from archbench.study.comparison_outcome import Cell, Model, Spent, Units
 from archbench.study.contract import Contender
@@ -31,11 +30,11 @@ FEWEST_DOCUMENTS = 30
 
 @dataclass(frozen=True)
 class Results:
-    """The cells of a comparison, and what their runs left.
+    """The cells of a comparison and the rows of their runs.
 
     Attributes:
         cells: each with its record.
-        frames: rows of every run that did not fail, by its cell's key.
+        frames: cell key -> rows, for every run that did not fail.
     """
 
     plan: ComparePlan
@@ -45,21 +44,17 @@ class Results:
 
     @classmethod
     def read(cls, plan: ComparePlan, folder: Path, cells: Sequence[tuple[RunCell, Record]]) -> Results:
-        """Read the rows.
-
-        Raises:
-            StorageError: they cannot be read.
-        """
+        """Read the rows; a StorageError if they cannot be read."""
         return cls(plan, folder, cells, rows_by_key(folder, cells))
 
     @property
     def finished(self) -> dict[str, pd.DataFrame]:
-        """The rows of the runs that ended well. A run that diverged says nothing but its loss curve."""
+        """The rows of the runs that finished. Of a diverged run only the loss curve counts."""
         return {cell.key: self.frames[cell.key] for cell, record in self.cells if record.outcome == "ok"}
 
     @property
     def causes(self) -> dict[str, str]:
-        """Why runs did not end well, by the cell's key."""
+        """Cell key -> why its run did not finish."""
         return {record.key: record.cause or "" for _, record in self.cells if record.outcome != "ok"}
 
     def of(self, stage: Stage) -> list[RunCell]:
@@ -67,13 +62,13 @@ class Results:
         return [cell for cell, _ in self.cells if cell.stage == stage]
 
     def machine(self) -> dict[str, Any]:
-        """Where the first cell ran."""
+        """The machine on which the first cell ran."""
         row = next(iter(self.frames.values())).iloc[0]
         names = ("device", "device_name", "torch_version", "python_version", "malloc")
         return {name: None if pd.isna(row[name]) else getattr(row[name], "item", row[name].__str__)() for name in names}
 
     def quality(self, tunings: Mapping[str, Tuning]) -> tuple[list[QualityRow], Units]:
-        """The verdict on each architecture that has a search, and what the text was resampled by.
+        """The verdict on each architecture in ``tunings``, and the units that the text was resampled by.
 
         Raises:
             StorageError: a run's scores cannot be read.
@@ -95,7 +90,7 @@ class Results:
         return sorted(rows, key=lambda row: order.index(row.architecture)), units
 
     def spent(self, name: str) -> Spent:
-        """Medians over fresh seeds of what training took."""
+        """What training took: medians over fresh seeds."""
         values: dict[str, list[float]] = {"training_tokens": [], "training_flops": [], "training_seconds": []}
         finished = self.finished
         for cell in self.of("seed"):
@@ -111,7 +106,7 @@ class Results:
 
 
 def conclusion(plan: ComparePlan, quality: Sequence[QualityRow]) -> str:
-    """The verdict in a sentence for each architecture."""
+    """One sentence for each architecture: its verdict."""
     sentences = []
     for row in quality:
         if row.verdict == "baseline":
@@ -130,8 +125,7 @@ def conclusion(plan: ComparePlan, quality: Sequence[QualityRow]) -> str:
 
 def model_of(one: Contender) -> Model:
     """A contender as the outcome has it."""
-    sizes = dict.fromkeys(field.name for field in fields(Size)) if one.size is None else vars(one.size)
-    return Model.of(one, overrides=dict(one.overrides), **sizes)
+    return Model.of(one, **one.measures)
 
 
 def cell_of(cell: RunCell, record: Record) -> Cell:
@@ -142,10 +136,10 @@ def cell_of(cell: RunCell, record: Record) -> Cell:
 
 
 def unit_scores(folder: Path, finished: Mapping[str, Sequence[Record]]) -> tuple[dict[str, Scores], Units]:
-    """Bits per byte and nats of every unit, of each finished seed; and what the units are.
+    """Bits per byte and nats of every unit, for each finished seed; and what the units are.
 
-    Units are the documents of the validation text without the empty ones; if there are fewer than
-    :data:`FEWEST_DOCUMENTS`, their blocks.
+    Units are the non-empty documents of the validation text, or their blocks if there are fewer than
+    :data:`FEWEST_DOCUMENTS`.
 
     Raises:
         StorageError: a run's scores cannot be read.
@@ -177,5 +171,5 @@ def _table(folder: Path, record: Record, name: str) -> pd.DataFrame:
     try:
         return pd.read_parquet(file)
     except (OSError, pa.ArrowException) as error:
-        step = f"Delete {folder / 'cells' / record.key}.json, to measure that cell again"
+        step = f"Delete {folder / 'cells' / record.key}.json to measure that cell again"
         raise StorageError(str(file), f"it cannot be read ({error})", step) from error

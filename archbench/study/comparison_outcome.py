@@ -1,4 +1,4 @@
-"""``comparison.json`` and ``tuning.json``: what ``archbench compare`` and ``archbench tune`` leave.
+"""``comparison.json`` and ``tuning.json``: the outcomes of ``archbench compare`` and ``archbench tune``.
 
 Ratios and differences are relative to the baseline.
 """
@@ -18,14 +18,14 @@ from archbench.study.verdicts import QualityRow
 
 
 class Budget(Part):
-    """Of one training run."""
+    """Budget of one training run."""
 
     unit: Literal["flops", "tokens", "seconds"]
     amount: float
 
 
 class Plan(Part):
-    """What a reader of the outcome has to know of the plan."""
+    """What a reader of the outcome has to know about the plan."""
 
     architectures: list[str]
     baseline: str
@@ -48,7 +48,7 @@ class Plan(Part):
 
 
 class Model(Part):
-    """An architecture at its matched size, or why it took no part."""
+    """An architecture at its matched size, or why it takes no part."""
 
     architecture: str
     matched: bool
@@ -79,7 +79,7 @@ class Cell(Ended, _Place, Keyed):
 
 
 class Units(Part):
-    """What the text was resampled by."""
+    """The units that the text was resampled by; ``empty`` documents are left out."""
 
     kind: Literal["documents", "blocks"]
     count: int
@@ -87,7 +87,7 @@ class Units(Part):
 
 
 class Spent(Part):
-    """Medians over fresh seeds of what training took."""
+    """What training took: medians over fresh seeds."""
 
     architecture: str
     training_tokens: float | None
@@ -96,14 +96,14 @@ class Spent(Part):
 
 
 class Analysis(Part):
-    """An interim or final analysis: with how many seeds, and which margin, the verdict was read."""
+    """An interim or final analysis: the number of seeds and the margin of the verdict."""
 
     seeds: int
     margin: float
 
 
 class TuningOutcome(Outcome):
-    """The learning-rate searches alone."""
+    """The searches for learning rates alone."""
 
     file: ClassVar[str] = "tuning.json"
     plan_file: ClassVar[str] = "plan.json"
@@ -125,7 +125,7 @@ class TuningOutcome(Outcome):
 
     @property
     def corpus(self) -> str:
-        """The corpus as a sentence names it."""
+        """Name of the corpus in a sentence."""
         return named_text(self.plan.corpus)
 
 
@@ -147,7 +147,7 @@ class ComparisonOutcome(TuningOutcome):
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        """As :meth:`Outcome.read`; the baseline's quality must be there, too."""
+        """As :meth:`Outcome.read`; the quality of the baseline must be there, too."""
         outcome = super().read(folder)
         if not any(row.architecture == outcome.plan.baseline for row in outcome.quality):
             cause = f"the baseline {outcome.plan.baseline!r} has no quality in it"

@@ -1,4 +1,4 @@
-"""Which size each architecture takes part at: matched to the baseline or to a number, or left out with a reason."""
+"""The size of each architecture: matched to the baseline or to a number, or left out with a reason."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ QUANTITIES: dict[str, Quantity | None] = {
     "tokens": None,
     "time": None,
 }
-"""What each way of matching makes equal by a search of sizes."""
+"""The quantity that each way of matching makes equal by a search of shapes."""
 
 
 def contenders(plan: ComparePlan) -> list[Contender]:
     """Every architecture of the plan, in its order; the baseline at its preset's own size.
 
     Raises:
-        UnknownNameError: there is no architecture of one of the names, or it has no such preset.
-        ArchbenchError: the baseline cannot be loaded or built; the others are left out with the reason.
+        UnknownNameError: an architecture or its preset does not exist.
+        ArchbenchError: the baseline cannot be loaded or built. Others that cannot are left out with the reason.
     """
     baseline = load(plan.baseline, plan.run.plugins)
     fixed = shared_fields(plan.run, baseline)
@@ -69,17 +69,16 @@ def sized(
     target: float | None = None,
     quantity: Quantity = DEFAULT,
 ) -> Contender:
-    """An architecture at its preset's size, or at the size at which it has ``target`` of ``quantity``.
+    """An architecture at its preset's size, or at the size that has ``target`` of ``quantity``.
+
+    It is left out, with the reason, if it cannot be loaded, built or given that size.
 
     Args:
         preset: where the search begins.
-        fixed: fields that are not varied, ``context_length`` among them.
-
-    Returns:
-        Left out with the reason if it cannot be loaded, built or made that large.
+        fixed: fields that are not varied, including ``context_length``.
 
     Raises:
-        UnknownNameError: there is no architecture of that name, or it has no such preset.
+        UnknownNameError: the architecture or its preset does not exist.
     """
     one = Contender(name, fixed, "", context_length=int(fixed["context_length"]))
     try:
@@ -88,7 +87,7 @@ def sized(
         if target is None:
             return replace(one, size=built_size(architecture, architecture.config(preset, **fixed)))
         found = match(architecture, preset, fixed, target, quantity, tolerance=TOLERANCE)
-    except UnknownNameError:  # most likely a typing error, which should not cost the run of all others
+    except UnknownNameError:  # most likely a typo: stop before anything is measured
         raise
     except ArchbenchError as error:
         return replace(one, reason=f"{error.culprit}: {error.cause}")
@@ -97,7 +96,7 @@ def sized(
 
 
 def shared_fields(run: RunConfig, first: Architecture) -> dict[str, Any]:
-    """Fields that are the same for all: what the user set, the first one's context, and the tokenizer's vocabulary."""
+    """Fields that all share: those set by the user, the first architecture's context, the tokenizer's vocabulary."""
     fixed: dict[str, Any] = dict(run.overrides)
     config = first.config(run.preset, **fixed)
     fixed["context_length"] = config.context_length

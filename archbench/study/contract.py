@@ -1,4 +1,4 @@
-"""The contract of a kind of study: its plan, contenders and cells, and what the engine asks of it.
+"""What a kind of study provides: its plan, contenders and cells, and the methods that the engine calls.
 
 A new kind is a plan, an outcome, a class of cells and a subclass of :class:`Study`; ``probe.py`` is the shortest.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Plan(Protocol):
-    """A frozen pydantic model. Plans of one digest may continue each other's folder."""
+    """A frozen pydantic model. Plans with the same digest can share a folder."""
 
     @property
     def architectures(self) -> tuple[str, ...]: ...
@@ -34,17 +34,17 @@ class Plan(Protocol):
 
 @dataclass(frozen=True)
 class Contender:
-    """An architecture at the size at which it takes part, or the reason why it does not.
+    """An architecture with the size at which it takes part, or with the reason why it does not.
 
     Attributes:
         architecture: its name.
-        overrides: fields of its preset that are replaced, the matched ones among them.
+        overrides: replaced fields of its preset, including the matched ones.
         source: digest of its plugin's code.
         reason: why it takes no part; None if it does.
-        context_length: T that it is trained on; None where each task has its own.
+        context_length: T of its training; None if each task has its own.
         size: parameters, FLOPs and state bytes; None if it could not be built, or has a size for each task.
-        deviation: of the matched quantity from what was asked, relative; None if nothing is matched.
-        asked: size N that was asked for, in a ladder of sizes.
+        deviation: relative deviation of the matched quantity from its target; None if nothing is matched.
+        asked: the requested size N, in a ladder of sizes.
     """
 
     architecture: str
@@ -62,8 +62,13 @@ class Contender:
         return self.reason is None
 
     @property
+    def measures(self) -> dict[str, Any]:
+        """The fields of its size; all None if it could not be built."""
+        return {field.name: getattr(self.size, field.name, None) for field in fields(Size)}
+
+    @property
     def key(self) -> tuple[str, int | None]:
-        """Tells the contenders of a study apart."""
+        """Identifies the contender within its study."""
         return self.architecture, self.asked
 
     def __str__(self) -> str:
@@ -75,9 +80,9 @@ RecordKind = TypeVar("RecordKind", bound=Record, covariant=True)
 
 
 class Cell(Protocol[RecordKind]):
-    """Something that is measured once. It is pickled: another process measures it.
+    """A unit of measurement, measured once. It is pickled, because another process measures it.
 
-    ``key`` is 16 hex digits, equal for cells that measure the same with the same code.
+    ``key`` is 16 hex digits; cells that measure the same with the same code have the same key.
     """
 
     @property
@@ -85,7 +90,7 @@ class Cell(Protocol[RecordKind]):
     @property
     def architecture(self) -> str: ...
     def measure(self, folder: Path, trackers: Sequence[str]) -> RecordKind:
-        """Measure. An error that ends the measurement is in the record; a StorageError is raised."""
+        """Measure. The record has an error that ended the measurement; a StorageError is raised."""
         ...
 
 
@@ -95,14 +100,14 @@ O = TypeVar("O", bound=Outcome)  # noqa: E741
 
 
 class Progress(Protocol):
-    """Hears how a study gets on."""
+    """Listens to the progress of a study."""
 
     def piloting(self, cells: int) -> None:
-        """This many pilots run first, unless they are known."""
+        """This many pilots come first; known ones are not run again."""
         ...
 
     def began(self, seconds: float, left: float, cells: int, known: int) -> None:
-        """After the pilots: predicted seconds of everything and of the cells left; number of cells, known ones too."""
+        """After the pilots: predicted seconds, in total and left; number of cells, in total and known."""
         ...
 
     def finished(self, cell: Any, record: Any) -> None:
@@ -110,17 +115,19 @@ class Progress(Protocol):
         ...
 
     def note(self, text: str) -> None:
-        """Something to know, such as why an architecture takes no part."""
+        """A message for the user, such as why an architecture takes no part."""
         ...
 
 
 class Study(ABC, Generic[P, C, R, O]):
-    """A kind of study: what the engine asks of it, in the order in which it asks.
+    """A kind of study. The methods stand in the order in which the engine calls them.
 
     Attributes:
-        kind: of outcome; it also names the files.
-        record: of a cell.
+        kind: class of the outcome, which also names the files.
+        record: class of a cell's record.
         plan: what to measure.
+        least: fewest contenders.
+        verb, names: for the message when fewer are left: what cannot be done, and which names to change.
     """
 
     kind: type[O]
@@ -128,25 +135,24 @@ class Study(ABC, Generic[P, C, R, O]):
     least: ClassVar[int] = 1
     verb: ClassVar[str]
     names: ClassVar[str] = "architectures"
-    """How many contenders there must be; what nothing is left for otherwise, and what other names to give."""
 
     def __init__(self, plan: P) -> None:
         self.plan = plan
 
     @abstractmethod
     def contenders(self) -> list[Contender]:
-        """Every architecture of the plan at its size, or with the reason why it takes no part."""
+        """Every architecture of the plan, with its size or the reason why it takes no part."""
 
     @abstractmethod
     def pilots(self, contender: Contender) -> Sequence[C]:
-        """Short cells that predict what the contender's other cells take."""
+        """Short cells that predict the time of the contender's other cells."""
 
     @abstractmethod
     def admit(self, contender: Contender, pilots: Sequence[R], folder: Path) -> str | None:
-        """Keep what the pilots in ``folder`` say about time; why the contender takes no part, if there is a reason."""
+        """Keep the times of the pilots in ``folder``. Returns why the contender takes no part, or None."""
 
     def prepare(self, session: Session[P, C, R, O]) -> None:
-        """After all pilots.
+        """Called after all pilots.
 
         Raises:
             UsageError: too few contenders take part.
@@ -159,7 +165,7 @@ class Study(ABC, Generic[P, C, R, O]):
     def measure(self, session: Session[P, C, R, O]) -> None:
         """Run the cells, stage by stage, with :meth:`Session.run`.
 
-        It is called twice. The first session only plans: ``run`` returns the known records and measures nothing.
+        It is called twice. In the first session ``run`` only plans: it returns the known records and measures nothing.
         """
 
     @abstractmethod
@@ -168,8 +174,8 @@ class Study(ABC, Generic[P, C, R, O]):
 
     @abstractmethod
     def outcome(self, session: Session[P, C, R, O], common: Mapping[str, Any]) -> tuple[O, list[pa.Table]]:
-        """The outcome, of which ``common`` are the fields that all have, and the rows to keep beside it."""
+        """The outcome and the rows to keep beside it. ``common`` has the fields that all outcomes have."""
 
     def continues(self, kept: Mapping[str, Any]) -> bool:
-        """Whether this plan may go on in the folder of the plan in ``kept``, the content of its plan file."""
+        """Whether this plan may continue in a folder; ``kept`` is the content of its plan file."""
         return kept.get("digest") == self.plan.digest()

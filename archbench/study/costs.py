@@ -1,4 +1,4 @@
-"""Speed and memory relative to the baseline: ratios over sweeps in turns, and the baseline's own noise floor."""
+"""Speed and memory relative to the baseline: ratios over sweeps, and the noise floor of the baseline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CostVerdict = Literal["baseline", "less", "more", "below noise floor", "inconclu
 
 @dataclass(frozen=True)
 class Metric:
-    """A cost, and the rows of a run whose median it is."""
+    """A cost: the median of the rows of one phase and metric; ``batch`` selects among batch sizes."""
 
     name: str
     label: str
@@ -39,7 +39,7 @@ METRICS = (
     Metric("decode", "next token after the longest prompt", "s", "decode", "seconds_per_token", "smallest"),
     Metric("decode_batch", "next token of each in the largest batch", "s", "decode", "seconds_per_token", "largest"),
 )
-"""What is timed in turns; prompts are the profile's longest."""
+"""Costs measured in turns, with the longest prompts of the profile."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class CostRow:
     Attributes:
         label: the metric in words.
         unit: base unit of ``value``.
-        value: median over the sweeps; None if nothing could be measured.
+        value: median over sweeps; None if not measured.
         ratio: to the baseline in the same sweep, geometric mean over sweeps; None for the baseline.
-        low, high: its 95 % interval over sweeps (Student, on logarithms).
-        floor_low, floor_high: the same interval for the baseline, measured twice in each sweep.
+        low, high: 95 % interval of the ratio over sweeps (Student, on logarithms).
+        floor_low, floor_high: the same interval for the baseline against itself, from two turns in each sweep.
         verdict: less or more than the baseline, or below the noise floor.
     """
 
@@ -82,7 +82,7 @@ class CostCurve(Part):
 
 
 class Position(Part):
-    """Loss at one position, in nats per token, of texts of one context length."""
+    """Loss at one position, in nats per token, on texts of one context length."""
 
     architecture: str
     context_length: int
@@ -99,14 +99,15 @@ def cost_rows(
 
     Args:
         cells: of the stage ``speed``.
-        frames: the tidy rows of each cell that ended well, by its key.
+        frames: cell key -> tidy rows, for finished cells.
         architectures: names, in the order of the rows.
     """
     rows = []
     for metric in METRICS:
         values: dict[tuple[str, bool], dict[int, float]] = {}
         for cell in cells:
-            if cell.key in frames and (value := _median(frames[cell.key], metric)) is not None:
+            value = _median(frames.get(cell.key), metric.phase, metric.metric, metric.batch)
+            if value is not None:
                 assert cell.block is not None
                 values.setdefault((cell.architecture, cell.repeated), {})[cell.block] = value
         own, again = values.get((baseline, False), {}), values.get((baseline, True), {})
@@ -118,7 +119,7 @@ def cost_rows(
 
 
 def exact_rows(metric: str, label: str, unit: str, values: Mapping[str, float | None], baseline: str) -> list[CostRow]:
-    """A cost that is counted and not timed: its ratio has no interval."""
+    """A cost that is counted, not timed: its ratio has no interval."""
     own = values.get(baseline)
     return [
         CostRow(
@@ -133,26 +134,24 @@ def exact_rows(metric: str, label: str, unit: str, values: Mapping[str, float | 
 def cost_curves(
     cells: Sequence[RunCell], frames: Mapping[str, pd.DataFrame], causes: Mapping[str, str]
 ) -> list[CostCurve]:
-    """Seconds and bytes at each context length: prefill of nearly all of it, and the tokens after that."""
-    found = []
-    for cell in cells:
-        frame = frames.get(cell.key)
-        found.append(
-            CostCurve(
-                architecture=cell.architecture,
-                context_length=cell.context_length,
-                prefill_seconds=_value(frame, "prefill", "seconds_to_first_token"),
-                seconds_per_token=_value(frame, "decode", "seconds_per_token"),
-                state_bytes=_value(frame, "decode", "cache_bytes"),
-                peak_memory_bytes=_value(frame, "prefill", "peak_memory_bytes"),
-                cause=causes.get(cell.key),
-            )
+    """Seconds and bytes at each context length: prefill of most of it, then decoding of the rest."""
+    return [
+        CostCurve(
+            architecture=cell.architecture,
+            context_length=cell.context_length,
+            prefill_seconds=_median(frame, "prefill", "seconds_to_first_token"),
+            seconds_per_token=_median(frame, "decode", "seconds_per_token"),
+            state_bytes=_median(frame, "decode", "cache_bytes"),
+            peak_memory_bytes=_median(frame, "prefill", "peak_memory_bytes"),
+            cause=causes.get(cell.key),
         )
-    return found
+        for cell in cells
+        for frame in [frames.get(cell.key)]
+    ]
 
 
 def positions(cells: Sequence[RunCell], frames: Mapping[str, pd.DataFrame]) -> list[Position]:
-    """Loss by position, the mean over seeds, in windows of the trained context and of multiples of it."""
+    """Loss by position, averaged over seeds, in windows of the trained context and of multiples of it."""
     parts = []
     for cell in cells:
         if cell.key in frames:
@@ -169,8 +168,8 @@ def positions(cells: Sequence[RunCell], frames: Mapping[str, pd.DataFrame]) -> l
         if metric == "loss":
             found.append(Position(**at, position=int(position), loss=float(value), cause=None))
         elif value != 1:  # "readable" is 0, or null if the text is too short
-            cause = "its weights fit no model of that length"
-            cause = "no document of the text is so long" if math.isnan(value) else cause
+            cause = "its weights do not fit a model of that length"
+            cause = "no document of the text is that long" if math.isnan(value) else cause
             found.append(Position(**at, position=0, loss=None, cause=cause))
     return found
 
@@ -207,27 +206,22 @@ def _verdict(ratio: float, low: float | None, high: float | None, floor: tuple[f
 
 
 def _interval(logs: Sequence[float]) -> tuple[float, float] | None:
-    """Student's interval of the geometric mean, from one logarithm per sweep: the unit that varies (Kalibera and Jones
-    2013, Rigorous benchmarking in reasonable time). with fewer than two sweeps: they say nothing about chance."""
+    """Student's interval of the geometric mean, from one logarithm per sweep, the unit that varies (Kalibera and Jones
+    2013, Rigorous benchmarking in reasonable time). None for fewer than two sweeps."""
     if len(logs) < 2:
         return None
     low, high = mean(logs).interval(CONFIDENCE)
     return math.exp(low), math.exp(high)
 
 
-def _median(frame: pd.DataFrame, metric: Metric) -> float | None:
-    rows = frame[(frame.phase == metric.phase) & (frame.metric == metric.metric)].dropna(subset=["value"])
-    if metric.batch is not None and len(rows):
-        sizes = rows.batch_size
-        if metric.batch == "largest" and sizes.max() == sizes.min():
-            return None
-        rows = rows[sizes == (sizes.min() if metric.batch == "smallest" else sizes.max())]
-        rows = rows[rows.prompt_length == rows.prompt_length.max()]
-    return float(rows.value.median()) if len(rows) else None
-
-
-def _value(frame: pd.DataFrame | None, phase: str, metric: str) -> float | None:
+def _median(frame: pd.DataFrame | None, phase: str, metric: str, batch: str | None = None) -> float | None:
     if frame is None:
         return None
     rows = frame[(frame.phase == phase) & (frame.metric == metric)].dropna(subset=["value"])
+    if batch is not None and len(rows):
+        sizes = rows.batch_size
+        if batch == "largest" and sizes.max() == sizes.min():
+            return None
+        rows = rows[sizes == (sizes.min() if batch == "smallest" else sizes.max())]
+        rows = rows[rows.prompt_length == rows.prompt_length.max()]
     return float(rows.value.median()) if len(rows) else None

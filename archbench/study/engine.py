@@ -1,9 +1,9 @@
 """The engine of every study.
 
-A study has a plan. Its contenders are the architectures that take part. Pilots, which are short, predict the time and
-show which contenders cannot take part. Then cells are measured, each once, kept in the folder under a key of everything
-that they depend on; from their records the outcome is made. The engine does this for every kind of study, and resumes
-one that was interrupted, however that happened. What a kind of study adds is in :mod:`archbench.study.contract`.
+A study has a plan. Its contenders are the architectures that take part. Short pilots predict the time and show which
+contenders cannot take part. Then each cell is measured once; its record is kept in the folder under a key of everything
+that it depends on. The outcome is made from the records. The engine does this for every kind of study, and resumes an
+interrupted one. What a kind of study adds is in :mod:`archbench.study.contract`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Generic, cast
 
 from archbench.child.pool import run_all
 from archbench.errors import UsageError
-from archbench.measure.machine import versions
+from archbench.measure.machine import device_name, versions
 from archbench.results.lock import locked
 from archbench.study.contract import C, Cell, Contender, O, P, Progress, R, Study
 from archbench.study.folder import PlanFile, read_record, write_record
@@ -25,17 +25,17 @@ from archbench.study.outcome import Record, Seconds, heading
 from archbench.trackers.following import followed_by
 
 PROCESS_SECONDS = 3.0
-"""Of starting a process that does nothing: Python and torch are loaded, the text is read."""
+"""Time to start a process: Python and torch are loaded, the text is read."""
 
 
 class Session(Generic[P, C, R, O]):
     """One run of the engine, from the locked folder to the outcome.
 
     Attributes:
-        contenders: of the study, those left out among them.
-        measured: each cell with its record, in order, by key.
-        kept: what the plan file keeps from session to session.
-        planning: nothing is measured, only listed.
+        contenders: all of the study, including those left out.
+        measured: key -> cell and record, in the order of measurement.
+        kept: content of the plan file, which passes from session to session.
+        planning: cells are listed and not measured.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Session(Generic[P, C, R, O]):
 
     @property
     def seconds(self) -> float:
-        """Of this session, and of the cells that earlier ones measured."""
+        """Seconds of this session, and of the cells that earlier ones measured."""
         return self._before + time.monotonic() - self._started
 
     def taking_part(self) -> list[Contender]:
@@ -61,26 +61,26 @@ class Session(Generic[P, C, R, O]):
         return [one for one in self.contenders if one.matched]
 
     def leave_out(self, contender: Contender, reason: str | None) -> None:
-        """The contender takes no further part."""
+        """Exclude the contender from what follows."""
         place = self.contenders.index(contender)
         self.contenders[place] = replace(contender, reason=reason)
         self.note(f"{contender} takes no further part: {reason}")
 
     def note(self, text: str) -> None:
-        """Something for the user to know."""
+        """Tell the user something."""
         if not self.planning:
             self.progress.note(text)
 
     def run(self, cells: Sequence[C], jobs: int | None = None, *, quietly: bool = False) -> dict[str, R]:
-        """The record of each cell by its key; known cells are not measured again.
+        """Measure the cells that have no record yet; key -> record of all.
 
         Args:
-            jobs: cells at a time; the plan's, if None.
-            quietly: say nothing of them.
+            jobs: cells at a time; None for the plan's number.
+            quietly: do not report each to the progress.
 
         Raises:
             StorageError: the folder cannot be written; what was measured before is kept.
-            PhaseError: a process that measured was killed.
+            PhaseError: a measuring process was killed.
         """
         jobs = jobs or self.study.plan.jobs
         records = {cell.key: record for cell in cells if (record := self._known(cell)) is not None}
@@ -97,7 +97,7 @@ class Session(Generic[P, C, R, O]):
         return records
 
     def spare(self, cells: Sequence[C]) -> None:
-        """Count these for the time that is predicted: such cells may follow, depending on what others find."""
+        """Add these cells to the predicted time: they may follow, depending on what others find."""
         self._spare += cells
 
     def admit(self) -> None:
@@ -116,7 +116,7 @@ class Session(Generic[P, C, R, O]):
         self.study.prepare(self)
 
     def predict(self) -> None:
-        """Say what the whole study takes. A prediction is kept for as long as the plan stays the same."""
+        """Predict the time of the whole study. The prediction is kept while the plan stays the same."""
         draft = Session(self.study, self.folder, self.progress)
         draft.planning, draft.contenders, draft.kept = True, list(self.contenders), copy.deepcopy(self.kept)
         self.study.measure(draft)
@@ -138,20 +138,20 @@ class Session(Generic[P, C, R, O]):
 def conduct(
     study: Study[P, C, R, O], folder: Path, progress: Progress, command: str, trackers: Sequence[str] = ()
 ) -> O:
-    """Measure what is not known yet, and make and write the outcome.
+    """Measure what is not known yet, then write the outcome.
 
     Args:
-        folder: of the study; one with a plan that this one continues is resumed.
-        command: what the user typed, for the outcome.
+        folder: of the study; an existing folder is resumed if the new plan continues its plan.
+        command: what the user typed; it is kept in the outcome.
         trackers: names of the experiment trackers that follow each run.
 
     Raises:
-        UnknownNameError: there is no such architecture, preset, task or tracker.
+        UnknownNameError: an architecture, preset, task or tracker does not exist.
         UsageError: the folder holds another plan, another process works on it, or too few contenders take part.
         ArchbenchError: the baseline cannot be measured, or nothing can be stored.
     """
     with followed_by(trackers, quiet=True):
-        pass  # a tracker that cannot be loaded is an error of this command, and not of every cell
+        pass  # a tracker that cannot be loaded fails this command, not every cell
     with locked(folder):
         session = Session(study, folder, progress, trackers)
         file = PlanFile(folder / study.kind.plan_file)
@@ -186,8 +186,15 @@ def conduct(
         return outcome
 
 
+def machine(device: str) -> dict[str, Any]:
+    """The machine of a study, as its outcome has it."""
+    now = versions()
+    named = {"device": device.partition(":")[0], "device_name": device_name(device)}
+    return {**named, **{name: now[name] for name in ("torch_version", "python_version")}}
+
+
 def together(seconds: Sequence[float], jobs: int) -> float:
-    """Seconds of cells that take ``seconds``, ``jobs`` at a time: each process takes the next when it is free."""
+    """Seconds that cells of ``seconds`` take, ``jobs`` at a time: a free process takes the next cell."""
     free = [0.0] * jobs
     for one in seconds:
         free[free.index(min(free))] += one
@@ -195,7 +202,7 @@ def together(seconds: Sequence[float], jobs: int) -> float:
 
 
 def _measure(job: tuple[Cell[Record], Path, tuple[str, ...]]) -> Record:
-    """In a process of the pool: measure a cell, and keep its record."""
+    """Runs in a process of the pool: measure a cell and keep its record."""
     cell, folder, trackers = job
     start = time.monotonic()
     record = cell.measure(folder, trackers)

@@ -1,7 +1,7 @@
-"""What a ladder's points say about an architecture: a law, how well it predicts the largest size, or why it has none.
+"""What a ladder shows about an architecture: a law and how well it predicts the largest size, or why there is no law.
 
-Fewer than twelve points are drawn and not fitted. A law is tested on the largest size, which it has not seen, beside
-the simplest forecast: that the loss does not change any more. Exponents are compared from forty points on.
+Fewer than twelve points are not fitted. A law is tested on the largest size, which is held out, beside the simplest
+forecast: that the loss stays the same. Exponents are compared from forty points on.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from archbench.study.outcome import Interval
 
 FEWEST_POINTS = 12
 FEWEST_SIZES = 4
-"""With the largest held out, three are left: with two, E + A/N^α fits like a straight line."""
+"""Three are left when the largest is held out; with two, E + A/N^α fits as well as a straight line."""
 
 FEWEST_BUDGETS = 3
 FEWEST_TO_RANK = 40
 RANKING_RESAMPLES = 2000
-"""More than for intervals: the correction for the number of comparisons moves the percentiles further out."""
+"""More than for intervals: the Bonferroni correction moves the percentiles further out."""
 
 LEVEL = 0.05
 SHOWN = 1e-4
-"""Least share of a loss that each term of the law must have at some point."""
+"""Smallest share of the loss that each term of the law must reach at some point."""
 
 
 @pydantic.dataclasses.dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Point:
     """One architecture at one size, trained on one budget.
 
     Attributes:
-        size, budget: N and D that were asked for.
-        N: its non-embedding active parameters.
-        D: training tokens that were seen.
+        size, budget: the requested N and D.
+        N: non-embedding active parameters.
+        D: training tokens seen.
         flops: of training, forward and backward.
-        losses: nats per token of the validation text, for each seed that finished.
+        losses: nats per token of the validation text, for each finished seed.
         learning_rate: the peak.
-        epochs: D / tokens of the training text; above 1 they repeat.
+        epochs: D / tokens of the training text; above 1, tokens repeat.
     """
 
     size: int
@@ -64,12 +64,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A point of the largest size, and its prediction.
+    """A point of the largest size and its prediction, in nats per token.
 
     Attributes:
-        predicted: from the smaller sizes' law, in nats per token.
+        predicted: by the law of the smaller sizes.
         error: predicted / measured - 1.
-        unchanged: the same for the next smaller size's loss at that budget; None if it was not measured.
+        unchanged: the error of taking the next smaller size's loss at that budget; None if it was not measured.
     """
 
     size: int
@@ -85,10 +85,10 @@ class HeldOut:
     """The test of a law: the largest size, predicted from the smaller sizes.
 
     Attributes:
-        fitted: the smaller sizes' law.
+        fitted: the law of the smaller sizes.
         forecasts: one for each budget.
         error: mean absolute relative error of the forecasts.
-        unchanged: the same for the next smaller size's loss; None if it is missing somewhere.
+        unchanged: the same for taking the next smaller size's losses; None if one of them is missing.
     """
 
     fitted: Fit
@@ -99,14 +99,14 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found about one architecture.
+    """The finding about one architecture.
 
     Attributes:
-        points: by size and budget.
-        fitted: the law of all points, if there is one.
+        points: in order of size and budget.
+        fitted: the law of all points; None without a law.
         intervals: 95 %, of each parameter and of ``exponent``; empty without a law.
-        held_out: the law's test, if there is one.
-        reason: why there is no law, or why it was not tested; None otherwise.
+        held_out: the test of the law; None without a test.
+        reason: why there is no law, or no test of it; None otherwise.
     """
 
     architecture: str
@@ -119,12 +119,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Ranking:
-    """One exponent of one architecture compared with the first architecture's.
+    """One exponent of an architecture, compared with the first architecture's.
 
     Attributes:
-        exponent: alpha, of the parameters, or beta, of the tokens.
-        difference: to the first architecture's.
-        low, high: its interval, corrected for the number of comparisons (Bonferroni).
+        exponent: alpha (parameters) or beta (tokens).
+        difference: minus the first architecture's.
+        low, high: interval of the difference, Bonferroni-corrected.
         verdict: larger (loss falls faster), smaller, or not told apart.
     """
 
@@ -137,11 +137,7 @@ class Ranking:
 
 
 def find(architecture: str, points: Sequence[Point]) -> Finding:
-    """Fit and test a law, as far as the points allow.
-
-    Args:
-        points: of one architecture, each with a loss or more.
-    """
+    """Fit and test a law, as far as the points of the architecture allow."""
     ordered = tuple(sorted(points, key=lambda point: (point.size, point.budget)))
     if (reason := _too_few(ordered)) is not None:
         return Finding(architecture, ordered, None, {}, None, reason)
@@ -156,9 +152,9 @@ def find(architecture: str, points: Sequence[Point]) -> Finding:
 
 
 def rank(findings: Sequence[Finding]) -> tuple[list[Ranking], str | None]:
-    """Compare each architecture's exponents with the first one's; or none, and why.
+    """Compare each architecture's exponents with the first one's. Returns no comparison and the reason if it cannot.
 
-    The points are resampled 2,000 times; intervals are percentiles of the differences, at 95 % for all comparisons
+    The points are resampled 2,000 times; the intervals are percentiles of the differences, at 95 % for all comparisons
     together.
     """
     if len(findings) < 2:
@@ -201,7 +197,7 @@ def _columns(points: Sequence[Point]) -> tuple[list[int], list[int], list[float]
 
 
 def _too_few(points: Sequence[Point]) -> str | None:
-    """Why these points are not fitted, if they are not."""
+    """Why these points are too few for a fit; None if they suffice."""
     if len(points) < FEWEST_POINTS:
         return f"{len(points)} points are drawn and not fitted: a law takes {FEWEST_POINTS} or more"
     sizes, budgets = ({getattr(point, name) for point in points} for name in ("size", "budget"))
@@ -212,7 +208,7 @@ def _too_few(points: Sequence[Point]) -> str | None:
 
 
 def _no_law(fitted: Fit, points: Sequence[Point]) -> str | None:
-    """Why the fit is not a law, if it is not."""
+    """Why the fit is not a law; None if it is."""
     found = fitted.law
     parts = (
         ("parameters", found.alpha, [found.A * point.N**-found.alpha / point.loss for point in points]),
@@ -222,12 +218,12 @@ def _no_law(fitted: Fit, points: Sequence[Point]) -> str | None:
         if exponent <= 0 or max(shares) < SHOWN:
             return f"the points do not show that loss falls with {what}"
     if not fitted.converged:
-        return f"the fit did not converge: a further step promises {fitted.promise:.1%} of its objective"
+        return f"the fit did not converge: a further step would save {fitted.promise:.1%} of its objective"
     return None
 
 
 def _hold_out(points: Sequence[Point]) -> HeldOut | str:
-    """The law without the largest size, tested on it; or why there is no test."""
+    """Fit the smaller sizes and predict the largest; or why there is no test."""
     largest = max(point.size for point in points)
     seen = [point for point in points if point.size < largest]
     fitted = law.fit(*_columns(seen))

@@ -16,11 +16,11 @@ from archbench.study.outcome import Record
 
 R = TypeVar("R", bound=Record)
 
-MAKE_ROOM = "Make room, and run the same command again"
+MAKE_ROOM = "Make room and run the same command again"
 
 
 def identity_key(**identity: Any) -> str:
-    """16 hex digits of everything that a cell depends on, with the versions of archbench and torch."""
+    """16 hex digits of everything that a cell depends on, including the versions of archbench and torch."""
     whole = {"archbench": __version__, "torch": metadata.version("torch"), **identity}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -31,7 +31,7 @@ def plan_digest(values: dict[str, Any]) -> str:
 
 
 def read_record(kind: type[R], folder: Path, key: str) -> R | None:
-    """The record of a finished cell; None if it is still to be measured.
+    """The record of a finished cell; None if the cell is not measured yet.
 
     Raises:
         StorageError: the record cannot be read.
@@ -42,9 +42,7 @@ def read_record(kind: type[R], folder: Path, key: str) -> R | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise StorageError(
-            str(file), f"it cannot be read ({error})", "Delete it, to measure that cell again"
-        ) from error
+        raise StorageError(str(file), f"it cannot be read ({error})", "Delete it to measure that cell again") from error
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -63,7 +61,7 @@ def write_record(folder: Path, record: Record) -> None:
 
 @dataclass(frozen=True)
 class PlanFile:
-    """The plan that a folder was begun with, and what its sessions keep for the next."""
+    """The plan of a folder, and what its sessions keep for the next one."""
 
     path: Path
 

@@ -1,11 +1,11 @@
-"""The law L(N, D) = E + A/N^α + B/D^β, and a fit of it that can be trusted.
+"""The law L(N, D) = E + A/N^α + B/D^β, fitted with a test of convergence.
 
-Hoffmann et al. 2022, arXiv:2203.15556, section 3.3 and appendix D.3: Huber losses of the residuals of log L, δ = 1e-3,
-minimised from a grid of starts. Their published fit stopped before it had converged: the losses were averaged, not
-summed, and L-BFGS-B's default tolerance is absolute below 1 (Besiroglu et al. 2024, arXiv:2404.10102, section 3 and
-appendix). Here they are summed and divided by δ², which makes a point's loss its squared residual in units of δ; the
-tolerances are near the machine's; and the gain of one further step is measured at the end: a fit that has not
-converged is not reported.
+The fit minimises Huber losses of the residuals of log L, δ = 1e-3, from a grid of starts (Hoffmann et al. 2022,
+arXiv:2203.15556, section 3.3 and appendix D.3). Their published fit stopped before it had converged: the losses were
+averaged, not summed, and L-BFGS-B's default tolerance is absolute below 1 (Besiroglu et al. 2024, arXiv:2404.10102,
+section 3 and appendix). Here the losses are summed and divided by δ², so a point's loss is its squared residual in
+units of δ, and the tolerances are near machine precision. At the end, the gain of one further step is computed; a fit
+that has not converged is not reported.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from archbench.study.outcome import Interval
 Floats = npt.NDArray[np.float64]
 
 DELTA = 1e-3
-"""δ: residuals of log L beyond it count linearly."""
+"""δ; the loss of larger residuals of log L is linear."""
 
 CONVERGED = 1e-6
-"""Largest share of the objective by which one further step may still promise to reduce it."""
+"""Largest share of the objective that one further step may still save."""
 
 STARTS_REFINED = 60
-"""Number of starts, those with the lowest objective in the grid, that are refined."""
+"""Number of starts refined: those with the lowest objective in the grid."""
 
 RESAMPLES = 400
 
 VANISHED = 1e-8
-"""Least E, in nats per token, which counts as zero: if the points show no floor, the best fit has none."""
+"""Smallest E, in nats per token; it counts as zero. The best fit has it if the points show no floor."""
 
 _POWERS = np.arange(0, 2.5, 0.5)
 _GRID = (np.arange(0, 30, 5.0), np.arange(0, 30, 5.0), np.arange(-1, 1.5, 0.5), _POWERS, _POWERS)
-"""Starts of log A, log B, log E, α and β: those of Hoffmann et al. 2022, appendix D.3."""
+"""Starts of log A, log B, log E, α and β (Hoffmann et al. 2022, appendix D.3)."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """L(N, D) = E + A/N^α + B/D^β: nats per token of a model with N parameters trained on D tokens. E is the floor."""
+    """L(N, D) = E + A/N^α + B/D^β: nats per token of a model of N parameters trained on D tokens. E is the floor."""
 
     E: float
     A: float
@@ -60,18 +60,17 @@ class Law:
 
     @property
     def exponent(self) -> float:
-        """β / (α + β): the power of the compute with which the best N grows (Hoffmann et al. 2022, equation 4)."""
+        """β / (α + β): the best N grows with this power of compute (Hoffmann et al. 2022, equation 4)."""
         return self.beta / (self.alpha + self.beta)
 
 
 @pydantic.dataclasses.dataclass(frozen=True)
 class Fit:
-    """A minimum of the objective, or what the optimizer returned as one.
+    """What the optimizer returned as a minimum of the objective.
 
     Attributes:
-        law: the parameters.
-        objective: sum of the points' Huber losses, δ = 1e-3, as the papers give it.
-        promise: share of the objective that one further step would save at least; see :func:`promise`.
+        objective: sum of the points' Huber losses, δ = 1e-3, as in the papers.
+        promise: smallest share of the objective that one further step would save; see :func:`promise`.
         points: number of points fitted.
     """
 
@@ -93,11 +92,11 @@ class Fit:
 
 _LOWEST = np.array([-50, -50, np.log(VANISHED), -10, -10])
 _HIGHEST = np.array([300, 300, 50, 10, 10])
-"""Bounds of log A, log B, log E, α and β, for terms of the law that the points do not show."""
+"""Bounds of log A, log B, log E, α and β; they matter for terms of the law that the points do not show."""
 
 
 def fit(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Fit:
-    """The law that fits best, from many starts. The caller checks whether it has converged.
+    """The best fit from many starts. Check whether it has :attr:`~Fit.converged`.
 
     Args:
         N: parameters of each point, (P,).
@@ -119,7 +118,7 @@ def fit(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Fit:
 def bootstrap(
     N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike, found: Fit, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """95 % intervals of each parameter, and of ``exponent``: percentiles of :func:`resampled`."""
+    """95 % intervals of each parameter and of ``exponent``: percentiles of :func:`resampled`."""
     values = resampled(N, D, L, found, resamples=resamples, seed=seed)
     edges = {name: np.percentile(each, [2.5, 97.5]) for name, each in values.items()}
     return {name: Interval(low=float(low), high=float(high)) for name, (low, high) in edges.items()}
@@ -128,10 +127,10 @@ def bootstrap(
 def resampled(
     N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike, found: Fit, *, resamples: int, seed: int
 ) -> dict[str, Floats]:
-    """Each parameter, and ``exponent``, of fits to points drawn with replacement: name -> (R,).
+    """Each parameter and ``exponent`` of fits to points drawn with replacement: name -> (resamples,).
 
-    Each fit begins at the minimum of all points. A resample without one of the sizes or budgets may leave a parameter
-    free, which widens the interval.
+    Each fit starts from the fit of all points. A resample that lacks a size or budget may leave a parameter free, which
+    widens the interval.
     """
     points = _logs(N, D, L)
     random = np.random.default_rng(seed)
@@ -145,7 +144,7 @@ def resampled(
 
 
 def objective(theta: Floats, points: Floats) -> tuple[float, Floats]:
-    """Sum of Huber losses / δ² and its gradient (5,), at (log A, log B, log E, α, β) (5,).
+    """Sum of Huber losses / δ², and its gradient (5,), at (log A, log B, log E, α, β) (5,).
 
     Args:
         points: log N, log D and log L, (3, P).
@@ -158,16 +157,16 @@ def objective(theta: Floats, points: Floats) -> tuple[float, Floats]:
 
 
 def promise(theta: Floats, points: Floats) -> float:
-    """Share of the objective that one more step would save, to second order: the check of the gradient.
+    """Share of the objective that one more step would save, to second order.
 
     It is gᵀ H⁻¹ g / 2 over the objective, half the squared Newton decrement (Boyd & Vandenberghe 2004, section 9.5.1),
-    which does not depend on how parameters are scaled. H is that of the parabolas that touch each Huber loss from above
-    (Huber & Ronchetti 2009, Robust Statistics), so that it errs towards too little.
+    which does not depend on the scaling of parameters. H belongs to the parabolas that touch each Huber loss from above
+    (Huber & Ronchetti 2009, Robust Statistics), so the share is underestimated.
     """
     value, gradient = objective(theta, points)
     residual, jacobian = _residuals(theta, points)
     weights = np.minimum(1.0, DELTA / np.maximum(np.abs(residual), 1e-300))
-    if theta[2] <= _LOWEST[2] + 1e-3:  # E is zero, and can become no less
+    if theta[2] <= _LOWEST[2] + 1e-3:  # E is zero and cannot fall
         jacobian, gradient = np.delete(jacobian, 2, axis=1), np.delete(gradient, 2)
     curvature = jacobian.T @ (weights[:, None] * jacobian) / DELTA**2  # (5, 5)
     step = np.linalg.lstsq(curvature, gradient, rcond=1e-12)[0]
@@ -204,7 +203,7 @@ def _objectives(thetas: Floats, points: Floats) -> Floats:
 
 
 def _minimum(start: Floats, points: Floats, *, roughly: bool = False) -> Floats:
-    """The minimum near ``start``, by scipy's trust region; ``roughly`` is enough to tell minima apart."""
+    """The minimum near ``start``, by scipy's trust region; ``roughly`` suffices to compare minima."""
     found = optimize.least_squares(
         lambda theta: _residuals(theta, points)[0],
         np.clip(start, _LOWEST + 1e-3, _HIGHEST - 1e-3),

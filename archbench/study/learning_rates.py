@@ -1,30 +1,30 @@
-"""The choice of each architecture's learning rate from trials, which are the same for all.
+"""The choice of each architecture's learning rate from trials that are the same for all.
 
-Short runs at the recipe's rate times 1/4, 1/2, 1, 2 and 4, with two seeds each. The choice is the minimum of the
-parabola in log learning rate through the best of them and its neighbours. If the best lies at the edge, the search goes
-on beyond it by at most two points.
+Trials are short runs at the recipe's rate times 1/4, 1/2, 1, 2 and 4, with two seeds each. The choice is the minimum of
+the parabola in log learning rate through the best trial and its neighbours. If the best lies at the edge, the search
+extends by at most two points.
 
 These scores choose and are not compared: reporting only the best of five equal runs makes it look 1.2 standard
-deviations better than it is, and so does the best of five learning rates. Fresh seeds at the chosen rate are compared.
+deviations better than it is, and the best of five learning rates is no different. The comparison uses fresh seeds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from archbench.study.outcome import Finite, Part
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Of the recipe's learning rate."""
+"""Learning rates tried first, as multiples of the recipe's."""
 
 TUNING_SEEDS = 2
-"""For each learning rate."""
+"""Seeds at each learning rate."""
 
 MOST_ADDED = 2
-"""Most points beyond the first ones."""
+"""Most learning rates added to the first ones."""
 
 _STEP = 2.0
 
@@ -37,33 +37,32 @@ class Point:
         factor: learning rate / the recipe's.
         bits_per_byte: of each tuning seed; infinity (or NaN) if it diverged. None if it failed otherwise, which says
             nothing about the learning rate.
-        mean: over all seeds; None unless all of them finished.
     """
 
     learning_rate: float
     factor: float
     bits_per_byte: tuple[float | None, ...]
-    mean: float | None = field(init=False)
 
-    def __post_init__(self) -> None:
+    @property
+    def mean(self) -> float | None:
+        """Over all seeds; None unless all finished."""
         finite = [value for value in self.bits_per_byte if value is not None and math.isfinite(value)]
-        mean = math.fsum(finite) / len(finite) if finite and len(finite) == len(self.bits_per_byte) else None
-        object.__setattr__(self, "mean", mean)
+        return math.fsum(finite) / len(finite) if finite and len(finite) == len(self.bits_per_byte) else None
 
     @property
     def diverged(self) -> bool:
-        """Whether any seed did."""
+        """Whether any seed diverged."""
         return any(value is not None and not math.isfinite(value) for value in self.bits_per_byte)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the search found.
+    """The result of a search.
 
     Attributes:
-        learning_rate: None if no rate trained with every seed.
-        flagged: the best rate tried lies at the edge: how good this architecture can be is not known.
-        note: a clause, if there is more to say than the minimum of a parabola.
+        learning_rate: None if every rate lost a seed.
+        flagged: whether the best rate lies at the edge, so that the architecture's best is unknown.
+        note: a clause, unless the choice is the minimum of a parabola.
     """
 
     learning_rate: float | None
@@ -72,7 +71,7 @@ class Choice:
 
 
 class TuningPoint(Part):
-    """A :class:`Point` as outcomes have it: a seed that diverged is null, like one that failed."""
+    """A :class:`Point` in an outcome: null for a seed that diverged or failed."""
 
     learning_rate: float
     factor: float
@@ -81,7 +80,7 @@ class TuningPoint(Part):
 
 
 class Tuning(Part):
-    """One architecture's search; the first three fields after its name are those of :class:`Choice`."""
+    """The search of one architecture: its :class:`Choice`, and the points tried."""
 
     architecture: str
     learning_rate: float | None
@@ -91,38 +90,24 @@ class Tuning(Part):
 
 
 def tuning(architecture: str, points: Sequence[Point], default: float, *, tuned: bool = True) -> Tuning:
-    """The whole search of one architecture, by ascending learning rate.
+    """The whole search of one architecture, its points in order of learning rate.
 
     Args:
-        default: the recipe's learning rate, which is used if there was no search (``tuned`` False).
+        default: the recipe's learning rate; it is chosen if there was no search (``tuned`` False).
     """
     tried = sorted((point for point in points if point.bits_per_byte), key=lambda point: point.factor)
     choice = choose(tried) if tuned else Choice(default, False, "not tuned: the recipe's own learning rate")
-    return Tuning(
-        architecture=architecture,
-        learning_rate=choice.learning_rate,
-        flagged=choice.flagged,
-        note=choice.note,
-        points=[
-            TuningPoint(
-                learning_rate=point.learning_rate,
-                factor=point.factor,
-                bits_per_byte=list(point.bits_per_byte),
-                mean=point.mean,
-            )
-            for point in tried
-        ],
-    )
+    return Tuning.of(choice, architecture=architecture, points=[TuningPoint.of(point) for point in tried])
 
 
 def next_factor(points: Sequence[Point], factors: Sequence[float] = FACTORS) -> float | None:
-    """The factor to try next, twice (or half) the outermost so far; None if the search is over.
+    """The factor to try next, twice (or half) the outermost one; None if the search is over.
 
-    The search goes on at the edge where the best point is. If every point diverged, it goes on below.
+    The search extends at the edge where the best point lies. If every point diverged, it extends downwards.
 
     Args:
-        points: of all ``factors``, and of those that this function added.
-        factors: the first ones, at least two.
+        points: at all ``factors``, and at those that this function added.
+        factors: tried first; at least two.
     """
     points = sorted(points, key=lambda point: point.factor)
     tried = [point.factor for point in points]
@@ -141,18 +126,21 @@ def next_factor(points: Sequence[Point], factors: Sequence[float] = FACTORS) -> 
 def choose(points: Sequence[Point]) -> Choice:
     """The learning rate to confirm with fresh seeds.
 
-    It is the minimum of the parabola through the best point and the one on either side of it; or the best point itself,
-    if one of those did not finish or the best point lies at the edge.
+    It is the minimum of the parabola through the best point and its two neighbours, or the best point itself if it lies
+    at the edge or a neighbour did not finish.
     """
     points = sorted(points, key=lambda point: point.factor)
     best = _best(points)
     if best is None:
-        return Choice(None, False, _why_none(points))
+        what = "with no learning rate did every seed finish"
+        if all(point.diverged for point in points):
+            what = "a seed diverged at every learning rate tried"
+        return Choice(None, False, what)
     at = points[best]
     edge = _edge(points)
     if edge is not None:
         return Choice(at.learning_rate, True, f"the best rate tried is the {edge} edge of the search")
-    below, above = points[best - 1], points[best + 1]  # there are both, or it would be an edge
+    below, above = points[best - 1], points[best + 1]  # both exist, or the best point would be an edge
     if above.diverged:
         note = f"the best rate tried, bounded above by a divergence at {above.learning_rate:.3g}"
         return Choice(at.learning_rate, False, note)
@@ -165,16 +153,16 @@ def choose(points: Sequence[Point]) -> Choice:
 
 
 def _best(points: Sequence[Point]) -> int | None:
-    """Index of the lowest mean; of equal ones, the lower rate."""
+    """Index of the lowest mean; of equal means, the lower rate."""
     means = [(point.mean, index) for index, point in enumerate(points) if point.mean is not None]
     return min(means)[1] if means else None
 
 
 def _edge(points: Sequence[Point]) -> Literal["upper", "lower"] | None:
-    """Which side of the best point nothing bounds; None if both are bounded, or there is no best point.
+    """The unbounded side of the best point; None if both sides are bounded, or there is no best point.
 
-    A side is bounded by a point that finished, and so is worse. A point above that diverged also bounds: a rate that is
-    too high stays too high. A divergence below is an accident, and bounds nothing.
+    A finished point, which is worse, bounds its side. So does a divergence above, because higher rates diverge too. A
+    divergence below is an accident and bounds nothing.
     """
     best = _best(points)
     if best is None:
@@ -184,12 +172,6 @@ def _edge(points: Sequence[Point]) -> Literal["upper", "lower"] | None:
     if all(point.mean is None for point in points[:best]):
         return "lower"
     return None
-
-
-def _why_none(points: Sequence[Point]) -> str:
-    if all(point.diverged for point in points):
-        return "with every learning rate tried a seed diverged"
-    return "with no learning rate did every seed finish"
 
 
 def _vertex(below: Point, at: Point, above: Point) -> float:

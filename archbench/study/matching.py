@@ -1,9 +1,9 @@
-"""Making architectures equally large: the shape of each family that has a given size and is nearest its preset.
+"""Match architectures in size: find the shape that has a given size and is nearest to the preset.
 
 Up to :data:`MOST_BUILDS` models are built on the meta device, which takes no memory. :mod:`archbench.study.shapes` says
-what may be varied, and how different a shape is from the preset's: d_ff alone changes for a few percent, d_model with
-everything that depends on it for much more, and depth last. Widths of the model and of heads stay multiples of 16
-(others: of 8) if the preset's are; if nothing near fits, of 2.
+which fields vary and measures how far a shape is from the preset: d_ff alone changes for a few per cent, d_model and
+what depends on it for much more, depth last. Widths of the model and of heads stay multiples of 16 (others: of 8) if
+the preset's are, or multiples of 2 if nothing near fits.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Match:
     """What :func:`match` found.
 
     Attributes:
-        overrides: ``architecture.config(preset, **overrides)`` is the shape found; the user's own are among them.
+        overrides: ``architecture.config(preset, **overrides)`` is the shape found. The user's own are included.
         size: of that shape, at its context length.
-        deviation: relative, size / target - 1; None if there is no size to compare.
-        matched: whether it is within the tolerance; if not, this is the nearest shape tried.
-        reason: why it is not matched, in a clause; None if it is.
+        deviation: size / target - 1; None if there is no size to compare.
+        matched: whether the shape is within the tolerance; otherwise it is the nearest one tried.
+        reason: why it is outside the tolerance; None if it is matched.
     """
 
     architecture: str
@@ -58,22 +58,22 @@ def match(
     quantity: Quantity = "non_embedding_active_parameters",
     tolerance: float = 0.02,
 ) -> Match:
-    """The shape of a family that has about ``target`` of ``quantity`` and is nearest the preset's.
+    """The shape that has about ``target`` of ``quantity`` and is nearest to the preset.
 
-    A preset within the tolerance stays as it is. The same arguments give the same shape.
+    A preset within the tolerance is not changed. The same arguments give the same shape.
 
     Args:
         architecture: the family.
         preset: where the search begins.
-        overrides: fields set by the user, as for ``architecture.config``; they are never varied.
-        target: parameters; or bytes, of one sequence of ``context_length`` positions.
-        quantity: which of :class:`archbench.measure.sizes.Size`.
-        tolerance: largest relative difference between size and target.
+        overrides: fields set by the user, as for ``architecture.config``; they do not vary.
+        target: a number of parameters, or bytes for one sequence of ``context_length`` positions.
+        quantity: a field of :class:`archbench.measure.sizes.Size`.
+        tolerance: largest relative deviation from the target.
 
     Raises:
         UsageError: the target is zero, as for a baseline that is only an embedding.
-        UnknownNameError, ConfigError: this architecture has no such preset or field.
-        HookFailedError: the plugin fails. A shape that it refuses with a ValueError is skipped.
+        UnknownNameError, ConfigError: the architecture has no such preset or field.
+        HookFailedError: the plugin fails. Shapes that it refuses with a ValueError are skipped.
     """
     import torch
 
@@ -96,7 +96,7 @@ def match(
 
 
 class _Search:
-    """The shapes tried, and their sizes."""
+    """A search: the shapes tried and their sizes."""
 
     def __init__(
         self,
@@ -110,14 +110,14 @@ class _Search:
         self.architecture, self.start, self.family = architecture, start, family
         self.target, self.quantity, self.tolerance = target, quantity, tolerance
         self.tried: dict[tuple[int, ...], float | None] = {}
-        # Shapes that cannot be made to fit.
+        # Shapes that stay below, or above, the target.
         self.small: list[Shape] = []
         self.large: list[Shape] = []
         self.best: tuple[Shape, float | None] = (family.start, None)
         self.price = (math.inf, math.inf, math.inf)
 
     def run(self) -> tuple[Shape, float | None]:
-        """Of the shapes within the tolerance the least changed, else the nearest; the size is None if there is none."""
+        """The least changed shape within the tolerance, else the nearest one; its size, or None if it has none."""
         first = self._measure(self.start)
         if first is None:
             return self.best
@@ -135,9 +135,9 @@ class _Search:
         return self.best
 
     def reason(self, shape: Shape, value: float | None) -> str | None:
-        """Why the best shape is no match, if it is none."""
+        """Why the best shape does not match; None if it does."""
         if value is None:
-            return "it decodes without a cache, so it has no state that could be made equal"
+            return "it decodes without a cache, so it has no state to match"
         share = value / self.target - 1
         if abs(share) <= self.tolerance:
             return None
@@ -145,20 +145,20 @@ class _Search:
         nearest = f"{value:,.0f} {UNITS[self.quantity]}, {abs(share):.1%} {more} than {self.target:,.0f}"
         given = ", ".join(name for name in self.family.start if name in self.family.fixed)
         if not self.family.free:
-            known = f"all it has of them is given: {given}" if given else f"it has none of {', '.join(VARIED)}"
+            known = f"all it has are given: {given}" if given else f"it has none of {', '.join(VARIED)}"
             return f"it has {nearest}, and no field of its configuration can be varied ({known})"
         count = sum(size is not None for size in self.tried.values())
         fields = ", ".join(f"{name}={shape[name]}" for name in self.family.free)
-        limit = ", after which the search was given up," if len(self.tried) >= MOST_BUILDS else ""
+        limit = ", the most that are tried," if len(self.tried) >= MOST_BUILDS else ""
         return f"the nearest of {count} shapes{limit} has {nearest}: {fields}" + (given and f" ({given} given)")
 
     def _search_widths(self, depth: int, grain: int, factor: float) -> None:
-        """All widths at one depth, the preset's first and then from the nearest outwards."""
+        """All widths at one depth, the preset's first, then the nearest ones."""
         widths = self.family.widths(depth, grain, factor)
         for shape in widths.pop(self.family.width, []):
             self._fit(shape, grain)
         order = [width for width, shapes in widths.items() if self.family.distance(shapes[0]) < self.price[0]]
-        # A far target is approached by bisection: a shape that is too small or large rules out all before it.
+        # Bisection approaches a far target: a shape that is too small or large rules out all before it.
         bisect.bisect_left(order, True, key=lambda width: self._side(max(widths[width], key=kept_state), grain) >= 0)
         bisect.bisect_left(order, True, key=lambda width: self._side(min(widths[width], key=kept_state), grain) > 0)
         shapes = [shape for width in order for shape in widths[width]]
@@ -172,7 +172,7 @@ class _Search:
                 self._slide(shapes)
 
     def _side(self, shape: Shape, grain: int) -> int:
-        """-1 if it stays below the target however far one of its fields slides, 1 if above, else 0."""
+        """-1 if no slide of one field reaches up to the target, 1 if none reaches down to it, else 0."""
         slides = list(self.family.slides(shape, grain)) or [[shape]]
         lowest, highest = ([self._size(shapes[end]) for shapes in slides] for end in (0, -1))
         if all(size is not None and size < self.target for size in highest):
@@ -184,14 +184,14 @@ class _Search:
         return 0
 
     def _hopeless(self, shape: Shape) -> bool:
-        """Whether it is no larger in any field than one that is too small, or no smaller than one that is too large."""
-        names = [name for name in shape if name != "n_head"]  # of the same inner width more heads are no larger
+        """Whether no field exceeds that of a shape too small, or all reach those of a shape too large."""
+        names = [name for name in shape if name != "n_head"]  # at the same inner width, more heads do not add size
         return any(all(shape[name] <= other[name] for name in names) for other in self.small) or any(
             all(shape[name] >= other[name] for name in names) for other in self.large
         )
 
     def _slide(self, shapes: list[Shape]) -> None:
-        """Try the two growing shapes around the target; interpolated, as sizes are mostly linear in one field."""
+        """Try the two shapes around the target, found by interpolation: size is mostly linear in one field."""
         shapes = list(shapes)
         low, high = 0, len(shapes) - 1
         while high - low > 1:
@@ -215,7 +215,7 @@ class _Search:
                     high = middle
 
     def _size(self, shape: Shape) -> float | None:
-        """None for a shape that the architecture refuses, and for any other once enough have been built."""
+        """None for a shape that the architecture refuses, and for new shapes after :data:`MOST_BUILDS`."""
         key = tuple(shape.values())
         if key not in self.tried:
             if len(self.tried) >= MOST_BUILDS:
@@ -236,7 +236,7 @@ class _Search:
         if size is None:
             return
         deviation, distance = abs(size / self.target - 1), self.family.distance(shape)
-        # The preset itself costs nothing; of others that differ about as much, the one nearer the target is better.
+        # The preset costs nothing. Of shapes about as different, the one nearer to the target is better.
         cost = distance and distance + 5 * deviation
         price = (cost if deviation <= self.tolerance else math.inf, deviation, distance)
         if price < self.price:

@@ -1,7 +1,7 @@
-"""What every study's outcome has in common: one pydantic model writes its JSON, and checks it when it is read.
+"""What all outcomes share. One pydantic model writes an outcome's JSON and validates it when it is read.
 
-Quantities are in base units (seconds, bytes, tokens, FLOP, bits per byte, nats per token). A null is a quantity that is
-not known. ``python -m archbench.study.schema FOLDER`` writes the JSON Schemas.
+Quantities are in base units (seconds, bytes, tokens, FLOP, bits per byte, nats per token). Null is an unknown quantity.
+``python -m archbench.study.schema FOLDER`` writes the JSON Schemas.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ROWS = "runs.parquet"
-"""The rows of all cells, in the tidy table's schema, beside every outcome."""
+"""The rows of all cells in the tidy table's schema; the file lies beside every outcome."""
 
 OutcomeName = Literal["ok", "diverged", "failed"]
 
@@ -30,25 +30,25 @@ Finite = Annotated[
     float | None,
     AfterValidator(lambda value: value if value is not None and math.isfinite(value) else None),
 ]
-"""A number that may be infinite or NaN, which becomes None: JSON has neither."""
+"""A number; infinity and NaN become None, because JSON has neither."""
 
 Time = Annotated[datetime, PlainSerializer(lambda time: time.isoformat(timespec="seconds"), return_type=str)]
 
 
 class Part(BaseModel):
-    """A part of an outcome. Fields that a later version added are ignored."""
+    """A part of an outcome. Fields that a later version adds are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     @classmethod
     def of(cls, source: object, **more: Any) -> Self:
-        """The fields that ``source`` has as attributes of the same names; ``more`` are the others."""
+        """From attributes of ``source`` with the same names, and ``more``."""
         named = {name: getattr(source, name) for name in cls.model_fields if name not in more and hasattr(source, name)}
         return cls(**named, **more)
 
 
 class Keyed(Part):
-    """A cell's key: 16 hex digits, equal for cells that measure the same with the same code."""
+    """A cell's key: 16 hex digits; cells that measure the same with the same code have the same key."""
 
     key: str
 
@@ -57,8 +57,8 @@ class Ended(Part):
     """How a cell ended.
 
     Attributes:
-        run_id: of its run; None if it ended before there was one.
-        outcome: ok, diverged (the loss was no longer finite) or failed (an error ended it).
+        run_id: of its run; None if it ended before the run began.
+        outcome: ok, diverged (the loss was no longer finite) or failed (by an error).
         cause: of a failure or divergence, in a clause.
         seconds: from start to end.
     """
@@ -70,28 +70,30 @@ class Ended(Part):
 
 
 class Record(Ended, Keyed):
-    """A finished cell, as ``cells/KEY.json`` holds it: the key, then how it ended."""
+    """A finished cell, as ``cells/KEY.json`` holds it: its key, then how it ended."""
 
 
 class Interval(Part):
-    """Both ends of a confidence interval."""
+    """Bounds of a confidence interval."""
 
     low: Finite
     high: Finite
 
 
 class Seconds(Part):
-    """Time of the whole study: predicted before it ran, and measured."""
+    """Time of the whole study: as predicted, and as measured."""
 
     predicted: float
     measured: float
 
 
 class Outcome(Part):
-    """The heading of every outcome, and how it is read and written.
+    """The first fields of every outcome, and how it is read and written.
 
-    Subclasses say in class variables which files they are: ``file`` of the outcome, ``plan_file`` of the plan, ``noun``
-    and ``command`` for messages, and ``newest``, the format that is raised when a field changes its meaning.
+    Attributes:
+        file, plan_file: names of the outcome's file and of its plan's.
+        noun, command_name: for messages.
+        newest: number of the format; it rises when a field changes its meaning.
     """
 
     file: ClassVar[str]
@@ -114,8 +116,8 @@ class Outcome(Part):
 
     @classmethod
     def again(cls) -> str:
-        """How the user gets a damaged file written anew."""
-        return f"Repeat the {cls.command_name} command: it writes the file anew from its finished runs"
+        """How to replace a damaged file."""
+        return f"Repeat the {cls.command_name} command: it writes the file again from the finished runs"
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -126,7 +128,7 @@ class Outcome(Part):
         """
         file, again = folder / cls.file, cls.again()
         if not file.is_file():
-            cause = f"no {cls.noun} was finished there: it has a {cls.plan_file} and no {cls.file}"
+            cause = f"its {cls.noun} is unfinished: it has a {cls.plan_file} and no {cls.file}"
             step = f"Finish it with the {cls.command_name} command that began it"
             raise StorageError(str(folder), cause, f"{step}, or show its runs: {folder}/runs/*/*.parquet")
         try:
@@ -134,7 +136,7 @@ class Outcome(Part):
         except (OSError, ValueError) as error:
             raise StorageError(str(file), f"it is damaged ({' '.join(str(error).split())})", again) from error
         if not isinstance(content, dict) or not isinstance(content.get("format"), int):
-            raise StorageError(str(file), "it does not say which format it has", again)
+            raise StorageError(str(file), "it does not state its format", again)
         if content["format"] > cls.newest:
             cause = f"its format is {content['format']}, and this archbench reads formats up to {cls.newest}"
             raise StorageError(str(file), cause, "Install the newest archbench")
@@ -146,11 +148,11 @@ class Outcome(Part):
             raise StorageError(str(file), f"the field {place} is wrong ({first['msg']})", again) from error
 
     def as_json(self) -> dict[str, Any]:
-        """What the file holds. Fields that an older file did not have stay away."""
+        """The content of the file. Fields that were absent from an older file stay absent."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     def write(self, folder: Path, tables: Sequence[pa.Table]) -> None:
-        """Write the rows, then the outcome: an outcome always has its rows beside it, if there are any.
+        """Write the rows, then the outcome, so that an outcome always has its rows beside it.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -166,7 +168,7 @@ class Outcome(Part):
             text = json.dumps(self.as_json(), indent=1, ensure_ascii=False, allow_nan=False)
             write_text(folder / self.file, text + "\n")
         except OSError as error:
-            step = "Make room, and run the same command again: what was measured is kept"
+            step = "Make room and run the same command again: what was measured is kept"
             raise StorageError(str(folder), f"the outcome cannot be written ({error.strerror})", step) from error
 
 
@@ -187,5 +189,5 @@ def heading(kind: type[Outcome], command: str, now: Mapping[str, Any]) -> dict[s
 
 
 def named_text(corpus: str) -> str:
-    """A corpus as a sentence names it: a file or folder by its name alone."""
+    """Name of a corpus in a sentence; of a file or folder only the last part of its path."""
     return corpus if corpus.startswith("hf:") else corpus.rstrip("/").rpartition("/")[2]

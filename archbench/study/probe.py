@@ -1,4 +1,4 @@
-"""``archbench probe``: which diagnostic tasks architectures of one size learn on a small budget."""
+"""``archbench probe``: which diagnostic tasks architectures of equal size learn on a small budget."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from archbench.data.tasks import Task
 from archbench.errors import ArchbenchError
-from archbench.measure.machine import device_name, versions
+from archbench.measure.machine import versions
 from archbench.measure.sizes import Size
 from archbench.plugin.registry import load, load_tasks
 from archbench.results.schema import UNCHECKED
@@ -22,17 +22,17 @@ from archbench.results.store import run_table
 from archbench.study import probe_outcome as outcomes
 from archbench.study.contenders import built_size, sized
 from archbench.study.contract import Contender, Progress, Study
-from archbench.study.engine import Session, conduct
+from archbench.study.engine import Session, conduct, machine
 from archbench.study.probe_outcome import ProbeOutcome, Score, TrialRecord, Verdict
 from archbench.study.probe_plan import ProbePlan
 from archbench.study.trials import Kind, Trial, budget_of, model_config, rates_of, trial_key
 from archbench.testing.evaluation import LEVEL
 
 SOLVED = 0.99
-"""Accuracy of every seed of a task that is solved."""
+"""A task is solved if every seed has this accuracy."""
 
 LEARNED = 0.1
-"""Least share of the way from a guess to all answers that counts as having learned something."""
+"""A task is partly learned from this share of the way from chance to 1 on."""
 
 Found = Sequence[tuple[Trial, TrialRecord]]
 
@@ -45,7 +45,7 @@ def probe(
 
 
 class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
-    """A probe: every contender on every task, with each learning rate and seed."""
+    """A probe: every contender on every task, at each learning rate, with each seed."""
 
     kind, record = ProbeOutcome, TrialRecord
     verb: ClassVar[str] = "probe"
@@ -68,7 +68,7 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
         return next((record.cause for record in pilots if record.cause), None)
 
     def measure(self, session: Session[ProbePlan, Trial, TrialRecord, ProbeOutcome]) -> None:
-        """Seed by seed and task by task, so that a probe that is stopped has something of all."""
+        """Train seed by seed and task by task, so that an interrupted probe has trials of all."""
         session.run(
             [
                 self._trial("trial", one, task, rate, seed)
@@ -85,9 +85,8 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
     def outcome(
         self, session: Session[ProbePlan, Trial, TrialRecord, ProbeOutcome], common: Mapping[str, Any]
     ) -> tuple[ProbeOutcome, list[pa.Table]]:
-        """At the learning rate of each contender and task that answered most validation examples."""
-        plan, now = self.plan, versions()
-        machine = {"device": plan.device.partition(":")[0], "device_name": device_name(plan.device)}
+        """Score each contender on each task at its best learning rate, chosen on validation examples."""
+        plan, now, here = self.plan, versions(), machine(self.plan.device)
         trials = [(trial, record) for trial, record in session.measured.values() if trial.stage == "trial"]
         scores: list[Score] = []
         tables: list[pa.Table] = []
@@ -97,27 +96,24 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
                 scores += [self._score(one, task, condition, found) for condition in task.tests]
                 for trial, record in found:
                     if record.test:
-                        columns = {**now, **machine, **self._columns(one, task, trial)}
+                        columns = {**now, **here, **self._columns(one, task, trial)}
                         tables.append(run_table(str(record.run_id), self._rows(one, task, trial, record), columns))
         outcome = ProbeOutcome(
             **common,
-            machine={**machine, **{name: now[name] for name in ("torch_version", "python_version")}},
+            machine=here,
             plan=ProbePlan(**dict(plan)),
             tasks=[
                 outcomes.Task.of(task, conditions=list(task.tests), updates=budget_of(plan, task))
                 for task in self.tasks
             ],
-            models=[
-                outcomes.Model.of(one, overrides=dict(one.overrides), sizes=self.sizes.get(one.architecture, {}))
-                for one in session.contenders
-            ],
+            models=[outcomes.Model.of(one, sizes=self.sizes.get(one.architecture, {})) for one in session.contenders],
             scores=scores,
             trials=[outcomes.Trial.of(trial, **record.model_dump()) for trial, record in trials],
         )
         return outcome, tables
 
     def _contender(self, name: str) -> Contender:
-        """The architecture as large as the plan says for the first task, and its size for each task."""
+        """The architecture at the plan's size for the first task; its sizes for all tasks are kept."""
         plan, first = self.plan, self.tasks[0]
         reads = {"vocab_size": first.vocab_size, "context_length": first.context_length}
         one = sized(name, plan.preset, plan.plugins, {**plan.overrides, **reads}, plan.parameters)
@@ -176,7 +172,7 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
         return [{**row, "malloc": record.malloc} for row in rows]
 
     def _columns(self, one: Contender, task: Task, trial: Trial) -> dict[str, Any]:
-        """The columns that are the same in all rows of a trial."""
+        """The columns that all rows of a trial share."""
         plan, architecture = self.plan, load(one.architecture, self.plan.plugins)
         shape = json.dumps([plan.digest(), one.architecture, dict(one.overrides)], sort_keys=True, default=str)
         return {
@@ -199,7 +195,7 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
 
 
 def verdict_of(values: Sequence[float], chance: float) -> Verdict:
-    """What the seeds' accuracies say: never that something cannot be learned."""
+    """The verdict on the seeds' accuracies. It never says that a task cannot be learned."""
     if not values:
         return "not measured"
     if min(values) >= SOLVED:
@@ -209,10 +205,9 @@ def verdict_of(values: Sequence[float], chance: float) -> Verdict:
 
 
 def chosen(trials: Found) -> Found:
-    """The trials at the learning rate whose seeds, on average, answered most validation examples of all conditions.
+    """The trials at the learning rate with the best validation accuracy, averaged over conditions and seeds.
 
-    A seed that diverged answered none. One that failed by an error does not count, and a rate at which all failed is
-    out.
+    A diverged seed answered none. A failed seed does not count, nor does a rate at which all seeds failed.
 
     Args:
         trials: of one architecture on one task.

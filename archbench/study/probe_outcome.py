@@ -1,4 +1,4 @@
-"""``probe.json``: what ``archbench probe`` leaves."""
+"""``probe.json``: the outcome of ``archbench probe``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Verdict = Literal["solved", "partly learned", "not learned under this budget", "
 
 
 class Task(Part):
-    """A task as it was trained on; ``updates`` is the budget of one training."""
+    """A task of the probe; ``updates`` is the budget of one training."""
 
     name: str
     summary: str
@@ -26,7 +26,7 @@ class Task(Part):
 
 
 class ModelSize(Part):
-    """The fields of :class:`archbench.measure.sizes.Size`, which needs torch to import."""
+    """The fields of :class:`archbench.measure.sizes.Size`, whose module imports torch."""
 
     parameters: int
     active_parameters: int
@@ -37,7 +37,7 @@ class ModelSize(Part):
 
 
 class Model(Part):
-    """An architecture as it was probed, with its size for each task; or why it took no part."""
+    """A probed architecture with its size for each task, or why it takes no part."""
 
     architecture: str
     reason: str | None
@@ -50,11 +50,11 @@ class Score(Part):
 
     Attributes:
         values: accuracy on the test examples, one per seed; 0 for a seed that diverged.
-        mean, low, high: of these; None if there are none.
+        mean, low, high: mean and range of the values; None without values.
         learning_rate: the one whose seeds answered most validation examples; None if all trials failed.
         updates: of the longest of these trainings.
-        cpu_seconds: mean of these trainings; None if there are none.
-        state_bytes: what decoding keeps of one sequence of the task's longest example; None: it has no cache.
+        cpu_seconds: mean of these trainings; None without trainings.
+        state_bytes: what decoding keeps of one sequence of the task's longest example; None without a cache.
     """
 
     architecture: str
@@ -76,9 +76,9 @@ class TrialRecord(Record):
     """How a trial ended.
 
     Attributes:
-        cpu_seconds: of all threads; of a pilot: predicted for one whole trial.
-        updates: that were made; fewer than the budget if the validation examples were answered before.
-        malloc: how the memory allocator was set.
+        cpu_seconds: of all threads; in a pilot, the prediction for one whole trial.
+        updates: made; fewer than the budget if the training ended early.
+        malloc: setting of the memory allocator.
         validation, test: condition -> accuracy.
     """
 

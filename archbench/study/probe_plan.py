@@ -1,4 +1,4 @@
-"""The plan of a probe: which architectures, at which size, on which tasks, with how many seeds."""
+"""The plan of a probe: architectures, their size, tasks and seeds."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from archbench.errors import ConfigError
 from archbench.study.folder import plan_digest
 
 TOLERANCE = 0.02
-"""Largest relative deviation of a model's size from the one asked for."""
+"""Largest relative deviation of a model's size from the requested one."""
 
 
 class ProbePlan(Frozen):
-    """Everything that a probe depends on. Plans of one :meth:`digest` continue the same folder."""
+    """Everything that a probe depends on. Plans with the same :meth:`digest` can share a folder."""
 
     architectures: tuple[str, ...] = Field(min_length=1, description="names of the architectures")
-    tasks: tuple[str, ...] = Field(min_length=1, description="names of tasks")
-    seeds: int = Field(3, ge=1, le=100, description="seeds of initial weights and training examples")
+    tasks: tuple[str, ...] = Field(min_length=1, description="names of the tasks")
+    seeds: int = Field(3, ge=1, le=100, description="seeds of the initial weights and training examples")
     parameters: int | None = Field(
         100_000,
         ge=1000,
         description="non-embedding active parameters of every model, within 2 %; null for the preset as it is",
     )
-    preset: str = Field("nano", description="preset at which the search for that size begins")
-    overrides: dict[str, Any] = Field(default_factory=dict, description="model configuration fields replaced")
-    updates: int | None = Field(None, ge=1, description="optimizer updates of a training; null for the task's own")
+    preset: str = Field("nano", description="preset from which the search for that size starts")
+    overrides: dict[str, Any] = Field(default_factory=dict, description="replaced fields of the model's configuration")
+    updates: int | None = Field(None, ge=1, description="optimizer updates of each training; null for the task's own")
     learning_rates: tuple[PositiveFloat, ...] | None = Field(
         None, min_length=1, description="peak learning rates tried; null for the task's own"
     )
-    examples: int = Field(1000, ge=10, le=1_000_000, description="test examples of each condition")
+    examples: int = Field(1000, ge=10, le=1_000_000, description="test examples for each condition")
     dtype: DTypeName = Field("float32", description="number format of matrix products, by autocast")
     device: str = Field("cpu", description="cpu, cuda or cuda:N")
     threads: int = Field(1, ge=1, description="CPU threads of each training")
@@ -48,7 +48,5 @@ class ProbePlan(Frozen):
         return self
 
     def digest(self) -> str:
-        """Eight hex digits that agree for plans that differ only in architectures, tasks, seeds and jobs."""
-        leave_out = {"architectures", "tasks", "seeds", "jobs"}
-        values = self.model_dump(mode="json", exclude=leave_out)
-        return plan_digest(values)
+        """Eight hex digits; plans that differ only in architectures, tasks, seeds and jobs have the same."""
+        return plan_digest(self.model_dump(mode="json", exclude={"architectures", "tasks", "seeds", "jobs"}))

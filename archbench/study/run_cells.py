@@ -1,4 +1,4 @@
-"""Cells that are runs: each in a folder named by its key, and never run twice."""
+"""Cells that are runs. Each has a folder named by its key, and runs once."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ from archbench.study.outcome import Record
 Stage = Literal["pilot", "tune", "seed", "speed", "cost", "point"]
 
 Budget = Mapping[str, float]
-"""One of flops, tokens, seconds -> its amount: as :class:`archbench.config.TrainingConfig` takes it."""
+"""flops, tokens or seconds -> its amount, as :class:`archbench.config.TrainingConfig` takes it."""
 
 PILOT_STEPS = 20
 
 FIRST_TUNING_SEED = 1_000
-"""Of the tuning runs; those that confirm begin at 0, so that they are fresh."""
+"""First seed of the tuning runs. The runs that confirm begin at 0, so their seeds are fresh."""
 
 
 class RunPlan(Plan, Protocol):
-    """The plan of a study whose cells are runs: what all runs share, and the trials of learning rates."""
+    """The plan of a study whose cells are runs: their shared configuration and the learning rates tried."""
 
     @property
     def run(self) -> RunConfig: ...
@@ -56,16 +56,16 @@ class RunCell:
     """One run of a study.
 
     Attributes:
-        stage: what it is for: pilot (to predict the time), tune (a learning rate), seed (a fresh seed at the chosen
-            learning rate), speed (one turn), cost (one context length), point (of a ladder).
-        config: the whole run.
+        stage: its purpose: pilot (predicts the time), tune (a learning rate), seed (a fresh seed at the chosen learning
+            rate), speed (one turn), cost (one context length), point (of a ladder).
+        config: of the whole run.
         key: of the configuration, the place in the plan, and the code.
         context_length: T of the model.
-        contender: key of the contender whose run it is.
-        factor: tune: learning rate / the recipe's.
-        block: speed: number of the sweep.
-        repeated: the baseline, measured a second time in the same sweep: the noise floor.
-        checked_by: key of the cell whose conformance checks are taken over, if its model is the same.
+        contender: key of its contender.
+        factor: learning rate / the recipe's; stage tune only.
+        block: number of the sweep; stage speed only.
+        repeated: whether it is the baseline's second turn in a sweep, for the noise floor.
+        checked_by: key of the cell whose conformance checks count for this one too, if the model is the same.
     """
 
     stage: Stage
@@ -83,7 +83,7 @@ class RunCell:
         return self.config.architecture
 
     def measure(self, folder: Path, trackers: Sequence[str]) -> Record:
-        """Run, or resume the run of a process that was killed. An error that ends the run is in the record.
+        """Run, or resume an interrupted run. The record has an error that ended the run.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -102,30 +102,30 @@ class RunCell:
             if len(diverged):
                 cause = f"its loss was no longer finite at update {diverged.iloc[0]:.0f}"
                 record = record.model_copy(update={"outcome": "diverged", "cause": cause})
-        for checkpoints in out.glob("*/checkpoints"):  # of many runs: gigabytes that nobody will read
+        for checkpoints in out.glob("*/checkpoints"):  # nobody reads them, and many runs would leave gigabytes
             shutil.rmtree(checkpoints)
         return record
 
     def _frame(self, folder: Path, out: Path, trackers: Sequence[str]) -> pd.DataFrame:
-        """The rows of the run: run now, resumed, or read if only the record is missing."""
+        """The rows of the run: from a new run, a resumed one, or a finished one that lacks only its record."""
         finished = sorted(out.glob("*.parquet"))
         if finished and not run_failed(finished[-1]):
             return read_results(finished[-1])
         if (run_id := _run_id(out)) is not None:
             return resume(self.architecture, run_id, out, time_limit=self.config.time_limit, quiet=True)
-        checked = known_record(folder, self.checked_by) if self.checked_by is not None else None
+        checked = read_record(Record, folder, self.checked_by) if self.checked_by is not None else None
         checked_by = run_folder(folder, checked) if checked is not None and checked.outcome == "ok" else None
         config = self.config.override(out=str(out), trackers=tuple(trackers) or self.config.trackers)
         return run(config, quiet=True, checked_by=checked_by)
 
 
 def cell_key(config: RunConfig, source: str, **place: Any) -> str:
-    """The key of a cell: its configuration, its place in the plan, and the code that it runs."""
+    """Key of a cell: of its configuration, its place in the plan and the code that it runs."""
     return identity_key(config=config.config_hash(), seed=config.seed, source=source, **place)
 
 
 def source_digest(architecture: Architecture) -> str:
-    """Digest of the plugin's file: an edited plugin is measured anew."""
+    """Version and digest of the plugin's file: an edited plugin is measured again."""
     file = inspect.getsourcefile(architecture.info.config)
     text = Path(file).read_bytes() if file is not None else b""
     return architecture.version + hashlib.sha256(text).hexdigest()[:16]
@@ -144,13 +144,13 @@ def run_cell(
     beside: bool = False,
     **place: Any,
 ) -> RunCell:
-    """One run of a contender: what all runs share, and what this one has of its own.
+    """One run of a contender: the shared configuration with this run's own fields.
 
     Args:
-        training: fields of the recipe that are replaced, the budget among them.
-        speed: fields of what is timed that are replaced.
-        context_length: T of the model, if it is not the one that the contender is trained on.
-        beside: others run at the same time, so that it gets its share of the threads.
+        training: replaced fields of the recipe, including the budget.
+        speed: replaced fields of the speed section.
+        context_length: T of the model; None for the contender's own.
+        beside: whether others run at the same time, so it gets a share of the threads.
         place: ``factor``, ``block`` and ``repeated`` of the cell.
     """
     shared = plan.run
@@ -174,7 +174,7 @@ def run_cell(
 
 
 def pilot_cell(plan: RunPlan, contender: Contender) -> RunCell:
-    """A few updates and one scoring: what a run takes, from start to end."""
+    """A few updates and one scoring, to predict the time of a run."""
     training = {"steps": PILOT_STEPS, "validate_every": None, "checkpoint_every": None}
     phases = ("train", "quality")
     return run_cell(plan, contender, "pilot", phases, training=training, seed=FIRST_TUNING_SEED, beside=True)
@@ -200,18 +200,18 @@ def tuning_cells(plan: RunPlan, contender: Contender, budget: Budget, factors: S
 
 
 def budget_fields(budget: Budget, share: float = 1.0) -> dict[str, Any]:
-    """A share of the budget as fields of a recipe; a number of tokens is whole."""
+    """A share of the budget as fields of a recipe, in whole tokens."""
     return {unit: round(amount * share) if unit == "tokens" else amount * share for unit, amount in budget.items()}
 
 
 def tokens_per_update(plan: RunPlan, contender: Contender) -> int:
-    """B · T of one optimizer update, micro-batches together."""
+    """B · T of one optimizer update, over all micro-batches."""
     assert contender.context_length is not None
     return plan.run.training.batch_size * plan.run.training.accumulation * contender.context_length
 
 
 def updates_of(plan: RunPlan, contender: Contender, budget: Budget) -> float | None:
-    """Optimizer updates that the budget pays for; None if that depends on the machine."""
+    """Optimizer updates in the budget; None if the number depends on the machine."""
     assert contender.size is not None
     per_update = tokens_per_update(plan, contender)
     if "tokens" in budget:
@@ -221,17 +221,8 @@ def updates_of(plan: RunPlan, contender: Contender, budget: Budget) -> float | N
     return None
 
 
-def known_record(folder: Path, key: str) -> Record | None:
-    """The record of a finished run; None if it is still to be measured.
-
-    Raises:
-        StorageError: the record cannot be read.
-    """
-    return read_record(Record, folder, key)
-
-
 def rows_of(folder: Path, record: Record) -> pd.DataFrame:
-    """The tidy rows of a cell's run; empty if it ended before there was one.
+    """The tidy rows of a cell's run; empty if it ended before its first row.
 
     Raises:
         StorageError: they cannot be read.
@@ -240,13 +231,13 @@ def rows_of(folder: Path, record: Record) -> pd.DataFrame:
 
 
 def run_folder(folder: Path, record: Record) -> Path:
-    """Where the cell's run keeps its scores by document and block."""
+    """Folder in which the cell's run keeps its scores by document and block."""
     assert record.run_id is not None
     return folder / "runs" / record.key / record.run_id
 
 
 def bits_per_byte(folder: Path, record: Record) -> float | None:
-    """Of the validation text; infinity if the run diverged, None if it failed.
+    """On the validation text; infinity if the run diverged, None if it failed.
 
     Raises:
         StorageError: its rows cannot be read.
@@ -258,7 +249,7 @@ def bits_per_byte(folder: Path, record: Record) -> float | None:
 
 
 def check_seconds(folder: Path, record: Record) -> float:
-    """Seconds of the conformance checks of the cell's run, without their process; 0 if there were none."""
+    """Seconds of the conformance checks of the cell's run, without the start of their process; 0 without checks."""
     path = run_folder(folder, record)
     findings = read_findings(open_run(path.parent, path.name))
     return 0.0 if findings is None else sum(float(result["seconds"]) for result in findings.results)
@@ -270,7 +261,7 @@ def _run_id(out: Path) -> str | None:
 
 
 def _threads(plan: RunPlan) -> int | None:
-    """CPU threads of each of the runs that go on beside each other."""
+    """CPU threads of each of the runs that go on at the same time."""
     if plan.jobs == 1:
         return plan.run.threads
     return max(1, (plan.run.threads or len(usable_cpus())) // plan.jobs)

@@ -1,15 +1,16 @@
-"""What studies whose cells are runs have in common: pilots, predicted times, and the search for learning rates."""
+"""What studies of runs share: pilots, predicted times, and the search for learning rates."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
 
+from archbench.config import RunConfig
 from archbench.results.schema import arrow_schema
 from archbench.study.contract import Contender, Study
 from archbench.study.engine import PROCESS_SECONDS, Session
@@ -29,15 +30,15 @@ from archbench.study.run_cells import (
 )
 
 SPEED_STEPS = 30
-"""Updates that are trained in order to time one."""
+"""Updates of a run that times them."""
 
 COST_NEW_TOKENS = 32
 
 FORWARD_SHARE = 1 / 3
-"""Of an update, that a forward pass alone takes: half of the backward pass (Kaplan et al. 2020, section 2.1)."""
+"""Forward pass / update: a backward pass takes twice as long as a forward one (Kaplan et al. 2020, section 2.1)."""
 
 TOKENS_DECODED_PER_FORWARD = 16
-"""Tokens decoded one by one in the time of one forward pass over a whole batch; a guess, which matters for seconds."""
+"""Tokens decoded one by one in the time of a forward pass over a batch: a guess that moves predictions by seconds."""
 
 
 P = TypeVar("P", bound=RunPlan)
@@ -46,13 +47,13 @@ O = TypeVar("O", bound=Outcome)  # noqa: E741
 
 @dataclass(frozen=True)
 class Pilot:
-    """What a pilot run took.
+    """Times of a pilot run.
 
     Attributes:
-        overhead: seconds of everything but its updates and its checks: processes, scoring.
-        checks: seconds of the conformance checks, which other runs of the same model take over.
+        overhead: seconds of everything but updates and checks: processes, scoring.
+        checks: seconds of the conformance checks, which other runs of the same model do not repeat.
         update: seconds of one update.
-        tokens: of one update.
+        tokens: in one update.
         scored: tokens of the validation text.
     """
 
@@ -64,7 +65,7 @@ class Pilot:
 
     @classmethod
     def of(cls, record: Record, frame: pd.DataFrame, tokens: int, checks: float) -> Pilot:
-        """Read a pilot's rows; ``tokens`` are those of one update, ``checks`` the seconds of the checks alone."""
+        """Read a pilot's rows; ``tokens`` in one update, ``checks`` in seconds."""
         steps = frame[(frame.phase == "train") & (frame.metric == "step_seconds")].value
         total = float(frame[(frame.phase == "train") & (frame.metric == "training_seconds")].value.iloc[0])
         scored = frame[(frame.phase == "quality") & (frame.metric == "tokens_scored")].value
@@ -74,7 +75,7 @@ class Pilot:
         )
 
     def seconds(self, cell: RunCell, updates: float) -> float:
-        """Predicted seconds of a cell; one that trains on a budget makes so many updates."""
+        """Predicted seconds of a cell; ``updates`` are those of its budget."""
         scoring = self.update * FORWARD_SHARE * self.scored / self.tokens
         if cell.stage in ("tune", "seed", "point"):
             every = cell.config.training.validate_every
@@ -122,16 +123,16 @@ class RunStudy(Study[P, RunCell, Record, O]):
     def search(
         self, session: Session[P, RunCell, Record, O], budget: Budget, *, spare: bool = False
     ) -> dict[tuple[str, int | None], Tuning]:
-        """The search of each contender for its learning rate, by its key; all get the same trials first.
+        """Search each contender's learning rate, beginning with the same trials for all; key -> search.
 
         Args:
             budget: of a whole run; a trial gets the plan's share of it.
-            spare: predict one more trial of each contender: some searches go on beyond the first trials.
+            spare: predict the time of one further trial each, because some searches extend beyond the first trials.
         """
         plan, rate = self.plan, self.plan.run.training.learning_rate
         contenders = {one.key: one for one in session.taking_part()}
         tried: dict[tuple[str, int | None], list[tuple[RunCell, Record]]] = {key: [] for key in contenders}
-        unfinished: set[tuple[str, int | None]] = set()  # only in a session that plans: until then, the recipe's rate
+        unfinished: set[tuple[str, int | None]] = set()  # only when planning; then the recipe's rate stands in
         asked = {key: list(plan.factors) for key in contenders} if plan.tunes else {}
         while asked:
             cells = {key: tuning_cells(plan, contenders[key], budget, factors) for key, factors in asked.items()}
@@ -156,8 +157,20 @@ class RunStudy(Study[P, RunCell, Record, O]):
         }
 
 
+def shared_settings(run: RunConfig, contender: Contender) -> dict[str, Any]:
+    """The fields of an outcome's plan that come from the configuration of its runs."""
+    data = run.data
+    return {
+        "profile": run.profile,
+        "preset": run.preset,
+        "corpus": data.corpus,
+        "tokenizer": data.tokenizer,
+        "context_length": contender.context_length,
+    }
+
+
 def rows_by_key(folder: Path, cells: Sequence[tuple[RunCell, Record]]) -> dict[str, pd.DataFrame]:
-    """The rows of every run that did not fail, by its cell's key.
+    """Cell key -> rows, for every run that did not fail.
 
     Raises:
         StorageError: they cannot be read.
@@ -166,12 +179,12 @@ def rows_by_key(folder: Path, cells: Sequence[tuple[RunCell, Record]]) -> dict[s
 
 
 def tables_of(frames: Mapping[str, pd.DataFrame]) -> list[pa.Table]:
-    """The rows as tables, to be kept beside an outcome."""
+    """The rows as Arrow tables, to keep beside an outcome."""
     return [pa.Table.from_pandas(frame, schema=arrow_schema(), preserve_index=False) for frame in frames.values()]
 
 
 def _points(folder: Path, tried: Sequence[tuple[RunCell, Record]], rate: float) -> list[Point]:
-    """What each learning rate that was tried came to; ``rate`` is the recipe's."""
+    """The score of each learning rate tried; ``rate`` is the recipe's."""
     found: dict[float, list[float | None]] = {}
     for cell, record in tried:
         assert cell.factor is not None

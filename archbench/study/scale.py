@@ -1,9 +1,9 @@
-"""``archbench scale``: each architecture at each size on each budget, and the law that the losses follow."""
+"""``archbench scale``: train each architecture at each size on each budget, and fit a law to the losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,17 +12,15 @@ import pyarrow as pa
 
 from archbench.data.dataset import prepare
 from archbench.errors import UsageError
-from archbench.measure.machine import device_name, versions
-from archbench.measure.sizes import Size
 from archbench.plugin.registry import load
 from archbench.study.contenders import shared_fields, sized
 from archbench.study.contract import Contender, Progress
-from archbench.study.engine import Session, conduct
+from archbench.study.engine import Session, conduct, machine
 from archbench.study.findings import Finding, Point, find, rank
 from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Record
 from archbench.study.run_cells import RunCell, run_cell, tokens_per_update
-from archbench.study.run_study import RunStudy, rows_by_key, tables_of
+from archbench.study.run_study import RunStudy, rows_by_key, shared_settings, tables_of
 from archbench.study.scale_outcome import Cell, Model, Plan, ScaleOutcome
 from archbench.study.scale_plan import ScalePlan
 
@@ -59,7 +57,7 @@ class Ladder(RunStudy[ScalePlan, ScaleOutcome]):
         return super().pilots(contender)
 
     def measure(self, session: Work) -> None:
-        """The points size by size, small ones first: a ladder that is stopped has some of all architectures."""
+        """Train size by size, the smallest first: an interrupted ladder has points of all architectures."""
         self.tunings = self.search(session, {"tokens": self.plan.tuning_budget}, spare=True)
         cells: list[RunCell] = []
         for one in session.taking_part():
@@ -71,7 +69,7 @@ class Ladder(RunStudy[ScalePlan, ScaleOutcome]):
         session.run(cells)
 
     def outcome(self, session: Work, common: Mapping[str, Any]) -> tuple[ScaleOutcome, list[pa.Table]]:
-        plan, now, contenders = self.plan, versions(), session.contenders
+        plan, contenders = self.plan, session.contenders
         text = len(prepare(plan.run.data).train)
         order = {one.key: place for place, one in enumerate(contenders)}
         measured = [(cell, record) for cell, record in session.measured.values() if cell.stage != "pilot"]
@@ -80,15 +78,15 @@ class Ladder(RunStudy[ScalePlan, ScaleOutcome]):
         findings = [self._finding(name, contenders, cells, frames, text) for name in plan.architectures]
         found = [finding for finding in findings if finding.points]
         ranking, unranked = rank(found)
-        assert contenders[0].context_length is not None
         outcome = ScaleOutcome(
             **common,
-            machine={
-                "device": plan.run.device.partition(":")[0],
-                "device_name": device_name(plan.run.device),
-                **{name: now[name] for name in ("torch_version", "python_version")},
-            },
-            plan=Plan(**plan.summary(contenders[0].context_length), train_tokens=text),
+            machine=machine(plan.run.device),
+            plan=Plan.of(
+                plan,
+                **shared_settings(plan.run, contenders[0]),
+                tuning_budget=plan.tuning_budget if plan.tunes else None,
+                train_tokens=text,
+            ),
             rungs=[self._model(one) for one in contenders],
             findings=found,
             ranking=ranking,
@@ -117,22 +115,20 @@ class Ladder(RunStudy[ScalePlan, ScaleOutcome]):
         return find(architecture, points)
 
     def _model(self, one: Contender) -> Model:
-        """Depth and width are null if the architecture has no fields of these names."""
-        size, shape = one.size, dict.fromkeys(("n_layer", "d_model"))
-        if size is not None:
+        """A contender as the outcome has it; depth and width are null if its configuration has no such fields."""
+        config = None
+        if one.size is not None:
             config = load(one.architecture, self.plan.run.plugins).config(self.plan.run.preset, **one.overrides)
-            shape = {name: getattr(config, name, None) for name in shape}
-        counted = dict.fromkeys(field.name for field in fields(Size)) if size is None else vars(size)
-        own = {**counted, **shape, "size": one.asked, "overrides": dict(one.overrides)}
-        return Model.of(one, tuning=self.tunings.get(one.key), **own)
+        shape = {name: getattr(config, name, None) for name in ("n_layer", "d_model")}
+        return Model.of(one, tuning=self.tunings.get(one.key), size=one.asked, **one.measures, **shape)
 
 
 def contenders(plan: ScalePlan) -> list[Contender]:
-    """Every architecture at every size, size by size; those that cannot be made so large have the reason.
+    """Every architecture at every size, size by size; one that cannot have that size has the reason.
 
     Raises:
-        UnknownNameError: there is no architecture of one of the names, or it has no such preset.
-        ArchbenchError: the first architecture, whose context all have, cannot be loaded.
+        UnknownNameError: an architecture or its preset does not exist.
+        ArchbenchError: the first architecture, whose context all share, cannot be loaded.
     """
     fixed = shared_fields(plan.run, load(plan.architectures[0], plan.run.plugins))
     preset, plugins = plan.run.preset, plan.run.plugins
@@ -144,8 +140,8 @@ def contenders(plan: ScalePlan) -> list[Contender]:
 
 
 def point_cells(plan: ScalePlan, contender: Contender, learning_rate: float) -> list[RunCell]:
-    """Each budget with each seed, its schedule from beginning to end: a loss on the way is not that of a shorter run
-    (Hoffmann et al. 2022, arXiv:2203.15556, appendix B)."""
+    """Each budget with each seed. Each has a whole schedule, because the loss in the middle of a longer run is higher
+    than at the end of a shorter one (Hoffmann et al. 2022, arXiv:2203.15556, appendix B)."""
     return [
         run_cell(
             plan,
@@ -164,7 +160,7 @@ def point_cells(plan: ScalePlan, contender: Contender, learning_rate: float) -> 
 def _point(
     one: Contender, budget: int, cells: Sequence[RunCell], frames: Mapping[str, pd.DataFrame], text: int
 ) -> Point:
-    """The mean over the seeds that finished."""
+    """One point, from the seeds that finished."""
     assert one.size is not None
     assert one.asked is not None
     losses, tokens = [], 0

@@ -1,4 +1,4 @@
-"""``scale.json``: what ``archbench scale`` leaves. Losses are in nats per token; errors are relative."""
+"""``scale.json``: the outcome of ``archbench scale``. Losses are in nats per token; errors are relative."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from archbench.study.outcome import Ended, Keyed, Outcome, Part, Seconds, named_
 
 
 class Plan(Part):
-    """What a reader of the outcome has to know of the plan; ``train_tokens`` is the length of the training text."""
+    """What a reader of the outcome has to know about the plan; ``train_tokens`` is the length of the training text."""
 
     architectures: list[str]
     sizes: list[int]
@@ -29,12 +29,12 @@ class Plan(Part):
 
     @property
     def text(self) -> str:
-        """The corpus as a sentence names it."""
+        """Name of the corpus in a sentence."""
         return named_text(self.corpus)
 
 
 class Model(Part):
-    """One architecture at one size (``size`` is the one asked for), or why it took no part."""
+    """One architecture at one size (``size`` is the requested one), or why it takes no part."""
 
     architecture: str
     size: int
@@ -79,5 +79,5 @@ class ScaleOutcome(Outcome):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Architectures that have points, in the order in which they were named."""
+        """Architectures that have points, in the order of the command."""
         return tuple(finding.architecture for finding in self.findings)

@@ -1,4 +1,4 @@
-"""The JSON Schemas of all outcomes: ``python -m archbench.study.schema docs/schema`` writes them."""
+"""The JSON Schemas of all outcomes. ``python -m archbench.study.schema docs/schema`` writes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OUTCOMES: tuple[type[Outcome], ...] = (ComparisonOutcome, TuningOutcome, ProbeOu
 
 
 def schemas() -> dict[str, str]:
-    """Name of each outcome's file -> its JSON Schema."""
+    """File name of each outcome -> its JSON Schema."""
     return {
         kind.file: json.dumps(kind.model_json_schema(mode="serialization"), indent=1, ensure_ascii=False) + "\n"
         for kind in OUTCOMES

@@ -1,15 +1,15 @@
-"""The shapes that models of one family may have: which fields of a configuration are sizes, and how they are linked.
+"""The shapes of a family of models: which fields of a configuration are sizes, and how they are linked.
 
-A field is known by its name, which is that of the dimension in the legend: see :data:`VARIED`. Fields of other names,
-and those that the user sets, keep their values.
+Fields are recognised by their names, those of the dimensions in the legend: see :data:`VARIED`. Other fields, and those
+set by the user, keep their values.
 
-How different a shape is from the preset's::
+The distance of a shape from the preset is::
 
     4 |ln n_layer| + 2 |ln d_model| + Σ |ln| of other widths + ½ Σ |ln| of what has few parameters
 
-each relative to the preset. Other widths are those of the feed-forward layer, the recurrence and all heads together,
-as multiples of d_model, and that of a head. d_state, the window, and the query heads per key/value head have few
-parameters.
+each relative to the preset. Other widths are those of the feed-forward layer, the recurrence and all heads together, as
+multiples of d_model, and the width of a head. Few parameters depend on d_state, the window and the query heads per
+key/value head.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ SLIDERS: dict[Quantity, tuple[str, ...]] = {
     "non_embedding_active_parameters": ("d_ff", "d_inner", "d_recurrent", "n_head", "d_state"),
     "state_bytes": ("window", "d_state", "d_value", "d_recurrent", "n_head"),
 }
-"""Fields that make a shape fit while the rest stays; for parameters, d_ff alone if there is one."""
+"""Fields that adjust the size of a shape while the others stay; for parameters, d_ff alone if it exists."""
 
 Shape = Mapping[str, int]
-"""Values of those of :data:`VARIED` that a configuration has."""
+"""The fields of :data:`VARIED` that a configuration has, with their values."""
 
 
 class Family:
     """The shapes around a configuration.
 
     H heads of width D make an inner width H D, which stays the same multiple of the width C. A configuration may
-    have any of C, H and D; the third follows from two.
+    have any of C, H and D; two of them determine the third.
 
     Attributes:
-        start: the configuration's own shape.
-        free: names of the fields that may be varied.
-        fixed: names of those that may not, whether the configuration has them or not.
+        start: shape of the configuration.
+        free: names of the fields that may vary.
+        fixed: names of fields that may not vary; the configuration need not have them.
         depth, width: L and C of the start.
     """
 
@@ -63,10 +63,10 @@ class Family:
         self._context_length = config.context_length
         self._quantity = quantity
         self._state = quantity == "state_bytes"
-        self._reach = 4 if self._state else 2  # a state depends on few fields, which have to go further
+        self._reach = 4 if self._state else 2  # a state depends on few fields, so they reach further
 
     def distance(self, shape: Shape) -> float:
-        """How different ``shape`` is from the start, as the module's docstring says; 0 for the start itself."""
+        """Distance of ``shape`` from the start, as in the module's docstring."""
         C, H, D = self._dimensions(shape)
         wider, more = C / self.width, H / self._heads
         changes = [D / self._head_width, more * D / self._head_width / wider]
@@ -84,7 +84,7 @@ class Family:
         return 4 * abs(math.log(deeper)) + 2 * abs(math.log(wider)) + sum(abs(math.log(change)) for change in changes)
 
     def depths(self) -> list[int]:
-        """Numbers of layers, from the start's outwards."""
+        """Numbers of layers, the start's first, then the nearest."""
         if "n_layer" not in self.free:
             return [self.depth]
         doublings = 2 if self._state or "d_model" not in self.free else 1
@@ -92,16 +92,16 @@ class Family:
         return sorted(depths, key=lambda depth: (abs(math.log(depth / self.depth)), depth))
 
     def widths(self, depth: int, grain: int, factor: float) -> dict[int, list[Shape]]:
-        """Widths C, ascending, and the shapes of each, from the nearest to the start outwards.
+        """Ascending widths C -> the shapes of each, the nearest to the start first.
 
         Args:
-            depth: L of them all.
-            grain: C and D are multiples of this power of two, or of the largest that the start's are multiples of.
-            factor: target / the start's size; the widths reach beyond it.
+            depth: L of all shapes.
+            grain: a power of two. C and D are multiples of it, or of the largest one that divides the start's.
+            factor: target / size of the start; the widths reach beyond it.
         """
         most = 4 if self._state else 16
         low, high = max(min(1, factor) / 1.5, 1 / most), min(max(1, factor) * 1.5, most)
-        # Sizes between two widths are reached by sliding d_ff.
+        # Sliding d_ff reaches the sizes between two widths.
         spacing = 1.04 if "d_ff" in self.free and not self._state else 1.01
         step = _step(self.width if "d_model" in self.start else self._head_width, grain)
         found: dict[int, list[Shape]] = {}
@@ -116,7 +116,7 @@ class Family:
         return found
 
     def slides(self, shape: Shape, grain: int) -> Iterator[list[Shape]]:
-        """For each field that can make ``shape`` fit, the shapes that differ in it alone, from small to large."""
+        """For each field that can adjust the size: the shapes that differ in it alone, in ascending order."""
         for name in SLIDERS[self._quantity]:
             if name not in self.free:
                 continue
@@ -127,12 +127,12 @@ class Family:
                 return
 
     def _dimensions(self, shape: Shape) -> tuple[int, int, int]:
-        """C, H and D of a shape; H and D are 1 if it has neither."""
+        """C, H and D of a shape."""
         C, H, D = shape.get("d_model"), shape.get("n_head"), shape.get("d_head")
         if C is None:
             return (H or 1) * (D or 1), H or 1, D or 1
         if H is None and D is None:
-            return C, C, 1  # as if of heads of one channel: no ratio that could change
+            return C, C, 1  # as with heads of one channel: no ratio can change
         return C, H or C // (D or C), D or C // (H or 1)
 
     def _head_widths(self, C: int, grain: int) -> list[int]:
@@ -141,7 +141,7 @@ class Family:
         if inner.denominator != 1:
             return []
         step = _step(self._head_width, grain)
-        follows = "d_model" in self.start  # whichever of n_head and d_head the configuration does not have
+        follows = "d_model" in self.start  # the missing one of n_head and d_head
         widths = {self._head_width}
         if "d_head" in self.free or ("d_head" not in self.start and "n_head" in self.start and follows):
             widths |= set(range(step, self._head_width * (16 if "n_head" in self.fixed else self._reach) + 1, step))
@@ -150,7 +150,7 @@ class Family:
         return [D for D in sorted(widths) if inner % D == 0 and (heads_vary or inner == self._heads * D)]
 
     def _shapes(self, depth: int, C: int, D: int) -> Iterator[Shape]:
-        """The shapes of these widths: one for each number of groups."""
+        """The shapes of these widths, one for each number of groups."""
         H = int(Fraction(self._heads * self._head_width, self.width) * C / D)
         new = {"n_layer": depth, "d_model": C, "n_head": H, "d_head": D}
         shape = {name: new.get(name, number) for name, number in self.start.items()}
@@ -163,7 +163,7 @@ class Family:
         yield from self._grouped(shape, self._heads, H, every=self._state)
 
     def _grouped(self, shape: Shape, before: int, H: int, *, every: bool = False) -> Iterator[Shape]:
-        """``shape`` with H heads: in as many groups as before, in groups as large as before, or in any number."""
+        """``shape`` with H heads: in as many groups, in groups of the same size, or (``every``) in any number."""
         name = next((name for name in GROUPS if name in self.start), None)
         if name is None:
             yield shape
@@ -174,7 +174,7 @@ class Family:
         yield from ({**shape, name: G} for G in sorted(numbers - {0}) if H % G == 0)
 
     def _heads_slide(self, shape: Shape) -> list[Shape]:
-        """More and fewer heads of the same width in a model of the same width, if it leaves them free."""
+        """More and fewer heads of the same width, in a model of the same width."""
         if not {"d_model", "d_head"} <= set(self.start):
             return []
         center = shape["n_head"]
@@ -193,10 +193,10 @@ class Family:
 
 
 def kept_state(shape: Shape) -> int:
-    """What a state grows with among shapes of one width: the head's width, and the groups."""
+    """The product that a state grows with among shapes of one width: head width and groups."""
     return shape.get("d_head", 1) * max((shape[name] for name in GROUPS if name in shape), default=1)
 
 
 def _step(number: int, most: int) -> int:
-    """The largest power of two that divides ``number``, at most ``most``, a power of two itself."""
+    """The largest power of two, at most ``most`` (itself one), that divides ``number``."""
     return math.gcd(number, most)

@@ -1,12 +1,12 @@
-"""How sure a difference is: given the seeds, the text that it was measured on, and both.
+"""Uncertainty of a difference: from the seeds, from the text, and from both.
 
-Differences are logarithms of ratios, log(A / B): they change only their sign when A and B change places, and near zero
-they are the relative difference (``expm1`` gives it exactly).
+Differences are logarithms of ratios, log(A / B): swapping A and B changes only their sign, and near zero they equal the
+relative difference (``expm1`` gives it exactly).
 
-- Seeds are few. Student's and Welch's intervals allow for that; a percentile bootstrap over three to five seeds covers
+- Seeds are few, so the intervals are Student's and Welch's. A percentile bootstrap over three to five seeds covers
   81 to 89 % where it claims 95.
-- Documents are many and of unequal length, and both models read the same ones: a paired bootstrap of the ratio of sums
-  (Koehn 2004, Statistical significance tests for machine translation evaluation).
+- Documents are many and of unequal length, and both models read the same ones, so the ratio of sums has a paired
+  bootstrap (Koehn 2004, Statistical significance tests for machine translation evaluation).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from scipy import special
 Values = Sequence[float] | npt.NDArray[np.float64]
 
 RESAMPLES = 2_000
-"""Of a bootstrap; its standard error then has an error of 1.6 %."""
+"""Resamples of a bootstrap; its standard error then has an error of 1.6 %."""
 
 MOST_SEEDS = 1_000
-"""Of each architecture, in the search for the number that would decide."""
+"""Most seeds of each architecture in the search for the number that would decide."""
 
 _COUNTS_AT_ONCE = 1 << 22
 """Size of a block of resampling counts: 32 MiB."""
@@ -37,8 +37,8 @@ class Estimate:
     """A value with its error: (estimate - truth) / standard error follows Student's t.
 
     Attributes:
-        standard_error: infinite if there are too few observations to say.
-        freedom: degrees of freedom, not always whole.
+        standard_error: infinite if there are too few observations.
+        freedom: degrees of freedom; may be fractional.
     """
 
     value: float
@@ -46,7 +46,7 @@ class Estimate:
     freedom: float
 
     def interval(self, confidence: float) -> tuple[float, float]:
-        """Two-sided; minus to plus infinity if the standard error is infinite."""
+        """Two-sided interval; minus to plus infinity if the standard error is infinite."""
         if not self.standard_error:
             return self.value, self.value
         if math.isinf(self.standard_error):
@@ -56,7 +56,7 @@ class Estimate:
 
     @property
     def p(self) -> float:
-        """Two-sided p-value that the truth is 0. Without any spread: 1 for a value of 0, else 0."""
+        """Two-sided p-value of the hypothesis that the truth is 0. Without any spread: 1 for a value of 0, else 0."""
         if not self.standard_error:
             return 1.0 if not self.value else 0.0
         if math.isinf(self.standard_error):
@@ -79,8 +79,8 @@ def welch(a: Values, b: Values) -> Estimate:
 def seed_part(a: Values, b: Values) -> Estimate:
     """log(mean(a) / mean(b)) with the uncertainty from seeds: Welch's, each side relative to its own mean.
 
-    This relative form (delta method) also counts the baseline's spread when the means are far apart, unlike Welch's
-    interval divided by the baseline's mean. Near equality both are the same.
+    Unlike Welch's interval divided by the baseline's mean, this relative form (delta method) counts the baseline's
+    spread also when the means are far apart. Near equality both agree.
 
     Args:
         a, b: bits per byte, one per seed; their means are above zero.
@@ -94,15 +94,15 @@ def seed_part(a: Values, b: Values) -> Estimate:
 def paired_bootstrap(nats_a: Values, nats_b: Values, *, resamples: int = RESAMPLES, seed: int = 0) -> Estimate:
     """log(sum(a) / sum(b)) with the uncertainty from the choice of the text.
 
-    Units (documents, or blocks of text) are drawn with replacement, the same for both models. Percentiles would be too
+    Units (documents, or blocks of text) are drawn with replacement, the same for both models. Percentiles are too
     narrow for few units (90 % instead of 95 at 10 units; Hesterberg 2015, What teachers should know about the
-    bootstrap). So the standard error is taken, times sqrt(n / (n - 1)), with Student's t of n - 1 degrees of freedom.
-    Long documents count for more than short ones, so n is the effective number of units, (sum w)² / sum w² with w their
-    nats (Kish 1965, Survey sampling). Simulated coverage is 93 to 98 % with 10, 30 and 100 units, of equal lengths to
-    log-normal ones of sigma 1.5. ``scipy.stats.bootstrap`` has neither correction.
+    bootstrap), so the interval is Student's with n - 1 degrees of freedom and the bootstrap's standard error times
+    sqrt(n / (n - 1)). Long documents weigh more than short ones, so n is the effective number of units, (sum w)² / sum
+    w² with w their nats (Kish 1965, Survey sampling). Simulated coverage is 93 to 98 % with 10, 30 and 100 units, of
+    equal lengths to log-normal ones of sigma 1.5. ``scipy.stats.bootstrap`` has neither correction.
 
     Args:
-        nats_a, nats_b: (units,) nats of the same units, averaged over seeds. Units without nats change nothing.
+        nats_a, nats_b: (units,) nats of the same units, averaged over seeds. Units without nats have no effect.
         seed: of the resampling. Comparisons over equally many units share their resamples.
 
     Returns:
@@ -131,18 +131,18 @@ def paired_bootstrap(nats_a: Values, nats_b: Values, *, resamples: int = RESAMPL
 def combined(seeds: Estimate, documents: Estimate) -> Estimate:
     """The seeds' estimate with the uncertainty of both: variances added, freedom by Welch and Satterthwaite.
 
-    The effect of a seed on one document only is in both parts, so it counts twice: the interval is a little too wide,
-    less so with more documents. (Cameron, Gelbach and Miller 2011, Robust inference with multiway clustering, subtract
-    that third term; estimated from so few seeds it could make the variance negative.)
+    Both parts contain the effect of a seed on a single document, so the interval is a little too wide, less so with
+    more documents. (Cameron, Gelbach and Miller 2011, Robust inference with multiway clustering, subtract that third
+    term; estimated from so few seeds it could make the variance negative.)
     """
     return _sum_of_variances(seeds.value, [seeds, documents])
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values, in the order given: rejecting those below alpha makes any false claim with probability alpha.
+    """Adjusted p-values, in the given order: rejecting those below alpha makes any false claim with probability alpha.
 
-    Source: Holm 1979, A simple sequentially rejective multiple test procedure. As statsmodels' ``multipletests``,
-    without its 65 MB and 2 s of imports for these lines.
+    Source: Holm 1979, A simple sequentially rejective multiple test procedure. The same as statsmodels'
+    ``multipletests``, whose package has 65 MB and takes 2 s to import.
     """
     p = np.asarray(p_values, dtype=np.float64)
     order = np.argsort(p, kind="stable")
@@ -163,22 +163,22 @@ def seeds_needed(
     tests: int = 1,
     power: float = 0.8,
 ) -> int | None:
-    """Fewest seeds of each architecture, more than there are, with which the verdict's rule would decide.
+    """Fewest seeds of each architecture, beyond the present ones, with which the rule would decide.
 
-    Significant and equivalent are decisions. The present difference on this text and the present spreads are taken as
-    true; the mean over new seeds varies around it, and the rule has to decide with probability ``power``. The part of
-    the documents stays: seeds do not narrow it.
+    Significant and equivalent are decisions. The present difference and spreads are taken as true, the mean over new
+    seeds varies around the difference, and the rule must decide with probability ``power``. More seeds do not narrow
+    the part of the documents.
 
     Args:
         difference: log of the ratio to the baseline.
-        spreads: standard deviation over seeds of either side, relative to its mean.
+        spreads: standard deviation over seeds of each side, relative to its mean.
         documents: from :func:`paired_bootstrap`.
-        present: seeds that an architecture has now.
+        present: seeds of each architecture now.
         margin: smallest relative difference that counts.
-        tests: hypotheses not yet rejected when Holm's procedure comes to this one.
+        tests: hypotheses not yet rejected when Holm's procedure reaches this one.
 
     Returns:
-        None if :data:`MOST_SEEDS` do not decide: the text alone leaves too much open.
+        None if :data:`MOST_SEEDS` do not decide, because the text alone is too small.
     """
     n = np.arange(max(present + 1, 2), MOST_SEEDS + 1)
     if not len(n) or math.isinf(documents.standard_error):
@@ -203,23 +203,23 @@ def seeds_needed(
 
 
 def mean(values: Values) -> Estimate:
-    """The mean, with Student's error of it; infinite for a single value."""
+    """The mean with Student's standard error, which is infinite for a single value."""
     values = np.asarray(values, dtype=np.float64)
     n = len(values)
     assert n
     spread = float(values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
     if (values == values[0]).all() and n > 1:
-        spread = 0.0  # a rounded mean leaves equal values a spread of 1e-17
+        spread = 0.0  # rounding of the mean gives equal values a spread of 1e-17
     return Estimate(float(values.mean()), spread, max(n - 1, 1))
 
 
 def _sum_of_variances(value: float, parts: Sequence[Estimate]) -> Estimate:
-    """Of independent parts: Satterthwaite 1946, An approximate distribution of estimates of variance components."""
+    """Independent parts added: Satterthwaite 1946, An approximate distribution of estimates of variance components."""
     variances = [part.standard_error**2 for part in parts]
     total = sum(variances)
     if not total or math.isinf(total):
         return Estimate(value, total, 1.0)
-    shares = [variance / total for variance in variances]  # the squares of tiny variances would be zero
+    shares = [variance / total for variance in variances]  # the square of a tiny variance would underflow
     freedom = 1 / sum(share**2 / part.freedom for share, part in zip(shares, parts, strict=True))
     return Estimate(value, math.sqrt(total), freedom)
 
@@ -237,7 +237,7 @@ def _resampled_sums(values: npt.NDArray[np.float64], resamples: int, seed: int) 
 
 @lru_cache(maxsize=2)
 def _counts(units: int, resamples: int, seed: int) -> npt.NDArray[np.float64]:
-    """All in one block, kept: all comparisons on one text need the same."""
+    """Cached: all comparisons on one text use the same counts."""
     return _drawn(units, resamples, np.random.default_rng(seed))
 
 

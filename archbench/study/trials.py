@@ -1,4 +1,4 @@
-"""The cells of a probe: one training on one task, with one learning rate and seed."""
+"""The cells of a probe: trainings on one task, with one learning rate and seed."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from archbench.training.loop import Observer, train
 from archbench.training.state import TrainState
 
 VALIDATED = 100
-"""Examples of each condition that choose a learning rate, and show that a training is finished."""
+"""Validation examples for each condition: they choose a learning rate and end a training early."""
 
 VALIDATIONS = 10
 """Validations during a training."""
 
 RECIPE = {"warmup_fraction": 0.1, "weight_decay": 0.0, "schedule": "wsd", "betas": (0.9, 0.98)}
-"""Of every training; the rest is :class:`archbench.config.TrainingConfig`'s own."""
+"""Recipe of every training; other fields are the defaults of :class:`archbench.config.TrainingConfig`."""
 
 FINISHED = 0.995
-"""Accuracy on the validation examples of every condition that ends a training early."""
+"""A training ends early when every condition reaches this accuracy on validation examples."""
 
 PILOT_UPDATES = 6
 PILOT_EXAMPLES = 64
@@ -56,9 +56,9 @@ class Trial:
     """A training of a probe, or its pilot.
 
     Attributes:
-        stage: pilot (a few updates, to predict the time, and the conformance checks) or trial (the whole).
-        overrides: fields of the architecture's preset that are replaced.
-        key: 16 hex digits, equal for trials that measure the same with the same code.
+        stage: pilot (the conformance checks, and a few updates to predict the time) or trial (the whole training).
+        overrides: replaced fields of the architecture's preset.
+        key: 16 hex digits; trials that measure the same with the same code have the same key.
     """
 
     stage: Kind
@@ -71,11 +71,11 @@ class Trial:
     key: str
 
     def of(self, architecture: str, task: str) -> bool:
-        """Whether it is of this architecture on this task."""
+        """Whether this architecture trains on this task."""
         return (self.architecture, self.task) == (architecture, task)
 
     def measure(self, folder: Path, trackers: Sequence[str]) -> TrialRecord:
-        """Train and score. An error of the architecture or the task is in the record."""
+        """Train and score. The record has an error of the architecture or the task."""
         malloc = tune_malloc()
         torch.set_num_threads(self.plan.threads)
         record = TrialRecord(key=self.key, run_id=new_run_id(), outcome="ok", malloc=malloc)
@@ -89,19 +89,19 @@ class Trial:
                 record = _trial(self, record, None)
         except ArchbenchError as error:
             record = _with(record, outcome="failed", cause=f"{error.culprit}: {error.cause}")
-        except Exception as error:  # noqa: BLE001  (a model of a plugin, called without a hook around it)
+        except Exception as error:  # noqa: BLE001  (a plugin's model is called directly, not through a hook)
             cause = f"architecture {self.architecture}: it raised {one_line(error)}"
             record = _with(record, outcome="failed", cause=cause)
         return _with(record, cpu_seconds=record.cpu_seconds or time.process_time() - cpu)
 
 
 def trial_key(plan: ProbePlan, task: Task, source: str, **place: Any) -> str:
-    """The key of a trial: what the plan shares, the task's examples, the plugin's code, and its place in the plan."""
+    """Key of a trial: of the plan's digest, the task's examples, the plugin's code and the place in the plan."""
     return identity_key(plan=plan.digest(), task=task_digest(task), source=source, **place)
 
 
 def task_digest(task: Task) -> str:
-    """Digest of the examples that the task draws and of how it is trained: an edited task is measured anew."""
+    """Digest of the task's examples and training: an edited task is measured again."""
     digest = hashlib.sha256(repr((task.name, task.updates, task.batch_size, task.learning_rates)).encode())
     for condition in task.tests:
         examples = task.test(condition, 16)
@@ -112,13 +112,13 @@ def task_digest(task: Task) -> str:
 
 
 def model_config(architecture: Architecture, plan: ProbePlan, task: Task, overrides: Mapping[str, Any]) -> ModelConfig:
-    """A model with the task's vocabulary and the context of its longest example."""
+    """Configuration of a model with the task's vocabulary and the context of its longest example."""
     values = {**overrides, "vocab_size": task.vocab_size, "context_length": task.context_length}
     return architecture.config(plan.preset, **values)
 
 
 def budget_of(plan: ProbePlan, task: Task) -> int:
-    """Optimizer updates, at most."""
+    """Most optimizer updates of a training."""
     return plan.updates if plan.updates is not None else task.updates
 
 
@@ -131,7 +131,7 @@ def _with(record: TrialRecord, **values: Any) -> TrialRecord:
 
 
 def _tracked(trial: Trial, record: TrialRecord, folder: Path, trackers: Sequence[str]) -> TrialRecord:
-    """A trial that trackers follow as they follow a run: its steps, then its accuracies."""
+    """A trial that trackers follow: they get its steps, then its accuracies."""
     own = folder / "runs" / trial.key / str(record.run_id)
     own.mkdir(parents=True)
     run = {"architecture": trial.architecture, "preset": trial.plan.preset, "seed": trial.seed, "task": trial.task}
@@ -190,9 +190,9 @@ def _trial(trial: Trial, record: TrialRecord, observe: Observer | None) -> Trial
 
 
 def _pilot(trial: Trial, record: TrialRecord) -> TrialRecord:
-    """Predict what a whole trial takes, from a few updates and a few examples scored.
+    """Predict the time of a whole trial from a few updates and a few scored examples.
 
-    The conformance checks run here too, once for each architecture, on its first task.
+    The pilot on the first task also runs the conformance checks.
     """
     plan, device = trial.plan, resolve_device(trial.plan.device)
     architecture, task = _parts(trial.architecture, trial.task, plan.plugins)
@@ -213,7 +213,7 @@ def _pilot(trial: Trial, record: TrialRecord) -> TrialRecord:
 
 
 def _require_conformance(trial: Trial, architecture: Architecture, task: Task, device: torch.device) -> None:
-    """Raises ConformanceError if a check of the gate fails."""
+    """Raise a ConformanceError if a check of the gate fails."""
     from archbench.testing.checks import GATE
     from archbench.testing.evaluation import evaluate
     from archbench.testing.subject import Subject
@@ -224,13 +224,13 @@ def _require_conformance(trial: Trial, architecture: Architecture, task: Task, d
             raise ConformanceError(
                 f"architecture {trial.architecture}",
                 f"it fails the conformance check {result.name}: {result.evidence.rstrip('. ')}",
-                f"Correct it (archbench check {trial.architecture} shows all), or probe it with --unchecked",
+                f"Correct it (archbench check {trial.architecture} shows all checks), or probe it with --unchecked",
             )
 
 
 @cache
 def _parts(architecture: str, task: str, plugins: tuple[str, ...]) -> tuple[Architecture, Task]:
-    """Loaded once in each process, which measures many trials."""
+    """Loaded once in each process, because a process measures many trials."""
     (found,) = load_tasks([task], plugins)
     return load(architecture, plugins), found
 

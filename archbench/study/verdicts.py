@@ -1,4 +1,4 @@
-"""Which architecture is better than the baseline, and is that more than noise? One rule, stated beforehand."""
+"""Which architecture is better than the baseline, and is the difference more than noise? One rule, fixed in advance."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ MARGIN = 0.0025
 CONFIDENCE = 0.95
 
 FEWEST_SEEDS = 3
-"""Finished seeds on either side; with fewer there is no verdict."""
+"""Finished seeds that each side needs for a verdict."""
 
 Verdict = Literal["baseline", "better", "worse", "equivalent", "below margin", "inconclusive", "no verdict"]
 
 MEANING: dict[Verdict, str] = {
-    "baseline": "what the others are compared with",
+    "baseline": "the others are compared with it",
     "better": "significantly fewer bits per byte than the baseline, by the margin or more",
     "worse": "significantly more bits per byte than the baseline, by the margin or more",
     "equivalent": "not significant, and the 90 % interval of the difference lies within the margin on both sides",
     "below margin": "a significant difference that is smaller than the margin",
-    "inconclusive": "neither significant nor equivalent; or a best learning rate at the edge of its search",
-    "no verdict": "fewer than three finished seeds on either side, or a diverged one",
+    "inconclusive": "neither significant nor equivalent, or a best learning rate at the edge of its search",
+    "no verdict": "a side has fewer than three finished seeds, or a diverged one",
 }
 """Every verdict. Significant: p, adjusted by Holm for all comparisons with the baseline, is below 1 - confidence."""
 
@@ -50,10 +50,10 @@ class Scores:
     Attributes:
         bits_per_byte: (seeds,) of finished seeds; NaN or infinity if that seed diverged.
         unit_nats: (seeds, units) float64, nats of each document or block of text, in the order of ``bits_per_byte``.
-        unit_bytes: (units,) their raw bytes; equal for all architectures.
-        diverged: seeds that diverged and are not in ``bits_per_byte``.
-        lost: seeds that ended otherwise: out of memory, time limit, killed. They only make n smaller.
-        flagged: the best learning rate lies at the edge of its search, even after extending it.
+        unit_bytes: (units,) their raw bytes, the same for all architectures.
+        diverged: further seeds that diverged.
+        lost: seeds that failed otherwise (out of memory, time limit, killed); they only reduce n.
+        flagged: whether the best learning rate lies at the edge of its extended search.
     """
 
     architecture: str
@@ -67,20 +67,20 @@ class Scores:
 
 @dataclass(frozen=True)
 class QualityRow:
-    """One architecture's line of the verdict, as ``comparison.json`` has it.
+    """The verdict on one architecture, as in ``comparison.json``.
 
-    Differences are relative to the baseline's mean; negative is better. They are None for the baseline itself, and with
-    too few seeds.
+    Differences are relative to the baseline's mean; negative is better. They are None for the baseline, and with too
+    few seeds.
 
     Attributes:
-        seeds: finished ones; ``diverged`` and ``lost`` are the others.
+        seeds: number of finished ones; the others are ``diverged`` or ``lost``.
         bits_per_byte, sd: mean and standard deviation over finished seeds.
         low, high: Student's interval of the mean.
-        seed_low, seed_high: bounds of the difference by seeds alone.
-        document_low, document_high: by the text alone.
-        combined_low, combined_high: by both; they decide.
-        p: of both, unadjusted; ``p_holm`` adjusted.
-        reason: a clause, if the numbers do not say it all.
+        seed_low, seed_high: interval of the difference from seeds alone.
+        document_low, document_high: from the text alone.
+        combined_low, combined_high: from both; this one decides.
+        p: from both, unadjusted; ``p_holm`` is adjusted.
+        reason: a clause, where the numbers do not explain the verdict.
         seeds_needed: of each architecture, to decide an inconclusive result; None if no number does.
     """
 
@@ -111,19 +111,19 @@ def judge(
 ) -> list[QualityRow]:
     """The verdict on each of ``others``, after the baseline's own row.
 
-    The primary metric is bits per byte, the difference the log of the ratio of means, its standard error that of seeds
-    and text together (:func:`archbench.study.statistics.combined`). Holm's adjustment is over the comparisons that
-    get a verdict. Equivalence is two one-sided tests at 1 - confidence each (Schuirmann 1987, A comparison of the two
+    The primary metric is bits per byte. The difference is the log of the ratio of means; its standard error combines
+    seeds and text (:func:`archbench.study.statistics.combined`). Holm's adjustment covers the comparisons that get a
+    verdict. Equivalence takes two one-sided tests at 1 - confidence each (Schuirmann 1987, A comparison of the two
     one-sided tests procedure and the power approach), hence the 90 % interval.
 
-    A best learning rate at the edge of the search leaves open how much better that architecture can be, so "worse",
-    "equivalent" and "below margin" cannot be said. "Better" would still hold, but a winner has to be found by the same
-    search as all others. So a flag on either side makes the outcome inconclusive, whichever of the two is the baseline;
-    the reason says if another rate could only widen the difference.
+    If the best learning rate lies at the edge of the search, the architecture may be better than measured, so "worse",
+    "equivalent" and "below margin" do not follow. "Better" would, but a winner must be found by the same search as all
+    others. So a flag on either side makes the result inconclusive. The reason says if another rate could only widen the
+    difference.
 
     Args:
         margin: smallest relative difference that counts, fixed before the runs.
-        confidence: of all intervals but that for equivalence.
+        confidence: of all intervals except the one for equivalence.
 
     Returns:
         The baseline's row, then the row of each of ``others`` in their order.
@@ -163,8 +163,8 @@ class _Pair:
     """One comparison with the baseline.
 
     Attributes:
-        obstacle: why there is no verdict, if there is none.
-        seeds, documents, both: of log(other / baseline); unknown if a seed diverged, since the rest would mislead.
+        obstacle: why there is no verdict; None if there is one.
+        seeds, documents, both: of log(other / baseline); unknown if a seed diverged, because the others would mislead.
     """
 
     baseline: Scores
@@ -189,11 +189,11 @@ def _obstacle(baseline: Scores, other: Scores) -> str | None:
     clauses = []
     for side in (other, baseline):
         if side.diverged:
-            clauses.append(f"{_seeds(side.diverged)} of {side.architecture} diverged, and the rest would flatter it")
+            clauses.append(f"{_seeds(side.diverged)} of {side.architecture} diverged, and the others would flatter it")
         if len(side.bits_per_byte) < FEWEST_SEEDS:
             finished = _seeds(len(side.bits_per_byte))
             clauses.append(
-                f"{side.architecture} has {finished} finished, and a verdict takes {FEWEST_SEEDS} on either side"
+                f"{side.architecture} has {finished} finished, and a verdict needs {FEWEST_SEEDS} on each side"
             )
         elif not any(side.bits_per_byte):
             clauses.append(f"{side.architecture} needs no bits at all, so there is no ratio")
@@ -203,7 +203,7 @@ def _obstacle(baseline: Scores, other: Scores) -> str | None:
 
 
 def _described(scores: Scores, confidence: float) -> QualityRow:
-    """The columns that one architecture's own seeds give."""
+    """The fields that depend on one architecture's own seeds."""
     n = len(scores.bits_per_byte)
     row = QualityRow(scores.architecture, n, scores.diverged, scores.lost, None, None, None, None)
     if not n:
@@ -235,7 +235,7 @@ def _measured(pair: _Pair, confidence: float) -> QualityRow:
 
 
 def _bounds(estimate: Estimate, confidence: float) -> tuple[float, float] | tuple[None, None]:
-    """Of the relative difference; None if they are infinite, or too large for a float."""
+    """Interval of the relative difference; None if it is infinite, or too large for a float."""
     low, high = estimate.interval(confidence)
     if high > _LARGEST:
         return None, None
@@ -243,7 +243,7 @@ def _bounds(estimate: Estimate, confidence: float) -> tuple[float, float] | tupl
 
 
 def _decided(row: QualityRow, pair: _Pair, tests: int, margin: float, confidence: float) -> QualityRow:
-    """The row with the verdict; ``tests`` hypotheses are not yet rejected when Holm's procedure comes to this one."""
+    """The row with the verdict; ``tests`` hypotheses are not yet rejected when Holm's procedure reaches this one."""
     assert row.difference is not None
     assert row.p_holm is not None
     significant = row.p_holm < 1 - confidence
@@ -286,7 +286,7 @@ def _seeds_needed(pair: _Pair, tests: int, margin: float, confidence: float) -> 
 
 
 def _notes(scores: Scores) -> list[str]:
-    """What a reader has to know about one side, whatever the verdict."""
+    """What a reader has to know about one side, whatever the verdict is."""
     clauses = []
     if scores.lost:
         left = f"which leaves {len(scores.bits_per_byte)}"
@@ -294,7 +294,7 @@ def _notes(scores: Scores) -> list[str]:
             f"{_seeds(scores.lost)} of {scores.architecture} lost (out of memory, time limit or killed), {left}"
         )
     if scores.flagged:
-        edge = "lies at the edge of its search, so how good it can be is not known"
+        edge = "lies at the edge of its search, so its best is unknown"
         clauses.append(f"the best learning rate of {scores.architecture} {edge}")
     return clauses
 
@@ -304,5 +304,5 @@ def _seeds(n: int) -> str:
 
 
 def _joined(clauses: Sequence[str | None]) -> str | None:
-    """Each clause once: an obstacle of both sides is one clause."""
+    """The clauses, each once."""
     return "; ".join(clause for clause in dict.fromkeys(clauses) if clause) or None
