@@ -190,7 +190,7 @@ def test_two_seeds_give_no_verdict_but_their_difference(side: str) -> None:
     few = judge(kept(baseline, 2), others) if side == "base" else judge(baseline, [kept(others[0], 2)])
     row = few[1]
     assert (row.verdict, row.p, row.p_holm, row.seeds_needed) == ("no verdict", None, None, None)
-    assert row.reason == f"{side} has 2 seeds finished, and a verdict needs 3 on each side"
+    assert row.reason == f"{side} has 2 seeds finished, and a verdict takes 3 on either side"
     assert row.difference == pytest.approx(0.05, abs=0.02)
     assert row.seed_low is not None
     assert row.seed_low < row.difference

@@ -168,8 +168,8 @@ def positions(cells: Sequence[RunCell], frames: Mapping[str, pd.DataFrame]) -> l
         if metric == "loss":
             found.append(Position(**at, position=int(position), loss=float(value), cause=None))
         elif value != 1:  # "readable" is 0, or null if the text is too short
-            cause = "its weights do not fit a model of that length"
-            cause = "no document of the text is that long" if math.isnan(value) else cause
+            cause = "its weights fit no model of that length"
+            cause = "no document of the text is so long" if math.isnan(value) else cause
             found.append(Position(**at, position=0, loss=None, cause=cause))
     return found
 

@@ -218,7 +218,7 @@ def _no_law(fitted: Fit, points: Sequence[Point]) -> str | None:
         if exponent <= 0 or max(shares) < SHOWN:
             return f"the points do not show that loss falls with {what}"
     if not fitted.converged:
-        return f"the fit did not converge: a further step would save {fitted.promise:.1%} of its objective"
+        return f"the fit did not converge: a further step promises {fitted.promise:.1%} of its objective"
     return None
 
 

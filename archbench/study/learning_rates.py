@@ -134,7 +134,7 @@ def choose(points: Sequence[Point]) -> Choice:
     if best is None:
         what = "with no learning rate did every seed finish"
         if all(point.diverged for point in points):
-            what = "a seed diverged at every learning rate tried"
+            what = "with every learning rate tried a seed diverged"
         return Choice(None, False, what)
     at = points[best]
     edge = _edge(points)

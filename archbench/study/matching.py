@@ -137,7 +137,7 @@ class _Search:
     def reason(self, shape: Shape, value: float | None) -> str | None:
         """Why the best shape does not match; None if it does."""
         if value is None:
-            return "it decodes without a cache, so it has no state to match"
+            return "it decodes without a cache, so it has no state that could be made equal"
         share = value / self.target - 1
         if abs(share) <= self.tolerance:
             return None
@@ -145,11 +145,11 @@ class _Search:
         nearest = f"{value:,.0f} {UNITS[self.quantity]}, {abs(share):.1%} {more} than {self.target:,.0f}"
         given = ", ".join(name for name in self.family.start if name in self.family.fixed)
         if not self.family.free:
-            known = f"all it has are given: {given}" if given else f"it has none of {', '.join(VARIED)}"
+            known = f"all it has of them is given: {given}" if given else f"it has none of {', '.join(VARIED)}"
             return f"it has {nearest}, and no field of its configuration can be varied ({known})"
         count = sum(size is not None for size in self.tried.values())
         fields = ", ".join(f"{name}={shape[name]}" for name in self.family.free)
-        limit = ", the most that are tried," if len(self.tried) >= MOST_BUILDS else ""
+        limit = ", after which the search was given up," if len(self.tried) >= MOST_BUILDS else ""
         return f"the nearest of {count} shapes{limit} has {nearest}: {fields}" + (given and f" ({given} given)")
 
     def _search_widths(self, depth: int, grain: int, factor: float) -> None:

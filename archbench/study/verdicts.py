@@ -189,11 +189,11 @@ def _obstacle(baseline: Scores, other: Scores) -> str | None:
     clauses = []
     for side in (other, baseline):
         if side.diverged:
-            clauses.append(f"{_seeds(side.diverged)} of {side.architecture} diverged, and the others would flatter it")
+            clauses.append(f"{_seeds(side.diverged)} of {side.architecture} diverged, and the rest would flatter it")
         if len(side.bits_per_byte) < FEWEST_SEEDS:
             finished = _seeds(len(side.bits_per_byte))
             clauses.append(
-                f"{side.architecture} has {finished} finished, and a verdict needs {FEWEST_SEEDS} on each side"
+                f"{side.architecture} has {finished} finished, and a verdict takes {FEWEST_SEEDS} on either side"
             )
         elif not any(side.bits_per_byte):
             clauses.append(f"{side.architecture} needs no bits at all, so there is no ratio")
@@ -294,7 +294,7 @@ def _notes(scores: Scores) -> list[str]:
             f"{_seeds(scores.lost)} of {scores.architecture} lost (out of memory, time limit or killed), {left}"
         )
     if scores.flagged:
-        edge = "lies at the edge of its search, so its best is unknown"
+        edge = "lies at the edge of its search, so how good it can be is not known"
         clauses.append(f"the best learning rate of {scores.architecture} {edge}")
     return clauses
 
