@@ -1,6 +1,6 @@
 """``python -m archbench``: the same as the ``archbench`` command.
 
-``-m`` puts the current directory first on the path; it goes before anything is imported, so that no file lying there
+``-m`` puts the current directory first on the path. It is removed before anything is imported, so that no file in it
 is taken for a package or a plugin.
 """
 

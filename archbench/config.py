@@ -1,7 +1,7 @@
 """Configurations: frozen, validated, a unit on every field. No torch here.
 
-:class:`ModelConfig` is what a plugin subclasses. :class:`RunConfig` is everything one run depends on; it is
-frozen before the run starts and stored beside its rows.
+Plugins subclass :class:`ModelConfig`. :class:`RunConfig` is everything one run depends on; it is frozen before the run
+starts and stored beside its rows.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ BackendName = Literal["triton", "sdpa", "flex", "reference"]
 OperationName = Literal["attention", "loss"]
 AttentionName = Literal["auto", "triton", "sdpa", "flex", "reference"]
 SamplingName = Literal["epochs", "random"]
+BudgetUnit = Literal["tokens", "steps", "flops", "seconds"]
+
+BUDGETS: tuple[BudgetUnit, ...] = ("tokens", "steps", "flops", "seconds")
+"""The fields of :class:`TrainingConfig` that set a budget."""
 
 PUBLISHED = "published"
 """The preset of a run whose weights bring their own configuration; the run adds the model's name."""
 
 
 class Frozen(BaseModel):
-    """A frozen configuration; its errors are archbench's, with culprit, cause and next step."""
+    """A frozen configuration whose errors have culprit, cause and next step."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
@@ -108,7 +112,7 @@ class TrainingConfig(Frozen):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
-        budgets = [name for name in ("tokens", "steps", "flops", "seconds") if getattr(self, name) is not None]
+        budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) != 1:
             given = " and ".join(budgets) or "none"
             raise ConfigError(
@@ -243,13 +247,13 @@ class KernelConfig(Frozen):
         return self
 
     def heads(self, head_width: int) -> int:
-        """H, query heads of that width: what was asked for, or a multiple of 8 that makes C about 2048."""
+        """H, query heads of that width: the configured number, or a multiple of 8 that makes C about 2048."""
         return self.query_heads or 2048 // head_width // 8 * 8
 
     def batch(self, length: int) -> int:
-        """B, sequences of that length: what was asked for, or as many as hold 16,384 positions.
+        """B, sequences of that length: the configured number, or as many as hold 16,384 positions.
 
-        With :meth:`heads` the sizes at which Dao 2023 (FlashAttention-2, arXiv:2307.08691, section 4.1) measures.
+        These and :meth:`heads` are the sizes of Dao 2023 (FlashAttention-2, arXiv:2307.08691, section 4.1).
         """
         return self.batch_size or max(1, 16_384 // length)
 
@@ -258,21 +262,18 @@ class KernelConfig(Frozen):
         return _hash(self, {"seed", "out"})
 
 
-_BUDGETS = ("tokens", "steps", "flops", "seconds")
-
-
 def _hash(config: BaseModel, leave_out: set[str]) -> str:
     values = config.model_dump(mode="json", exclude=leave_out)
-    if values.get("training", {}).get("sampling") == "epochs":  # a later field: earlier runs had no other
+    if values.get("training", {}).get("sampling") == "epochs":  # a newer field: earlier runs had only this value
         del values["training"]["sampling"]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` over ``defaults``, section by section; a budget that is given replaces the profile's."""
+    """``values`` over ``defaults``, section by section; a budget in ``values`` replaces the profile's."""
     result = dict(defaults)
-    if any(values.get(budget) is not None for budget in _BUDGETS):
-        result = {name: value for name, value in result.items() if name not in _BUDGETS}
+    if any(values.get(budget) is not None for budget in BUDGETS):
+        result = {name: value for name, value in result.items() if name not in BUDGETS}
     for name, value in values.items():
         default = result.get(name)
         section = dict(value) if isinstance(value, BaseModel) else value
@@ -281,7 +282,7 @@ def filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def config_error(kind: type[BaseModel], error: ValidationError) -> UsageError:
-    """pydantic's first finding as an error of ours: the field at fault, why, and what it means."""
+    """pydantic's first finding as an archbench error: the field, the cause and the field's meaning."""
     finding = error.errors(include_url=False)[0]
     nested = finding.get("ctx", {}).get("error")
     if isinstance(nested, UsageError):  # a section or a validator that already said it all

@@ -1,41 +1,18 @@
-"""What can go wrong, as a tree.
+"""Every error: culprit, cause, next step and exit code. ``docs/errors.md`` has the tree.
 
-::
-
-    ArchbenchError                 exit code 1
-    ├── UsageError (ValueError)              2   an argument, option or field that cannot be honoured
-    │   ├── UnknownNameError                 2   no such architecture, preset, field, run …
-    │   └── ConfigError                      2   a configuration value of the wrong type or out of range
-    ├── PluginError                          3   an architecture plugin that cannot be used
-    │   ├── PluginImportError                3
-    │   ├── MisspeltHookError                3
-    │   ├── MissingHookError                 3
-    │   ├── HookArgumentError                3
-    │   ├── HookResultError                  3   a hook returned None or the wrong type
-    │   ├── HookFailedError                  3   a hook raised
-    │   └── DuplicateNameError               3   two plugins claim one name
-    ├── DataError (ValueError)               4   a corpus or tokenizer that cannot be used
-    ├── DeviceError                          5   hardware, dtype, backend or compiler asked for is not there
-    ├── CheckpointError                      6   a checkpoint or weights file that cannot be read
-    ├── StorageError                         7   results that cannot be written or read
-    ├── PhaseError                           8   a phase's process died, or took too long
-    ├── ConformanceError                     9   an architecture that fails the conformance checks
-    ├── RegressionError                     10   a change that makes an architecture cost more than the gates allow
-    └── MissingBaselineError                11   nothing to compare with, where that was required
-
-Every error names the culprit, the cause and the next step, and the command line prints exactly that
-paragraph and exits with the code above. ``--debug`` shows the traceback as well.
+The command line prints that paragraph and exits with the code; ``--debug`` shows the traceback as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
 
 class ArchbenchWarning(UserWarning):
-    """Something a reader of the numbers has to know, and that is also recorded in the results."""
+    """Something that readers of the numbers must know; the results record it too."""
 
 
 class ArchbenchError(Exception):
@@ -69,78 +46,98 @@ class ArchbenchError(Exception):
 
 
 class UsageError(ArchbenchError, ValueError):
+    """An argument, option or field that cannot be honoured."""
+
     exit_code = 2
 
 
 class UnknownNameError(UsageError):
-    pass
+    """No such architecture, preset, field, run …"""
 
 
 class ConfigError(UsageError):
-    pass
+    """A configuration value of the wrong type or out of range."""
 
 
 class PluginError(ArchbenchError):
+    """An architecture plugin that cannot be used."""
+
     exit_code = 3
 
 
 class PluginImportError(PluginError):
-    pass
+    """The plugin cannot be imported."""
 
 
 class MisspeltHookError(PluginError):
-    pass
+    """A hook of an unknown name."""
 
 
 class MissingHookError(PluginError):
-    pass
+    """A required hook is missing or not marked."""
 
 
 class HookArgumentError(PluginError):
-    pass
+    """A hook takes an argument that is never passed."""
 
 
 class HookResultError(PluginError):
-    pass
+    """A hook returned None or the wrong type."""
 
 
 class HookFailedError(PluginError):
-    pass
+    """A hook raised."""
 
 
 class DuplicateNameError(PluginError):
-    pass
+    """Two plugins claim one name."""
 
 
 class DataError(ArchbenchError, ValueError):
+    """A corpus or tokenizer that cannot be used."""
+
     exit_code = 4
 
 
 class DeviceError(ArchbenchError):
+    """Hardware, dtype, backend or compiler asked for is not there."""
+
     exit_code = 5
 
 
 class CheckpointError(ArchbenchError):
+    """A checkpoint or weights file that cannot be read."""
+
     exit_code = 6
 
 
 class StorageError(ArchbenchError):
+    """Results that cannot be written or read."""
+
     exit_code = 7
 
 
 class PhaseError(ArchbenchError):
+    """A phase's process died, or took too long."""
+
     exit_code = 8
 
 
 class ConformanceError(ArchbenchError):
+    """An architecture that fails the conformance checks."""
+
     exit_code = 9
 
 
 class RegressionError(ArchbenchError):
+    """A change that makes an architecture cost more than the gates allow."""
+
     exit_code = 10
 
 
 class MissingBaselineError(ArchbenchError):
+    """Nothing to compare with, where that was required."""
+
     exit_code = 11
 
 
@@ -155,6 +152,15 @@ def _descendants(kind: type[ArchbenchError]) -> Iterable[type[ArchbenchError]]:
     yield kind
     for child in kind.__subclasses__():
         yield from _descendants(child)
+
+
+@contextlib.contextmanager
+def storing(culprit: str, next_step: str) -> Iterator[None]:
+    """Within this context an OSError becomes a StorageError."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(culprit, f"it cannot be written ({error.strerror or error})", next_step) from error
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

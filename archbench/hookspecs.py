@@ -19,9 +19,9 @@ A plugin is a module (or object) whose functions carry ``@archbench.hookimpl``::
     @hookimpl
     def generate(model, prompt, max_new_tokens, sampling): ...
 
-It is found through an entry point of the group ``archbench`` (the entry point's name is the
-architecture's), or by ``--plugin FILE_OR_DIR``. Diagnostic tasks are plugins with the hook ``tasks`` alone, found
-through the group ``archbench.tasks``, or by ``--plugin`` too.
+It is found through an entry point of the group ``archbench``, which has the architecture's name, or by
+``--plugin FILE_OR_DIR``. Plugins of diagnostic tasks have only the hook ``tasks``; they are found through the group
+``archbench.tasks``, or by ``--plugin`` too.
 """
 
 from __future__ import annotations
@@ -78,15 +78,14 @@ class ArchitectureInfo:
 
 @hookspec(firstresult=True)
 def describe() -> ArchitectureInfo:  # type: ignore[empty-body]
-    """Name, summary, paper, config type and presets. Must be cheap: no model is built here."""
+    """Name, summary, paper, config type and presets. Must be cheap: build no model here."""
 
 
 @hookspec(firstresult=True)
 def build(config: ModelConfig) -> nn.Module:  # type: ignore[empty-body]
     """The model: tokens (B, T) int64 -> logits (B, T, V).
 
-    Called under the core's seed, and under ``torch.device(...)`` — the meta device included — so that
-    parameters are created where they are needed: pass no device yourself.
+    Called under the core's seed and under ``torch.device(...)``, which may be meta: pass no device yourself.
     """
 
 
@@ -94,7 +93,7 @@ def build(config: ModelConfig) -> nn.Module:  # type: ignore[empty-body]
 def train_step(state: TrainState, batch: Batch) -> Tensor:  # type: ignore[empty-body]
     """One optimizer update on ``batch``; returns the mean loss, shape (), nats/token.
 
-    ``archbench.next_token_step(state, batch)`` is the usual whole answer.
+    ``archbench.next_token_step(state, batch)`` is the usual implementation.
     """
 
 
@@ -104,7 +103,7 @@ def generate(  # type: ignore[empty-body]
 ) -> Iterator[Tensor]:
     """Continue ``prompt`` (B, P) int64: one tensor (B,) int64 a new token, as soon as it is known.
 
-    ``archbench.decode_with_cache`` and ``archbench.decode_without_cache`` are the usual answers.
+    ``archbench.decode_with_cache`` and ``archbench.decode_without_cache`` are the usual implementations.
     """
 
 
@@ -115,17 +114,16 @@ def import_weights(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dic
 
 @hookspec(firstresult=True)
 def import_config(published: Mapping[str, Any]) -> ModelConfig:  # type: ignore[empty-body]
-    """Optional: a published configuration, by the names in a transformers ``config.json``, as this architecture's.
+    """Optional: this architecture's configuration for the content of a transformers ``config.json``.
 
-    It is what published weights are measured with when the user names no sizes, so whatever it says that this
-    architecture does not have is to be refused, with a CheckpointError that names the field:
-    ``archbench.nn.published_fields`` does so.
+    Published weights are measured with it if the user names no sizes. Refuse every feature that the architecture does
+    not have with a CheckpointError that names the field, as ``archbench.nn.published_fields`` does.
     """
 
 
 @hookspec(firstresult=True)
 def tasks() -> Sequence[Task]:  # type: ignore[empty-body]
-    """Diagnostic tasks for ``archbench probe``, each an :class:`archbench.Task`; must be cheap: nothing is drawn here.
+    """Diagnostic tasks for ``archbench probe``, each an :class:`archbench.Task`. Must be cheap: draw nothing here.
 
-    Their generators draw with the NumPy generator that they are given, and from nothing else.
+    Tasks draw examples only from the NumPy generator that they are given.
     """

@@ -20,7 +20,7 @@ PROFILES: dict[str, dict[str, Any]] = {
         "dtype": "float32",
         "data": {"corpus": "shakespeare", "tokenizer": "bpe:1024"},
         "training": {
-            # Post-LN transformers train at this rate only after a long warm-up; at 5 % GPT-1 stays at the unigrams.
+            # Post-LN transformers need a long warm-up at this rate: with 5 %, GPT-1 learns only token frequencies.
             "tokens": 1_000_000,
             "batch_size": 8,
             "learning_rate": 2e-3,

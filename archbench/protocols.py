@@ -1,4 +1,4 @@
-"""What a model may offer beyond ``forward``; the core looks with ``isinstance`` and uses what it finds."""
+"""What a model may offer beyond ``forward``; the core finds out with ``isinstance``."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class DecodingCache(Protocol):
     """Positions read so far."""
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor the cache holds, for counting its bytes (works on the meta device)."""
+        """Every tensor of the cache, to count its bytes; works on the meta device."""
         ...
 
 
 @runtime_checkable
 class CachedModel(Protocol):
-    """A model that decodes from a cache: prefill once, then one token a step."""
+    """A model that decodes from a cache: it reads the prompt once, then one token a step."""
 
     def new_cache(self, batch_size: int, capacity: int) -> DecodingCache:
         """An empty cache for ``batch_size`` sequences of up to ``capacity`` positions, beside the weights.
@@ -44,7 +44,7 @@ class CachedModel(Protocol):
 
 @runtime_checkable
 class HiddenStateModel(Protocol):
-    """A model whose last hidden states can be had before the output head: decoding needs one position's logits only."""
+    """A model that returns its hidden states before the output head: decoding then computes one position's logits."""
 
     def hidden(self, tokens: Tensor) -> Tensor:
         """tokens (B, T) int64 -> hidden states (B, T, C), ready for :meth:`head`."""
@@ -57,34 +57,33 @@ class HiddenStateModel(Protocol):
 
 @runtime_checkable
 class LinearHeadModel(HiddenStateModel, Protocol):
-    """A :class:`HiddenStateModel` whose head is one linear layer, so that training need not hold (B, T, V) logits.
+    """A :class:`HiddenStateModel` whose head is one linear layer: training then holds no (B, T, V) logits.
 
-    A head that is anything else (logits capped, scaled, or added up from several) offers no :meth:`head_parameters`,
-    and its loss is taken from all logits.
+    A model that caps, scales or sums its logits offers no :meth:`head_parameters`; its loss then needs all logits.
     """
 
     def forward(self, tokens: Tensor, *, logits: bool = True) -> Tensor:
         """tokens (B, T) int64 -> logits (B, T, V), or :meth:`hidden`'s states (B, T, C) where ``logits`` is False.
 
-        Training asks for the hidden states by calling the model, so that its hooks and wrappers (``torch.compile``,
-        data parallelism) are passed through as ever.
+        Training gets the hidden states by calling the model, so that module hooks and wrappers such as
+        ``torch.compile`` take effect.
         """
         ...
 
     def head_parameters(self) -> tuple[Tensor, Tensor | None]:
-        """weight (V, C) and bias (V,) or None, of which ``head(hidden)`` is ``hidden @ weight.T + bias``."""
+        """weight (V, C) and bias (V,) or None; ``head(hidden)`` is ``hidden @ weight.T + bias``."""
         ...
 
 
 @runtime_checkable
 class FlopsModel(Protocol):
-    """A model that says in closed form what a forward pass costs; ``archbench check`` compares that with the count."""
+    """A model with a formula for the FLOPs of a forward pass; ``archbench check`` compares it with the count."""
 
     def forward_flops(self, batch_size: int, context_length: int) -> float:
-        """Model FLOPs of one forward pass on tokens (B, T), all B · T of them together.
+        """Model FLOPs of one forward pass on tokens (B, T), in total.
 
         By the convention of :mod:`archbench.measure.flops`: matrix products only, 2 FLOPs a multiply–add, attention
-        over the whole T × T square; with what :meth:`UncountedModel.uncounted_flops` declares.
+        over the whole T × T square, plus :meth:`UncountedModel.uncounted_flops`.
         """
         ...
 
@@ -93,15 +92,15 @@ class FlopsModel(Protocol):
 class UncountedModel(Protocol):
     """A model with operators whose FLOPs torch cannot count: scans, Fourier transforms, kernels of its own.
 
-    :mod:`archbench.measure.uncounted_operators` lists them. An operator that has a formula of its own, registered with
-    ``torch.utils.flop_counter.register_flop_formula``, is counted like any other and not declared.
+    :mod:`archbench.measure.uncounted_operators` lists them. Operators with a formula registered by
+    ``torch.utils.flop_counter.register_flop_formula`` are counted: do not declare them.
     """
 
     def uncounted_flops(self, batch_size: int, context_length: int) -> Mapping[str, float]:
         """Operator, as in ``aten::cumsum`` -> FLOPs of all its calls in one forward pass on tokens (B, T).
 
-        They are added to what is counted: once for a forward pass, three times for training, and so the operators of
-        the backward pass need no mention. An operator whose cost is no part of model FLOPs is declared with 0.
+        They are added to the count: once for a forward pass, three times for training, which covers operators of the
+        backward pass. Declare 0 for an operator whose cost is no part of model FLOPs.
         """
         ...
 
@@ -110,10 +109,10 @@ class UncountedModel(Protocol):
 class SparseModel(Protocol):
     """A model, or a module inside one, that uses only some of its parameters for a token, as a mixture of experts does.
 
-    Architectures are matched by what a token's pass uses. A model whose modules speak for themselves need not do so as
-    well; where it does, it speaks for all inside it.
+    Architectures are matched by the parameters that a token uses. It is enough if the modules inside a model offer
+    this; a module's number includes its children's, and theirs are then ignored.
     """
 
     def inactive_parameters(self) -> int:
-        """How many of its parameters, those of its children included, the forward pass of one token does not use."""
+        """Number of parameters, its children's included, that the forward pass of one token does not use."""
         ...

@@ -7,8 +7,8 @@
 where ``FILE.py`` defines ``launches(chip: str) -> list[Launch]`` (:class:`archbench.kernels.launch.Launch`).
 
 Registers come from cuobjdump, shared memory from Triton's metadata, and the size of the stack, where spilled registers
-go, from cuobjdump and AMD's metadata. What those tools do not tell is read from the machine code: what each innermost
-loop executes, whether a loop spills, how wide global loads are, which atomics there are, and how fast a loop could be.
+go, from cuobjdump and AMD's metadata. The rest is read from the machine code: instructions, spills and predicted speed
+of each innermost loop, widths of global loads, and atomics.
 """
 
 from archbench_kernelcheck.bounds import Bound, bound, loop_bound

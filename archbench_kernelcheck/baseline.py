@@ -36,9 +36,7 @@ def write(path: Path, results: Sequence[Figures | Failure]) -> None:
 
 
 def differences(path: Path, results: Sequence[Figures | Failure], tolerance: float = TOLERANCE) -> list[str]:
-    """The differences from the baseline, one sentence each.
-
-    Launches for chips that no result is for are ignored.
+    """The differences from the baseline, one sentence each; chips without a result are ignored.
 
     Args:
         path: the committed file.

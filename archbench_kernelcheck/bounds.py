@@ -4,12 +4,11 @@ In an iteration of an innermost loop, a block keeps these units of its SM busy:
 
 - tensor cores: FLOPs of the tensor-core instructions / ``tensor_flops`` per cycle;
 - issue slots: instructions of all warps / ``issue`` per cycle;
-- the exponential unit: MUFU instructions × threads of a warp / ``exp_lanes`` per cycle;
-- device memory, if the caller says how many FLOPs a launch does per byte.
+- the exponential unit: MUFU instructions × threads of a warp / ``exp_lanes`` per cycle.
 
 If everything overlaps, an iteration takes as long as the busiest unit: the *upper bound*. If the tensor cores wait for
-the other work, it takes tensor cycles + max(issue, exp): the *serial* figure. Neither includes latencies, cache misses,
-barriers, the last wave of blocks or clocks below the boost clock.
+the other work, it takes tensor cycles + max(issue, exp): the *serial* figure. Neither includes device memory,
+latencies, cache misses, barriers, the last wave of blocks or clocks below the boost clock.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ class Bound:
         tensor, issue, exp: cycles per iteration and block that each unit is busy.
         upper: predicted FLOP/s if the units overlap entirely.
         serial: predicted FLOP/s if the tensor cores wait for the rest.
-        limiter: the unit that sets ``upper``: ``tensor``, ``issue``, ``exp`` or ``memory``.
+        limiter: the unit that sets ``upper``: ``tensor``, ``issue`` or ``exp``.
     """
 
     tensor: float
@@ -39,18 +38,8 @@ class Bound:
     limiter: str
 
 
-def loop_bound(
-    chip: Chip, loop: LoopFigures, warps: int, *, useful: float = 1.0, intensity: float | None = None
-) -> Bound:
-    """Predict one loop.
-
-    Args:
-        chip: the chip it would run on.
-        loop: one iteration, per warp.
-        warps: per block.
-        useful: share of the tensor-core FLOPs that the result needs; below 1 if tiles are padded.
-        intensity: useful FLOPs per byte of device memory moved by the whole launch; None ignores memory.
-    """
+def loop_bound(chip: Chip, loop: LoopFigures, warps: int) -> Bound:
+    """Predict one loop on ``chip``, from one iteration per warp and the warps per block."""
     flops = loop.tensor_flops * warps
     cycles = {
         "tensor": flops / chip.tensor_flops,
@@ -58,26 +47,19 @@ def loop_bound(
         "exp": loop.exponentials * warps * chip.warp / chip.exp_lanes,
     }
     limiter = max(cycles, key=lambda unit: cycles[unit])
-    rate = flops * useful * chip.multiprocessors * chip.clock
-    upper = rate / cycles[limiter]
+    rate = flops * chip.multiprocessors * chip.clock
     serial = rate / (cycles["tensor"] + max(cycles["issue"], cycles["exp"]))
-    if intensity is not None and intensity * chip.bandwidth < upper:
-        upper, limiter = intensity * chip.bandwidth, "memory"
-    return Bound(upper=upper, serial=min(serial, upper), limiter=limiter, **cycles)
+    return Bound(upper=rate / cycles[limiter], serial=serial, limiter=limiter, **cycles)
 
 
-def bound(figures: Figures, *, useful: float = 1.0, intensity: float | None = None) -> Bound | None:
+def bound(figures: Figures) -> Bound | None:
     """Predict a launch from its fastest loop with tensor-core instructions, which is the one without masks.
 
-    Returns ``None`` if no loop has any, if the code does not say how many FLOPs they do, and if warps of a block run
-    different code, where no single loop does the whole work.
+    None if no loop has any, if the code does not say how many FLOPs they do, or if warps of a block run different
+    code, so that no single loop does the whole work.
     """
     if figures.specialised:
         return None
     chip = chip_named(figures.chip)
-    bounds = [
-        loop_bound(chip, loop, figures.warps, useful=useful, intensity=intensity)
-        for loop in figures.tensor_loops
-        if loop.tensor_flops
-    ]
+    bounds = [loop_bound(chip, loop, figures.warps) for loop in figures.tensor_loops if loop.tensor_flops]
     return max(bounds, key=lambda one: one.serial, default=None)

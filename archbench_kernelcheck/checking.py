@@ -81,7 +81,7 @@ def check(
     with pretended(jobs[0][0]):
         from triton.runtime.cache import triton_key
 
-        triton_key()  # hashing all of Triton takes a second: done here, it is inherited by every process below
+        triton_key()  # hashing all of Triton takes a second; every process below inherits the result
     workers = workers or len(os.sched_getaffinity(0))
     context = multiprocessing.get_context("fork")  # kernels cannot be pickled
     results: dict[int, Result] = {}

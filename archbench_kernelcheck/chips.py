@@ -6,9 +6,9 @@ One named product stands for each architecture. Sources:
   table "Technical Specifications per Compute Capability"; for CDNA 3, AMD Instinct MI300 ISA guide, section 3;
 - exponentials per cycle (``ex2``): the same guide, "Throughput of Native Arithmetic Instructions"; for CDNA 3,
   transcendentals run at a quarter of the vector rate;
-- multiprocessors, clocks, tensor rates and bandwidth: the vendors' white papers and data sheets (A100, GA102, Ada,
-  H100, Blackwell, RTX Blackwell, CDNA 3), dense bf16 with float32 accumulation. ``tensor_flops`` is the peak stated
-  there, divided by multiprocessors and clock.
+- multiprocessors, clocks and tensor rates: the vendors' white papers and data sheets (A100, GA102, Ada, H100,
+  Blackwell, RTX Blackwell, CDNA 3), dense bf16 with float32 accumulation. ``tensor_flops`` is the peak stated there,
+  divided by multiprocessors and clock.
 
 Every rate is a published peak; none was measured.
 """
@@ -46,7 +46,7 @@ class Chip:
         warps: warps an SM may hold.
         blocks: blocks an SM may hold.
         schedulers: partitions of an SM, each with its own share of registers and warps.
-        bandwidth: device memory, bytes per second.
+
     """
 
     name: str
@@ -60,7 +60,7 @@ class Chip:
     shared_per_multiprocessor: int
     warps: int
     blocks: int
-    bandwidth: float
+
     warp: int = 32
     exp_lanes: int = 16
     issue: int = 4
@@ -96,7 +96,6 @@ CHIPS: dict[str, Chip] = {
             shared_per_multiprocessor=164 * KIB,
             warps=64,
             blocks=32,
-            bandwidth=2.039e12,
         ),
         Chip(
             name="sm_86",
@@ -110,7 +109,6 @@ CHIPS: dict[str, Chip] = {
             shared_per_multiprocessor=100 * KIB,
             warps=48,
             blocks=16,
-            bandwidth=0.936e12,
         ),
         Chip(
             name="sm_89",
@@ -124,7 +122,6 @@ CHIPS: dict[str, Chip] = {
             shared_per_multiprocessor=100 * KIB,
             warps=48,
             blocks=24,
-            bandwidth=1.008e12,
         ),
         Chip(
             name="sm_90",
@@ -138,7 +135,6 @@ CHIPS: dict[str, Chip] = {
             shared_per_multiprocessor=228 * KIB,
             warps=64,
             blocks=32,
-            bandwidth=3.35e12,
         ),
         Chip(
             name="sm_100",
@@ -152,7 +148,6 @@ CHIPS: dict[str, Chip] = {
             shared_per_multiprocessor=228 * KIB,
             warps=64,
             blocks=32,
-            bandwidth=8.0e12,
         ),
         Chip(
             name="sm_120",
@@ -166,7 +161,6 @@ CHIPS: dict[str, Chip] = {
             shared_per_multiprocessor=100 * KIB,
             warps=48,
             blocks=24,
-            bandwidth=1.792e12,
         ),
         Chip(
             name="gfx942",
@@ -185,7 +179,6 @@ CHIPS: dict[str, Chip] = {
             register_unit=8 * 64,
             warps=32,
             blocks=32,
-            bandwidth=5.3e12,
         ),
     )
 }

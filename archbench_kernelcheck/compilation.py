@@ -1,8 +1,8 @@
 """Compile one launch for a chip that is not present.
 
-Triton asks its driver which GPU to compile for. :func:`pretended` installs a driver that names a chip and does nothing
-else; ``warmup`` then compiles the exact launch: same arguments, same specialisation, same options. NVIDIA's assembler
-and disassemblers come with Triton's wheel. Triton's own cache keeps the compiled kernels.
+Triton asks its driver which GPU to compile for. :func:`pretended` installs a driver that only names a chip;
+``warmup`` then compiles the exact launch: same arguments, specialisation and options. NVIDIA's assembler and
+disassemblers come with Triton's wheel. Triton's own cache keeps the compiled kernels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Compiled:
     """A launch, compiled for a chip.
 
     Attributes:
-        chip: for which chip.
+        chip: the chip it is compiled for.
         launch: name of the launch.
         kernel: name of the kernel.
         code: disassembly (``nvdisasm -c``) or AMD assembly text.

@@ -95,9 +95,7 @@ def test_errors_come_home_with_their_traceback(target: str, order: str, kind: ty
     assert target in raised.value.__notes__[0]
 
 
-@pytest.mark.parametrize(
-    ("order", "how"), [("die", "was killed, most often for want of memory"), ("exit", "ended with exit code 3")]
-)
+@pytest.mark.parametrize(("order", "how"), [("die", "was killed"), ("exit", "ended with exit code 3")])
 def test_a_child_that_dies_says_how_as_often_as_it_is_asked(target: str, order: str, how: str) -> None:
     with Child(target, None, culprit="it") as child:
         child.send(order)

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archbench.data import corpora
-from archbench.data.corpora import EMBEDDED, Document, load_corpus
-from archbench.data.documents import make_corpus
+from archbench.data.corpora import EMBEDDED, load_corpus
+from archbench.data.documents import Document, make_corpus
 from archbench.data.splitting import split_documents
 from archbench.errors import ArchbenchWarning, DataError
 

@@ -78,7 +78,7 @@ def test_a_plugin_that_stops_early_gets_no_speed(tmp_path: Path) -> None:
     assert "bigram" in done.stderr
     decode = read_results(tmp_path / "results", {"phase": "decode"})
     assert decode.metric.to_list() == ["failed"]
-    assert decode.status.str.contains("4 tokens of the 8").all()
+    assert decode.status.str.contains("4 tokens instead of 8").all()
 
 
 @pytest.mark.slow

@@ -185,14 +185,6 @@ def test_bounds_of_a_loop_worked_by_hand():
     assert bound.serial == pytest.approx(bound.upper / 2)
 
 
-def test_device_memory_and_padding_lower_the_bound():
-    chip = CHIPS["sm_90"]
-    limited = loop_bound(chip, loop_of(), warps=4, intensity=100)
-    assert limited.limiter == "memory"
-    assert limited.upper == limited.serial == 100 * chip.bandwidth
-    assert loop_bound(chip, loop_of(), warps=4, useful=0.5).upper == loop_bound(chip, loop_of(), warps=4).upper / 2
-
-
 def test_issue_slots_can_be_the_limit():
     bound: Bound = loop_bound(CHIPS["sm_90"], loop_of(issued=1024), warps=4)
     assert bound.limiter == "issue"

@@ -1,4 +1,4 @@
-"""One function called for many items, several at a time, each child process taking one item after the other."""
+"""Call a function for many items in several child processes at once."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ def run_all(
     culprit: str,
     lost: Callable[[T, str], R] | None = None,
 ) -> Iterator[tuple[T, R]]:
-    """Call ``function(item)`` in child processes: each item with its result, in the order in which they finish.
+    """Yield each item with ``function(item)``, called in a child process, in the order in which they finish.
 
-    Closing the iterator, or an error, ends the children and all that they have started.
+    Closing the iterator, or an error, ends the children and all processes that they have started.
 
     Args:
-        function: of a module, so that another process finds it.
-        items: arguments and results are pickled.
-        jobs: children at a time.
+        function: at the top level of a module, where another process finds it.
+        items: arguments; they and the results are pickled.
+        jobs: number of children.
         culprit: names the children in errors.
         lost: the result for an item whose child died, given the item and how (``died of SIGSEGV``); without it the
             first such child ends everything.
 
     Raises:
-        ArchbenchError: what ``function`` raised.
-        PhaseError: a child died, or ``function`` raised what is no ArchbenchError.
-        KeyboardInterrupt: as ever; the children were interrupted too, and had time to put their files in order.
+        ArchbenchError: ``function`` raised it.
+        PhaseError: a child died, or ``function`` raised another error.
+        KeyboardInterrupt: the children are interrupted too, and have time to write their files.
     """
     inbox: Inbox = queue.SimpleQueue()
     waiting = list(items)[::-1]
@@ -63,7 +63,7 @@ def run_all(
             while running:
                 child, line = inbox.get()
                 if child not in running:
-                    continue  # its end, after its last item
+                    continue  # it has ended, after its last item
                 item = running.pop(child)
                 try:
                     result: R = _unpacked(child.opened(line))

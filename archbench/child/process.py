@@ -23,14 +23,14 @@ from archbench.plugin.importing import clean_environment
 ENTRY = Path(__file__).with_name("entry.py")
 
 GRACE = 5.0
-"""Seconds in which an interrupted child may put its files in order."""
+"""Seconds that an interrupted child has to write its files."""
 
 
 class LostError(Exception):
     """The child will not answer. The message is a verb phrase: ``died of SIGSEGV``.
 
     Attributes:
-        code: the exit code; None where it took too long.
+        code: the exit code; None if it took too long.
     """
 
     def __init__(self, how: str, code: int | None) -> None:
@@ -39,7 +39,7 @@ class LostError(Exception):
 
     @property
     def killed(self) -> bool:
-        """Whether it was killed from outside, as the system does where memory runs out."""
+        """Whether it was killed from outside, as the system does when memory runs out."""
         return self.code == -signal.SIGKILL
 
 
@@ -50,18 +50,18 @@ Inbox = queue.SimpleQueue[tuple["Child", bytes | None]]
 class Child:
     """A process that runs ``main(parent, request)`` of ``target``, in a process group of its own.
 
-    Leaving the context kills the group. Where a KeyboardInterrupt ends the context, the child gets it too, and
-    :data:`GRACE` seconds. On Linux the child also dies with its parent, however that ends. While this process waits,
-    it sleeps: it takes no part in what the child measures.
+    Leaving the context kills the group. A KeyboardInterrupt that ends the context is passed to the child, which then
+    has :data:`GRACE` seconds. On Linux the child also dies when its parent dies. A waiting parent sleeps, so it does
+    not disturb what the child measures.
 
     Args:
         target: a module, or the path of a file (:mod:`archbench.child.entry`).
         request: the first message, any JSON value.
-        culprit: names the child in errors that are none of archbench's own.
-        variables: environment variables, beside this process's own without what plugins made of them; None removes.
-        quiet: drop what the child prints; it goes to standard error otherwise.
-        traced: keep where the child was when it took too long or crashed, for :meth:`position`.
-        lingers: the child outlives its parent. It gets no more messages then, and ends by itself.
+        culprit: names the child in errors other than archbench's own.
+        variables: environment variables to set besides this process's own (without plugins' changes); None removes one.
+        quiet: drop what the child prints, instead of writing it to standard error.
+        traced: record the child's stack when it takes too long or crashes, for :meth:`position`.
+        lingers: the child outlives its parent. It then gets no more messages, and ends by itself.
         inbox: where its messages arrive; shared by the children of a pool.
     """
 
@@ -117,7 +117,7 @@ class Child:
                 self._trace.unlink(missing_ok=True)
 
     def send(self, message: Any) -> None:
-        """Send any JSON value. A child that has ended says so when it is asked for its answer."""
+        """Send any JSON value; if the child has ended, the next :meth:`receive` raises."""
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
@@ -127,7 +127,7 @@ class Child:
         """The next message, within ``limit`` seconds; a child that takes longer is killed.
 
         Raises:
-            ArchbenchError: what the child raised; its traceback is a note.
+            ArchbenchError: the child raised it; its traceback is a note.
             LostError: the child has ended, or took too long.
         """
         try:
@@ -141,7 +141,7 @@ class Child:
     def opened(self, line: bytes | None) -> Any:
         """The content of one message from the inbox; raises as :meth:`receive` does."""
         if line is None:
-            self._inbox.put((self, None))  # for whoever asks again
+            self._inbox.put((self, None))  # for the next call
             code = self._process.returncode
             raise LostError(ending(code), code)
         content = json.loads(line)
@@ -162,14 +162,14 @@ class Child:
             self._process.send_signal(signal.SIGINT)
 
     def position(self) -> str:
-        """The stack on which a ``traced`` child took too long or crashed; "" where it left none."""
+        """The stack of a ``traced`` child when it took too long or crashed; "" if there is none."""
         return "" if self._trace is None else self._trace.read_text(errors="replace")
 
     def _read(self) -> None:
         assert self._process.stdout is not None
         with self._process.stdout as lines:
             for line in lines:
-                if line.endswith(b"\n"):  # what a process was killed over has no end
+                if line.endswith(b"\n"):  # a killed process may leave half a line
                     self._inbox.put((self, line))
 
     def _await_end(self, reader: threading.Thread) -> None:
@@ -191,7 +191,7 @@ class Child:
         patience = time.monotonic() + 1.0
         while not self._trace.stat().st_size and time.monotonic() < patience:
             time.sleep(0.01)
-        time.sleep(0.1)  # for the rest of it
+        time.sleep(0.1)  # for the rest of the stack
 
 
 def ending(code: int) -> str:
@@ -199,7 +199,7 @@ def ending(code: int) -> str:
     if code >= 0:
         return f"ended with exit code {code}"
     if code == -signal.SIGKILL:
-        return "was killed, most often for want of memory"
+        return "was killed, usually because memory ran out"
     return f"died of {signal.Signals(-code).name}"
 
 

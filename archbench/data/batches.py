@@ -49,7 +49,7 @@ class Batch:
 class BatchSampler:
     """Blocks of T+1 tokens in random order, epoch by epoch.
 
-    The tokens form a ring: the last is followed by the first, which in a prepared data set is a separator, as after any
+    The tokens form a ring: after the last comes the first, which in a prepared data set is a separator, as after any
     document. An epoch cuts the ring at a random place into N // T blocks that overlap by one token, so that each
     transition is trained once, except N mod T of them, which vary by epoch. A batch may span two epochs.
 

@@ -21,11 +21,11 @@ class Tokenizer(Protocol):
 
     Attributes:
         name: the specification it was loaded by, as in ``bpe:1024``.
-        vocab_size: V; every id is below it, the separator's included.
-        lossless: whether the tokens of *any* text spell its bytes. If False they may still do so for a given text:
-            :func:`archbench.data.dataset.prepare` checks.
+        vocab_size: V; every id is below it, including the separator.
+        lossless: whether the tokens of *any* text spell its bytes. If False, they may still spell those of a given
+            text: :func:`archbench.data.dataset.prepare` checks.
         separator: id of the token between documents, from which a document's first token is predicted. No text
-            encodes to it, unless it is a file's ``<unk>``, used if there is no end-of-text token.
+            encodes to it, except if it is a file's ``<unk>``, the last resort without an end-of-text token.
         fingerprint: changes if the ids of some text may change; part of the cache's key.
     """
 
@@ -56,12 +56,8 @@ class Tokenizer(Protocol):
         """The bytes of each of the V ids (none for the separator), or None if tokens have no fixed bytes."""
         ...
 
-    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
-        """Number of bytes of each id, shape (V,), or None if tokens have no fixed bytes."""
-        ...
-
     def save(self, folder: Path) -> None:
-        """Write what ``saved:FOLDER`` loads it from."""
+        """Write the files that ``saved:FOLDER`` is loaded from."""
         ...
 
 
@@ -82,9 +78,6 @@ class ByteTokenizer:
 
     def token_bytes(self) -> tuple[bytes, ...]:
         return (*(bytes([i]) for i in range(256)), b"")
-
-    def byte_lengths(self) -> npt.NDArray[np.int64]:
-        return np.array([1] * 256 + [0], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from archbench.errors import StorageError
+from archbench.errors import storing
 
 
 def cache_folder() -> Path:
@@ -56,12 +56,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     Raises:
         StorageError: the folder cannot be written, or the disk is full.
     """
-    try:
+    next_step = "Free space there, or set ARCHBENCH_CACHE to a writable folder"
+    with storing(f"cache folder {str(path.parent)!r}", next_step):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(path, write)
-    except OSError as error:
-        raise StorageError(
-            f"cache folder {str(path.parent)!r}",
-            f"it cannot be written ({error.strerror or error})",
-            "Free space there, or set ARCHBENCH_CACHE to a writable folder",
-        ) from None

@@ -15,8 +15,6 @@ from archbench.data.local_text import read_path
 from archbench.data.splitting import split_documents
 from archbench.errors import DataError, did_you_mean
 
-__all__ = ["EMBEDDED", "Corpus", "Document", "load_corpus"]
-
 _FOLDER = Path(__file__).parent / "embedded"
 
 

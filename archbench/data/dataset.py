@@ -109,7 +109,7 @@ def _write(path: Path, corpus: Corpus, tokenizer: Tokenizer) -> None:
     train = [part for ids in encode(corpus.splits["train"]) for part in (separator, ids)]
     validation = encode(corpus.splits["validation"])
     if tokenizer.lossless and not lossless:
-        cause = "it claims to keep every byte, but its tokens do not spell this corpus"
+        cause = "it should keep every byte, but its tokens do not spell this corpus"
         raise DataError(f"tokenizer {tokenizer.name!r}", cause, "Report this: it is a fault in archbench")
     tokens = np.concatenate([*train, *validation])
     train_tokens = sum(len(part) for part in train)

@@ -21,7 +21,7 @@ MAGIC = b"GGUF"
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a tensor lies: its shape as torch writes it, ggml's type, and its first byte and number of bytes."""
+    """Where a tensor lies: its shape in torch's order, ggml's type, its first byte and number of bytes."""
 
     shape: tuple[int, ...]
     type: int
@@ -57,14 +57,13 @@ class GGUF:
             values = gguf.quants.dequantize(np.asarray(data), kind)
         except NotImplementedError:
             cause = f"it is of type {kind.name}, which the package gguf does not dequantise"
-            raise CheckpointError(
-                f"weights {self.path}, tensor {name}", cause, "Use F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K-quant"
-            ) from None
+            step = "Use F32, F16, BF16, Q8_0, Q4_0, Q4_1 or a K-quant"
+            raise CheckpointError(f"weights {self.path}, tensor {name}", cause, step) from None
         return np.array(values, dtype=np.float32).reshape(stored.shape)
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether ``path`` is a file that is GGUF by its name or its first bytes."""
+    """Whether ``path`` is a GGUF file, by its name or its first bytes."""
     if not path.is_file():
         return False
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """The byte-level BPE tokenizer inside a GGUF file.
 
-Reference: llama.cpp's src/llama-vocab.cpp, ``llm_tokenizer_bpe``, whose token ids these are. transformers builds such
-tokenizers too, but (5.24) has no pattern for ``default`` and ``smollm``, and then falls back to another one silently.
+Reference: llama.cpp's src/llama-vocab.cpp, ``llm_tokenizer_bpe``, which gives the same token ids. transformers builds
+such tokenizers too, but 5.24 has no pattern for ``default`` and ``smollm``, and silently uses another one.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ PRE_TOKENIZERS: dict[str, list[PreTokenizer]] = {
     "qwen2": _gpt4(r"\p{N}"),
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
 }
-"""How text is cut before merging, by ``tokenizer.ggml.pre``; the token ids of these are verified against llama.cpp."""
+"""How text is cut before merging, by ``tokenizer.ggml.pre``; their token ids are verified against llama.cpp."""
 _WHOLE_WORDS = {"llama-bpe"}
-"""Pre-tokenizers whose vocabularies have words that no sequence of merges reaches; each is a token nevertheless."""
+"""Pre-tokenizers with words in the vocabulary that no sequence of merges reaches; each is a token nevertheless."""
 _BEGINS_TEXTS = {"llama-bpe"}
 """Pre-tokenizers whose models see ``bos`` before a text, unless the file says otherwise."""
 
@@ -56,8 +56,8 @@ _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 def from_gguf(path: Path, *, name: str) -> SubwordTokenizer:
     """The tokenizer in the GGUF file at ``path``.
 
-    Its separator is the token that the model was trained to see before a text (``bos``, if ``add_bos_token`` says so),
-    or else its end-of-text token.
+    Its separator is the token before each text in the model's training (``bos``, if ``add_bos_token`` says so), or
+    else its end-of-text token.
 
     Raises:
         CheckpointError: the file is damaged, or the package gguf is not installed.

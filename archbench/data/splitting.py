@@ -1,4 +1,4 @@
-"""One contiguous cut between training and validation text: everything before it trains, everything after validates."""
+"""One cut between training and validation text."""
 
 from __future__ import annotations
 

@@ -93,11 +93,6 @@ class SubwordTokenizer:
     def token_bytes(self) -> tuple[bytes, ...] | None:
         return self._token_bytes
 
-    def byte_lengths(self) -> npt.NDArray[np.int64] | None:
-        if self._token_bytes is None:
-            return None
-        return np.array([len(token) for token in self._token_bytes], dtype=np.int64)
-
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / FILE_NAME).write_text(json.dumps(self._definition, ensure_ascii=False), encoding="utf-8")
@@ -129,7 +124,7 @@ def from_hub(hub_name: str, *, name: str) -> SubwordTokenizer:
         tokenizer = tokenizers.Tokenizer.from_pretrained(hub_name)
     except Exception as error:  # the hub's errors have no common base
         cause = f"it cannot be fetched from the Hugging Face hub ({one_line(error)})"
-        next_step = "Check the name and the network, or download its tokenizer.json and say file:tokenizer.json"
+        next_step = "Check the name and the network, or download its tokenizer.json and use file:tokenizer.json"
         raise DataError(f"tokenizer {name!r}", cause, next_step) from error
     return SubwordTokenizer(tokenizer.to_str(), name=name)
 

@@ -52,11 +52,11 @@ def resolve_attention(
     precision: str = "ieee",
     device_index: int | None = None,
 ) -> str:
-    """The backend that runs: ``name`` itself; for ``auto`` the Triton kernel on a GPU that it supports, except for
-    single queries, as in decoding. For those and elsewhere it is one of torch's: on a CPU the one measured to be
-    fastest. Each distinct decision is logged once.
+    """The backend that runs: ``name`` itself, or the choice of ``auto``. Each distinct decision is logged once.
 
-    On the meta device nothing runs, and the answer is always ``reference``, whose matrix products can be counted.
+    ``auto`` is the Triton kernel on a GPU that it supports, except for single queries, as in decoding; otherwise one
+    of torch's backends, on a CPU the one measured to be fastest. On the meta device nothing runs, and the answer is
+    always ``reference``, whose matrix products can be counted.
 
     Args:
         name: a backend, or ``auto``.
@@ -73,8 +73,8 @@ def resolve_attention(
         DeviceError: the backend cannot run there; says why.
         UsageError: a precision for a backend that follows torch's own setting.
     """
-    # ``not`` and ``index`` turn torch.compile's symbols into plain values.
-    # Each is False where it has no influence: otherwise one decision would be logged as two.
+    # ``not`` and ``index`` turn torch.compile's symbols into plain values. A fact without influence is False:
+    # otherwise one decision would be logged as two.
     single = device_type == "cuda" and not (T > 1)
     few = device_type == "cpu" and dtype == torch.bfloat16 and not (T > 512 or (T == 1 and S < 128))
     return _decide(

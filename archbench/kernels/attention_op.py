@@ -162,7 +162,8 @@ def _autocast(device_type: str) -> Callable[..., tuple[Tensor, Tensor]]:
     return cast
 
 
-_library: Any = torch.library.Library("archbench", "FRAGMENT")  # type: ignore[no-untyped-call]  # lasts as long as it
+# The registrations last as long as this object.
+_library: Any = torch.library.Library("archbench", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.impl("causal_attention_forward", _autocast("cpu"), "AutocastCPU")
 _library.impl("causal_attention_forward", _autocast("cuda"), "AutocastCUDA")
 

@@ -65,10 +65,8 @@ def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale:
     al. 2020, Longformer, arXiv:2004.05150, section 3.1). One call has all blocks but the first, which has fewer keys.
     """
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
-    N, before = (
-        max(window, SMALLEST_BLOCK),
-        S - T,
-    )  # positions per block; those before the first query
+    N = max(window, SMALLEST_BLOCK)  # positions per block
+    before = S - T  # positions before the first query
     grouped = index(H) != index(G)
     first = F.scaled_dot_product_attention(
         q[:, :, :N], k[:, :, : before + N], v[:, :, : before + N], attn_mask=visible(N, before + N, window, q.device),
@@ -96,12 +94,8 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale
     torch.compile builds a kernel for the first lengths T and S, and one for all lengths when they change.
     """
     (H, T, D), (G, S) = q.shape[1:], k.shape[1:3]
-    if not torch.is_grad_enabled():
-        q, k, v = (
-            q.detach(),
-            k.detach(),
-            v.detach(),
-        )  # on CPUs FlexAttention has no backward, even unused
+    if not torch.is_grad_enabled():  # on CPUs FlexAttention refuses inputs that require gradients
+        q, k, v = q.detach(), k.detach(), v.detach()
     if torch.compiler.is_compiling():
         return _flex(q, k, v, _block_mask(T, S, S - T, window, q.device), scale, index(H) != index(G))
     mask = _cached_block_mask(T, S, window, q.device)

@@ -86,8 +86,8 @@ def loss_and_gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss () and 1 / number of targets that count (); gradients of the *sum* by hidden, weight and bias.
 
-    The gradients are of the sum because those of means over thousands of rows would underflow in float16. A gradient
-    that is not wanted is an empty tensor.
+    The gradients are of the sum, because those of means over thousands of rows would underflow in float16. An unwanted
+    gradient is an empty tensor.
     """
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):  # dtypes are chosen explicitly
         N, V = hidden.shape[0], weight.shape[0]

@@ -1,4 +1,4 @@
-"""The precision that operations compute in: exact sums, and what autocast asks for."""
+"""The precision of operations: exact sums, and autocast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Blocks for plugin authors."""
+"""Blocks for architectures."""
 
 from __future__ import annotations
 

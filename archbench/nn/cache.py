@@ -22,8 +22,8 @@ class KVCache:
 
     Without a window each step appends and attends to a slice: nothing is concatenated, copied or masked. With a window
     W a ring keeps only W positions: position p is in slot p mod W. A single new token attends to the unordered ring,
-    since attention does not depend on the order of keys (their positions are in the keys themselves, or nowhere);
-    several tokens attend to the kept positions in order, and to themselves.
+    because attention does not depend on the order of keys; several tokens attend to the kept positions in order, and
+    to themselves.
 
     Attributes:
         keys, values: (L, B, G, S, D), S the capacity, or W if that is smaller.

@@ -1,4 +1,4 @@
-"""Published models under this suite's own names: for the hooks ``import_weights`` and ``import_config``."""
+"""Weights and configurations of published models, for the hooks ``import_weights`` and ``import_config``."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def published_weights(
     transposed: Collection[str] = (),
     tied_head: str | None = None,
 ) -> dict[str, Tensor]:
-    """A model's state dict, taken from published weights; nothing may be missing or left over.
+    """A model's state dict, made from published weights; nothing may be missing or left over.
 
     Args:
         state_dict: published name -> tensor.

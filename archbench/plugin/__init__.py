@@ -1,1 +1,1 @@
-"""Plugins: found without importing them, imported and checked when they are asked for."""
+"""Plugins: found without being imported; imported and checked when one is used."""

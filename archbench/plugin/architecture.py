@@ -1,5 +1,5 @@
 # mypy: disable-error-code="type-abstract"
-"""The typed face of one architecture: hooks' results are checked here, and pluggy's ``Any`` ends here."""
+"""The typed face of one architecture: it checks the results of the plugin's hooks."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Architecture:
         version: that distribution's version; empty for files.
         source: module or path of the plugin.
         wrappers: names of the plugins that wrap its hooks; empty unless asked for.
-        files: absolute paths of the plugin files and packages it is made of, for another process to load.
+        files: absolute paths of its plugin files and packages, for another process to load.
 
-    Every method raises HookFailedError when the plugin's hook raises, with the cause chained, and HookResultError
-    when it returns None or something else than it promised. archbench's own errors pass through.
+    Every method raises HookFailedError if the plugin's hook raises, with the cause chained, and HookResultError if it
+    returns None or the wrong type. archbench's own errors pass through.
     """
 
     def __init__(self, entry: Entry, plugin: object, wrappers: Mapping[str, object] | None = None) -> None:
@@ -55,7 +55,7 @@ class Architecture:
         return f"<Architecture {self.name} from {self.package} {self.version}".rstrip() + ">"
 
     def describe(self) -> ArchitectureInfo:
-        """What the plugin says of itself now; :attr:`info` is what it said when it was loaded."""
+        """The plugin's description now; :attr:`info` is the one from loading."""
         with plugin_code():
             info = self._hooks.call("describe", ArchitectureInfo, "an archbench.ArchitectureInfo")
         return check_info(info, self._entry)
@@ -92,9 +92,9 @@ class Architecture:
         return self._hooks.call("build", nn.Module, "a torch.nn.Module", config=config)
 
     def state_bytes(self, config: ModelConfig, context_length: int) -> int | None:
-        """Bytes that decoding keeps of one sequence with room for ``context_length`` positions, in float32.
+        """Bytes of the decoding cache of one sequence with room for ``context_length`` positions, in float32.
 
-        Computed from shapes on the meta device, at no cost; None for an architecture that decodes without a cache.
+        Computed from shapes on the meta device; None for an architecture that decodes without a cache.
 
         Raises:
             UsageError: more positions than the model can tell apart.
@@ -140,7 +140,7 @@ class Architecture:
         except (Exception, SystemExit) as error:
             raise self._hooks.failed("generate", error) from error
         finally:
-            if isinstance(tokens, Generator):  # of a caller that stops early, too
+            if isinstance(tokens, Generator):  # also if the caller stops early
                 tokens.close()
 
     def import_weights(self, state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
@@ -153,11 +153,11 @@ class Architecture:
         return self._hooks.call("import_weights", dict, expected, state_dict=state_dict, config=config)
 
     def import_config(self, published: Mapping[str, Any]) -> ModelConfig:
-        """A published configuration, by the names in a transformers ``config.json``, as this architecture's.
+        """This architecture's configuration for the content of a transformers ``config.json``.
 
         Raises:
             MissingHookError: the plugin has no such hook.
-            CheckpointError: it has something that this architecture does not have.
+            CheckpointError: the configuration has a feature that this architecture lacks.
         """
         kind = self.info.config
         with plugin_code():

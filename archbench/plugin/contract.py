@@ -1,6 +1,6 @@
 """Does a plugin keep the contract of :mod:`archbench.hookspecs`? Each way to break it has its own error.
 
-pluggy by itself accepts hooks with unknown names and calls whatever is there; a benchmark has to know before it starts.
+pluggy alone accepts hooks with unknown names or arguments, which a benchmark must find before it starts.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Hooks:
         return any(implementation.plugin is self._plugin for implementation in implementations)
 
     def call(self, hook: str, kind: type[_T], expected: str, /, **arguments: Any) -> _T:
-        """The hook's result, which is a ``kind``: in words, ``expected``.
+        """Call the hook; its result must be a ``kind`` (in words, ``expected``).
 
         Raises:
             MissingHookError: the plugin does not have this optional hook.
@@ -84,13 +84,13 @@ class Hooks:
 
 
 def is_wrapper(plugin: object) -> bool:
-    """Whether all hooks of ``plugin`` are wrappers (``@hookimpl(wrapper=True)``): it is no architecture."""
+    """Whether all hooks of ``plugin`` are wrappers (``@hookimpl(wrapper=True)``); it is then no architecture."""
     options = [options for _, _, options in _implementations(plugin)]
     return bool(options) and all(_wraps(option) for option in options)
 
 
 def hooks_of(plugin: object) -> set[str]:
-    """Names of the hooks that ``plugin`` has; only ``tasks``: it offers diagnostic tasks, and is no architecture."""
+    """Names of the hooks that ``plugin`` has."""
     return {hook for hook, _, _ in _implementations(plugin)}
 
 
@@ -98,7 +98,7 @@ def check_hooks(plugin: object, culprit: str, *, required: Iterable[str]) -> Non
     """Check names and arguments of every hook in ``plugin``, and that it has those ``required``.
 
     Raises:
-        MisspeltHookError, HookArgumentError, MissingHookError: see there.
+        MisspeltHookError, HookArgumentError, MissingHookError: it does not keep the contract.
     """
     found = set()
     for hook, function, options in _implementations(plugin):
@@ -117,7 +117,7 @@ def check_hooks(plugin: object, culprit: str, *, required: Iterable[str]) -> Non
 
 
 def check_info(info: ArchitectureInfo, entry: Entry) -> ArchitectureInfo:
-    """``describe()``'s answer, if it is a usable one.
+    """The result of ``describe()``, checked.
 
     Raises:
         HookResultError: a part of it is wrong or missing.

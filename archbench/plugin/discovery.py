@@ -30,7 +30,7 @@ class Entry:
     Attributes:
         name: the architecture, task or tracker; the path, for a file whose name is not known.
         package: the distribution it comes with, or the path of the file.
-        version: the distribution's version; ``sha256:…`` of a file's text, or of all in its package.
+        version: the distribution's version; ``sha256:…`` of a file's text, or of its package's files.
         source: the module (``package.module`` or ``package.module:object``), or the absolute path of the file.
     """
 
@@ -50,7 +50,7 @@ class Entry:
 
     @property
     def is_file(self) -> bool:
-        """Whether it was named by the user as a file or folder, rather than installed."""
+        """Whether the user named it as a file or folder; otherwise it is installed."""
         return os.path.isabs(self.source)
 
     @property
@@ -83,7 +83,7 @@ def installed(group: str) -> list[Entry]:
 
 
 def source_path(entry: Entry) -> Path | None:
-    """The file that an entry's module is in, or the folder of a package; None where it is not there. Imports nothing.
+    """The file of an entry's module, or the folder of a package; None if it is missing. Imports nothing.
 
     ``importlib.util.find_spec`` would import the packages that the module is in.
     """
@@ -104,7 +104,7 @@ def source_path(entry: Entry) -> Path | None:
 
 
 def is_same_plugin(entry: Entry, file: Entry) -> bool:
-    """Whether ``file``, named by its path, is what ``entry`` has installed, or a copy of it."""
+    """Whether ``file``, named by its path, is the plugin that ``entry`` has installed, or a copy of it."""
     if entry.name != file.name:
         return False
     source = source_path(entry)
@@ -112,7 +112,7 @@ def is_same_plugin(entry: Entry, file: Entry) -> bool:
 
 
 def plugin_paths(plugins: Iterable[str | Path] = ()) -> tuple[str, ...]:
-    """Absolute paths of the plugin files and folders asked for: ``plugins``, then ``ARCHBENCH_PLUGINS``.
+    """Absolute paths of plugin files and folders: ``plugins``, then ``ARCHBENCH_PLUGINS``.
 
     Raises:
         UsageError: one of them does not exist.
@@ -133,11 +133,11 @@ def plugin_paths(plugins: Iterable[str | Path] = ()) -> tuple[str, ...]:
 def project_plugin(name: str, folder: Path) -> Path | None:
     """The file, or package's folder, that the project around ``folder`` declares as the architecture ``name``.
 
-    So that a project's tests are of the code beside them, installed or not. None where the nearest ``pyproject.toml``
-    has no such entry point, or one into a package, which cannot be loaded by its path.
+    With it a project's tests use the code beside them, installed or not. None if the nearest ``pyproject.toml`` has no
+    such entry point, or one for a module inside a package, which cannot be loaded by its path.
 
     Raises:
-        UsageError: the ``pyproject.toml`` is no TOML.
+        UsageError: the ``pyproject.toml`` is not valid TOML.
     """
     files = (parent / "pyproject.toml" for parent in (folder, *folder.parents))
     settings = next((file for file in files if file.is_file()), None)

@@ -1,4 +1,4 @@
-"""Importing plugins: installed ones by entry point, files and folders by path; and what their code does meanwhile.
+"""Importing plugins, by entry point or by path, and limiting what their code does to this process.
 
 A file is loaded under a private module name.
 """
@@ -42,7 +42,7 @@ def plugin_code() -> Iterator[None]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment variables without plugins' changes: for the processes of other plugins."""
+    """This process's environment variables without plugins' changes, for child processes."""
     variables = {**os.environ, **_overwritten}
     return {name: value for name, value in variables.items() if value is not None}
 

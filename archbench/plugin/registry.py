@@ -36,9 +36,9 @@ class Kind:
     """A kind of plugin.
 
     Attributes:
-        noun: what errors call one.
-        group: the entry points that installed ones are found by.
-        hooks: the hooks that one must have; none where entry points name a class.
+        noun: its name in errors.
+        group: the entry-point group of installed ones.
+        hooks: the hooks that one must have; none if entry points name a class.
     """
 
     noun: str
@@ -87,9 +87,9 @@ def find(kind: Kind, names: Iterable[str]) -> dict[str, Entry]:
 def available(plugins: Iterable[str | Path] = ()) -> list[Entry]:
     """Every claim to an architecture's name: installed packages, ``plugins`` and ``ARCHBENCH_PLUGINS``, by name.
 
-    No installed plugin is imported. Files named in ``plugins`` are loaded, since only they know their names; one that
-    is broken is listed under its path, and :func:`load` of that path raises its error. A name claimed twice is listed
-    twice; a file that is what an installed package has under that name, or a copy of it, is no second claim.
+    No installed plugin is imported. Files in ``plugins`` are loaded, since only they know their names; a broken one is
+    listed under its path, and :func:`load` of that path raises its error. A name claimed twice is listed twice; an
+    installed plugin's own file, or a copy of it, is no second claim.
 
     Raises:
         UsageError: a file or folder in ``plugins`` does not exist, or has no plugin.
@@ -113,7 +113,7 @@ def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
     claims = _architectures(files)
     if all(claim.name != name for claim in claims):
         for file in files:
-            file.raise_error()  # it may well have been meant
+            file.raise_error()  # the user may have meant this file
     entry = claimant(ARCHITECTURE, name, claims)
     if entry.is_file:
         file = next(file for file in files if file.entry == entry)
@@ -220,7 +220,7 @@ def _installed_tasks() -> Iterator[tuple[Entry, object]]:
 
 
 def _task_files(plugins: Iterable[str | Path]) -> Iterator[tuple[Entry, object]]:
-    """Files that offer tasks; :func:`load` complains of those that are broken in another way."""
+    """Files that offer tasks; :func:`load` reports those that are broken in another way."""
     for file in _files(plugins):
         if file.plugin is None:
             warnings.warn(f"its tasks, if it has any, are left out: {file.error}", ArchbenchWarning, stacklevel=3)

@@ -45,9 +45,7 @@ def _pairs(where: Mapping[str, Any] | Sequence[str]) -> list[tuple[str, Any]]:
     for condition in where:
         name, equals, value = condition.partition("=")
         if not equals:
-            raise UsageError(
-                f"--where {condition}", "it is not COLUMN=VALUE", "Write for instance --where phase=decode"
-            )
+            raise UsageError(f"--where {condition}", "it is not COLUMN=VALUE", "Write it as in --where phase=decode")
         pairs.append((name.strip(), value.strip() or None))
     return pairs
 

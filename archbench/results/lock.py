@@ -1,4 +1,4 @@
-"""A folder for one process alone, so that two of the same command do not measure beside each other."""
+"""A folder for one process alone, so that two equal commands do not measure at the same time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from archbench.results.store import prepare_folder
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """The folder, made if it is missing, for this process alone; a process that dies gives it back.
+    """Within this context the folder, created if missing, belongs to this process alone; death releases it.
 
     Raises:
         StorageError: it cannot be made or written.

@@ -130,16 +130,8 @@ _KERNEL = _metrics(
     ("backward_flops", "FLOP", "FLOPs of the backward pass: attention 2.5 × forward_flops, losses 2 ×"),
     ("forward_flops_per_second", "FLOP/s", "forward_flops / median forward_seconds; attention only"),
     ("backward_flops_per_second", "FLOP/s", "backward_flops / median backward_seconds; attention only"),
-    (
-        "flops_per_second",
-        "FLOP/s",
-        "FLOPs of both / median of a sample's forward and backward seconds together",
-    ),
-    (
-        "output_error",
-        "1",
-        "largest difference from a float64 reference, as a share of its largest magnitude",
-    ),
+    ("flops_per_second", "FLOP/s", "FLOPs of both / median of a sample's forward and backward seconds together"),
+    ("output_error", "1", "largest difference from a float64 reference, as a share of its largest magnitude"),
     ("gradient_error", "1", "the same of each gradient; the largest of them"),
     ("peak_extra_bytes", "B", "most bytes in tensors at one time in a forward and backward pass, without its inputs"),
     *_REPEATED,

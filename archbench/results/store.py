@@ -1,8 +1,8 @@
-"""Writing and reading runs: one Parquet file a run, never overwritten, never seen half written.
+"""Writing runs: one Parquet file a run, never overwritten, never visible half written.
 
 A file is written under a hidden temporary name in the same folder, flushed to disk and then linked to its own
-name, which fails if that name is taken. So readers see whole files only, and any number of processes write side
-by side without locks. The configuration (JSON) appears before the rows, so every Parquet file has one beside it.
+name, which fails if that name is taken. So readers see only whole files, and any number of processes write at once
+without locks. The configuration (JSON) appears before the rows, so every Parquet file has one beside it.
 """
 
 from __future__ import annotations
@@ -49,21 +49,21 @@ def run_time(run_id: str) -> datetime:
 
 
 def prepare_folder(out: str | Path) -> Path:
-    """The folder, made if it is missing, after a test that files can be written there: before the work, not after.
+    """The folder, created if missing; files can be written to it, which is tested before the work begins.
 
     Raises:
-        StorageError: it cannot be made or written.
+        StorageError: it cannot be created or written.
     """
     folder = Path(out)
-    probe = folder / f".{secrets.token_hex(6)}.tmp"
+    trial = folder / f".{secrets.token_hex(6)}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(probe, "xb") as file:
+        with open(trial, "xb") as file:
             file.write(b"archbench")
-        probe.unlink()
+        trial.unlink()
     except OSError as error:
         with contextlib.suppress(OSError):
-            probe.unlink(missing_ok=True)
+            trial.unlink(missing_ok=True)
         cause = f"results cannot be written there ({error.strerror or error})"
         raise StorageError(str(folder), cause, "Choose a folder that can be written with --out") from error
     return folder
@@ -81,14 +81,14 @@ def write_run(
     """Write one run's rows and configuration; both appear whole or not at all.
 
     Args:
-        out: the results folder; made if it is missing.
+        out: the results folder; created if missing.
         run_id: from :func:`new_run_id`; also sets ``run_id`` and ``time_utc`` of every row.
         rows: one mapping a measurement, column name -> value. A missing nullable column is null, a missing
             ``repeat`` 0, a missing ``status`` ok, and a missing ``unit`` the one of
             :data:`archbench.results.metrics.METRICS`.
         config: the frozen RunConfig, as JSON-ready values.
         common: columns that are the same in every row; a row's own value wins.
-        replace: atomically replace a file of this run that says that the run failed (:func:`run_failed`).
+        replace: atomically replace this run's file if it says that the run failed (:func:`run_failed`).
 
     Returns:
         Path of the Parquet file, ``out/run_id.parquet``; the configuration is ``out/run_id.json``.
@@ -119,7 +119,7 @@ def write_run(
 
 
 def _rescue(folder: Path, run_id: str) -> str:
-    """What to do if the rows cannot be stored, and where they still are."""
+    """The next step if the rows cannot be stored, and where they are kept."""
     kept = sorted((folder / run_id).glob("rows-*.jsonl")) if (folder / run_id).is_dir() else []
     where = f"; the rows measured are kept in {folder / run_id}/rows-*.jsonl" if kept else ""
     return f"Free some space, or choose another folder with --out{where}"
@@ -165,7 +165,7 @@ def _parquet(table: pa.Table) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    # Made in memory first: a run is small, and then every disk error is one of Python's own.
+    # Made in memory first: a run is small, and every disk error is then an OSError.
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     content: bytes = sink.getvalue().to_pybytes()

@@ -1,4 +1,4 @@
-"""The phase ``check``: nothing is measured of an architecture that fails the conformance checks, unless asked to."""
+"""The phase ``check``: an architecture must pass the conformance checks before it is measured."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from archbench.runs.rows import Rows
 VALUES = {"passed": 1.0, "failed": 0.0}
 
 FLOPS = 1 << 38
-"""Most FLOPs of one pass over the context that is checked, on a CPU: a few seconds of two cores."""
+"""Most FLOPs of one pass over the checked context, on a CPU: a few seconds of two cores."""
 LOGITS = 1 << 28
 """Most logits of such a pass: 1 GiB in float32."""
 SHORTEST = 128
-"""Positions that are checked whatever they cost."""
+"""Positions that are always checked, at any cost."""
 
 
 def run_check(
@@ -33,10 +33,10 @@ def run_check(
     """Check the run's own configuration; one row a check.
 
     Args:
-        tell: is given the findings (:class:`Findings` as a dict) before each check and at the end, so that the parent
-            knows which one never ended.
+        tell: called with the findings (:class:`Findings` as a dict) before each check and at the end, so that the
+            parent knows which check never ended.
     """
-    # Imported here, for the child process of every phase imports this module, and would weigh more.
+    # Imported here: the child process of every phase imports this module, and would take more memory.
     from archbench.testing.checks import GATE
     from archbench.testing.evaluation import evaluate
     from archbench.testing.subject import Subject
@@ -63,17 +63,17 @@ def run_check(
 
 
 def _affordable(architecture: Architecture, config: ModelConfig, device: torch.device) -> ModelConfig:
-    """The configuration to check: the run's own, with a shorter context where a whole one would take too long.
+    """The configuration to check: the run's own, with a shorter context if the whole one would take too long.
 
     The checks read a context some twenty times, and hold its logits several times. A real model's 8,192 positions take
-    minutes a pass on a CPU; ``archbench check`` finds what goes wrong there and not in a few hundred.
+    minutes a pass on a CPU; faults that show only there are found by ``archbench check``.
     """
     if config.context_length <= SHORTEST:
         return config
     try:
         with torch.device("meta"):
             parameters = count_parameters(architecture.build(config))
-    except ArchbenchError:  # the checks say so
+    except ArchbenchError:  # the checks will report it
         return config
     most = LOGITS // config.vocab_size
     if device.type == "cpu":
@@ -82,5 +82,5 @@ def _affordable(architecture: Architecture, config: ModelConfig, device: torch.d
         return config
     try:
         return config.override(context_length=max(SHORTEST, 1 << most.bit_length() - 1))
-    except ArchbenchError:  # a configuration with an opinion on lengths is checked as it is
+    except ArchbenchError:  # it does not accept that length, and is checked as it is
         return config

@@ -1,4 +1,4 @@
-"""What the phase ``check`` found (``RUN_ID/check.json``), and what follows from it for the run."""
+"""The findings of the phase ``check`` (``RUN_ID/check.json``), and what they mean for the run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from archbench.errors import ConformanceError, StorageError
+from archbench.errors import ConformanceError
 from archbench.results.schema import UNCHECKED
 from archbench.runs.folder import RunFolder, open_run, write_text
 from archbench.testing.evaluation import LEVEL
@@ -22,14 +22,14 @@ FILE = "check.json"
 
 @dataclass(frozen=True)
 class Findings:
-    """The checks of a run's architecture that are done.
+    """The finished checks of a run's architecture.
 
     Attributes:
-        level: version of the set of checks.
-        context_length: T of the models that were checked; None in files older than this field.
         results: :class:`archbench.testing.evaluation.Result` as plain values, in the order they were run.
         running: the check that did not end; None when all are done.
-        taken_from: the run of the same model whose checks stand for this one's.
+        level: version of the set of checks.
+        context_length: T of the checked models; None in files older than this field.
+        taken_from: the run of the same model from which these findings were copied.
     """
 
     results: Sequence[dict[str, Any]] = ()
@@ -48,17 +48,14 @@ class Findings:
         Raises:
             StorageError: it cannot be written.
         """
-        try:
+        with run.storing(run.path / FILE):
             write_text(run.path / FILE, json.dumps(asdict(self), indent=2) + "\n")
-        except OSError as error:
-            cause = f"it cannot be written ({error.strerror})"
-            raise StorageError(f"run folder {run.path}", cause, "Make room, then run again") from error
 
 
 def take_over(checked: Path, run: RunFolder) -> None:
-    """Let the checks of an earlier run stand for ``run``'s, if both have the same model, plugin and device.
+    """Copy the findings of an earlier run, if both have the same model, plugin and device and its checks ended.
 
-    If they do not, or the earlier checks did not end, nothing is taken over, and ``run`` is checked itself.
+    Otherwise nothing is copied, and ``run`` is checked itself.
     """
     other = open_run(checked.parent, checked.name)
     same = all(

@@ -1,4 +1,4 @@
-"""Devices by name, checked before any work is done, and a process set up to measure on one."""
+"""Devices by name, checked before any work, and the set-up of a process that measures on one."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def check_attention(config: RunConfig, device: torch.device) -> None:
     """Refuse an attention backend that cannot run on the device, whatever the model's sizes.
 
     Raises:
-        DeviceError: it cannot, and why; what depends on head widths or dropout shows at the first batch.
+        DeviceError: it cannot; says why. Limits of head width and dropout show only at the first batch.
     """
     dtype: torch.dtype = getattr(torch, config.dtype)
     resolve_attention(
@@ -78,7 +78,7 @@ def check_attention(config: RunConfig, device: torch.device) -> None:
 
 @contextmanager
 def measuring(phase: str, config: RunConfig | KernelConfig) -> Iterator[tuple[torch.device, Rows]]:
-    """Set allocator, threads and device as ``config`` says; the device, and rows that say what was set.
+    """Set allocator, threads and device as ``config`` says; yields the device, and rows that record the settings.
 
     Raises:
         DeviceError: there is no such device.
@@ -96,6 +96,6 @@ def measuring(phase: str, config: RunConfig | KernelConfig) -> Iterator[tuple[to
         device_name=device_name(device),
         **versions(),
     )
-    # Torch's compiler, which an optimizer loads, would import Triton: memory that would be taken for the model's.
+    # Optimizers load torch's compiler, which would import Triton; its memory would count as the model's.
     with without_triton() if device.type == "cpu" else nullcontext():
         yield device, rows

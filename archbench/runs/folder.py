@@ -3,14 +3,14 @@
 ::
 
     OUT/RUN_ID/
-      config.json          the frozen RunConfig, the resolved model configuration, what was found
+      config.json          the frozen RunConfig, the resolved model configuration, facts
       tokenizer/           the tokenizer, so that the folder stands alone
       check.json           what the conformance checks found, each with its evidence
       checkpoints/         the last two training checkpoints
       rows-PHASE.jsonl     one JSON object a measurement, written when the phase is done
       documents.parquet    per-document scores, for later statistics
       blocks.parquet       nats of each 512 tokens of a document, for statistics where documents are few
-      training.jsonl       every step as it is made, for trackers
+      training.jsonl       every training step, for trackers
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from archbench.config import RunConfig
 from archbench.data.cache import replace_atomically
-from archbench.errors import StorageError, UnknownNameError, did_you_mean
+from archbench.errors import StorageError, UnknownNameError, did_you_mean, storing
 
 CONFIG = "config.json"
 
@@ -37,7 +38,7 @@ class RunFolder:
         path: ``OUT/RUN_ID``.
         config: the frozen configuration.
         model: the resolved model configuration's fields.
-        facts: what was found before the first phase: plugin, data, versions.
+        facts: plugin, data, versions and machine, as found before the first phase.
     """
 
     path: Path
@@ -63,6 +64,10 @@ class RunFolder:
         out = shlex.quote(str(self.path.parent))
         return f"archbench run {self.config.architecture} --resume {self.run_id} --out {out}"
 
+    def storing(self, file: Path) -> AbstractContextManager[None]:
+        """Within this context an OSError becomes a StorageError that says how to continue the run."""
+        return storing(str(file), f"Make room, then continue with: {self.resume_command}")
+
     def as_dict(self) -> dict[str, Any]:
         """The content of ``config.json``, and of the JSON file beside the results."""
         return {
@@ -78,15 +83,9 @@ class RunFolder:
         Raises:
             StorageError: the output folder cannot be written.
         """
-        try:
+        with storing(f"output folder {self.path.parent}", "Choose another with --out"):
             self.path.mkdir(parents=True)
             write_text(self.path / CONFIG, json.dumps(self.as_dict(), indent=2) + "\n")
-        except OSError as error:
-            raise StorageError(
-                f"output folder {self.path.parent}",
-                f"it cannot be written ({error.strerror})",
-                "Choose another with --out",
-            ) from error
 
     def rows_file(self, phase: str) -> Path:
         return self.path / f"rows-{phase}.jsonl"
@@ -98,22 +97,16 @@ class RunFolder:
             StorageError: the folder cannot be written.
         """
         text = "".join(json.dumps(dict(row)) + "\n" for row in rows)
-        try:
+        with self.storing(self.rows_file(phase)):
             write_text(self.rows_file(phase), text)
-        except OSError as error:
-            raise StorageError(
-                f"{self.rows_file(phase)}",
-                f"it cannot be written ({error.strerror})",
-                f"Make room, then continue with: {self.resume_command}",
-            ) from error
 
     def read_rows(self, phase: str) -> list[dict[str, Any]]:
-        """A finished phase's rows. Floats cross as JSON, which writes them to the last bit."""
+        """A finished phase's rows; JSON keeps every bit of their floats."""
         return [json.loads(line) for line in self.rows_file(phase).read_text().splitlines()]
 
 
 def open_run(out: str | Path, run_id: str) -> RunFolder:
-    """The folder of a run that was started before; ``last`` is the newest.
+    """The folder of an earlier run; ``last`` is the newest.
 
     Raises:
         UnknownNameError: no such run under ``out``.

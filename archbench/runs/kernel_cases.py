@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -76,36 +76,12 @@ class Candidate:
     run: Callable[..., Tensor]
 
 
-class Case(Protocol):
-    """One size at which the candidates alternate."""
-
-    @property
-    def columns(self) -> dict[str, Any]:
-        """The row's columns that say which case it is."""
-        ...
-
-    @property
-    def flops(self) -> tuple[int, int]:
-        """FLOPs of forward and backward."""
-        ...
-
-    @property
-    def speeds_apart(self) -> bool:
-        """Whether forward and backward each do the work that their FLOPs count, and so have a speed each."""
-        ...
-
-    def __str__(self) -> str: ...
-
-    def candidates(
-        self, seed: int, device: torch.device, dtype: torch.dtype
-    ) -> tuple[list[Candidate], Callable[[], Exact]]:
-        """All candidates, on the same inputs, and the exact result, computed when it is called for."""
-        ...
-
-
 @dataclass(frozen=True)
 class AttentionCase:
     """Causal self-attention of T positions: q (B, H, T, D), k and v (B, G, T, D), window W or None."""
+
+    speeds_apart: ClassVar[bool] = True
+    """Whether forward and backward each do the work that their FLOPs count, and so have a speed each."""
 
     B: int
     H: int
@@ -121,6 +97,7 @@ class AttentionCase:
 
     @property
     def columns(self) -> dict[str, Any]:
+        """The row's columns that name the case."""
         return {
             "operation": "causal_attention",
             "batch_size": self.B,
@@ -139,16 +116,14 @@ class AttentionCase:
 
     @property
     def flops(self) -> tuple[int, int]:
+        """FLOPs of forward and backward."""
         forward = 4 * self.B * self.H * self.D * self.pairs
         return forward, forward * 5 // 2
-
-    @property
-    def speeds_apart(self) -> bool:
-        return True
 
     def candidates(
         self, seed: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[list[Candidate], Callable[[], Exact]]:
+        """All candidates, on the same inputs, and a function that computes the exact result."""
         normal = partial(_normal, torch.Generator().manual_seed(seed), device, dtype)
         q, upstream = normal(self.B, self.H, self.T, self.D), normal(self.B, self.H, self.T, self.D)
         k, v = normal(self.B, self.G, self.T, self.D), normal(self.B, self.G, self.T, self.D)
@@ -170,6 +145,8 @@ class AttentionCase:
 class LossCase:
     """The mean loss of N positions from hidden states (N, C) and the head's weight (V, C)."""
 
+    speeds_apart: ClassVar[bool] = False  # the chunked loss computes gradients in the forward pass
+
     N: int
     C: int
     V: int
@@ -186,10 +163,6 @@ class LossCase:
         forward = 2 * self.N * self.C * self.V
         return forward, 2 * forward
 
-    @property
-    def speeds_apart(self) -> bool:
-        return False  # the chunked loss computes gradients while it goes forward
-
     def candidates(
         self, seed: int, device: torch.device, dtype: torch.dtype
     ) -> tuple[list[Candidate], Callable[[], Exact]]:
@@ -204,6 +177,10 @@ class LossCase:
             Candidate(name, {"operation": name}, inputs, None, partial(loss, targets=targets))
             for name, loss in losses.items()
         ], exact
+
+
+Case = AttentionCase | LossCase
+"""One size at which the candidates alternate."""
 
 
 def cases(config: KernelConfig) -> Iterator[Case]:
@@ -243,9 +220,8 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor, upstream: Tensor, window: i
         first = 0 if window is None else max(0, begin - window + 1)  # the earliest position that any of them sees
         queries = q[..., begin:end, :].double().requires_grad_()
         keys, values = (x[..., first:end, :].double().requires_grad_() for x in (k, v))
-        distance = (
-            torch.arange(begin, end, device=q.device)[:, None] - torch.arange(first, end, device=q.device)[None, :]
-        )
+        positions = torch.arange(first, end, device=q.device)
+        distance = positions[begin - first :, None] - positions
         hidden = distance < 0 if window is None else (distance < 0) | (distance >= window)  # (queries, keys)
         with torch.enable_grad():
             scores = (queries @ keys.transpose(-1, -2) * D**-0.5).masked_fill(hidden, -torch.inf)

@@ -1,4 +1,4 @@
-"""A run of the kernel benchmark: measured in a child process, stored when it is done; none of an interrupted one."""
+"""A run of the kernel benchmark: measured in a child process, and stored when it has finished."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def measure_kernels(config: KernelConfig, *, quiet: bool = False) -> KernelRun:
 
     Raises:
         StorageError: the results cannot be written.
-        DeviceError: nothing at all could be measured.
+        DeviceError: nothing could be measured.
         PhaseError: the measuring process died.
-        ArchbenchError: whatever else was wrong, named.
+        ArchbenchError: the child process raised it.
     """
     prepare_folder(config.out)
     run_id = new_run_id()
@@ -79,7 +79,7 @@ def measure_kernels(config: KernelConfig, *, quiet: bool = False) -> KernelRun:
 def _measured_apart(config: KernelConfig, *, quiet: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows and what was left out, from the child process."""
     request = {"config": config.model_dump(mode="json"), "quiet": quiet}
-    # The profiler that counts bytes reports its starts and stops on standard error, unless it is told not to.
+    # By default the profiler that counts bytes reports its starts and stops on standard error.
     variables = {"KINETO_LOG_LEVEL": os.environ.get("KINETO_LOG_LEVEL", "99"), **thread_variables(config)}
     try:
         with Child(__name__, request, culprit=CULPRIT, variables=variables) as child:

@@ -1,6 +1,6 @@
-"""The kernel benchmark: attention backends and losses against each other, case by case, alternating A B A B.
+"""The kernel benchmark: attention backends and losses compared case by case, alternating A B A B.
 
-A candidate that cannot run in a case, or is wrong there, gets no speed: its rows are null, and the reason is kept.
+A candidate that cannot run in a case, or is wrong there, has no speed: its rows are null, and the reason is kept.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MOST_WARMUP = 10
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something that was asked for and could not be measured.
+    """A requested measurement that was not possible.
 
     Attributes:
         case: in words.
@@ -57,7 +57,7 @@ class Trial:
 
     Attributes:
         candidate: what is measured.
-        columns: the candidate's, with the attention backend that really ran.
+        columns: the candidate's, with the attention backend that ran.
         backward: whether it has a backward pass here.
         first: seconds of the first forward and backward pass, compilation included.
         warmup: seconds of each call before the samples, forward and backward together.
@@ -90,7 +90,7 @@ class Trial:
 def run_kernel(
     config: KernelConfig, device: torch.device, rows: Rows, *, progress: Callable[[str], None] = lambda line: None
 ) -> list[LeftOut]:
-    """Measure every case of ``config``; returns what could not be measured, with the reason.
+    """Measure every case of ``config``; returns what was left out, with the reason.
 
     Args:
         config: the frozen configuration.
@@ -137,25 +137,25 @@ def _first_call(candidate: Candidate, exact: Callable[[], Exact], clock: Clock) 
     """Run a candidate once, compilation included, and compare it with the exact result.
 
     Returns:
-        Its trial, with the reason why it has no backward pass if it has none; or None, with the reason why.
+        Its trial, and why it has no backward pass if it has none; or None, and why it has no trial.
     """
     trial, reason = Trial(candidate), ""
     with record_attention() as ran:
         try:
             marks, output, gradients = _call(trial, clock)
             trial.first = _seconds(marks, clock)
-        except Exception as error:  # noqa: BLE001  (whatever stops one backend is a finding about it; the others continue)
+        except Exception as error:  # noqa: BLE001  (any error is a finding about this backend; the others continue)
             trial.backward, reason = False, _reason(error)
             try:
                 marks, output, gradients = _call(trial, clock)
                 trial.first = _seconds(marks, clock)
-            except Exception:  # noqa: BLE001  (the first reason counts: forward and backward was what was asked for)
+            except Exception:  # noqa: BLE001  (the first reason counts: both passes were requested)
                 return None, reason
     trial.columns = {**candidate.columns, **({"attention": "+".join(sorted(ran))} if ran else {})}
     try:
         wanted = exact()
     except torch.OutOfMemoryError:
-        return None, "there is not enough memory for the float64 computation that it is compared with"
+        return None, "there is not enough memory for the float64 reference"
     trial.output_error = _error(output, wanted.output)
     if trial.backward:
         trial.gradient_error = max(map(_error, gradients, wanted.gradients))
@@ -169,7 +169,7 @@ def _alternate(trials: list[Trial], clock: Clock, config: KernelConfig) -> list[
     """Warm up until no candidate's times have a trend, then take the samples; each round runs every candidate once.
 
     Returns:
-        Those that failed on the way, although their first call did not, and why; they are no longer in ``trials``.
+        The trials that failed after their first call, and why; they are removed from ``trials``.
     """
     failed: list[tuple[Trial, str]] = []
 
@@ -199,7 +199,7 @@ def _alternate(trials: list[Trial], clock: Clock, config: KernelConfig) -> list[
 
 
 def _call(trial: Trial, clock: Clock) -> tuple[list[Mark], Tensor, tuple[Tensor, ...]]:
-    """One forward and, where there is one, one backward pass: marks before and after each, output, gradients."""
+    """One forward pass and, if there is one, a backward pass: marks before and after each, output, gradients."""
     candidate = trial.candidate
     if not trial.backward:
         with torch.no_grad():
@@ -222,7 +222,7 @@ def _start(clock: Clock) -> Mark:
 
 
 def _seconds(marks: list[Mark], clock: Clock) -> tuple[float, float]:
-    """Seconds of forward and backward; 0 where there is no backward pass."""
+    """Seconds of forward and backward; 0 if there is no backward pass."""
     clock.synchronize()
     forward = clock.seconds(marks[0], marks[1])
     return forward, clock.seconds(marks[2], marks[3]) if len(marks) > 2 else 0.0
@@ -255,7 +255,7 @@ def _add(rows: Rows, case: Case, trial: Trial) -> None:
             rows.add("backward_flops_per_second", backward / median(trial.backward_seconds), **columns)
         rows.add("flops_per_second", (forward + backward) / median(trial.seconds), **columns)
         rows.add("gradient_error", trial.gradient_error, **columns)
-    # Few samples are joined to the end of the warm-up, without which the test would be blind.
+    # Too few samples for the test of a trend are joined to the end of the warm-up.
     missing = max(0, WINDOW - len(trial.samples))
     joined = [*(trial.warmup[-missing:] if missing else []), *trial.samples]
     rows.add("stationary", not has_trend(joined, FLAG_LEVEL), **columns)

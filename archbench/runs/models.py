@@ -26,23 +26,20 @@ def load_architecture(run: RunFolder) -> tuple[Architecture, ModelConfig]:
 
 
 def build_model(architecture: Architecture, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:
-    """The model at its initial weights.
-
-    Always initialised on the CPU, so that a seed means the same weights on every device.
-    """
+    """The model at its initial weights, drawn on the CPU so that a seed means the same weights on every device."""
     torch.manual_seed(seed)
     return architecture.build(config).to(device)
 
 
 def initial_model(run: RunFolder, architecture: Architecture, config: ModelConfig, device: torch.device) -> nn.Module:
-    """The model as training starts: initialised from the seed, or from the published weights the run names.
+    """The model before training: initialised from the seed, or from the published weights the run names.
 
     Raises:
         CheckpointError: the weights file cannot be read or does not fit the model.
     """
     if run.config.weights is None:
         return build_model(architecture, config, run.config.seed, device)
-    # The model is built last: beside the file's content and what the hook has assembled, it would be a third copy.
+    # The model is built last: earlier, it would be a third copy beside the file's tensors and the hook's.
     weights = architecture.import_weights(load_weights(Path(run.config.weights)), config)
     model = build_model(architecture, config, run.config.seed, device)
     _fill(model, weights, run.config.weights)

@@ -1,4 +1,4 @@
-"""One phase of a run, from this process: a child measures it, and its rows are kept in the run's folder."""
+"""Run one phase in a child process, and keep its rows in the run's folder."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ LONGEST_CHECK = 300.0
 
 
 def run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, Any]]:
-    """Measure one phase in a fresh process; its rows, which are then in the run's folder too.
+    """Measure one phase in a fresh process; returns its rows, which the run's folder then holds too.
 
     Raises:
-        ArchbenchError: what ended the phase; PhaseError if its process died or took too long.
+        ArchbenchError: the phase raised it; a PhaseError if its process died or took too long.
         KeyboardInterrupt: its message says how to continue the run.
     """
     device = folder.config.device
     before = environment.snapshot(device)
     rows = _measured_apart(folder, phase, quiet=quiet)
-    if phase != CHECK:  # which measures nothing that could be disturbed
+    if phase != CHECK:  # it measures nothing that could be disturbed
         after = environment.snapshot(device)
         rows = with_environment(rows, before, after, repeat=folder.config.phases.index(phase))
     folder.write_rows(phase, rows)
@@ -38,21 +38,21 @@ def run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, A
 
 
 def time_limit(config: RunConfig, phase: str) -> float | None:
-    """Seconds that the phase may take; None: as long as it takes."""
+    """Seconds that the phase may take; None for no limit."""
     if phase == "train":
         return None
     return min(LONGEST_CHECK, config.time_limit) if phase == CHECK else config.time_limit
 
 
 def thread_variables(config: RunConfig | KernelConfig) -> dict[str, str | None]:
-    """OpenMP reads its number of threads once, before torch can set it."""
+    """Environment variables for the threads: OpenMP reads their number before torch can set it."""
     return {} if config.threads is None else {"OMP_NUM_THREADS": str(config.threads)}
 
 
 def with_environment(
     rows: Sequence[Mapping[str, Any]], before: Environment, after: Environment, *, repeat: int = 0
 ) -> list[dict[str, Any]]:
-    """The rows, and some of the phase ``environment``, with what else the machine did between the two snapshots."""
+    """The rows, and rows of the phase ``environment``: what else the machine did between the two snapshots."""
     same = (*versions(), "device", "device_name", "threads", "malloc", "parameters")
     machine = {name: rows[0][name] for name in same if name in rows[0]}
     watched = [
@@ -64,9 +64,9 @@ def with_environment(
 
 
 def _measured_apart(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, Any]]:
-    """The rows that the phase's child process sends; its last findings are kept whatever becomes of it."""
+    """The rows that the phase's child process sends; its last findings are kept even if it fails."""
     request = {"out": str(folder.path.parent), "run_id": folder.run_id, "phase": phase, "quiet": quiet}
-    variables = {**thread_variables(folder.config), PLUGINS_VARIABLE: None}  # the configuration names those needed
+    variables = {**thread_variables(folder.config), PLUGINS_VARIABLE: None}  # the configuration names the plugins
     limit = time_limit(folder.config, phase)
     start = time.monotonic()
     findings: Findings | None = None
@@ -94,7 +94,7 @@ def _culprit(folder: RunFolder, phase: str) -> str:
 
 
 def _lost(folder: RunFolder, phase: str, lost: LostError, limit: float | None, during: str) -> PhaseError:
-    """The error of a phase whose process has ended, or taken too long, before it sent its rows."""
+    """The error of a phase whose process ended, or took too long, before it sent its rows."""
     culprit, again = _culprit(folder, phase), folder.resume_command
     if lost.code is None:
         given = folder.config.time_limit
@@ -102,7 +102,7 @@ def _lost(folder: RunFolder, phase: str, lost: LostError, limit: float | None, d
         step = "Find out what it waits for" if during and given >= LONGEST_CHECK else longer
         return PhaseError(culprit, f"it took longer than {limit:g} s{during}", step)
     if lost.killed:
-        cause = f"its process was killed{during}, most often for want of memory"
+        cause = f"its process was killed{during}, usually because memory ran out"
         return PhaseError(culprit, cause, f"Use a smaller batch or preset, or continue with: {again}")
     cause = f"its process {lost}{during}{' and without its rows' if lost.code == 0 else ''}"
     return PhaseError(culprit, cause, f"See what it printed above, then continue with: {again}")

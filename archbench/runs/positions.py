@@ -25,8 +25,8 @@ BUCKETS = 8
 def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Mean loss at each eighth of a context, in windows of one, two and four times the trained length.
 
-    A longer window is read by the same weights in a model built with that context length. What its positions mean
-    depends on the architecture: rotary angles continue, while a table of positions has no more rows and cannot be used.
+    A longer window is read by the same weights in a model built with that context length. Rotary angles continue there;
+    a table of positions has too few rows, so the window cannot be read.
     """
     architecture, trained = load_architecture(run)
     data = prepare(run.config.data)

@@ -1,4 +1,4 @@
-"""Before the first phase: everything that can be checked is checked, and what was left open is resolved."""
+"""Before the first phase: check what can be checked, and resolve what the configuration leaves open."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def start(config: RunConfig) -> RunFolder:
     config = _with_absolute_paths(config)
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)
-    config = config.override(plugins=architecture.files)  # no other plugin's code is loaded in this run's processes
+    config = config.override(plugins=architecture.files)  # this run's processes load no other plugin's code
     config, published = resolve_published(config, architecture)
     data = prepare(config.data)
     model_config = _resolve_model(config, architecture, data, published)
     config = config.override(
         speed=_resolve_speed(config, model_config, len(data.train)), quality=_resolve_quality(config, model_config)
     )
-    if "train" in config.phases:  # refuses too short a text
+    if "train" in config.phases:  # raises if the text is too short
         BatchSampler(data.train, batch_size=1, context_length=model_config.context_length, seed=0)
 
     folder = RunFolder(
@@ -68,7 +68,7 @@ def start(config: RunConfig) -> RunFolder:
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same configuration for child processes and later sessions, which may start in another folder."""
+    """The configuration for child processes and later sessions, which may start in another folder."""
     corpus, tokenizer = config.data.corpus, config.data.tokenizer
     if corpus not in EMBEDDED and not corpus.startswith("hf:"):
         corpus = str(Path(corpus).resolve())
@@ -85,7 +85,7 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
 def _resolve_model(
     config: RunConfig, architecture: Architecture, data: Dataset, published: ModelConfig | None
 ) -> ModelConfig:
-    """The model's configuration, with the V of the tokenizer, or of the preset if that is asked for.
+    """The model's configuration, with the tokenizer's V or the preset's, as ``vocabulary`` says.
 
     Raises:
         ConfigError: an unknown preset or field, a bad value, or a vocabulary smaller than the tokenizer's.
@@ -106,8 +106,8 @@ def _resolve_model(
 def _resolve_speed(config: RunConfig, model_config: ModelConfig, n_tokens: int) -> dict[str, Any]:
     """Prompt lengths, by default a quarter and three quarters of the context, or less to leave room for new tokens.
 
-    Prompts are cut from the ``n_tokens`` of the training text. Contexts count as at most 2,048 here: prompts of a
-    published model's 8,192 would keep a CPU busy for hours.
+    Prompts are cut from the ``n_tokens`` of the training text. Contexts count as at most 2,048: prompts for a
+    published model's 8,192 would take hours on a CPU.
     """
     T = min(model_config.context_length, n_tokens)
     speed = dict(config.speed)
@@ -127,7 +127,7 @@ def _resolve_speed(config: RunConfig, model_config: ModelConfig, n_tokens: int) 
 
 
 def _resolve_quality(config: RunConfig, model_config: ModelConfig) -> dict[str, Any]:
-    """The number of windows scored together, such that their logits fit; it changes no score."""
+    """The number of windows scored together, so that their logits fit; it changes no score."""
     logits = model_config.context_length * model_config.vocab_size
     batch_size = max(1, min(config.quality.batch_size, LOGITS_AT_ONCE // logits))
     return {**dict(config.quality), "batch_size": batch_size}

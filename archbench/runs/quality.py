@@ -1,19 +1,36 @@
-"""Quality: how well the trained model predicts the held-out text, beside what n-gram counts and compressors reach."""
+"""Quality: how well the trained model predicts held-out text, compared with n-gram counts and compressors."""
 
 from __future__ import annotations
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from torch import nn
 
-from archbench.data.dataset import prepare
-from archbench.errors import StorageError
+from archbench.config import RunConfig
+from archbench.data.dataset import Dataset, prepare
 from archbench.measure.memory import peak_memory
-from archbench.measure.quality import score
+from archbench.measure.quality import QualityScore, score
 from archbench.measure.text_floors import floors
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model
 from archbench.runs.rows import Rows
+
+
+def score_validation(
+    model: nn.Module, data: Dataset, config: RunConfig, context_length: int, device: torch.device
+) -> QualityScore:
+    """Score the whole validation split, in the windows that ``config.quality`` says."""
+    return score(
+        model,
+        data.validation,
+        separator=data.tokenizer.separator,
+        context_length=context_length,
+        stride=config.quality.stride,
+        batch_size=config.quality.batch_size,
+        device=device,
+        dtype=getattr(torch, config.dtype),
+    )
 
 
 def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
@@ -25,16 +42,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     rows.common |= {"parameters": count_parameters(model), "batch_size": config.quality.batch_size}
 
     with peak_memory(device) as memory, rows.recording_attention():
-        result = score(
-            model,
-            data.validation,
-            separator=data.tokenizer.separator,
-            context_length=model_config.context_length,
-            stride=config.quality.stride,
-            batch_size=config.quality.batch_size,
-            device=device,
-            dtype=getattr(torch, config.dtype),
-        )
+        result = score_validation(model, data, config, model_config.context_length, device)
 
     rows.add("loss", result.loss)
     rows.add("perplexity", result.perplexity)
@@ -59,7 +67,5 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     blocks = pa.table({"document": pa.array(owners, pa.int64()), "nats": pa.array(nats, pa.float64())})
     for name, table in (("documents", documents), ("blocks", blocks)):
         file = run.path / f"{name}.parquet"
-        try:
+        with run.storing(file):
             pq.write_table(table, file)
-        except OSError as error:
-            raise StorageError(str(file), f"it cannot be written ({error})", "Make room, then resume") from error

@@ -1,4 +1,4 @@
-"""The rows that one phase measures; units and run-wide columns are added when they are stored."""
+"""The rows that one phase measures; storing them adds units and run-wide columns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Rows:
         self._own: list[dict[str, Any]] = []
 
     def add(self, metric: str, value: float | None, *, repeat: int = 0, **columns: Any) -> None:
-        """One measurement; ``value`` in the metric's base unit, None where it cannot be known."""
+        """One measurement; ``value`` in the metric's base unit, None if it is unknown."""
         number = None if value is None else float(value)
         self._own.append({"phase": self.phase, "metric": metric, "value": number, "repeat": repeat, **columns})
 
@@ -34,14 +34,14 @@ class Rows:
             self.add(metric, value, repeat=repeat, **columns)
 
     def add_memory(self, memory: PeakMemory, **columns: Any) -> None:
-        """The most that a measured block held, and what it held before."""
+        """Peak memory of a measured block, and the memory in use before it."""
         self.add("peak_memory_bytes", memory.peak_bytes, **columns)
         self.add("baseline_memory_bytes", memory.baseline_bytes, **columns)
         self.add("reserved_memory_bytes", memory.reserved_bytes, **columns)
 
     @contextmanager
     def recording_attention(self) -> Iterator[None]:
-        """Every row says which attention backends ran in this context, or ``none``."""
+        """Record in every row the attention backends that run in this context, or ``none``."""
         with record_attention() as ran:
             yield
         self.common["attention"] = "+".join(sorted(ran)) or "none"

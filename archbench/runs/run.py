@@ -34,15 +34,14 @@ def run(config: RunConfig, *, quiet: bool = False, checked_by: Path | None = Non
     Args:
         config: the frozen configuration.
         quiet: print no progress to standard error.
-        checked_by: folder of a finished run; if it has the same model, its conformance checks are taken over.
+        checked_by: folder of a finished run; if it has the same model, its conformance checks are copied.
 
     Returns:
         The run's rows; the same as ``read_results(path_of_its_parquet_file)``.
 
     Raises:
         ConformanceError: the architecture fails the conformance checks; nothing else was measured.
-        ArchbenchError: whatever else was wrong, named; the rows of the finished phases are stored, and one that says
-            what ended the run.
+        ArchbenchError: another error ended the run; it is stored as a row, after those of the finished phases.
     """
     with followed_by(config.trackers, quiet=quiet) as trackers:
         folder = start(config)
@@ -65,7 +64,7 @@ def resume(
         architecture: the run's, as a safeguard.
         run_id: the run's, or ``last`` for the newest under ``out``.
         out: folder of the results.
-        time_limit: seconds for each phase left, instead of what the run was started with.
+        time_limit: seconds for each remaining phase; None for the run's own limit.
         quiet: print no progress to standard error.
 
     Raises:
@@ -78,7 +77,7 @@ def resume(
     if folder.config.architecture != architecture:
         raise UsageError(
             f"run {folder.run_id}",
-            f"it is of {folder.config.architecture}, not of {architecture}",
+            f"its architecture is {folder.config.architecture}, not {architecture}",
             f"Use: {folder.resume_command}",
         )
     if finished.exists() and not run_failed(finished):
@@ -132,7 +131,7 @@ def _write(folder: RunFolder, rows: list[dict[str, Any]]) -> Path:
 
 
 def _record_failure(folder: RunFolder, rows: list[dict[str, Any]], phase: str, error: ArchbenchError) -> None:
-    """Store the rows of the finished phases, and one that says what ended the run."""
+    """Store the rows of the finished phases, and a row for the error."""
     failed = {
         **_where(folder, rows),
         "phase": phase,
@@ -149,7 +148,7 @@ def _record_failure(folder: RunFolder, rows: list[dict[str, Any]], phase: str, e
 
 
 def _where(folder: RunFolder, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """The columns about the machine: as the finished phases have them, or as this process finds it."""
+    """The columns about the machine: from the finished phases, or from this process."""
     names = ("device", "device_name", "threads", "malloc", "parameters", *versions())
     if rows:
         return {name: rows[-1].get(name) for name in names}

@@ -96,13 +96,13 @@ def _decode(architecture: Architecture, model: nn.Module, prompt: Tensor, new_to
     """Decode greedily; the time mark of each token.
 
     Raises:
-        HookResultError: ``generate`` gave another number of tokens than it was asked for.
+        HookResultError: ``generate`` gave another number of tokens than requested.
     """
     marks = [clock.mark() for _ in architecture.generate(model, prompt, new_tokens, GREEDY)]
     if len(marks) != new_tokens:
         raise HookResultError(
             f"generate of {architecture.name}",
-            f"it gave {len(marks)} tokens of the {new_tokens} it was asked for",
+            f"it gave {len(marks)} tokens instead of {new_tokens}",
             "Yield one tensor (B,) a token, and stop early only where sampling.eos is set",
         )
     return marks

@@ -15,10 +15,10 @@ from archbench.measure.clock import clock_for
 from archbench.measure.flops import count_flops, on_meta
 from archbench.measure.memory import peak_memory
 from archbench.measure.peaks import measure_gemm, mfu, published_peak
-from archbench.measure.quality import score
 from archbench.measure.steady import count_outliers, has_trend
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, initial_model, load_architecture
+from archbench.runs.quality import score_validation
 from archbench.runs.rows import Rows
 from archbench.trackers.feed import Feed
 from archbench.training.loop import train
@@ -45,16 +45,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
     state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile)
 
     def validate(trained: nn.Module) -> float:
-        return score(
-            trained,
-            data.validation,
-            separator=data.tokenizer.separator,
-            context_length=T,
-            stride=config.quality.stride,
-            batch_size=config.quality.batch_size,
-            device=device,
-            dtype=dtype,
-        ).loss
+        return score_validation(trained, data, config, T, device).loss
 
     held_out_tokens = sum(len(document.tokens) for document in data.validation)
     held_out_bytes = sum(document.n_bytes for document in data.validation)
@@ -81,7 +72,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
             observe=tell_trackers if config.trackers else None,
         )
 
-    firsts = set(history.first_steps)  # one a process: several in a run that was resumed
+    firsts = set(history.first_steps)  # one per process; a resumed run has several
     tokens = 0
     for record in history.steps:
         tokens += record.tokens
@@ -115,7 +106,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
 
 
 def _record_attention(model: nn.Module, T: int, dtype: torch.dtype, device: torch.device, rows: Rows) -> None:
-    """Have every row name the attention backend of a training step, from one forward pass before the clock starts."""
+    """Record the attention backend of a training step in every row, from one forward pass before the clock starts."""
     tokens = torch.zeros(1, T, dtype=torch.int64, device=device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
     with torch.random.fork_rng(), rows.recording_attention(), torch.no_grad(), autocast:

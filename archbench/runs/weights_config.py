@@ -1,4 +1,4 @@
-"""Published weights bring their own configuration: which model a run with ``--weights`` is of."""
+"""The model configuration of a run with ``--weights``: published weights bring their own."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from archbench.training.published_config import Published, read_published
 
 
 def resolve_published(config: RunConfig, architecture: Architecture) -> tuple[RunConfig, ModelConfig | None]:
-    """The model configuration that comes with the weights, if any, and the run's with the preset named after them.
+    """The run's configuration with the preset named after the weights, and the model's that comes with them, if any.
 
-    A preset that was asked for is kept if it has the same values. Weights without a configuration use the profile's.
+    A given preset is kept if it has the same values. Weights without a configuration use the profile's preset.
 
     Raises:
         UsageError: no such weights, or a preset that differs from them.
@@ -49,7 +49,7 @@ def _published_model(
 ) -> tuple[Published, ModelConfig] | None:
     """The weights' own description, and the architecture's configuration for it.
 
-    None if there is no description, or the architecture has no hook to read it: then preset and ``--set`` decide.
+    None if there is no description, or no hook to read it: preset and ``--set`` then give the sizes.
 
     Raises:
         CheckpointError: it cannot be read, or describes another kind of model; the next step names an architecture

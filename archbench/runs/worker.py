@@ -45,7 +45,7 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
     os.register_at_fork(after_in_child=lambda: os._exit(1))
     run, name, quiet = open_run(request["out"], request["run_id"]), request["phase"], request["quiet"]
     with attention_backend(run.config.attention), measuring(name, run.config) as (device, rows):
-        if name == CHECK:  # finds by itself what a plugin changes in the process
+        if name == CHECK:  # one of the checks finds what a plugin changes in the process
             run_check(run, device, rows, lambda findings: parent.send({"findings": findings}), quiet=quiet)
         else:
             package, version = run.facts["plugin_package"], run.facts["plugin_version"]

@@ -1,4 +1,4 @@
-"""The trackers of a run, from the run's process: started before anything else, told of the end, never in the way."""
+"""The trackers of a run, from the run's process: they start before anything else, and their faults are warnings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONGEST_START = 120.0
 """Seconds that a tracker may take to be imported, and again to start; W&B waits 90 s for its server."""
 
 LONGEST_FINISH = 300.0
-"""Seconds that a tracker may take to send what it still holds."""
+"""Seconds that a tracker may take to send its last data."""
 
 
 @contextmanager
@@ -28,8 +28,8 @@ def followed_by(names: Sequence[str], *, quiet: bool) -> Iterator[Trackers]:
 
     Raises:
         UnknownNameError: no such tracker.
-        UsageError: the library it needs is not installed.
-        PluginError: it cannot be imported or made.
+        UsageError: a library that it needs is not installed.
+        PluginError: it cannot be loaded.
     """
     with ExitStack() as stack:
         found = find(TRACKER, names).values()
@@ -40,15 +40,15 @@ def followed_by(names: Sequence[str], *, quiet: bool) -> Iterator[Trackers]:
 
 
 class Trackers:
-    """All trackers of one run. Whatever one of them does wrong becomes one :class:`ArchbenchWarning`."""
+    """All trackers of one run. One that fails costs one :class:`ArchbenchWarning`."""
 
     def __init__(self, processes: Sequence[TrackerProcess]) -> None:
         self._processes = processes
 
     def start(self, run_id: str, configuration: Mapping[str, Any], folder: Path) -> None:
-        """The run begins or is resumed. They read what a :class:`~archbench.trackers.feed.Feed` writes to ``folder``.
+        """The run begins or is resumed; arguments as of :meth:`archbench.trackers.tracker.Tracker.start`.
 
-        See :meth:`archbench.trackers.tracker.Tracker.start` for the arguments.
+        From now on the trackers read what a :class:`~archbench.trackers.feed.Feed` writes to ``folder``.
         """
         self._order(LONGEST_START, "start", run_id, configuration, str(folder.resolve()))
 
@@ -84,7 +84,7 @@ class TrackerProcess(Child):
             raise self._load_error(answer["failure"]["cause"], answer.get("missing"))
 
     def answer(self, limit: float, during: str) -> dict[str, Any]:
-        """What became of the last order; a failure if the process dies, or takes longer than ``limit`` seconds."""
+        """The answer to the last order; a failure if the process dies or takes longer than ``limit`` seconds."""
         try:
             answer: dict[str, Any] = self.receive(limit)
         except LostError as lost:

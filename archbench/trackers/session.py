@@ -1,8 +1,8 @@
 """One tracker in a child process of its own (:mod:`archbench.trackers.following`).
 
 There it cannot disturb what is measured: its threads, memory and random numbers are its own, and only it waits for the
-network. It takes orders (start, finish) and answers each, and the loading before them; in between it reads once a
-second what training has written. When the run's process is gone, it finishes by itself.
+network. It answers when it is loaded and after each order (start, finish); in between it reads, once a second, what
+training has written. When the run's process is gone, it finishes by itself.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SECONDS_WITHOUT_PARENT = 60.0
 
 
 class Session:
-    """A tracker, the run that it follows, and what has gone wrong with it, if anything has."""
+    """A tracker, its run, and its failure if it has failed."""
 
     def __init__(self, name: str, tracker: Tracker) -> None:
         self.failure: dict[str, str] | None = None
@@ -44,7 +44,7 @@ class Session:
         self._tracker.start(run_id, configuration, Path(folder))
 
     def log(self) -> None:
-        """Pass on what is new, and record how far that was: a resumed run continues there."""
+        """Log what is new, and record the position: a resumed run continues there."""
         if self._reader is None:
             return
         before = self._reader.position
@@ -58,7 +58,7 @@ class Session:
             self._tracker.finish(rows, status)
 
     def attempt(self, name: str, *arguments: Any) -> None:
-        """Call one of the above, unless something has failed before; keep what it raises."""
+        """Call one of the methods above and keep its error; do nothing after a failure."""
         if self.failure is not None:
             return
         try:
@@ -68,7 +68,7 @@ class Session:
 
 
 def main(parent: Parent, request: dict[str, Any]) -> None:
-    """Follow one run; the answers say how that went."""
+    """Follow one run."""
     if hasattr(os, "nice"):
         os.nice(10)  # what is measured goes first
     orders: queue.SimpleQueue[list[Any] | None] = queue.SimpleQueue()

@@ -12,10 +12,10 @@ Status = Literal["finished", "failed", "interrupted"]
 
 
 class Tracker(Protocol):
-    """Follows one run, in a process of its own; made without arguments.
+    """Follows one run, in a process of its own; the class is called without arguments.
 
-    What it raises becomes a warning and ends the tracking, not the run. A run that is resumed is started again under
-    the same ``run_id`` and logged from where it had stopped: a tracker has to reopen what it made before.
+    An error becomes a warning and ends the tracking, not the run. A resumed run starts again under the same ``run_id``
+    and is logged from where it stopped: reopen what was written before.
     """
 
     def start(self, run_id: str, configuration: Mapping[str, Any], folder: Path) -> None:
@@ -23,8 +23,8 @@ class Tracker(Protocol):
 
         Args:
             run_id: the run's, unique.
-            configuration: what its ``config.json`` holds: ``run`` (the frozen RunConfig), ``model`` and ``facts``.
-            folder: the run's; a tracker may keep files there, named after itself.
+            configuration: content of its ``config.json``: ``run`` (the frozen RunConfig), ``model`` and ``facts``.
+            folder: the run's; a tracker may keep files there, under its own name.
         """
         ...
 
@@ -32,7 +32,7 @@ class Tracker(Protocol):
         """The values of one training step, about a second after it; steps never decrease.
 
         Args:
-            step: for ``train/loss`` and the like, the update's number from 0; for validations, updates done.
+            step: for validations the updates done, otherwise the update's number from 0.
             tokens: trained on so far.
             values: by name, in base units: ``train/loss`` (nats/token), ``train/learning_rate``, ``train/grad_norm``,
                 ``train/step_seconds`` and ``train/tokens_per_second`` (both without a process's first step),
@@ -55,7 +55,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """A run's rows as one number a metric: ``quality/bits_per_byte``, ``decode/tokens_per_second/P24_B1`` …
 
     The median of repeats, in base units. P is the prompt's length in tokens and B the number of sequences, in phases
-    that have several. What :meth:`Tracker.log` was given and series by position are left out.
+    with several cases. Values that :meth:`Tracker.log` was given and series by position are left out.
     """
     cases: dict[str, list[float]] = {}
     for row in rows:

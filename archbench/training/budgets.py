@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from archbench.config import BUDGETS, BudgetUnit
 from archbench.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ class Spent:
 class Budget:
     """An amount of training.
 
-    The update that reaches the amount is the last, so a budget is exceeded by less than one update (a budget in seconds
-    on a GPU, where times are read a few updates late, by less than that interval).
+    The update that reaches the amount is the last, so a budget is exceeded by less than one update. On a GPU, where
+    times are read every few updates, a budget in seconds is exceeded by less than that interval.
 
     Attributes:
         unit: steps (updates), tokens, flops (model FLOPs, forward and backward) or seconds (of training steps).
@@ -34,7 +35,7 @@ class Budget:
         flops_per_token: model FLOPs of training on one token.
     """
 
-    unit: Literal["steps", "tokens", "flops", "seconds"]
+    unit: BudgetUnit
     amount: float
     flops_per_token: float = 0.0
 
@@ -45,20 +46,14 @@ class Budget:
         Raises:
             ConfigError: the budget is in FLOPs, but the model's FLOPs are unknown.
         """
-        if config.flops is not None:
-            if not (math.isfinite(flops_per_token) and flops_per_token > 0):
-                raise ConfigError(
-                    "training.flops",
-                    "this model's FLOPs per token are not known",
-                    "Set the budget in tokens, steps or seconds",
-                )
-            return cls("flops", config.flops, flops_per_token)
-        if config.tokens is not None:
-            return cls("tokens", config.tokens, flops_per_token)
-        if config.steps is not None:
-            return cls("steps", config.steps, flops_per_token)
-        assert config.seconds is not None
-        return cls("seconds", config.seconds, flops_per_token)
+        unit = next(name for name in BUDGETS if getattr(config, name) is not None)
+        if unit == "flops" and not (math.isfinite(flops_per_token) and flops_per_token > 0):
+            raise ConfigError(
+                "training.flops",
+                "this model's FLOPs per token are not known",
+                "Set the budget in tokens, steps or seconds",
+            )
+        return cls(unit, getattr(config, unit), flops_per_token)
 
     def progress(self, spent: Spent) -> float:
         """The share spent, in [0, 1]; training ends at 1."""

@@ -12,10 +12,10 @@ from archbench.errors import DeviceError, HookFailedError
 
 
 def compile_model(model: nn.Module, device: torch.device) -> nn.Module:
-    """``model`` compiled at its first call; the wrapper shares the parameters.
+    """A wrapper of ``model`` that is compiled at its first call and shares the parameters.
 
     Parts that torch cannot trace run uncompiled (graph breaks). A failing compiler and a graph recompiled too often are
-    errors; by default torch would silently continue without compiling.
+    errors; by default torch would silently continue uncompiled.
 
     Raises:
         DeviceError: there is no C++ compiler for a CPU.

@@ -1,4 +1,4 @@
-"""A LLaMA in a GGUF file, as transformers has it: the same configuration, names and order of channels.
+"""A LLaMA in a GGUF file, with transformers' configuration, names and order of channels.
 
 Reference: llama.cpp's convert_hf_to_gguf.py, ``LlamaModel``, which this inverts. transformers converts such files too,
 but ignores keys and tensors that it does not know; here they are errors, because they change what is computed.
@@ -31,7 +31,7 @@ _FIELDS = {
 }
 """llama.cpp's key, after ``llama.`` -> transformers' field."""
 _NO_FIELD = {"vocab_size", "rope.dimension_count", "attention.value_length"}
-"""Keys that the others and the tensors' shapes imply; the two widths must be a head's."""
+"""Keys implied by the others and the tensors' shapes; the two widths must be a head's."""
 _OFF = {"expert_count": 0, "expert_used_count": 0}
 """Keys that change what is computed, with the value that changes nothing."""
 
@@ -130,8 +130,8 @@ def _keys(file: GGUF) -> dict[str, Any]:
     for key, value in keys.items():
         known = key in _FIELDS or key in _NO_FIELD or key in _OFF or key.startswith("rope.scaling.")
         if not known or isinstance(value, list) or value != _OFF.get(key, value):
-            cause = f"it is {str(value)[:60]}, and archbench's LLaMA has no such thing"
-            step = "Use a model without" + (": a Mixtral is stored so" if key == "expert_count" else "")
+            cause = f"it is {str(value)[:60]}, which archbench's LLaMA does not support"
+            step = "Use a model without it" + (" (this may be a Mixtral)" if key == "expert_count" else "")
             raise _unusable(file.path, f"metadata {ARCHITECTURE}.{key}", cause, step)
     for key in ("block_count", "embedding_length", "attention.head_count"):
         if not isinstance(value := keys.get(key), int) or value < 1:
@@ -143,7 +143,7 @@ def _keys(file: GGUF) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The number that was stored in float32: 1e-05, not 9.999999747378752e-06."""
+    """A number stored in float32, in its shortest form: 1e-05, not 9.999999747378752e-06."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 

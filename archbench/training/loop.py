@@ -29,7 +29,7 @@ CUDA_READ_EVERY = 16
 """Updates between two readings of losses and times on a GPU: reading makes the CPU wait for the GPU."""
 
 SKIPPED_UPDATES_ALLOWED = 32
-"""float16 loss scaling skips updates with infinite gradients to find a scale; more in a row are divergence."""
+"""float16 loss scaling skips updates with infinite gradients to find a scale; more in a row count as divergence."""
 
 
 class Clock(Protocol):
@@ -48,7 +48,7 @@ class Sampler(Protocol):
     """Batches by number, as from ``archbench.data.batches.BatchSampler``."""
 
     def batch(self, step: int) -> Batch:
-        """The batch of that update: a pure function of the number, so that resuming needs no state."""
+        """The batch of that update, which depends only on its number: resuming needs no state."""
         ...
 
 
@@ -229,7 +229,7 @@ class _Ledger:
             self._observe(state.step, state.tokens, {"validation_loss": loss})
 
     def _read(self) -> None:
-        """Read losses first, which waits for the device; then times are available."""
+        """Read losses, which waits for the device, then times."""
         losses = torch.stack([update.loss for update in self._unread]).tolist()
         norms = [None if update.grad_norm is None else float(update.grad_norm) for update in self._unread]
         for update, loss, norm in zip(self._unread, losses, norms, strict=True):

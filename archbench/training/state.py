@@ -134,7 +134,7 @@ class TrainState:
                 "Call state.backward(loss) on a loss that depends on the model",
             )
         self.grad_norm = torch.nn.utils.get_total_norm(gradients)
-        # On a CPU reading the norm is free and can save multiplying every gradient by 1.
+        # Reading the norm is free on a CPU, and can save multiplying every gradient by 1.
         if self.grad_clip is not None and (self.device.type != "cpu" or not self.grad_norm <= self.grad_clip):
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.grad_clip, self.grad_norm)
         if self.scaler is not None:

@@ -68,7 +68,7 @@ def tuned(
         launches_with: the launches with a configuration. The last one is timed; the others run once before it.
 
     Returns:
-        The fastest that the chip can run; the table's if it can run none, so that its launch raises the error.
+        The fastest that the chip can run; the table's if it can run none, whose launch then raises the error.
     """
     shape = (kernel, *_shape(q, k, window, precision))
     if shape not in _choices:
