@@ -20,8 +20,8 @@ import archbench
 from archbench.config import RunConfig
 from archbench.errors import StorageError
 from archbench.study.compare_results import unit_scores
-from archbench.study.folder import read_record, write_record
 from archbench.study.outcome import Record
+from archbench.study.records import read_record, write_record
 from archbench.study.run_cells import RunCell, cell_key
 from installations import RunCLI
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from archbench.study.schema import OUTCOMES, schemas
+from archbench.study.json_schema import OUTCOMES, schemas
 
 ROOT = Path(__file__).parents[1]
 MODELS = {kind.file: kind for kind in OUTCOMES}
@@ -17,7 +17,7 @@ COMMITTED = sorted(file for name in MODELS for file in (ROOT / "results" / "refe
 def test_the_documented_schemas_are_those_of_the_models() -> None:
     for name, text in schemas().items():
         assert (ROOT / "docs" / "schema" / name).read_text(encoding="utf-8") == text, (
-            "Write them anew: python -m archbench.study.schema docs/schema"
+            "Write them anew: python -m archbench.study.json_schema docs/schema"
         )
 
 

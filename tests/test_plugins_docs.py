@@ -10,7 +10,7 @@ import pytest
 
 import archbench
 from archbench import errors, hookspecs, protocols
-from archbench.plugin.contract import HOOKS
+from archbench.plugin.hooks import HOOKS
 from archbench.testing.checks import CHECKS
 
 ROOT = Path(__file__).parent.parent

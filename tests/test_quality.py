@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from archbench.data.dataset import EncodedDocument
 from archbench.errors import DataError, HookResultError, UsageError
-from archbench.measure import quality
-from archbench.measure.quality import QualityScore, rolling_windows, score
+from archbench.measure import scoring
+from archbench.measure.scoring import QualityScore, rolling_windows, score
 
 SEPARATOR = 10
 
@@ -132,7 +132,7 @@ def test_windows_go_in_batches_without_padding(model: Recurrent) -> None:
 
 def test_large_logits_are_taken_in_chunks_to_the_same_score(model: Recurrent, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = score(model, documents(100), separator=SEPARATOR, context_length=8)
-    monkeypatch.setattr(quality, "_LOGITS_AT_ONCE", 30)
+    monkeypatch.setattr(scoring, "_LOGITS_AT_ONCE", 30)
     assert score(model, documents(100), separator=SEPARATOR, context_length=8).loss == pytest.approx(whole.loss)
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from archbench.config import Frozen
 from archbench.study.contract import Contender, Study
-from archbench.study.folder import identity_key, plan_digest
+from archbench.study.records import identity_key, plan_digest
 from archbench.study.outcome import Outcome, Record, Seconds
 
 

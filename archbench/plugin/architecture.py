@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from archbench.config import ModelConfig
 from archbench.errors import ArchbenchError, HookFailedError, UnknownNameError, did_you_mean, one_line
 from archbench.hookspecs import ArchitectureInfo
-from archbench.plugin.contract import Hooks, check_info
 from archbench.plugin.discovery import Entry
+from archbench.plugin.hooks import Hooks, check_info
 from archbench.plugin.importing import loaded_from, plugin_code
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from archbench.errors import (
 )
 from archbench.hookspecs import GROUP, REQUIRED_HOOKS, TASK_GROUP, TRACKER_GROUP
 from archbench.plugin.architecture import Architecture
-from archbench.plugin.contract import Hooks, check_hooks, hooks_of, is_wrapper
 from archbench.plugin.discovery import Entry, installed, is_same_plugin, plugin_files, plugin_paths
+from archbench.plugin.hooks import Hooks, check_hooks, hooks_of, is_wrapper
 from archbench.plugin.importing import import_file, import_installed, plugin_code
 
 if TYPE_CHECKING:

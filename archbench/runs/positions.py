@@ -9,7 +9,7 @@ from torch import nn
 from archbench.config import ModelConfig
 from archbench.data.dataset import Dataset, prepare
 from archbench.errors import CheckpointError, ConfigError
-from archbench.measure.quality import position_losses
+from archbench.measure.scoring import position_losses
 from archbench.plugin.architecture import Architecture
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model

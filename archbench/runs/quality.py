@@ -10,7 +10,7 @@ from torch import nn
 from archbench.config import RunConfig
 from archbench.data.dataset import Dataset, prepare
 from archbench.measure.memory import peak_memory
-from archbench.measure.quality import QualityScore, score
+from archbench.measure.scoring import QualityScore, score
 from archbench.measure.text_floors import floors
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model

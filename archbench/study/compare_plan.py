@@ -9,8 +9,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from archbench.config import Frozen, RunConfig
 from archbench.errors import ConfigError, did_you_mean
-from archbench.study.folder import plan_digest
 from archbench.study.learning_rates import FACTORS, TUNING_SEEDS
+from archbench.study.records import plan_digest
 from archbench.study.verdicts import MARGIN
 
 MatchName = Literal["flops", "params", "tokens", "time", "state"]

@@ -20,8 +20,8 @@ from archbench.errors import UsageError
 from archbench.measure.machine import device_name, versions
 from archbench.results.lock import locked
 from archbench.study.contract import C, Cell, Contender, O, P, Progress, R, Study
-from archbench.study.folder import PlanFile, read_record, write_record
 from archbench.study.outcome import Record, Seconds, heading
+from archbench.study.records import PlanFile, read_record, write_record
 from archbench.trackers.following import followed_by
 
 PROCESS_SECONDS = 3.0

@@ -1,7 +1,7 @@
 """What all outcomes share. One pydantic model writes an outcome's JSON and validates it when it is read.
 
 Quantities are in base units (seconds, bytes, tokens, FLOP, bits per byte, nats per token). Null is an unknown quantity.
-``python -m archbench.study.schema FOLDER`` writes the JSON Schemas.
+``python -m archbench.study.json_schema FOLDER`` writes the JSON Schemas.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, model_validator
 
 from archbench.config import DTypeName, Frozen
 from archbench.errors import ConfigError
-from archbench.study.folder import plan_digest
+from archbench.study.records import plan_digest
 
 TOLERANCE = 0.02
 """Largest relative deviation of a model's size from the requested one."""

@@ -22,8 +22,8 @@ from archbench.runs.conformance import read_findings
 from archbench.runs.folder import CONFIG, open_run
 from archbench.runs.run import resume, run
 from archbench.study.contract import Contender, Plan
-from archbench.study.folder import identity_key, read_record
 from archbench.study.outcome import Record
+from archbench.study.records import identity_key, read_record
 
 Stage = Literal["pilot", "tune", "seed", "speed", "cost", "point"]
 

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from archbench.config import Frozen, RunConfig
 from archbench.errors import ConfigError
-from archbench.study.folder import plan_digest
+from archbench.study.records import plan_digest
 
 
 class ScalePlan(Frozen):

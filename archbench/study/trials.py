@@ -25,9 +25,9 @@ from archbench.plugin.registry import load, load_tasks
 from archbench.results.store import new_run_id
 from archbench.runs.device import resolve_device
 from archbench.runs.models import build_model
-from archbench.study.folder import identity_key
 from archbench.study.probe_outcome import TrialRecord
 from archbench.study.probe_plan import ProbePlan
+from archbench.study.records import identity_key
 from archbench.trackers.feed import Feed
 from archbench.trackers.following import followed_by
 from archbench.training.loop import Observer, train

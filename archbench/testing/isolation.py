@@ -56,7 +56,7 @@ Observer = Callable[[Claim, int, int], None]
 def check_apart(
     request: Request, *, limit: float = LIMIT, begun: Observer = lambda claim, number, count: None
 ) -> Generator[tuple[Claim, Result], None, None]:
-    """Run checks in a child process (:mod:`archbench.testing.worker`); yields each result as it comes.
+    """Run checks in a child process (:mod:`archbench.testing.check_worker`); yields each result as it comes.
 
     A check that takes longer than ``limit`` seconds, or ends its process, has failed; the others go on in a new one.
     A plugin that cannot be loaded fails ``hooks``, and nothing else is run. Closing the generator ends the process
@@ -73,7 +73,7 @@ def check_apart(
         left = request.checks if not claims else tuple(claim.name for claim in claims[len(results) :])
         failed = [result.name for result in results if result.blocks]
         content = {"request": asdict(replace(request, checks=left)), "failed": failed}
-        with Child("archbench.testing.worker", content, culprit="the checks", traced=True) as child:
+        with Child("archbench.testing.check_worker", content, culprit="the checks", traced=True) as child:
             promised = _promised(child)
             claims = claims or promised
             try:

@@ -1,4 +1,4 @@
-"""The JSON Schemas of all outcomes. ``python -m archbench.study.schema docs/schema`` writes them."""
+"""The JSON Schemas of all outcomes. ``python -m archbench.study.json_schema docs/schema`` writes them."""
 
 from __future__ import annotations
 
