@@ -100,7 +100,7 @@ class DataError(ArchbenchError, ValueError):
 
 
 class DeviceError(ArchbenchError):
-    """Hardware, dtype, backend or compiler asked for is not there."""
+    """Hardware, dtype, backend or compiler that is not there."""
 
     exit_code = 5
 

@@ -81,105 +81,55 @@ class Chip:
         return GPUTarget(self.backend, self.arch, self.warp)
 
 
+def _nvidia(
+    arch: int, product: str, multiprocessors: int, clock: float, tensor_flops: int, shared: int, warps: int, blocks: int
+) -> Chip:
+    """A chip with ``shared`` KiB of shared memory per SM, of which a block may have all but the reserved one."""
+    return Chip(
+        name=f"sm_{arch}",
+        product=product,
+        backend="cuda",
+        arch=arch,
+        multiprocessors=multiprocessors,
+        clock=clock,
+        tensor_flops=tensor_flops,
+        shared_per_block=(shared - 1) * KIB,
+        shared_per_multiprocessor=shared * KIB,
+        warps=warps,
+        blocks=blocks,
+    )
+
+
+_CDNA3 = Chip(
+    name="gfx942",
+    product="MI300X",
+    backend="hip",
+    arch="gfx942",
+    warp=64,
+    multiprocessors=304,
+    clock=2.100e9,
+    tensor_flops=2048,
+    issue=1,  # four SIMDs of 16 lanes: a vector instruction of 64 lanes keeps one busy for four cycles
+    shared_per_block=64 * KIB,
+    shared_per_multiprocessor=64 * KIB,
+    shared_reserved=0,
+    registers=4 * 512 * 64,  # each SIMD: 512 vector registers (VGPR and AGPR) of 64 lanes
+    register_unit=8 * 64,
+    warps=32,
+    blocks=32,
+)
+
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        Chip(
-            name="sm_80",
-            product="A100 SXM 80 GB",
-            backend="cuda",
-            arch=80,
-            multiprocessors=108,
-            clock=1.410e9,
-            tensor_flops=2048,
-            shared_per_block=163 * KIB,
-            shared_per_multiprocessor=164 * KIB,
-            warps=64,
-            blocks=32,
-        ),
-        Chip(
-            name="sm_86",
-            product="RTX 3090",
-            backend="cuda",
-            arch=86,
-            multiprocessors=82,
-            clock=1.695e9,
-            tensor_flops=512,
-            shared_per_block=99 * KIB,
-            shared_per_multiprocessor=100 * KIB,
-            warps=48,
-            blocks=16,
-        ),
-        Chip(
-            name="sm_89",
-            product="RTX 4090",
-            backend="cuda",
-            arch=89,
-            multiprocessors=128,
-            clock=2.520e9,
-            tensor_flops=512,
-            shared_per_block=99 * KIB,
-            shared_per_multiprocessor=100 * KIB,
-            warps=48,
-            blocks=24,
-        ),
-        Chip(
-            name="sm_90",
-            product="H100 SXM",
-            backend="cuda",
-            arch=90,
-            multiprocessors=132,
-            clock=1.830e9,
-            tensor_flops=4096,
-            shared_per_block=227 * KIB,
-            shared_per_multiprocessor=228 * KIB,
-            warps=64,
-            blocks=32,
-        ),
-        Chip(
-            name="sm_100",
-            product="B200",
-            backend="cuda",
-            arch=100,
-            multiprocessors=148,
-            clock=1.850e9,
-            tensor_flops=8192,
-            shared_per_block=227 * KIB,
-            shared_per_multiprocessor=228 * KIB,
-            warps=64,
-            blocks=32,
-        ),
-        Chip(
-            name="sm_120",
-            product="RTX 5090",
-            backend="cuda",
-            arch=120,
-            multiprocessors=170,
-            clock=2.407e9,
-            tensor_flops=512,
-            shared_per_block=99 * KIB,
-            shared_per_multiprocessor=100 * KIB,
-            warps=48,
-            blocks=24,
-        ),
-        Chip(
-            name="gfx942",
-            product="MI300X",
-            backend="hip",
-            arch="gfx942",
-            warp=64,
-            multiprocessors=304,
-            clock=2.100e9,
-            tensor_flops=2048,
-            issue=1,  # four SIMDs of 16 lanes: a vector instruction of 64 lanes keeps one busy for four cycles
-            shared_per_block=64 * KIB,
-            shared_per_multiprocessor=64 * KIB,
-            shared_reserved=0,
-            registers=4 * 512 * 64,  # each SIMD: 512 vector registers (VGPR and AGPR) of 64 lanes
-            register_unit=8 * 64,
-            warps=32,
-            blocks=32,
-        ),
+        # arch, product, SMs, clock, tensor FLOPs, KiB shared, warps, blocks
+        _nvidia(80, "A100 SXM 80 GB", 108, 1.410e9, 2048, 164, 64, 32),
+        _nvidia(86, "RTX 3090", 82, 1.695e9, 512, 100, 48, 16),
+        _nvidia(89, "RTX 4090", 128, 2.520e9, 512, 100, 48, 24),
+        _nvidia(90, "H100 SXM", 132, 1.830e9, 4096, 228, 64, 32),
+        _nvidia(100, "B200", 148, 1.850e9, 8192, 228, 64, 32),
+        _nvidia(120, "RTX 5090", 170, 2.407e9, 512, 100, 48, 24),
+        _CDNA3,
     )
 }
 

@@ -32,7 +32,7 @@ class Compiled:
         code: disassembly (``nvdisasm -c``) or AMD assembly text.
         registers: 32-bit registers per thread.
         stack: bytes of stack per thread, where spilled registers go.
-        warps: warps per block; a warp-specialised kernel has more than its launch asked for.
+        warps: warps per block; a warp-specialised kernel has more than its launch's option.
         specialised: whether warps of a block run different code.
         shared: bytes of shared memory per block.
         tensor_memory: columns of tensor memory per block (``sm_100``), else 0.

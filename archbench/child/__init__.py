@@ -1,4 +1,4 @@
-"""Run something in a process of its own: with a limit, its errors brought home, and nothing left running.
+"""Child processes: with a time limit, errors raised in the parent, and nothing left running.
 
 ``process`` is the parent's side (:class:`~archbench.child.process.Child`), ``entry`` the child's, and ``pool`` calls a
 function for many items in several children at once.

@@ -108,7 +108,7 @@ class Child:
             if kind is not None and issubclass(kind, KeyboardInterrupt):
                 self.interrupt()
                 self._ended.wait(GRACE)
-        finally:  # also where the user interrupts once more
+        finally:  # also if the user interrupts again
             self._kill()
             assert self._process.stdin is not None
             with contextlib.suppress(OSError):

@@ -50,6 +50,15 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None
         raise
 
 
+def flush(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """:func:`replace_atomically` in the cache folder, which is created if missing.
 

@@ -100,7 +100,7 @@ def _read(path: Path, _changed: int, _size: int) -> GGUF:
         raise CheckpointError(
             f"weights {path}", f"it is one of {parts} parts", "Join them first: llama-gguf-split --merge PART-1 WHOLE"
         )
-    # The reader's own arrays keep the whole file mapped: a tensor is mapped anew each time it is read.
+    # The reader's own arrays keep the whole file mapped, so each tensor is mapped when it is read.
     tensors = {
         tensor.name: Stored(
             tuple(reversed(tensor.shape.tolist())), int(tensor.tensor_type), tensor.data_offset, tensor.n_bytes

@@ -43,7 +43,7 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scal
         (B, H, T, D), in q's dtype and order of strides: its transpose to (B, T, H, D) is free if q's was.
 
     Raises:
-        UsageError: q, k and v differ in dtype or device, or a second derivative is asked for.
+        UsageError: q, k and v differ in dtype or device, or a second derivative is computed.
     """
     if scale <= 0:  # the kernel's running maximum is of unscaled scores
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)

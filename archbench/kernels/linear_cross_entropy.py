@@ -195,10 +195,7 @@ def _scale_gradients(ctx: Any, gradient: Tensor | None, *second: Tensor | None) 
         _scaled(d_weight, factor).to(weight_dtype) if for_weight else None,
         None,
         _scaled(d_bias, factor).to(bias_dtype) if for_bias else None,
-        None,
-        None,
-        None,
-        None,
+        *[None] * 4,
     )
 
 

@@ -29,7 +29,7 @@ class Architecture:
         package: the distribution the plugin comes with, or the path of its file.
         version: that distribution's version; empty for files.
         source: module or path of the plugin.
-        wrappers: names of the plugins that wrap its hooks; empty unless asked for.
+        wrappers: names of the plugins that wrap its hooks.
         files: absolute paths of its plugin files and packages, for another process to load.
 
     Every method raises HookFailedError if the plugin's hook raises, with the cause chained, and HookResultError if it

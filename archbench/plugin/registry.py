@@ -1,8 +1,8 @@
 """Which plugins there are of each kind, and how to get one.
 
 A plugin's name is claimed by an entry point, which is read without importing anything, or by a file the user names.
-Each plugin has a pluggy manager of its own, so exactly one answers for a name, and a broken one breaks no other: its
-error is raised when that name is asked for.
+Each plugin has its own pluggy manager, so exactly one belongs to a name, and a broken one breaks no other: its error is
+raised when it is loaded.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archbench.data.cache import replace_atomically
+from archbench.data.cache import flush, replace_atomically
 from archbench.errors import StorageError
 from archbench.results.metrics import UNITS
 from archbench.results.reading import run_failed
@@ -141,11 +141,7 @@ def _publish(path: Path, content: bytes, *, replace: bool) -> None:
         finally:
             temporary.unlink(missing_ok=True)
     if os.name == "posix":  # the new name, too, must survive a power cut
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        flush(path.parent)
 
 
 def _link(temporary: Path, path: Path) -> None:

@@ -64,7 +64,7 @@ def check_dtype(config: RunConfig, device: torch.device) -> None:
 
 
 def check_attention(config: RunConfig, device: torch.device) -> None:
-    """Refuse an attention backend that cannot run on the device, whatever the model's sizes.
+    """Refuse an attention backend that cannot run on the device with any sizes.
 
     Raises:
         DeviceError: it cannot; says why. Limits of head width and dropout show only at the first batch.

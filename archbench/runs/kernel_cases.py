@@ -1,7 +1,7 @@
 """The cases of the kernel benchmark: their sizes, inputs, FLOPs, exact results and candidates.
 
 FLOPs of attention count visible (query, key) pairs only, so a causal square counts as half: forward is two products,
-4 D FLOPs a pair and query head, backward five, 2.5 times as many, whatever a backend really computes (Dao 2023,
+4 D FLOPs a pair and query head, backward five, 2.5 times as many, for every backend (Dao 2023,
 FlashAttention-2, arXiv:2307.08691, section 4.1). A loss counts 2 N C V forward and twice that backward.
 """
 

@@ -30,8 +30,8 @@ class KernelRun:
     """A finished run of the kernel benchmark.
 
     Attributes:
-        path: its Parquet file; the configuration and what was left out is in the .json beside it.
-        left_out: what was asked for and could not be measured, each with ``case``, ``candidate``, ``what``, ``reason``.
+        path: its Parquet file; the .json file beside it has the configuration and ``left_out``.
+        left_out: requested measurements that were not possible: ``case``, ``candidate``, ``what`` and ``reason``.
     """
 
     path: Path

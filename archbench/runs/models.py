@@ -50,7 +50,7 @@ def trained_model(run: RunFolder, architecture: Architecture, config: ModelConfi
     """The trained model in evaluation mode; at its initial weights if the run has no training phase.
 
     Raises:
-        CheckpointError: training was asked for but left no whole checkpoint, or the checkpoint is corrupt.
+        CheckpointError: the run has a training phase but no whole checkpoint, or the checkpoint is corrupt.
     """
     newest = latest_checkpoint(run.checkpoints)
     if newest is None and "train" in run.config.phases:

@@ -41,7 +41,7 @@ PHASES: dict[str, Phase] = {
 
 def main(parent: Parent, request: dict[str, Any]) -> None:
     """Measure the phase ``request["phase"]`` of a run."""
-    # A copy of this process that a plugin forks would measure beside it, and write into the same folder.
+    # End copies of this process that a plugin forks: they would measure too, and write into the same folder.
     os.register_at_fork(after_in_child=lambda: os._exit(1))
     run, name, quiet = open_run(request["out"], request["run_id"]), request["phase"], request["quiet"]
     with attention_backend(run.config.attention), measuring(name, run.config) as (device, rows):

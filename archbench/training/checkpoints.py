@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from archbench.data.cache import flush
 from archbench.errors import CheckpointError, StorageError, one_line
 from archbench.training.weights import WEIGHTS, read_torch_file, read_weights, write_weights
 
@@ -82,10 +82,10 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
         sums = {name: _facts(partial / name) for name in (WEIGHTS, TRAINING)}
         (partial / MANIFEST).write_text(json.dumps({"format": _FORMAT, "step": step, "files": sums}, indent=2) + "\n")
         for name in (WEIGHTS, TRAINING, MANIFEST):
-            _fsync(partial / name)
-        _fsync(partial)
+            flush(partial / name)
+        flush(partial)
         partial.rename(final)
-        _fsync(folder)
+        flush(folder)
         for _, old in _listed(folder)[:-KEPT]:
             # Rename first: an interrupted removal must not leave half a checkpoint under a checkpoint's name.
             shutil.rmtree(old.rename(folder / f".{old.name}.removed"))
@@ -190,14 +190,6 @@ def _way_back(path: Path) -> str:
 def _facts(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cause(error: Exception) -> str:

@@ -52,8 +52,8 @@ class TrainingHistory:
     Attributes:
         steps: one record per update.
         validations: (updates done, tokens seen, validation loss in nats/token).
-        diverged_at: the update with a NaN or infinite loss or gradient norm, which ended training; None if none.
-        resumed_from: updates done in the checkpoint that this process resumed; None if it started anew.
+        diverged_at: the update whose NaN or infinite loss or gradient norm ended training; None if none did.
+        resumed_from: updates done in the checkpoint that this process resumed; None without one.
         first_steps: the first update of each process of the run: it includes warm-up and compilation.
     """
 

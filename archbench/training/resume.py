@@ -68,7 +68,7 @@ def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> Training
         raise CheckpointError(
             f"checkpoint {checkpoint.path}",
             f"it is of a run that differs in: {', '.join(changed)}",
-            "Resume with the run's original settings, or start anew in another folder",
+            "Resume with the run's original settings, or start a new run in another folder",
         )
     try:
         state.module.load_state_dict(checkpoint.weights)
