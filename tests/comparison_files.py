@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from archbench.results.reading import read_results
-from archbench.results.schema import ARROW_SCHEMA
+from archbench.results.schema import arrow_schema
 from archbench.results.store import write_run
 
 T = 128
@@ -106,7 +106,7 @@ def write_comparison(
         nothing |= {"architecture": "none", "preset": "none", "seed": 0}
         write_run(runs / "kernels", "20261124T090000-00ffff", _kernel_rows(), {}, nothing)
     frame = read_results(runs / "*" / "*.parquet")
-    pq.write_table(pa.Table.from_pandas(frame, schema=ARROW_SCHEMA, preserve_index=False), folder / "runs.parquet")
+    pq.write_table(pa.Table.from_pandas(frame, schema=arrow_schema(), preserve_index=False), folder / "runs.parquet")
     outcome = _outcome(made, cells)
     (folder / "plan.json").write_text(json.dumps(outcome["plan"]))
     (folder / "comparison.json").write_text(json.dumps(outcome, indent=1))

@@ -15,7 +15,7 @@ import pytest
 
 from archbench.errors import ArchbenchWarning, StorageError, UnknownNameError, UsageError
 from archbench.results.reading import read_results
-from archbench.results.schema import ARROW_SCHEMA, COLUMNS
+from archbench.results.schema import COLUMNS, arrow_schema
 from archbench.results.store import new_run_id, write_run
 from test_results_schema import COMMON
 
@@ -183,7 +183,7 @@ def test_files_of_earlier_versions_are_all_measurements_of_what_nobody_checked(v
 
 
 def test_the_file_says_its_schema_to_any_reader_of_parquet(tmp_path: Path) -> None:
-    assert pq.read_schema(write(tmp_path, new_run_id())).equals(ARROW_SCHEMA, check_metadata=True)
+    assert pq.read_schema(write(tmp_path, new_run_id())).equals(arrow_schema(), check_metadata=True)
 
 
 def _rewrite(path: Path, table: pa.Table, version: int) -> None:

@@ -30,9 +30,7 @@ def conditions(where: Where | None) -> dict[str, list[Any]]:
     wanted: dict[str, list[Any]] = {}
     for name, value in _pairs(where):
         if name not in columns:
-            raise UnknownNameError(
-                f"column {name!r}", "there is no such column in the results", did_you_mean_column(name)
-            )
+            raise UnknownNameError(f"column {name!r}", "the results have no such column", did_you_mean_column(name))
         wanted.setdefault(name, []).append(_parsed(columns[name], value))
     return wanted
 

@@ -91,7 +91,7 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def _finished(files: Any) -> list[Path]:
-    # Hidden files are being written, or were left by a killed writer.
+    # Hidden files are unfinished: being written, or left by a killed writer.
     return sorted(
         file for file in files if file.suffix == ".parquet" and not file.name.startswith(".") and file.is_file()
     )

@@ -120,10 +120,7 @@ _VERSION_KEY = b"archbench_schema_version"
 
 @cache
 def arrow_schema() -> pa.Schema:
-    """The Arrow schema of a results file; its metadata carries :data:`SCHEMA_VERSION`.
-
-    Also the module attribute ``ARROW_SCHEMA``; both import pyarrow only on first use.
-    """
+    """The Arrow schema of a results file; its metadata carries :data:`SCHEMA_VERSION`."""
     import pyarrow as pa
 
     types = {
@@ -146,12 +143,6 @@ def file_version(schema: pa.Schema) -> int | None:
 def did_you_mean_column(name: str) -> str:
     """The next step after an unknown column."""
     return did_you_mean(name, [column.name for column in COLUMNS])
-
-
-def __getattr__(name: str) -> pa.Schema:
-    if name == "ARROW_SCHEMA":
-        return arrow_schema()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def data_dictionary() -> str:

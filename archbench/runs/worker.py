@@ -1,4 +1,4 @@
-"""One phase in a child process of its own (:mod:`archbench.runs.phase`): it sends its rows, or its error."""
+"""The child process of one phase (:mod:`archbench.runs.phase`): it sends its rows, or its error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One tracker in a child process of its own (:mod:`archbench.trackers.following`).
+"""The child process of one tracker (:mod:`archbench.trackers.following`).
 
 There it cannot disturb what is measured: its threads, memory and random numbers are its own, and only it waits for the
 network. It answers when it is loaded and after each order (start, finish); in between it reads, once a second, what

@@ -17,7 +17,7 @@ import pytest
 from archbench.cli import main
 from archbench.config import RunConfig
 from archbench.plugin.registry import load_tasks
-from archbench.results.schema import ARROW_SCHEMA
+from archbench.results.schema import arrow_schema
 from archbench.study.compare import budget_of, cost_cells, seed_cells, speed_cells
 from archbench.study.compare_plan import ComparePlan
 from archbench.study.comparison_outcome import ComparisonOutcome
@@ -49,7 +49,7 @@ READERS = {
 }
 """An outcome's file in results/reference -> what reads its folder into a model."""
 
-SCHEMA = ARROW_SCHEMA
+SCHEMA = arrow_schema()
 
 
 class _HandedOver(BaseException):
