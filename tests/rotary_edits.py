@@ -41,12 +41,14 @@ class WrongPlugin:
         check: the one check that it fails.
         edits: of the right plugin's text.
         says: what the check's evidence has to mention, for a newcomer to find the fault by.
+        on_some_machines: checks that it fails as well where the hardware shows the fault in the values.
     """
 
     name: str
     check: str
     edits: tuple[Edit, ...]
     says: str
+    on_some_machines: tuple[str, ...] = ()
 
 
 def after(line: str, *more: str) -> Edit:
