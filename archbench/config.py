@@ -19,6 +19,7 @@ from archbench.errors import ConfigError, UnknownNameError, UsageError, did_you_
 from archbench.profiles import PROFILES
 
 PhaseName = Literal["train", "quality", "positions", "prefill", "decode"]
+"""Each has a function in ``PHASES`` of ``archbench/runs/worker.py``, and its metrics in ``results/metrics.py``."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
 BackendName = Literal["triton", "sdpa", "flex", "reference"]
 OperationName = Literal["attention", "loss"]
@@ -262,10 +263,19 @@ class KernelConfig(Frozen):
         return _hash(self, {"seed", "out"})
 
 
+_LATER_FIELDS = {"training.sampling": "epochs"}
+"""Newer fields -> the only value that earlier runs had. With that value they leave a hash as it was."""
+
+
 def _hash(config: BaseModel, leave_out: set[str]) -> str:
     values = config.model_dump(mode="json", exclude=leave_out)
-    if values.get("training", {}).get("sampling") == "epochs":  # a newer field: earlier runs had only this value
-        del values["training"]["sampling"]
+    for path, earlier in _LATER_FIELDS.items():
+        *sections, name = path.split(".")
+        place = values
+        for section in sections:
+            place = place.get(section, {})
+        if place.get(name) == earlier:
+            del place[name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 

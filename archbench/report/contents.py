@@ -67,23 +67,19 @@ def read(paths: Sequence[str]) -> list[Contents]:
     """
     from archbench.results.reading import read_results
 
-    comparisons: list[Path] = []
-    ladders: list[Path] = []
+    studies: dict[type[Outcome], list[Path]] = {kind: [] for kind in _STUDIES}
     plain: list[str] = []
     for text in paths:
         path = Path(text)
-        if path.is_dir() and ComparisonOutcome.is_in(path):
-            comparisons.append(path)
-            continue
-        if path.is_dir() and ScaleOutcome.is_in(path):
-            ladders.append(path)
+        kind = next((kind for kind in _STUDIES if path.is_dir() and kind.is_in(path)), None)
+        if kind is not None:
+            studies[kind].append(path)
             continue
         plain.append(text)
         if path.is_dir():
-            comparisons += _finished_in(path, ComparisonOutcome)
-            ladders += _finished_in(path, ScaleOutcome)
-    parts = [of_evidence(of_comparison(folder)) for folder in dict.fromkeys(comparisons)]
-    parts += [of_ladder(folder) for folder in dict.fromkeys(ladders)]
+            for kind, folders in studies.items():
+                folders += _finished_in(path, kind)
+    parts = [_STUDIES[kind](folder) for kind, folders in studies.items() for folder in dict.fromkeys(folders)]
     parts.sort(key=lambda part: dict(part.facts)["finished"], reverse=True)
     if plain:
         rows = read_results(plain)
@@ -152,6 +148,10 @@ def of_evidence(evidence: Evidence) -> Contents:
     )
 
 
+def _of_comparison(folder: Path) -> Contents:
+    return of_evidence(of_comparison(folder))
+
+
 def of_ladder(folder: Path) -> Contents:
     """A finished ladder.
 
@@ -183,6 +183,11 @@ def of_ladder(folder: Path) -> Contents:
         facts=(*made, _time(ladder)),
         styles=styles,
     )
+
+
+_STUDIES: dict[type[Outcome], Callable[[Path], Contents]] = {ComparisonOutcome: _of_comparison, ScaleOutcome: of_ladder}
+"""Outcome of a study that has a part of its own in a report, and the function that reads its folder. The rows of other
+studies are shown as runs."""
 
 
 def _comparison_title(outcome: ComparisonOutcome) -> tuple[str, str]:

@@ -49,8 +49,8 @@ def page(contents: Sequence[Contents], *, title: str) -> str:
 
 
 def embedded(value: Any) -> str:
-    """``value`` as JSON that is safe inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    """``value`` as JSON that is safe inside a script element. NumPy's numbers become floats."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=float)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text

@@ -88,7 +88,7 @@ def image(figure: Figure, form: str = "png", *, heading: str = "") -> bytes:
     spec: dict[str, Any] = {"concat": panels, "columns": columns, "config": _CONFIG | {"background": "white"}}
     if heading:
         spec["title"] = heading
-    text = re.sub(r"var\(--series-(\d+)\)", lambda found: LIGHT[int(found[1])], json.dumps(spec))
+    text = re.sub(r"var\(--series-(\d+)\)", lambda found: LIGHT[int(found[1])], json.dumps(spec, default=float))
     text = re.sub(r"var\(--(\w+)\)", lambda found: _PAPER[found[1]], text)
     if form == "svg":
         return str(vl_convert.vegalite_to_svg(text)).encode()

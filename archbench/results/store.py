@@ -188,9 +188,8 @@ def run_table(run_id: str, rows: Sequence[Mapping[str, Any]], common: Mapping[st
         known_unit = UNITS.get((values["phase"][number], values["metric"][number]))
         unit = values["unit"][number] = values["unit"][number] or known_unit
         if not unit:
-            raise StorageError(
-                f"{place}, column 'unit'", "it has no unit", "Give the metric a unit; 1 for a plain number"
-            )
+            step = "Give the row a unit (1 for a plain number), or add the metric to archbench/results/metrics.py"
+            raise StorageError(f"{place}, column 'unit'", "it has no unit", step)
         if known_unit not in (None, unit):
             raise StorageError(
                 f"{place}, column 'unit'", f"{unit!r} instead of {known_unit!r}", "Convert the value to that unit"

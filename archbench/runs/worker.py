@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import torch
 
+from archbench.config import PhaseName
 from archbench.kernels import attention_backend
 from archbench.plugin.discovery import Entry
 from archbench.runs.check import run_check
@@ -30,13 +31,14 @@ class Phase(Protocol):
     def __call__(self, run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None: ...
 
 
-PHASES: dict[str, Phase] = {
+PHASES: dict[PhaseName, Phase] = {
     "train": run_train,
     "quality": run_quality,
     "positions": run_positions,
     "prefill": run_prefill,
     "decode": run_decode,
 }
+assert set(PHASES) == set(get_args(PhaseName)), "PhaseName in archbench/config.py and PHASES name other phases"
 
 
 def main(parent: Parent, request: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from archbench.study.engine import Session, conduct
 from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Record
 from archbench.study.run_cells import Budget, RunCell, budget_fields, run_cell, tokens_per_update, updates_of
-from archbench.study.run_study import COST_NEW_TOKENS, SPEED_STEPS, RunStudy, shared_settings, tables_of
+from archbench.study.run_study import COST_NEW_TOKENS, SPEED_STEPS, TuningStudy, shared_settings, tables_of
 from archbench.study.verdicts import CONFIDENCE
 
 VALIDATIONS = 8
@@ -46,7 +46,7 @@ def tune(
     return conduct(RateSearch(plan), folder, progress, command, trackers)
 
 
-class _Matched(RunStudy[ComparePlan, O]):
+class _Matched(TuningStudy[ComparePlan, O]):
     """What a comparison and the search for learning rates share."""
 
     verb: ClassVar[str] = "compare the baseline with"

@@ -1,6 +1,8 @@
 """What a kind of study provides: its plan, contenders and cells, and the methods that the engine calls.
 
-A new kind is a plan, an outcome, a class of cells and a subclass of :class:`Study`; ``probe.py`` is the shortest.
+A new kind is a plan, an outcome and a subclass of :class:`Study`, with cells of its own as in ``probe.py``. Where cells
+are runs it subclasses :class:`archbench.study.run_study.RunStudy`, which has pilots and predicted times, or
+``TuningStudy``, which also searches for learning rates as in ``scale.py``; ``run_cell`` makes the cells.
 """
 
 from __future__ import annotations

@@ -37,10 +37,15 @@ FIRST_TUNING_SEED = 1_000
 
 
 class RunPlan(Plan, Protocol):
-    """The plan of a study whose cells are runs: their shared configuration and the learning rates tried."""
+    """The plan of a study whose cells are runs: they share a configuration."""
 
     @property
     def run(self) -> RunConfig: ...
+
+
+class TuningPlan(RunPlan, Protocol):
+    """The plan of a study that also searches for learning rates."""
+
     @property
     def tuning_seeds(self) -> int: ...
     @property
@@ -180,7 +185,7 @@ def pilot_cell(plan: RunPlan, contender: Contender) -> RunCell:
     return run_cell(plan, contender, "pilot", phases, training=training, seed=FIRST_TUNING_SEED, beside=True)
 
 
-def tuning_cells(plan: RunPlan, contender: Contender, budget: Budget, factors: Sequence[float]) -> list[RunCell]:
+def tuning_cells(plan: TuningPlan, contender: Contender, budget: Budget, factors: Sequence[float]) -> list[RunCell]:
     """Each learning rate with each tuning seed, on a share of the budget."""
     share, rate = budget_fields(budget, plan.tuning_share), plan.run.training.learning_rate
     return [

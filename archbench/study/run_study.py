@@ -20,6 +20,7 @@ from archbench.study.run_cells import (
     Budget,
     RunCell,
     RunPlan,
+    TuningPlan,
     bits_per_byte,
     check_seconds,
     pilot_cell,
@@ -42,6 +43,7 @@ TOKENS_DECODED_PER_FORWARD = 16
 
 
 P = TypeVar("P", bound=RunPlan)
+T = TypeVar("T", bound=TuningPlan)
 O = TypeVar("O", bound=Outcome)  # noqa: E741
 
 
@@ -120,8 +122,12 @@ class RunStudy(Study[P, RunCell, Record, O]):
         updates = updates_of(self.plan, contender, budget)
         return pilot.seconds(cell, budget.get("seconds", 0.0) / pilot.update if updates is None else updates)
 
+
+class TuningStudy(RunStudy[T, O]):
+    """A study of runs that searches for learning rates first."""
+
     def search(
-        self, session: Session[P, RunCell, Record, O], budget: Budget, *, spare: bool = False
+        self, session: Session[T, RunCell, Record, O], budget: Budget, *, spare: bool = False
     ) -> dict[tuple[str, int | None], Tuning]:
         """Search each contender's learning rate, beginning with the same trials for all; key -> search.
 

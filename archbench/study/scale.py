@@ -20,7 +20,7 @@ from archbench.study.findings import Finding, Point, find, rank
 from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Record
 from archbench.study.run_cells import RunCell, run_cell, tokens_per_update
-from archbench.study.run_study import RunStudy, rows_by_key, shared_settings, tables_of
+from archbench.study.run_study import TuningStudy, rows_by_key, shared_settings, tables_of
 from archbench.study.scale_outcome import Cell, Model, Plan, ScaleOutcome
 from archbench.study.scale_plan import ScalePlan
 
@@ -34,7 +34,7 @@ def scale(
     return conduct(Ladder(plan), folder, progress, command, trackers)
 
 
-class Ladder(RunStudy[ScalePlan, ScaleOutcome]):
+class Ladder(TuningStudy[ScalePlan, ScaleOutcome]):
     """A ladder of sizes and budgets."""
 
     kind = ScaleOutcome
