@@ -27,7 +27,7 @@ def plan(*names: str, profile: str = "quick", training: dict[str, Any] | None = 
     ("fields", "culprit", "cause"),
     [
         ({"baseline": "lama"}, "baseline 'lama'", "not among those compared"),
-        ({"match": "time", "jobs": 2}, "jobs", "take each other's time"),
+        ({"match": "time", "jobs": 2}, "jobs", "slow each other down"),
         ({"training": {"seconds": 5}}, "training.seconds", "not equal FLOPs"),
         ({"training": {"flops": 1e9}, "match": "params"}, "training.flops", "equal tokens"),
         ({"factors": (0.5, 2.0)}, "factors", "the recipe's own learning rate"),

@@ -1,4 +1,4 @@
-"""The commands, and how their errors are reported."""
+"""The commands, and how they report errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ DEBUG_VARIABLE = "ARCHBENCH_DEBUG"
 BUG = 70
 """Exit code of an unexpected error (EX_SOFTWARE of sysexits.h)."""
 
-# typer's own usage errors: click's in its earlier releases, its own in later ones.
+# Typer's usage errors are click's in earlier releases and its own in later ones.
 _TyperUsageError: Any = next(kind for kind in reversed(typer.BadParameter.__mro__) if hasattr(kind, "format_message"))
 
 INTERRUPTED = 130
@@ -73,7 +73,7 @@ def _options(
 
 
 class _Command(TyperCommand):
-    """A command whose options are made when it is called: ``archbench --help`` shows none of them."""
+    """A command whose options are made when it is called; ``archbench --help`` needs none of them."""
 
     function: ClassVar[Callable[..., None]]
 
@@ -100,7 +100,7 @@ _add("Add your own", new, check, regress)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code. Errors become one paragraph on stderr, without a traceback."""
+    """Run the command line. Returns the exit code. Errors are one paragraph on stderr, without a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = given[: given.index("--")] if "--" in given else given
     debug = "--debug" in options or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0", "false")
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(given or ["--help"], prog_name="archbench", standalone_mode=False, obj=debug)
         sys.stdout.flush()
-        if code == INTERRUPTED:  # typer has made a KeyboardInterrupt into this
+        if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this code
             raise KeyboardInterrupt
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say("Interrupted", "")
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (| head): nothing more to say, not even at interpreter exit.
+        # The reader closed the pipe (| head): print nothing more, not even at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:  # noqa: BLE001  (the last resort: no traceback without --debug)
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(error: Exception, debug: bool) -> int:
-    """Say on stderr what went wrong, in one paragraph; the exit code."""
+    """Print one paragraph about an error on stderr. Returns the exit code."""
     if isinstance(error, ArchbenchError):
         say("Error", str(error))
         return error.exit_code

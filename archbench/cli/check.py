@@ -1,4 +1,4 @@
-"""``archbench check``: the conformance checks, run on one architecture."""
+"""``archbench check``: run the conformance checks on one architecture."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ def check(
         list[str] | None,
         typer.Option(
             metavar="CHECK=REASON",
-            help="A check known to fail, and why (repeatable); it fails if it passes. archbench run takes no excuse",
+            help="A check known to fail, and why (repeatable); passing is then a failure. archbench run ignores this",
         ),
     ] = None,
     device: Device = "cpu",
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights and tokens")] = 0,
-    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that each check may take")] = 60.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and tokens")] = 0,
+    limit: Annotated[float, typer.Option(min=0.1, help="Time limit of each check, in seconds")] = 60.0,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Check that an architecture is what a fair comparison takes it to be; exit code 9 if it is not. Under a minute.
+    """Check that an architecture is fit for a fair comparison; exit code 9 if it is not. Takes less than a minute.
 
-    Its code runs in another process: what hangs, crashes or exits costs one check. With --debug, the traceback of
-    each failed check is shown.
+    Its code runs in another process, so a hang, crash or exit fails one check only. With --debug, each failed check
+    shows its traceback.
     """
     from archbench.cli.progress import CheckProgress
     from archbench.plugin.discovery import plugin_paths

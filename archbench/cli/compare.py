@@ -1,4 +1,4 @@
-"""``archbench compare`` and ``archbench tune``: which is better, by how much, and is that more than noise?"""
+"""``archbench compare`` and ``archbench tune``: which architecture is better, and at which learning rate?"""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def compare(
     architecture: Names = None,
     *,
     given: Given,
-    margin: Annotated[float, typer.Option(help="Smaller differences are ignored, per cent of the baseline's")] = 0.25,
+    margin: Annotated[float, typer.Option(help="Smaller differences are ignored; per cent of the baseline's")] = 0.25,
     no_tuning: NoTuning = False,
     config: Config = None,
     track: Track = None,
@@ -44,9 +44,9 @@ def compare(
 ) -> None:
     """Which architecture predicts text better, by how much, at what cost, and is that more than noise?
 
-    All are made equally large and trained on equal budgets; each gets a learning rate by the same search; fresh seeds
-    decide; speed and memory are measured in turns. The same command resumes an interrupted comparison. Its folder holds
-    comparison.json and runs.parquet: archbench report makes a page of them.
+    All are matched in size and trained on equal budgets, each at a learning rate found by the same search. Fresh seeds
+    decide; speed and memory are measured in turns. The same command resumes an interrupted comparison. archbench report
+    makes a page of its folder, which holds comparison.json and runs.parquet.
     """
     given["margin"] = margin / 100
     if no_tuning:
@@ -54,8 +54,8 @@ def compare(
     plan = _plan(architecture, given, config, "compare")
     if len(plan.architectures) < 2:
         name = plan.architectures[0]
-        step = f"Name another: archbench compare {name} llama; archbench list shows what there is"
-        raise UsageError(f"archbench compare {name}", "a comparison is of two architectures or more", step)
+        step = f"Name another: archbench compare {name} llama; archbench list shows all"
+        raise UsageError(f"archbench compare {name}", "a comparison needs two architectures or more", step)
     from archbench.cli.outcomes import print_comparison
     from archbench.study import compare as comparison
 
@@ -73,9 +73,9 @@ def tune(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """At which learning rate does each architecture train best? The same trials for all, on a quarter of the budget.
+    """At which learning rate does each architecture train best? All get the same trials, on a quarter of the budget.
 
-    It is the first part of archbench compare with the same options, which reuses what is measured here.
+    This is the first part of archbench compare, which reuses the trials if it gets the same options.
     """
     plan = _plan(architecture, given, config, "tune")
     from archbench.cli.outcomes import print_tuning

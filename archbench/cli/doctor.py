@@ -26,7 +26,7 @@ Fact = dict[str, Any]
 
 
 def doctor(
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
@@ -104,7 +104,7 @@ def _noise(device: str) -> Iterator[Fact]:
 
 
 def _attention(device: torch.device) -> Iterator[Fact]:
-    """Why each backend cannot run here, null if it can: float32, heads of width 64, no dropout."""
+    """Why each backend cannot run here (null if it can), for float32, heads of width 64 and no dropout."""
     import torch
 
     from archbench.kernels import resolve_attention, why_not

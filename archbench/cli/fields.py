@@ -1,4 +1,4 @@
-"""Options made from the fields of a configuration: their names, types, bounds, help texts and defaults.
+"""Options made from the fields of a configuration, with their names, types, bounds, help texts and defaults.
 
 The configuration's module is imported when a command is called, not for ``archbench --help``.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 Given: TypeAlias = dict[str, Any]
-"""A command's parameter ``given``: the fields that were given as options, by section."""
+"""A command's parameter ``given``: the fields set by options, by section."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class FieldOption:
 
     Attributes:
         path: of the field: ``training.tokens``.
-        name: of the option, where it is not the field's.
-        default: text that stands for a value that is not given.
-        shown: what ``--help`` calls the default.
-        help: instead of the field's description.
+        name: of the option; by default the field's.
+        default: text of the value if the option is not given.
+        shown: the default in ``--help``.
+        help: replaces the field's description.
         many: whether it is repeatable; otherwise commas separate several values.
     """
 
@@ -70,22 +70,22 @@ RECIPE = (
     FieldOption("data.tokenizer"),
     PLUGIN,
 )
-"""Options of all commands that train by a recipe."""
+"""Options of all commands that train."""
 
 
 def changed(options: Sequence[FieldOption], *others: FieldOption) -> tuple[FieldOption, ...]:
-    """``options`` with ``others`` instead of those of the same fields."""
+    """``options``, some replaced by ``others`` of the same fields."""
     by_path = {option.path: option for option in others}
     return tuple(by_path.get(option.path, option) for option in options)
 
 
 def under(section: str, options: Sequence[FieldOption]) -> tuple[FieldOption, ...]:
-    """The same options of a section's fields."""
+    """The same options for the fields of a section."""
     return tuple(replace(option, path=f"{section}.{option.path}") for option in options)
 
 
 def with_fields(model: str, *options: FieldOption) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of ``model``'s fields, in the place of its parameter ``given``.
+    """Give a command options for the fields of ``model``, in place of its parameter ``given``.
 
     Args:
         model: ``package.module:Class``, a pydantic model; imported only when the command is called.
@@ -99,7 +99,7 @@ def with_fields(model: str, *options: FieldOption) -> Callable[[Callable[..., No
 
 
 def completed(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options that :func:`with_fields` promised it."""
+    """The command with its options from :func:`with_fields`."""
     if "field_options" not in command.__dict__:
         return command
     model, options = command.__dict__["field_options"]
@@ -129,7 +129,7 @@ def completed(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def options_given(command: Callable[..., None], given: Given) -> Iterator[str]:
-    """How the fields in ``given`` are spelled on the command line."""
+    """The options that set the fields in ``given``, as spelled on the command line."""
     _, options = command.__dict__["field_options"]
     for option in options:
         section: Any = given
@@ -148,7 +148,7 @@ def _field_at(kind: Any, path: str) -> FieldInfo:
 
 
 def _parameter(option: FieldOption, field: FieldInfo) -> inspect.Parameter:
-    """The option as Typer takes it. Values are text: the field itself says later what is wrong with them."""
+    """The option for Typer. Its value is text, which the field validates later."""
     kind = _without_none(field.annotation)
     text, _, null = (option.help or field.description or "").partition("; null for ")
     if choices := _choices(kind):
@@ -174,10 +174,10 @@ def _parameter(option: FieldOption, field: FieldInfo) -> inspect.Parameter:
 
 
 def _value(option: FieldOption, field: FieldInfo, text: Any) -> Any:
-    """What the option's text stands for, as the field takes it; None where it is not given.
+    """The value of the option, validated by the field; None if it is not given.
 
     Raises:
-        UsageError: the field does not take it.
+        UsageError: the field refuses it.
     """
     kind = _without_none(field.annotation)
     if text is None or text == []:
@@ -208,7 +208,7 @@ _NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*)([kMG]?)")
 
 
 def _parsed(text: str, kind: Any) -> Any:
-    """Text as numbers and tuples: commas separate a tuple's values, x those of a tuple in it; 25k is 25000."""
+    """Parse numbers and tuples: commas separate values, x separates those of a nested tuple; 25k is 25000."""
     text, bare = text.strip(), _without_none(kind)
     if get_origin(bare) is tuple:
         element = get_args(bare)[0]
@@ -236,7 +236,7 @@ def _plain(kind: Any) -> Any:
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
-    """The names that a field, or each of several values of it, is one of; none for other types."""
+    """The choices of a field that is a Literal, or a tuple of them; none for other types."""
     if get_origin(kind) is tuple:
         return _choices(get_args(kind)[0])
     return get_args(kind) if get_origin(kind) is Literal else ()
@@ -251,7 +251,7 @@ def _metavar(kind: Any) -> str:
 
 
 def _written(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """A value in the syntax of the command line."""
     if isinstance(value, tuple):
         return ",".join("none" if one is None else str(one) for one in value)
     return str(value) if value is not None else ""

@@ -1,4 +1,4 @@
-"""``archbench generate``: text from a trained run, as it is decoded."""
+"""``archbench generate``: text from a trained run, streamed as it is decoded."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from archbench.errors import DataError, UsageError
 
 def generate(
     architecture: Name = None,
-    run: Annotated[str, typer.Option(metavar="RUN_ID", help="The run whose model writes, or last")] = "last",
+    run: Annotated[str, typer.Option(metavar="RUN_ID", help="The run whose model generates, or last")] = "last",
     out: Annotated[str, typer.Option(help="Folder of the results")] = "results",
-    prompt: Annotated[str | None, typer.Option(help="Text to continue; without one, a document begins")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue; without one, a new document begins")] = None,
     prompt_file: Annotated[str | None, typer.Option(help="A UTF-8 text file to continue")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to write, at most")] = 200,
-    temperature: Annotated[float, typer.Option(help="Divides the logits: the higher, the more varied the text")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Sample among the k likeliest tokens")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate")] = 200,
+    temperature: Annotated[float, typer.Option(help="Divisor of the logits; higher values vary the text more")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest tokens")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Sample among the likeliest tokens that reach this probability")
+        float | None, typer.Option(help="Sample from the likeliest tokens that together have this probability")
     ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always the likeliest token")] = False,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token")] = False,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of the sampling", show_default="another text each time")
     ] = None,
@@ -68,14 +68,14 @@ def generate(
 
 
 class TextStream:
-    """Tokens one by one into text, without ever showing half a character.
+    """Decodes a stream of tokens without splitting characters.
 
-    A token of a byte-level vocabulary may end inside a UTF-8 sequence. Decoders show that as one final U+FFFD, so a
-    final U+FFFD is held back until the next token tells what it was. A few earlier tokens stay in the decoded window,
-    because some vocabularies decode a token differently at the beginning of a text.
+    A token of a byte-level vocabulary may end inside a UTF-8 sequence, which decoders show as a final U+FFFD. So a
+    final U+FFFD is held back until the next token. The window keeps a few earlier tokens, because some vocabularies
+    decode a token differently at the beginning of a text.
 
     Args:
-        decode: token ids to text; prefixes of the ids must give prefixes of the text, but for a final U+FFFD.
+        decode: token ids -> text; prefixes of ids must give prefixes of the text, except for a final U+FFFD.
     """
 
     _WINDOW = 8
@@ -86,7 +86,7 @@ class TextStream:
         self._shown = ""
 
     def push(self, token: int) -> str:
-        """The text that is certain now and was not before; often one token's, sometimes empty."""
+        """The text that became certain with this token; sometimes empty."""
         self._ids.append(token)
         text = self._decode(self._ids)
         certain = text.removesuffix("\ufffd")
@@ -114,5 +114,5 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
 
 def _write(text: str) -> None:
     if text:
-        # Written as bytes: a text may hold characters that the terminal's encoding lacks.
+        # As bytes, because the terminal's encoding may lack some characters.
         typer.echo(text.encode("utf-8", "surrogateescape"), nl=False)

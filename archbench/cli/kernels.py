@@ -11,7 +11,7 @@ from archbench.cli.options import Json, Quiet, chosen_device
 from archbench.errors import UsageError
 
 FREE = ("--device", "--head-widths", "--dtype", "--seed", "--out")
-"""Options that --static takes, or ignores."""
+"""Options that --static accepts."""
 
 
 @with_fields(
@@ -36,10 +36,11 @@ def kernels(
     *,
     given: Given,
     plot: Annotated[
-        str | None, typer.Option(metavar="FILE.png", help="Also draw TFLOP/s against length; .svg and .pdf too")
+        str | None, typer.Option(metavar="FILE.png", help="Also draw TFLOP/s against length; .png, .svg or .pdf")
     ] = None,
     static: Annotated[
-        bool, typer.Option("--static", help="Run nothing: compile for chips that are not there, and read the code")
+        bool,
+        typer.Option("--static", help="Run nothing: compile for chips that need not be there, and inspect the code"),
     ] = False,
     chip: Annotated[
         list[str] | None, typer.Option(help="With --static: sm_90 ... (repeatable)", show_default="all known")
@@ -55,9 +56,9 @@ def kernels(
 ) -> None:
     """Measure attention backends and losses against each other: seconds, TFLOP/s, memory and error. Lists take commas.
 
-    The backends alternate within each case, on the same inputs. TFLOP/s count visible (query, key) pairs only: causal
-    attention counts as half a square, and 2.5 times as much backward as forward. A backend that cannot run is listed
-    with the reason. With --static nothing is run, and every speed is a prediction.
+    The backends alternate within each case, on the same inputs. TFLOP/s count only visible (query, key) pairs: causal
+    attention counts half of a square, and backward counts 2.5 times forward. A backend that cannot run is listed with
+    the reason. With --static nothing runs, and speeds are predictions.
     """
     given = {name: tuple(dict.fromkeys(value)) if type(value) is tuple else value for name, value in given.items()}
     if static:
@@ -68,12 +69,12 @@ def kernels(
         raise typer.Exit(static_kernels(chip or [], plugin, *chosen, json=json, quiet=quiet))
     for option, value in (("--chip", chip), ("--plugin", plugin)):
         if value:
-            raise UsageError(option, "it is for compiling, and nothing is compiled here", "Add --static")
+            raise UsageError(option, "it needs --static: nothing is compiled otherwise", "Add --static")
     if plot is not None:
         from archbench.cli.kernels_plot import check_plot
 
         if "attention" not in given.get("operations", ("attention",)):
-            cause = "it draws attention, which is not measured here"
+            cause = "it draws attention, which is not among the operations measured"
             raise UsageError(f"--plot {plot}", cause, "Leave one of them out")
         check_plot(plot)
 
@@ -99,13 +100,13 @@ def kernels(
 
 
 def _check_static(given: Given, plugin: str | None, plot: str | None) -> None:
-    """Refuse what belongs to a measurement: the launches that are compiled have sizes of their own.
+    """Refuse options of a measurement, because compiled launches have their own sizes.
 
     Raises:
-        UsageError: naming the option.
+        UsageError: such an option is given.
     """
     for option in [*options_given(kernels, given), *(["--plot"] if plot is not None else [])]:
         if option not in FREE:
-            raise UsageError(option, "it is for measuring, and --static runs nothing", "Leave one of them out")
+            raise UsageError(option, "it is for measurements, and --static runs nothing", "Leave one of them out")
         if plugin is not None and option in ("--head-widths", "--dtype"):
-            raise UsageError(option, "a plugin's launches have sizes of their own", "Leave it out, or --plugin")
+            raise UsageError(option, "a plugin's launches have their own sizes", "Leave it out, or --plugin")

@@ -1,4 +1,4 @@
-"""``archbench kernels --plot``: the report's figure of the kernels of one run, as an image."""
+"""``archbench kernels --plot``: the report's figure of kernels, for one run, as an image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 
 def check_plot(path: str) -> None:
-    """Check before the measurement that a plot can be drawn there.
+    """Check, before measuring, that a plot can be written there.
 
     Raises:
         UsageError: vl-convert is missing, or it cannot write such a file.
@@ -26,13 +26,11 @@ def check_plot(path: str) -> None:
     file = Path(path)
     if file.suffix.lower() not in FORMATS:
         raise UsageError(
-            f"--plot {path}", f"{file.suffix or 'a name without a suffix'} is no format for plots here",
+            f"--plot {path}", f"{file.suffix or 'a name without a suffix'} is not a format for plots",
             f"Use a name that ends in {', '.join(FORMATS)}",
         )  # fmt: skip
     if not file.parent.is_dir():
-        raise StorageError(
-            f"--plot {path}", f"there is no folder {file.parent} (No such file or directory)", "Choose another file"
-        )
+        raise StorageError(f"--plot {path}", f"there is no folder {file.parent}", "Choose another file")
 
 
 def draw(frame: pd.DataFrame, path: str) -> None:

@@ -1,4 +1,4 @@
-"""``archbench kernels --static``: compile kernels for chips that are not present, and print what their code says."""
+"""``archbench kernels --static``: compile kernels for chips that need not be present, and report on their code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from archbench_kernelcheck.checking import Launches
 
 WIDTH = 200
-"""Least columns of the table: a narrow terminal wraps it, so that no digits are lost."""
+"""Minimum width of the table; a narrow terminal wraps its lines, so no digits are lost."""
 
 
 def static_kernels(
@@ -26,7 +26,7 @@ def static_kernels(
     json: bool,
     quiet: bool,
 ) -> int:
-    """Print the static figures of the fused kernels, or of a plugin's; 1 if they show a fault, else 0.
+    """Print the static figures of the fused kernels, or of a plugin's. Returns 1 if they show a fault, else 0.
 
     Args:
         chips: names of chips; empty for all known ones.
@@ -58,7 +58,7 @@ def static_kernels(
 
 
 class _Progress:
-    """Prints a line on standard error for each launch that is done."""
+    """Prints a line on standard error for each compiled launch."""
 
     def __init__(self) -> None:
         self._done = 0

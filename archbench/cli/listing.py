@@ -1,4 +1,4 @@
-"""``archbench list``: every architecture found, or why it is broken."""
+"""``archbench list``: every architecture found, and why one is broken."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
-    """List the architectures found: summary, paper, package, presets, or why one is broken.
+    """List the architectures found, with summary, paper, package and presets.
 
-    A broken plugin is shown with its error, and the exit code stays 0: the others work.
+    A broken plugin is shown with its error; the exit code is still 0, because the others work.
     """
     from archbench.errors import ArchbenchWarning
     from archbench.plugin.registry import available
@@ -27,7 +27,7 @@ def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
     for entry in available(plugin or ()):
         claims.setdefault(entry.name, []).append(entry)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ArchbenchWarning)  # of broken files, which have a line of their own here
+        warnings.simplefilter("ignore", ArchbenchWarning)  # about broken files, which have their own lines here
         found = [_described(name, entries, plugin or []) for name, entries in claims.items()]
     if json:
         for row in found:

@@ -1,4 +1,4 @@
-"""``archbench new``: a package with an architecture of one's own, ready to be changed, tested and installed."""
+"""``archbench new``: write the package of a new architecture, ready to be changed, tested and installed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def new(
         typer.Option("--from", metavar="NAME", help="Copy the module of this architecture instead of the template"),
     ] = None,
     plugin: Plugins = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to make the package's folder")] = Path("."),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where to create the package's folder")] = Path("."),
 ) -> None:
     """Write an installable plugin package: one module, its tests, pyproject.toml and a README."""
     from archbench.plugin.registry import available
@@ -39,7 +39,7 @@ def new(
     typer.echo(f"{place}: {', '.join(written)}")
     typer.echo("Next:")
     typer.echo(f"  cd {place}")
-    typer.echo("  pytest                   # is it what a fair comparison takes it to be?")
+    typer.echo("  pytest                   # does it pass the conformance checks?")
     typer.echo("  pip install -e .")
     typer.echo(f"  archbench check {name}")
     typer.echo(f"  archbench run {name}")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and what their values mean."""
+"""Options that several commands share, and the parsing of their values."""
 
 from __future__ import annotations
 
@@ -37,38 +37,38 @@ Track = Annotated[
     typer.Option("--track", help="An experiment tracker: tensorboard, wandb, mlflow (repeatable)"),
 ]
 NoTuning = Annotated[
-    bool, typer.Option("--no-tuning", help="Train all at the recipe's learning rate, which favours some of them")
+    bool, typer.Option("--no-tuning", help="Train all at the recipe's learning rate, which favours some architectures")
 ]
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Folder of the study", show_default="in results/, by its kind and a digest of the plan"),
 ]
-Unchecked = Annotated[bool, typer.Option("--unchecked", help="Skip the conformance checks; the results will say so")]
+Unchecked = Annotated[bool, typer.Option("--unchecked", help="Skip the conformance checks; the results say so")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON lines")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error")]
 
 
 SECTIONS = ("data", "training", "quality", "speed", "overrides")
-"""Of a run's configuration: what has fields."""
+"""Sections of a run's configuration."""
 
 
 def named(architecture: str | None, command: str) -> str:
-    """The one architecture that a command is for.
+    """The one architecture of a command.
 
     Raises:
-        UsageError: none is named.
+        UsageError: no architecture is named.
     """
     if architecture is None:
-        step = f"Name one: archbench {command} gpt1; archbench list shows what there is"
+        step = f"Name one: archbench {command} gpt1; archbench list shows all"
         raise UsageError(f"archbench {command}", "no architecture is named", step)
     return architecture
 
 
 def all_named(architectures: Sequence[str] | None, plugins: Sequence[str], command: str) -> list[str]:
-    """The architectures that are named, where ``all`` names every one there is.
+    """The named architectures; ``all`` names every one there is.
 
     Raises:
-        UsageError: none is named.
+        UsageError: no architecture is named.
     """
     names = list(architectures or ())
     named(names[0] if names else None, command)
@@ -89,7 +89,7 @@ def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     for text in texts or []:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            step = f"Write for instance {option} n_layer=6"
+            step = f"For instance: {option} n_layer=6"
             raise UsageError(f"{option} {text}", "it is not of the form NAME=VALUE", step)
         pairs[name.strip()] = value.strip()
     return pairs
@@ -98,15 +98,15 @@ def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:
 def configure(
     values: dict[str, Any], texts: Sequence[str] | None, *, owner: str = "", own: Mapping[str, str] | None = None
 ) -> None:
-    """Set the fields that ``--config`` names; JSON values (null, [1, 2]) are understood, everything else is text.
+    """Set the fields that ``--config`` names. Values are JSON (null, [1, 2]) or text.
 
     Args:
-        owner: who sets some fields itself.
-        own: those fields, or whole sections, with what to do instead.
+        owner: what sets some fields itself.
+        own: those fields or sections -> what to do instead.
 
     Raises:
         UsageError: one is not of the form NAME=VALUE.
-        ConfigError: a field of ``own``, or a section that has no fields.
+        ConfigError: it sets a field of ``own``, or there is no such section.
     """
     own = own or {}
     for path, text in assignments(texts, "--config").items():
@@ -123,10 +123,10 @@ def configure(
 
 
 def assign(values: dict[str, Any], path: str, value: Any) -> None:
-    """Set ``training.schedule`` and the like.
+    """Set the field at ``path``, such as ``training.schedule``.
 
     Raises:
-        ConfigError: a section that has no fields.
+        ConfigError: there is no such section.
     """
     *sections, name = path.split(".")
     for section in sections:
@@ -142,10 +142,10 @@ def _no_fields(path: str, section: str) -> ConfigError:
 
 
 def chosen_device(values: dict[str, Any], default: str | None = None) -> bool:
-    """Put the device into ``values``: by default a GPU where there is one. Whether it is a GPU.
+    """Set the device in ``values``, by default a GPU if there is one. Returns whether it is a GPU.
 
     Raises:
-        DeviceError: it is not there.
+        DeviceError: there is no such device.
     """
     from archbench.runs.device import default_device, resolve_device
 

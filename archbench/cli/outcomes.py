@@ -1,4 +1,4 @@
-"""What ``compare``, ``tune``, ``probe`` and ``scale`` print last: tables, sentences, and where everything is."""
+"""What ``compare``, ``tune``, ``probe`` and ``scale`` print last: tables, sentences, and the folder's files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def print_comparison(outcome: ComparisonOutcome, folder: Path) -> None:
-    """Who is better, at which size and budget, and what it costs; three tables, the verdict first."""
+    """The verdict in sentences, then the tables of quality, size and cost."""
     from archbench.report.comparison_tables import cost_table, heading, size_table, verdict_table
     from archbench.report.conclusions import conclusions
 
@@ -42,7 +42,7 @@ def print_tuning(outcome: TuningOutcome, folder: Path) -> None:
 
 
 def print_probe(outcome: ProbeOutcome, folder: Path) -> None:
-    """The scores, the decoding state that they were reached with, and what took no part."""
+    """The scores with their decoding states, and what took no part."""
     from archbench.report.probe_tables import score_table
 
     show(score_table(outcome))

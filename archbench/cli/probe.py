@@ -34,11 +34,11 @@ def probe(
     architecture: Names = None,
     *,
     parameters: Annotated[
-        int, typer.Option(help="Non-embedding parameters of every model, within 2 %; 0: presets as they are")
+        int, typer.Option(help="Non-embedding active parameters of every model, within 2 %; 0 for presets as they are")
     ] = 100_000,
     given: Given,
     unchecked: Unchecked = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the tasks and end")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the tasks and exit")] = False,
     track: Track = None,
     out: Out = None,
     json_: Json = False,
@@ -46,9 +46,9 @@ def probe(
 ) -> None:
     """Which generated tasks does an architecture learn? Recall, copying, state tracking, memorisation, and your own.
 
-    All are made equally large and get the same examples, learning rates and updates. A task that is not learnt was not
-    learnt under this budget: a probe cannot show what is impossible. The same command resumes an interrupted probe;
-    archbench report draws the heat map of its folder.
+    All are matched in size and get the same examples, learning rates and updates. "Not learned" holds for this budget:
+    a probe cannot show what is impossible. The same command resumes an interrupted probe; archbench report draws its
+    heat map.
     """
     from archbench.plugin.discovery import plugin_paths
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import typer
 
@@ -16,6 +16,7 @@ from archbench.presentation.quantities import duration
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
+    from archbench.study.outcome import Record
     from archbench.study.run_cells import RunCell
     from archbench.testing.evaluation import Result
     from archbench.testing.isolation import Claim
@@ -29,23 +30,12 @@ STAGES = {
 }
 
 
-class Ended(Protocol):
-    """How a cell ended."""
-
-    @property
-    def outcome(self) -> str: ...
-    @property
-    def cause(self) -> str | None: ...
-    @property
-    def seconds(self) -> float: ...
-
-
 class StudyProgress:
     """Progress of a study, while this is entered: an :class:`archbench.study.contract.Progress`.
 
     Args:
         folder: of the study, to say how to resume it.
-        quiet: show none, but for failed cells and notes.
+        quiet: show only notes and failed cells.
         describe: a cell in a few words; None for the cells of a comparison.
     """
 
@@ -80,7 +70,7 @@ class StudyProgress:
             self._bar = _bar(BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.description}"))
             self._bar.add_task("", total=cells, completed=known)
 
-    def finished(self, cell: Any, record: Ended) -> None:
+    def finished(self, cell: Any, record: Record) -> None:
         self._measured += 1
         if record.outcome == "failed":
             self.note(f"{self._describe(cell)} failed: {record.cause}")

@@ -1,4 +1,4 @@
-"""``archbench regress``: two revisions of a plugin, or of archbench, measured against each other."""
+"""``archbench regress``: compare the costs of two revisions of a plugin, or of archbench."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def regress(
     base: Annotated[str, typer.Argument(metavar="BASE_REV", help="The revision before the change", show_default=False)],
-    head: Annotated[str, typer.Argument(metavar="HEAD_REV", help="The revision after it", show_default=False)],
+    head: Annotated[str, typer.Argument(metavar="HEAD_REV", help="The revision after the change", show_default=False)],
     arch: Annotated[
         list[str] | None,
         typer.Option(
@@ -38,34 +38,34 @@ def regress(
         list[str] | None,
         typer.Option(
             metavar="FILE_OR_DIR",
-            help="A plugin that no pyproject.toml declares, by its path in the repository; taken from either revision",
+            help="Path in the repository of a plugin that no pyproject.toml declares; each revision has its own",
         ),
     ] = None,
     preset: Preset = "nano",
     set_: Set = None,
     device: Annotated[str, typer.Option(help="Where to time: cpu, cuda or cuda:N")] = "cpu",
     exclusive: Annotated[
-        bool, typer.Option("--exclusive", help="Nobody else uses the GPU: its times are judged, not only reported")
+        bool, typer.Option("--exclusive", help="Nobody else uses the GPU: judge its times, do not only report them")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=2, help="Pairs of fresh processes, at least")] = 3,
-    max_rounds: Annotated[int, typer.Option(min=2, help="Pairs, at most; more than --rounds while unclear")] = 12,
-    limit: Annotated[float, typer.Option(min=1.0, help="The timing gate: head / base")] = 1.10,
+    rounds: Annotated[int, typer.Option(min=2, help="Fewest pairs of fresh processes")] = 3,
+    max_rounds: Annotated[int, typer.Option(min=2, help="Most pairs; more than --rounds while unclear")] = 12,
+    limit: Annotated[float, typer.Option(min=1.0, help="Timing gate: largest head / base")] = 1.10,
     accept: Annotated[
         list[str] | None,
         typer.Option(metavar="METRIC=REASON", help="An intended regression; also NAME:METRIC=REASON (repeatable)"),
     ] = None,
     require_baseline: Annotated[
-        bool, typer.Option("--require-baseline", help="Fail where the base has nothing to compare with")
+        bool, typer.Option("--require-baseline", help="Fail if the base has nothing to compare with")
     ] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure two revisions of this repository against each other; exit code 10 if the head costs more.
+    """Compare the costs of two revisions of this repository; exit code 10 if the head costs more.
 
-    Each revision's own code runs, in a work tree of its own and in fresh processes of one thread, two at a time in
-    turns. Counts (FLOPs, state bytes, saved activations, graph breaks) must not rise, parameters not change; a CPU time
-    fails where the lower 95 % bound of head / base is above the gate, and in a rerun again. Uncommitted changes are in
-    neither revision.
+    Each revision runs its own code, in its own work tree, in fresh processes of one thread, two at a time in turns.
+    Counts (FLOPs, state bytes, saved activations, graph breaks) must not rise, and parameters must not change. A CPU
+    time fails if the lower 95 % bound of head / base is above the gate twice. Uncommitted changes belong to neither
+    revision.
     """
     from archbench.regression.gate import Plan
     from archbench.regression.sides import Request, Side
@@ -137,7 +137,7 @@ def _noted(rows: list[Row], note: str | None) -> list[Row]:
 
 
 def _own(tree: Tree, kind: str, counted: Counted) -> None:
-    """That what was measured is what was asked for, and not what happens to be installed."""
+    """Check that the revision's code was measured, not code that happens to be installed."""
     for name, file in counted.files.items():
         if not tree.has(file):
             cause = f"it was loaded from {file}, which is no part of {kind} {tree.name}"

@@ -1,4 +1,4 @@
-"""``archbench report``: what was measured, on one page that needs no network."""
+"""``archbench report``: results on one page that needs no network."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ def report(
         list[str] | None,
         typer.Argument(
             metavar="RUNS",
-            help="Comparison folders, results folders (with the comparisons in them) or .parquet files.",
+            help="Folders of studies, results folders (with the studies in them) or .parquet files",
             show_default="results",
         ),
     ] = None,
-    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")] = "report.html",
+    output: Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The page to write")] = "report.html",
     png: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Also write each figure as a PNG of 300 dpi into this folder.")
+        str | None, typer.Option(metavar="DIR", help="Also write each figure into this folder, as a PNG of 300 dpi")
     ] = None,
     md: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Also write a Markdown summary, which shows the PNGs of --png.")
+        str | None, typer.Option(metavar="FILE", help="Also write a Markdown summary, with the images of --png")
     ] = None,
 ) -> None:
-    """Show comparisons and runs on one self-contained HTML page: the verdict first, then tables and interactive plots.
+    """Show studies and runs on one self-contained HTML page: the verdict first, then tables and interactive figures.
 
-    The page opens from the disk and needs no network; every figure's data and provenance are one click away. Runs
-    without a comparison are shown too, without a verdict. Needs the extra "report" to be installed.
+    The page opens from the disk and needs no network. Each figure shows its data and provenance on request. Runs
+    without a comparison are shown without a verdict. Needs the extra "report".
     """
     from archbench.presentation.quantities import counted
     from archbench.report.contents import read

@@ -14,37 +14,37 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN_RUNS = 3
-"""Newest runs shown to a person who does not say how many."""
+"""Newest runs shown by default."""
 
 _INCIDENTAL = ("check", "environment")
-"""Phases that measure nothing of the model."""
+"""Phases that do not measure the model."""
 
 
 def results(
-    path: Annotated[str, typer.Argument(help="A results folder, one .parquet file, or a glob pattern.")] = "results",
+    path: Annotated[str, typer.Argument(help="A results folder, one .parquet file, or a glob pattern")] = "results",
     where: Annotated[
         list[str] | None,
-        typer.Option(metavar="COLUMN=VALUE", help="Only these rows: phase=decode, batch_size=1 ... (repeatable)."),
+        typer.Option(metavar="COLUMN=VALUE", help="Only these rows: phase=decode, batch_size=1 … (repeatable)"),
     ] = None,
     csv: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Write every column and row as CSV; - is standard output.")
+        str | None, typer.Option(metavar="FILE", help="Write every column and row as CSV; - for standard output")
     ] = None,
     json: Json = False,
-    raw: Annotated[bool, typer.Option("--raw", help="Every row, instead of medians over repeats.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Every row, instead of medians over repeats")] = False,
     limit: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="At most this many newest runs; 0 for all.",
+            help="Number of newest runs; 0 for all",
             show_default=f"{SHOWN_RUNS}, all with --csv or --json",
         ),
     ] = None,
 ) -> None:
-    """Show results, the newest run first: median, interquartile range and number of repeats of each measurement.
+    """Show results, the newest run first: median, IQR and number of repeats of each measurement.
 
-    Loss, learning rate and other metrics that change during training are shown by their last value. Rows of the
-    phases "check" and "environment" are shown only on request (--where phase=check), or with --raw, --csv and --json.
-    A run that an error ended has a line with the error, below what was measured before.
+    Metrics that change during training, such as the loss, have their last value. The phases "check" and "environment"
+    appear only on request (--where phase=check), or with --raw, --csv and --json. A failed run has a line with the
+    error, below what it measured before.
     """
     from archbench.cli.summary import print_rows
     from archbench.results.reading import read_results
@@ -121,7 +121,7 @@ def _title(row: Mapping[Any, Any]) -> str:
 
 
 def _write_csv(frame: pd.DataFrame, target: str) -> None:
-    """All columns, whole or not at all."""
+    """Write all columns, or no file at all."""
     if target == "-":
         print(frame.to_csv(index=False), end="")
         return

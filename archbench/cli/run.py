@@ -71,11 +71,11 @@ def run(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train, score, time and weigh architectures; the results are a tidy table.
+    """Train and score architectures, and measure their speed and memory; the results are a tidy table.
 
-    Without options: the nano preset on the embedded corpus for a minute or two on a CPU, the true published model on
-    a GPU. Before anything is measured the architecture has to pass the conformance checks. Of several architectures
-    or seeds each run is its own: one that fails costs the others nothing.
+    Without options, a CPU trains the nano preset on the embedded corpus for a minute or two, and a GPU trains the
+    published model. The architecture must pass the conformance checks before anything is measured. Several
+    architectures or seeds are separate runs: the others continue if one fails.
     """
     if resume is not None:
         others = {"--seed": seed, "--unchecked": unchecked, "--file": file}
@@ -101,7 +101,7 @@ def run(
     if runs and runs[0].trackers:
         from archbench.plugin.registry import TRACKER, find
 
-        find(TRACKER, runs[0].trackers)  # a wrong name concerns all runs
+        find(TRACKER, runs[0].trackers)  # a wrong name would fail every run
     if len(runs) == 1:
         _show(_measured(runs[0], quiet=quiet), runs[0].out, json=json_)
     else:
@@ -109,11 +109,11 @@ def run(
 
 
 def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool) -> None:
-    """One run after the other, and a table of all. An error ends its own run only; the first decides the exit code.
+    """Measure one run after the other and print a table of all. The first failure decides the exit code.
 
     Raises:
-        StorageError: results cannot be written, so that the runs to come would be in vain.
-        typer.Exit: some failed.
+        StorageError: results cannot be written, so later runs would be lost too.
+        typer.Exit: a run failed.
     """
     failed: list[tuple[str, int]] = []
     finished: list[pd.DataFrame] = []
@@ -163,7 +163,7 @@ def _resume(
     json: bool,
     quiet: bool,
 ) -> None:
-    """``--resume``: the run keeps its frozen configuration, but for how long its phases may take.
+    """``--resume``: the run keeps its frozen configuration, except for the time limit of its phases.
 
     Args:
         others: options that are not fields, by name.
@@ -176,7 +176,7 @@ def _resume(
     if not architectures:
         raise UsageError("--resume", "no architecture is named", f"Write archbench run NAME --resume {run_id}")
     if len(architectures) > 1:
-        step = f"Name the one that the run is of: archbench run {architectures[0]} --resume {run_id}"
+        step = f"Name the architecture of the run: archbench run {architectures[0]} --resume {run_id}"
         raise UsageError("--resume", f"it resumes one run, and {len(architectures)} architectures are named", step)
     out = given.pop("out", "results")
     more = assignments(config, "--config")
@@ -184,7 +184,7 @@ def _resume(
     others = {**others, "--config": more}
     for option in [*options_given(run, given), *(name for name, value in others.items() if value)]:
         step = "Leave it out, or start a new run without --resume"
-        raise UsageError(option, "it cannot be changed in a run that is resumed", step)
+        raise UsageError(option, "it cannot change in a resumed run", step)
     try:
         time_limit = None if limit is None else float(limit)
     except ValueError:
@@ -196,20 +196,20 @@ def _resume(
 
 @contextmanager
 def _saying_how_to_resume() -> Iterator[None]:
-    """Print the message of an interrupted run, which Typer keeps from the command's caller."""
+    """Print the message of an interrupted run, because Typer swallows it."""
     try:
         yield
     except KeyboardInterrupt as interruption:
-        if str(interruption):  # nothing, if no run had begun
+        if str(interruption):  # empty if no run had begun
             typer.echo(str(interruption), err=True)
         raise
 
 
 def _measure_published(given: Given, written: dict[str, Any], weights: str) -> None:
-    """Fill in what published weights imply: they are measured as they are, with the tokenizer they were trained with.
+    """Fill in what published weights imply: no training, and the tokenizer that they were trained with.
 
     Raises:
-        UsageError: no tokenizer is named, and none lies beside the weights or in them: any other would score noise.
+        UsageError: no tokenizer is named, beside the weights or in them. Scores with any other mean nothing.
     """
     given["vocabulary"] = "preset"
     if "phases" not in written:
@@ -232,15 +232,15 @@ def _tokenizer_beside(weights: Path) -> str:
 
 
 def read_run_file(path: str) -> dict[str, Any]:
-    """Fields of :class:`archbench.RunConfig`, by section, as a TOML file has them; nothing is validated here.
+    """Fields of :class:`archbench.RunConfig`, by section, from a TOML file; not validated.
 
     Raises:
-        UsageError: there is no such file, or it is not TOML.
+        UsageError: the file cannot be read, or it is not TOML.
     """
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--file {path}", f"it cannot be read ({error.strerror})", "Check the path") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        step = 'Write it as TOML, for instance: architecture = "gpt2", and below it [training] with steps = 2000'
+        step = 'Write TOML, for instance: architecture = "gpt2", and below it [training] with steps = 2000'
         raise UsageError(f"--file {path}", f"it is not TOML ({error})", step) from None

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from archbench.study.scale_plan import ScalePlan
 
 SIZES, BUDGETS = "25k,50k,100k,200k", "250k,500k,1M"
-"""Twelve runs of each architecture that take two CPU cores minutes: the fewest that are fitted."""
+"""Twelve points, the fewest that are fitted; each architecture takes minutes on two CPU cores."""
 
 SMALL_RECIPE = {"batch_size": 4}
-"""Where no profile is named: with quick's batches of 8 these budgets are too few updates."""
+"""Used if no profile is named: with the batches of quick (8), these budgets have too few updates."""
 
 
 @with_fields(
@@ -48,10 +48,10 @@ def scale(
 ) -> None:
     """How does loss fall with parameters and training tokens, and does the law of small models predict the largest?
 
-    Every architecture is trained at every size on every budget, each size at a learning rate found for it. From twelve
-    points on the law L(N, D) = E + A/N^α + B/D^β is fitted, with intervals, and tested on the largest size, held out
-    for that; from forty on, exponents are compared. The same command resumes an interrupted study; more sizes and
-    budgets extend the same folder. archbench report draws the curves.
+    Every architecture is trained at every size on every budget, at a learning rate found for each size. With twelve
+    points or more, the law L(N, D) = E + A/N^α + B/D^β is fitted, with intervals, and tested on the held-out largest
+    size; with forty or more, exponents are compared. The same command resumes an interrupted study, and more sizes and
+    budgets extend its folder. archbench report draws the curves.
     """
     if no_tuning:
         given["factors"] = (1.0,)

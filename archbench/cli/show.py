@@ -1,4 +1,4 @@
-"""``archbench show``: one architecture's size, layers and costs, without allocating it."""
+"""``archbench show``: size, layers and costs of one architecture, without allocating it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def show(
     plugin: Plugins = None,
     json: Json = False,
 ) -> None:
-    """Show an architecture: configuration, parameters, FLOPs, cache bytes and layers, all on the meta device."""
+    """Show an architecture: configuration, parameters, FLOPs, cache bytes and layers. No memory is allocated."""
     from archbench.plugin.registry import load
 
     loaded = load(named(architecture, "show"), plugin or ())
@@ -70,9 +70,9 @@ def _facts(architecture: Architecture, config: ModelConfig, preset: str) -> dict
 
 
 def folded(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Layers that do something; those that differ only in a number of their path (``blocks.0``, ``blocks.1``) as one.
+    """Layers with parameters or FLOPs; those that differ only in a number of the path (``blocks.0``) share a row.
 
-    ``parameters`` and ``forward_flops_per_token`` are sums over the ``count`` layers of a row, so they still add up.
+    ``parameters`` and ``forward_flops_per_token`` are sums over the ``count`` layers of a row.
     """
     rows: dict[tuple[Any, ...], dict[str, Any]] = {}
     for layer in layers:

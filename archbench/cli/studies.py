@@ -1,4 +1,4 @@
-"""What ``archbench compare``, ``tune``, ``probe`` and ``scale`` share: a plan becomes an outcome in a folder."""
+"""What ``archbench compare``, ``tune``, ``probe`` and ``scale`` share: they measure a plan and print its outcome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from archbench.cli.output import print_json
 SET_BY_STUDIES = dict.fromkeys(
     ("architecture", "seed", "phases", "out", "weights"), "Leave it out: archbench run measures single runs"
 )
-"""Fields of their runs' configuration, and what to do instead."""
+"""Field of a run that a study sets -> what the user can do instead."""
 
 
 class Plan(Protocol):
@@ -32,11 +32,11 @@ def study(
     quiet: bool,
     describe: Callable[[Any], str] | None = None,
 ) -> None:
-    """Carry out a plan with progress on standard error, and print its outcome.
+    """Measure a plan, with progress on standard error, and print its outcome.
 
     Args:
-        kind: names the folder where ``out`` does not.
-        measure: from plan, folder, progress, command line and trackers to the outcome.
+        kind: for the folder's name, if ``out`` is None.
+        measure: makes the outcome from plan, folder, progress, command line and trackers.
         track: names of the experiment trackers that follow each run.
         show: prints the outcome as tables.
         describe: a cell in a few words.
@@ -53,7 +53,7 @@ def study(
 
 
 def default_jobs(run: dict[str, Any], *, on_gpu: bool) -> int:
-    """Runs at a time: one on a GPU, otherwise one a CPU thread."""
+    """Runs at a time: one on a GPU, otherwise one for each CPU thread."""
     from archbench.measure.machine import usable_cpus
 
     return 1 if on_gpu else run.get("threads") or len(usable_cpus())

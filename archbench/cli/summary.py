@@ -1,4 +1,4 @@
-"""What runs print when they are done: one screen, each number with its unit and spread, and what to type next."""
+"""What runs print when they finish: one screen, each number with its unit and spread, and the next commands."""
 
 from __future__ import annotations
 
@@ -23,25 +23,24 @@ FLOORS = {
 }
 
 UNCHECKED_REMARK = (
-    "Unchecked: whether the model sees the future or decodes from a wrong cache was not checked (--unchecked); its "
-    "rows say so."
+    "Unchecked (--unchecked): the model may see the future or decode from a wrong cache. Its rows are marked."
 )
 
 
 def failures(frame: pd.DataFrame) -> list[str]:
-    """One line for each run in ``frame`` that an error ended: in which phase, and the error."""
+    """One line for each failed run in ``frame``: the phase and the error."""
     failed = frame[frame.metric == FAILED]
     return [f"Run {row.run_id} failed in phase {row.phase}: {row.status}" for row in failed.itertuples()]
 
 
 def print_rows(frame: pd.DataFrame, out: str) -> None:
-    """Every row as one JSON object a line, on standard output; null where a value is not known."""
+    """Print every row as a JSON object, one a line; null for unknown values."""
     for line in frame.to_json(orient="records", lines=True, date_format="iso", double_precision=15).splitlines():
         print(line)
 
 
 def print_summary(frame: pd.DataFrame, out: str) -> None:
-    """One screen about one run."""
+    """Print one screen about one run."""
     from archbench.report.run_tables import summary_table
 
     screen = console()
@@ -65,7 +64,7 @@ def print_summary(frame: pd.DataFrame, out: str) -> None:
 
 
 def print_side_by_side(frames: Sequence[pd.DataFrame]) -> None:
-    """A table of finished runs; nothing for fewer than two."""
+    """Print a table of finished runs; nothing for fewer than two."""
     if len(frames) < 2:
         return
     from archbench.report.run_tables import side_by_side
@@ -75,7 +74,7 @@ def print_side_by_side(frames: Sequence[pd.DataFrame]) -> None:
 
 
 def print_kernels(frame: pd.DataFrame, left_out: Sequence[Mapping[str, Any]], path: Path, plot: str | None) -> None:
-    """One screen about one run of the kernel phase."""
+    """Print one screen about one run of the kernel phase."""
     from archbench.report.kernel_tables import kernel_tables, reasons
 
     screen, first = console(), frame.iloc[0]
@@ -94,14 +93,14 @@ def print_kernels(frame: pd.DataFrame, left_out: Sequence[Mapping[str, Any]], pa
 
 
 def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
-    """What a reader has to know of the numbers, and the style of the line."""
+    """What a reader has to know about the numbers, with the style of the line."""
     quality = frame[frame.phase == "quality"].set_index("metric").value
     if floors := [f"{name} {quality[metric]:.3f}" for metric, name in FLOORS.items() if metric in quality]:
         yield f"\nBits per byte of the same text by counting and compressing: {', '.join(floors)}.", "dim"
     diverged = frame[frame.metric == "diverged"]
     if len(diverged):
         step = diverged.value.iloc[0]
-        yield f"Training diverged: no finite loss at step {step:.0f}, where the run ended.", "yellow"
+        yield f"Training diverged: the loss was no longer finite at step {step:.0f}, where the run ended.", "yellow"
     if (frame.conformance == UNCHECKED).any():
         yield UNCHECKED_REMARK, "yellow"
     contaminated = [phase for phase in frame[frame.contaminated.eq(True)].phase.unique() if phase != "environment"]
@@ -109,7 +108,7 @@ def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
         phases = ", ".join(contaminated)
         yield f"Other work disturbed the machine in {phases}: those rows are marked contaminated.", "yellow"
     if frame.lossless.eq(False).any():
-        yield "The tokenizer loses some of this text's bytes: its bits per byte are too good to be true.", "yellow"
+        yield "The tokenizer loses some of this text's bytes, so its bits per byte are too low.", "yellow"
 
 
 def _next_commands(frame: pd.DataFrame, out: str) -> list[str]:

@@ -1,1 +1,1 @@
-"""How values are shown, in the terminal and on the page: quantities as text, and tables."""
+"""How values are shown in the terminal and on the page: quantities as text, and tables."""

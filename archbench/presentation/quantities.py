@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 
 ABSENT = "–"
-"""Shown where a value is not known, or makes no sense."""
+"""Shown for an unknown or meaningless value."""
 
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
@@ -28,7 +28,7 @@ def quantity(value: float | None, unit: str) -> str:
 
 
 def number(value: float | None, unit: str) -> str:
-    """The same without the name of a unit that a heading has said: bit/byte, nats/token, tokens, parameters."""
+    """As :func:`quantity`, without units that a heading names: bit/byte, nats/token, tokens, parameters."""
     if value is None or not math.isfinite(value):
         return ABSENT
     base, slash, per = unit.partition("/")
@@ -47,14 +47,14 @@ def number(value: float | None, unit: str) -> str:
 
 
 def spread(low: float, high: float, unit: str) -> str:
-    """``2 – 4 ms``: both ends of a range, the unit once where it is the same."""
+    """``2 – 4 ms``: a range, with the unit once if both ends share it."""
     start, end = quantity(low, unit), quantity(high, unit)
     value, _, scale = start.partition(" ")
     return f"{value if end.endswith(' ' + scale) else start} – {end}"
 
 
 def duration(seconds: float) -> str:
-    """A time that people wait: 40 s, 92 min, 2 h 30 min, 30 h."""
+    """A waiting time: 40 s, 92 min, 2 h 30 min, 30 h."""
     if not math.isfinite(seconds):
         return ABSENT
     if seconds < 120:
@@ -67,14 +67,14 @@ def duration(seconds: float) -> str:
 
 
 def percent(value: float | None, *, signed: bool = True) -> str:
-    """A share as percent with two decimals; signed where it is a difference."""
+    """A share as per cent with two decimals; signed for differences."""
     if value is None or not math.isfinite(value):
         return ABSENT
     return _minus(f"{100 * value:{'+' if signed else ''}.2f}") + " %"
 
 
 def percent_interval(low: float | None, high: float | None) -> str:
-    """``[−0.21, +0.14]``, in percent."""
+    """``[−0.21, +0.14]``, in per cent."""
     if low is None or high is None:
         return ABSENT
     return _minus(f"[{100 * low:+.2f}, {100 * high:+.2f}]")
@@ -88,7 +88,7 @@ def interval(low: float | None, high: float | None, places: int) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Three decimals near one, and three digits far from it."""
+    """Three decimals near one, three digits far from it."""
     if value is None:
         return ABSENT
     return f"{value:.3f}" if 0.1 <= value < 10 else f"{value:.2e}" if not 1e-3 <= value < 1e6 else digits(value)
@@ -100,7 +100,7 @@ def ratio_interval(low: float | None, high: float | None) -> str:
 
 
 def probability(p: float | None) -> str:
-    """A p-value: three decimals, and below a thousandth only that."""
+    """A p-value: three decimals, or ``< 0.001``."""
     if p is None:
         return ABSENT
     return "< 0.001" if p < 0.001 else f"{p:.3f}"

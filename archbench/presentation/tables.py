@@ -1,4 +1,4 @@
-"""Tables as data: built once, shown in the terminal, as Markdown and on the page, where they are downloaded as CSV."""
+"""Tables as data: built once, and shown in the terminal, as Markdown and on the page, which also offers CSV."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Kind = Literal["name", "text", "number", "verdict", "code", "list"]
 
 @dataclass(frozen=True)
 class Cell:
-    """``text`` is shown; ``value``, in base units, sorts and is downloaded."""
+    """``text`` is shown; ``value``, in base units, is for sorting and downloads."""
 
     text: str
     value: float | str | None = None
@@ -25,12 +25,11 @@ class Column:
     """One column.
 
     Attributes:
-        title: what is read above the cells.
-        kind: how they look: numbers are aligned to the right, lists and texts may wrap, a verdict is coloured.
-        unit: base unit of the cells' values.
-        hint: what the title leaves open; shown where a mouse rests on it.
-        show: text of a value; of an interval, of both its ends. By default, the number with a fitting prefix.
-        priority: columns with higher numbers are left out first where a terminal is too narrow; 0: never.
+        kind: look of the cells: numbers are right-aligned, lists and texts may wrap, verdicts are coloured.
+        unit: base unit of the values.
+        hint: explains the title; shown on hover.
+        show: makes the text of a value, or of both ends of an interval; by default, a number with a prefix.
+        priority: a narrow terminal leaves out columns with higher numbers first; those with 0 always stay.
     """
 
     title: str
@@ -41,7 +40,7 @@ class Column:
     priority: int = 0
 
     def cell(self, value: Any) -> Cell:
-        """``value``, which may be None, as a cell; an interval, a pair, sorts by its lower end."""
+        """``value``, which may be None, as a cell. An interval (a pair) sorts by its lower end."""
         if isinstance(value, Cell):
             return value
         if value is None:
@@ -60,8 +59,8 @@ class Table:
 
     Attributes:
         key: short name, for files and anchors.
-        notes: sentences below it.
-        grouped: so many leading columns have neighbouring equal cells, which a terminal shows once.
+        notes: sentences below the table.
+        grouped: number of leading columns in which a terminal shows equal neighbours once.
     """
 
     key: str
@@ -83,7 +82,7 @@ def table(
     notes: Iterable[str] = (),
     grouped: int = 0,
 ) -> Table:
-    """A table of values, each shown as its column says; a :class:`Cell` among them is taken as it is."""
+    """A table of values, each shown by its column; a :class:`Cell` stays as it is."""
     made = tuple(tuple(column.cell(value) for column, value in zip(columns, row, strict=True)) for row in rows)
     return Table(key, title, caption, tuple(columns), made, tuple(notes), grouped)
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PIPE_WIDTH = 160
-"""Columns of a table that goes to a file or a pipe, where no terminal says how many there are."""
+"""Width of a table that goes to a file or a pipe."""
 
 _GAP = 2
 _TEXT_WIDTH = 24
-"""Columns that a text keeps at least: longer ones wrap."""
+"""Minimum width of a text column; longer texts wrap."""
 
 _STYLES = {
     "green": ("better", "less", "passed"),
@@ -31,7 +31,7 @@ _STYLE_OF = {text: style for style, texts in _STYLES.items() for text in texts}
 
 
 def console() -> Console:
-    """Where tables go: as wide as the terminal, and never wrapped to 80 columns only because there is none."""
+    """Standard output for tables, as wide as the terminal, or :data:`PIPE_WIDTH` without one."""
     from rich.console import Console
 
     return Console(width=None if _has_width() else PIPE_WIDTH, highlight=False, markup=False, emoji=False)
@@ -40,7 +40,7 @@ def console() -> Console:
 def show(shown: Table) -> None:
     """Print a table with its caption and notes.
 
-    On a terminal that is too narrow, columns are left out by their priority, and named; numbers are never cut.
+    A narrow terminal leaves out columns by their priority, and names them; numbers are never cut.
     """
     out = console()
     kept = list(range(len(shown.columns)))
@@ -60,7 +60,7 @@ def show(shown: Table) -> None:
 
 
 def drawn(shown: Table, kept: Sequence[int] | None = None) -> RichTable:
-    """The columns with the indices ``kept``, by default all, without a frame."""
+    """The columns with the indices ``kept`` (by default all), without a frame."""
     from rich.table import Table as RichTable
     from rich.text import Text
 

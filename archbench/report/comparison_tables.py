@@ -16,6 +16,7 @@ from archbench.presentation.quantities import (
     ratio_interval,
 )
 from archbench.presentation.tables import Cell, Column, Table, table
+from archbench.report.conclusions import held_equal
 
 if TYPE_CHECKING:
     from archbench.study.comparison_outcome import ComparisonOutcome, Model, TuningOutcome
@@ -23,14 +24,10 @@ if TYPE_CHECKING:
 
 
 def heading(outcome: TuningOutcome) -> str:
-    """What was compared with what held equal, in a line."""
+    """Text, context, matching and budget, in a line."""
     plan = outcome.plan
-    unit = {"flops": "FLOP", "tokens": "token", "seconds": "s"}[plan.budget.unit]
-    held = plan.matched_on or f"what --match {plan.match} holds equal"
-    return (
-        f"{outcome.corpus} as {plan.tokenizer}, context {plan.context_length:,}; {held}; "
-        f"{quantity(plan.budget.amount, unit)} a run"
-    )
+    held, budget = held_equal(outcome)
+    return f"{outcome.corpus} as {plan.tokenizer}, context {plan.context_length:,}; {held}; {budget} a run"
 
 
 def verdict_table(outcome: ComparisonOutcome) -> Table:
@@ -50,23 +47,23 @@ def verdict_table(outcome: ComparisonOutcome) -> Table:
         ),
         Column(
             "seeds alone, %", unit="relative", show=percent_interval, priority=2,
-            hint=f"{level} interval by the spread between seeds (Welch)",
+            hint=f"{level} interval from the spread between seeds (Welch)",
         ),
         Column(
             f"{units.kind} alone, %", unit="relative", show=percent_interval, priority=3,
-            hint=f"{level} interval by the spread between {units.kind} (bootstrap)",
+            hint=f"{level} interval from the spread between {units.kind} (bootstrap)",
         ),
-        Column("p", hint="that there is no difference, two-sided", show=probability, priority=6),
+        Column("p", hint="of no difference, two-sided", show=probability, priority=6),
         Column("Holm p", hint="p corrected for the number of architectures", show=probability),
-        Column("seeds", hint="finished of those begun"),
+        Column("seeds", hint="finished, of those begun"),
     )  # fmt: skip
     notes = [
         f"{row.architecture}: {_reason(row)}" for row in outcome.quality if row.reason or row.seeds_needed or row.lost
     ]
     caption = (
-        f"Intervals are {level}, of the difference to {plan.baseline}: by seeds, by {units.count:,} {units.kind} of "
-        f"the text, and by both combined, which decides. Smaller differences than the margin, ± {100 * plan.margin:g} "
-        "%, are ignored."
+        f"{level} intervals of the difference to {plan.baseline}: from seeds, from {units.count:,} {units.kind} of the "
+        "text, and from both combined, which decide. Differences below the margin, "
+        f"± {100 * plan.margin:g} %, are ignored."
     )
     return table(
         "verdict", "Quality", columns, map(_verdict_row, outcome.quality), caption=caption,
@@ -107,7 +104,7 @@ def _reason(row: QualityRow) -> str:
 
 
 def size_table(outcome: ComparisonOutcome) -> Table:
-    """Sizes, and what training spent, beside quality."""
+    """Sizes and what training took, beside quality."""
     columns = (
         Column("architecture", "name"),
         Column("bits per byte", unit="bit/byte", priority=3),
@@ -120,7 +117,7 @@ def size_table(outcome: ComparisonOutcome) -> Table:
         Column("FLOPs", unit="FLOP", hint="of training"),
         Column("seconds", unit="s", hint="of training"),
         Column("state", unit="B", hint=f"bytes of decoding state at {outcome.plan.context_length} positions"),
-        Column("changed", "list", hint="fields that differ from the preset, but for those that are the same for all",
+        Column("changed", "list", hint="fields that differ from the preset and are not shared by all",
                priority=6),
         Column("learning rate", hint="found by tuning, or the recipe's own", show="{:.3g}".format, priority=1),
     )  # fmt: skip
@@ -143,7 +140,7 @@ def size_table(outcome: ComparisonOutcome) -> Table:
             Cell("none") if model.state_bytes is None else model.state_bytes, Cell(changed or ABSENT, changed),
             rates.get(name),
         ))  # fmt: skip
-    caption = "Beside quality: what each was, and what its training spent."
+    caption = "Quality beside the size of each model and what its training took."
     return table("sizes", "Sizes and spending", columns, rows, caption=caption)
 
 
@@ -157,7 +154,7 @@ def _ordered(outcome: ComparisonOutcome) -> list[Model]:
 
 
 def cost_table(outcome: ComparisonOutcome) -> Table | None:
-    """Speed and memory beside the baseline's, with the machine's noise floor; None where nothing was measured."""
+    """Speed and memory beside the baseline's, with the noise floor; None if nothing was measured."""
     if not outcome.costs:
         return None
     columns = (
@@ -168,7 +165,7 @@ def cost_table(outcome: ComparisonOutcome) -> Table | None:
         Column(f"{outcome.plan.confidence:.0%} interval", unit="1", hint="of the ratio", show=ratio_interval),
         Column(
             "noise floor", unit="1", show=ratio_interval, priority=1,
-            hint="ratios that this machine shows where there is no difference",
+            hint="ratios of the baseline to itself on this machine",
         ),
         Column("verdict", "verdict"),
     )  # fmt: skip
@@ -187,7 +184,7 @@ def cost_table(outcome: ComparisonOutcome) -> Table | None:
 
 
 def lost_table(outcome: ComparisonOutcome) -> Table | None:
-    """Every run that did not end well, with its cause; None where all did."""
+    """Every run that did not finish, with its cause; None if all finished."""
     columns = (
         Column("architecture", "name"), Column("stage", "text"), Column("seed"), Column("outcome", "text"),
         Column("cause", "text"), Column("run", "code"),

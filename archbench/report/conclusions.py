@@ -1,17 +1,17 @@
-"""What a comparison shows and what it does not, in sentences."""
+"""What a comparison shows and does not show, in sentences."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from archbench.presentation.quantities import compact, number, percent, percent_interval, quantity
-from archbench.study.comparison_outcome import ComparisonOutcome
+from archbench.presentation.quantities import compact, number, percent, percent_interval, probability, quantity
+from archbench.study.comparison_outcome import ComparisonOutcome, TuningOutcome
 from archbench.study.verdicts import QualityRow
 
 TOKENS_A_PARAMETER = 20
-"""About how many training tokens a parameter Hoffmann et al. 2022 ("Training Compute-Optimal Large Language Models",
-table 3) found best for a fixed number of FLOPs."""
+"""Training tokens for each parameter that are about compute-optimal (Hoffmann et al. 2022, "Training Compute-Optimal
+Large Language Models", table 3)."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,10 @@ class Conclusions:
 
     Attributes:
         headline: the verdicts in a line.
-        details: how large each decided difference is, and how sure.
-        matched: what was held equal, and how.
-        limits: what this does not show, one sentence each.
-        meanings: (verdict, what it means) of every verdict given.
+        details: size and uncertainty of each decided difference.
+        matched: what was held equal.
+        limits: what the study does not show, one sentence each.
+        meanings: (verdict, meaning) of every verdict given.
     """
 
     headline: str
@@ -100,21 +100,26 @@ def _details(outcome: ComparisonOutcome) -> str:
     return " ".join(sentences)
 
 
+def held_equal(outcome: TuningOutcome) -> tuple[str, str]:
+    """What the matching makes equal, and the budget of a run."""
+    plan = outcome.plan
+    unit = {"flops": "FLOP", "tokens": "token", "seconds": "s"}[plan.budget.unit]
+    return plan.matched_on or f"what --match {plan.match} holds equal", quantity(plan.budget.amount, unit)
+
+
 def _difference(row: QualityRow, level: str) -> str:
     assert row.difference is not None
     word = "fewer" if row.difference < 0 else "more"
     size = percent(abs(row.difference), signed=False)
     bounds = percent_interval(row.combined_low, row.combined_high) + " %"
-    p = "" if row.p_holm is None else f", p {'< 0.001' if row.p_holm < 0.001 else f'= {row.p_holm:.3f}'} after Holm"
+    p = "" if row.p_holm is None else f", p {'' if row.p_holm < 0.001 else '= '}{probability(row.p_holm)} after Holm"
     return f"{row.architecture} needs {size} {word} ({level}{bounds}{p})."
 
 
 def _matched(outcome: ComparisonOutcome) -> tuple[str, ...]:
     plan = outcome.plan
-    unit = {"flops": "FLOP", "tokens": "token", "seconds": "s"}[plan.budget.unit]
-    budget = quantity(plan.budget.amount, unit)
+    held, budget = held_equal(outcome)
     deviations = [abs(model.deviation) for model in outcome.models if model.matched and model.deviation is not None]
-    held = plan.matched_on or f"what --match {plan.match} holds equal"
     sentences = [f"{held[:1].upper()}{held[1:]}."]
     if deviations:
         sentences.append(f"The largest deviation in size is {percent(max(deviations), signed=False)}.")
@@ -142,10 +147,9 @@ def _limits(outcome: ComparisonOutcome) -> tuple[str, ...]:
     sentences = []
     if any(model.parameters for model in taking_part):
         sizes = [model.parameters for model in taking_part if model.parameters is not None]
-        low, high = compact(min(sizes)), compact(max(sizes))
-        size = low if low == high else f"{low} to {high}"
         sentences.append(
-            f"Other sizes: these models have {size} parameters. What is better here can be worse at a larger size."
+            f"Other sizes: these models have {_range(sizes)} parameters. "
+            "What is better here can be worse at a larger size."
         )
     tokens = [row.training_tokens for row in outcome.spent if row.training_tokens]
     ratios = [
@@ -163,7 +167,8 @@ def _limits(outcome: ComparisonOutcome) -> tuple[str, ...]:
             else ""
         )
         sentences.append(
-            f"Longer training: {_range(tokens)} tokens were seen, {_plain_range(ratios)} per parameter{early}."
+            f"Longer training: {_range(tokens)} tokens were seen, {_range(ratios, '{:.2g}'.format)} per "
+            f"parameter{early}."
         )
     sentences += [
         f"Other text: one corpus ({outcome.corpus}) and one tokenizer ({plan.tokenizer}).",
@@ -183,11 +188,6 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _range(values: Sequence[float]) -> str:
-    low, high = compact(min(values)), compact(max(values))
-    return low if low == high else f"{low} to {high}"
-
-
-def _plain_range(values: Sequence[float]) -> str:
-    low, high = f"{min(values):.2g}", f"{max(values):.2g}"
+def _range(values: Sequence[float], show: Callable[[float], str] = compact) -> str:
+    low, high = show(min(values)), show(max(values))
     return low if low == high else f"{low} to {high}"

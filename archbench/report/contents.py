@@ -1,4 +1,4 @@
-"""What a report shows, part by part: a comparison, a scaling study, or runs without one."""
+"""The parts of a report: a comparison, a scaling study, or runs without one."""
 
 from __future__ import annotations
 
@@ -38,14 +38,13 @@ class Contents:
     """One part of a report.
 
     Attributes:
-        title, subtitle: what it is about.
-        verdict: what follows; None for runs without a comparison.
-        tables: in the order shown; the first stands with the verdict.
+        verdict: conclusions; None for runs without a comparison.
+        tables: in order; the first stands with the verdict.
         lead: the figure that stands with the verdict.
-        figures: all figures that could be drawn, ``lead`` included.
+        figures: all that could be drawn, including ``lead``.
         missing: names of figures whose data were not measured.
-        facts: (what, value) pairs: how it was made.
-        styles: colour and marker by architecture.
+        facts: (what, value) pairs about how it was made.
+        styles: architecture -> colour and marker.
     """
 
     title: str
@@ -60,10 +59,10 @@ class Contents:
 
 
 def read(paths: Sequence[str]) -> list[Contents]:
-    """What is at ``paths``: folders of comparisons and ladders, results folders (with those in them), Parquet files.
+    """Read ``paths``: folders of comparisons and ladders, results folders (with studies in them), Parquet files.
 
     Raises:
-        StorageError: nothing is there, a file is damaged, or it is from a newer archbench.
+        StorageError: there are no results, a file is damaged, or a newer archbench wrote it.
     """
     from archbench.results.reading import read_results
 
@@ -88,7 +87,7 @@ def read(paths: Sequence[str]) -> list[Contents]:
     if not parts:
         cause = "there are no results in it" if len(paths) == 1 else "there are no results in them"
         raise StorageError(
-            ", ".join(paths), cause, "Run archbench compare or archbench run first, or name where results are"
+            ", ".join(paths), cause, "Run archbench compare or archbench run first, or name a folder with results"
         )
     return parts
 
@@ -119,7 +118,7 @@ _BUILDERS: tuple[tuple[str | None, Callable[[Evidence], Figure | None]], ...] = 
 
 
 def of_evidence(evidence: Evidence) -> Contents:
-    """Every table and figure that ``evidence`` has the data for."""
+    """Every table and figure for which ``evidence`` has the data."""
     figures, missing = [], []
     for name, build in _BUILDERS:
         figure = build(evidence)
@@ -156,12 +155,12 @@ def of_ladder(folder: Path) -> Contents:
     """A finished ladder.
 
     Raises:
-        StorageError: see :meth:`archbench.study.outcome.Outcome.read`; or nothing in it was measured.
+        StorageError: see :meth:`archbench.study.outcome.Outcome.read`; or none of its trainings finished.
     """
     ladder = ScaleOutcome.read(folder)
     if not ladder.findings:
         raise StorageError(
-            str(folder), "none of its trainings ended well", f"Its {ScaleOutcome.file} says why, run by run"
+            str(folder), "none of its trainings finished", f"Its {ScaleOutcome.file} has the cause of each"
         )
     plan, styles = ladder.plan, styles_of(ladder.names, ladder.names[0])
     made = provenance_of(ladder, folder)

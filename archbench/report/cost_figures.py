@@ -15,11 +15,11 @@ _QUALITY = Axis("bits per byte", "bit/byte")
 
 
 _MARGIN = 0.2
-"""Room for names at either side of the points, as a share of their span."""
+"""Room for names on both sides of the points, as a share of their span."""
 
 
 def pareto_figure(evidence: Evidence) -> Figure | None:
-    """Bits per byte against decoding time, memory and the cost of training; None with fewer than two architectures."""
+    """Bits per byte against decoding time, memory and the cost of training; None for fewer than two architectures."""
     scores = {score.name: score for score in evidence.scores}
     panels = []
     for metric in _COSTS:
@@ -40,7 +40,7 @@ def pareto_figure(evidence: Evidence) -> Figure | None:
     return Figure(
         "pareto", "Quality against cost",
         "Lower left is better. The stepped line is the Pareto front: nothing measured is both better and cheaper than "
-        f"what lies on it; hollow marks are dominated. Bars: {evidence.score_interval}. The front ignores the bars.",
+        f"a mark on it; hollow marks are dominated. Bars: {evidence.score_interval}. The front ignores the bars.",
         tuple(panels),
         provenance=(("quality", "bits per byte of the validation text"), ("costs", "medians; see the tables above")),
     )  # fmt: skip
@@ -80,7 +80,7 @@ def _pareto(evidence: Evidence, title: str, unit: str, points: Sequence[tuple[Sc
 
 
 def _padded(low: float, high: float, scale: Scale) -> tuple[float, float]:
-    """Room for names at either side."""
+    """Limits with room for names on both sides."""
     if scale == "log":
         reach = (high / low) ** _MARGIN
         return low / reach, high * reach
@@ -120,7 +120,7 @@ _OFFSETS: dict[Side, tuple[int, int]] = {
     "bottom left": (-1, -1),
     "bottom right": (1, -1),
 }
-"""Where a name is beside its point, right and up; preferred sides first."""
+"""Position of a name beside its point: right and up. Preferred sides come first."""
 
 _Box = tuple[float, float, float, float]
 """Left, right, bottom, top; the points span 0 to 1."""
@@ -146,7 +146,7 @@ def _overlap(box: _Box, taken: Sequence[_Box]) -> float:
 
 
 def _label(name: str) -> str:
-    """A name of at most 18 letters; the legend has all of it."""
+    """A name of at most 18 letters; the legend has the whole."""
     return name if len(name) <= 18 else name[:17] + "…"
 
 
@@ -156,7 +156,7 @@ def _unit(values: Sequence[float]) -> list[float]:
 
 
 def context_figure(evidence: Evidence) -> Figure | None:
-    """Decoding, prefill, state and memory against context length; None with fewer than two lengths."""
+    """Decoding, prefill, state and memory against context length; None for fewer than two lengths."""
     quantities = (
         ("seconds_per_token", "decoding, a token", "s"),
         ("prefill_seconds", "prefill", "s"),
@@ -166,7 +166,7 @@ def context_figure(evidence: Evidence) -> Figure | None:
     lengths = sorted({row.context_length for row in evidence.curves})
     if len(lengths) < 2:
         return None
-    alone = evidence.outcome is None  # runs without a comparison vary the prompt, and not what is allocated
+    alone = evidence.outcome is None  # such runs vary the prompt, not what is allocated
     across = Axis("prompt length" if alone else "context length", "token", "log", ticks=thinned(lengths))
     panels = []
     for field, title, unit in quantities:
@@ -194,7 +194,7 @@ def context_figure(evidence: Evidence) -> Figure | None:
     ]
     return Figure(
         "context", f"Cost against {across.title}",
-        "One sequence at a time. Scales are logarithmic, except for quantities that hardly change.", tuple(panels),
+        "One sequence at a time. Scales are logarithmic, except for quantities that change little.", tuple(panels),
         remarks=tuple(causes),
         provenance=(("measured", "one sequence; medians over repeats"),),
     )  # fmt: skip
@@ -211,7 +211,7 @@ _DIRECTIONS = {
 
 
 def kernel_figure(evidence: Evidence) -> Figure | None:
-    """FLOP/s of kernels against length, a panel for each shape and direction; None where none was measured."""
+    """FLOP/s of kernels against length, a panel for each shape and direction; None without rows of kernels."""
     rows = evidence.rows
     rows = rows[(rows.phase == "kernel") & rows.metric.isin(list(_DIRECTIONS)) & rows.value.notna()]
     rows = rows[rows.context_length.notna()]
@@ -255,7 +255,7 @@ def kernel_figure(evidence: Evidence) -> Figure | None:
     devices = ", ".join(sorted(set(rows.device_name)))
     return Figure(
         "kernels", "Speed of kernels",
-        "Median FLOP/s; of attention only visible pairs count, so causal attention counts as half, and backward as "
+        "Median FLOP/s. Only visible pairs of attention count, so causal attention counts half, and backward counts "
         "2.5 × forward.",
         tuple(panels),
         provenance=(("rows", "phase kernel"), ("device", devices), ("runs", ", ".join(rows.run_id.drop_duplicates()))),

@@ -1,4 +1,4 @@
-"""The data of figures and tables, the same for a comparison and for runs alone."""
+"""The data of figures and tables, in one form for comparisons and for runs alone."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ class Evidence:
     """What was measured.
 
     Attributes:
-        names: architectures, or sets of runs that differ only in their seed; their order is that of tables and legends.
-        rows: all tidy rows, with the column ``name`` (one of ``names``, or null) added.
-        learners: run ids whose training is shown: the confirming seeds of a comparison, or all runs.
+        names: architectures, or sets of runs that differ only in their seed, in the order of tables and legends.
+        rows: all tidy rows, with an added column ``name`` (one of ``names``, or null).
+        learners: ids of runs whose training is shown: the confirming seeds of a comparison, or all runs.
         scores, spent, costs, curves, positions, tuning: as in comparison.json, by name.
-        score_interval: what the interval of a score is.
-        provenance: (what, value) pairs that hold for all of it.
-        outcome: the comparison, if there is one.
+        score_interval: meaning of a score's interval.
+        provenance: (what, value) pairs that apply to everything.
+        outcome: the comparison; None for runs alone.
     """
 
     names: tuple[str, ...]
@@ -73,8 +73,8 @@ def of_comparison(folder: Path) -> Evidence:
     outcome = ComparisonOutcome.read(folder)
     file = folder / ROWS
     if not file.is_file():
-        cause = f"the rows of the comparison, {ROWS}, are not there"
-        raise StorageError(str(folder), cause, "Repeat the archbench compare command: it writes them anew")
+        cause = f"the rows of the comparison, {ROWS}, are missing"
+        raise StorageError(str(folder), cause, ComparisonOutcome.again())
     rows = read_results(file)
     rows = rows.assign(name=rows.architecture.where(rows.architecture != "none"))
     names = outcome.names
@@ -120,7 +120,7 @@ def of_runs(rows: pd.DataFrame, places: tuple[str, ...]) -> Evidence:
 
     Args:
         rows: at least one tidy row.
-        places: the folders and files they come from.
+        places: the folders and files that they come from.
     """
     rows = rows.assign(name=_names(rows))
     names = tuple(dict.fromkeys(rows.name.dropna().sort_values()))
@@ -142,7 +142,7 @@ def of_runs(rows: pd.DataFrame, places: tuple[str, ...]) -> Evidence:
 
 
 def _names(rows: pd.DataFrame) -> pd.Series[str]:
-    """Architecture, with the preset and the configuration's hash where these differ between runs."""
+    """The architecture, with preset and configuration hash where these differ between runs."""
     modelled = rows.architecture != "none"
     names = rows.architecture.astype(str)
     for column in ("preset", "config_hash"):
@@ -194,7 +194,7 @@ _SHOWN_COSTS = (
 
 
 def _costs(rows: pd.DataFrame) -> tuple[CostRow, ...]:
-    """Medians of one sequence at the longest prompt that all of them have."""
+    """Medians for one sequence, at the longest prompt that all have."""
     found = []
     for phase, metric, key, label, unit in _SHOWN_COSTS:
         own = rows[(rows.phase == phase) & (rows.metric == metric)]
@@ -216,7 +216,7 @@ def _costs(rows: pd.DataFrame) -> tuple[CostRow, ...]:
 
 
 def _curves(rows: pd.DataFrame) -> tuple[CostCurve, ...]:
-    """Costs against the length of the prompt, of one sequence."""
+    """Costs of one sequence against the length of the prompt."""
     own = rows[rows.phase.isin(["prefill", "decode"]) & (rows.batch_size == 1) & rows.prompt_length.notna()]
     median = own.groupby(["name", "prompt_length", "metric"]).value.median()
     cases = dict.fromkeys((name, length) for name, length, _ in median.index)

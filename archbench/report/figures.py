@@ -1,4 +1,4 @@
-"""Figures as data: what is drawn, in base units; :mod:`archbench.report.vega` draws it."""
+"""Figures as data, in base units. :mod:`archbench.report.vega` draws them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Axis:
     """One axis.
 
     Attributes:
-        title: what it measures.
+        title: the quantity.
         unit: base unit of the values: s, B, token, parameter, FLOP, FLOP/s, bit/byte, nats/token, 1, or relative (a
             share, shown as percent).
         scale: linear or log.
-        ticks: where it is labelled; empty: left to the drawing library.
+        ticks: positions of labels; empty to leave them to the drawing library.
         labels: texts of ``ticks``, for an axis of names.
         limits: lowest and highest value shown at first.
-        zero: begins at zero.
+        zero: whether it begins at zero.
     """
 
     title: str
@@ -40,22 +40,22 @@ class Axis:
 
 @dataclass(frozen=True)
 class Series:
-    """Some points of one thing.
+    """Points of one architecture or kernel.
 
     Attributes:
-        name: what the legend says: an architecture, or a kernel.
-        style: colour and marker; None: muted, without markers.
-        x, y: coordinates, base units; a None in ``y`` interrupts the line.
-        low, high: interval of each y (of each x where ``sideways``); empty: none.
+        name: in the legend.
+        style: colour and marker; None for muted, without markers.
+        x, y: coordinates in base units; a None in ``y`` interrupts the line.
+        low, high: interval of each y (of each x if ``sideways``); empty without intervals.
         notes: a text for each point, shown with its values on hover.
-        drawn: a line; a curve, computed and without points; a line with points; points; steps, which hold a value
-            until the next; or a thin line, a single run.
-        band: the interval is a band and not a bar.
-        sideways: the interval is of x.
-        hollow: the points are not filled.
-        heavy: the interval's bar is thick.
-        label: a text beside each point, and at which side of it.
-        side: where that text stands.
+        drawn: a line; a computed curve without points; points; both; steps, which hold a value until the next one; or a
+            thin line for a single run.
+        band: whether the interval is a band instead of a bar.
+        sideways: whether the interval belongs to x.
+        hollow: whether the points are not filled.
+        heavy: whether the bar of the interval is thick.
+        label: a text beside each point.
+        side: the side of the point on which the label stands.
         role: what distinguishes this series from others of the same name; a column of the data.
     """
 
@@ -87,7 +87,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Values by row and column; None: not measured."""
+    """Values by row and column; None if not measured."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -108,14 +108,13 @@ class Panel:
 
 @dataclass(frozen=True)
 class Figure:
-    """What one figure shows.
+    """One figure.
 
     Attributes:
         key: short name, for files and anchors.
-        title: what it is.
-        caption: how to read it: what lines, bands and marks are.
+        caption: how to read it: the meaning of lines, bands and marks.
         panels: side by side (``grid``), or one at a time with a switch (``switch``).
-        remarks: what is missing in it, and why.
+        remarks: what is missing, and why.
         provenance: (what, value) pairs: command, files, runs, versions, machine.
     """
 
@@ -129,13 +128,13 @@ class Figure:
 
     @property
     def legend(self) -> tuple[tuple[str, Style], ...]:
-        """Names and styles to be explained: of all series but those that an axis names."""
+        """Names and styles of all series, except those that an axis names."""
         shown = [series for panel in self.panels if not panel.y.labels for series in panel.series]
         return tuple({series.name: series.style for series in shown if series.style is not None}.items())
 
 
 def data_of(figure: Figure) -> tuple[list[str], list[list[Any]]]:
-    """Every value drawn in ``figure``, base units: column names and rows."""
+    """Every value drawn in ``figure``, in base units: column names and rows."""
     if all(panel.heat is not None for panel in figure.panels):
         rows = [
             [row, column, value]
@@ -170,15 +169,15 @@ def _row(panel: Panel, series: Series, index: int) -> list[Any]:
 
 
 def thinned(values: Sequence[float], most: int = 7) -> tuple[float, ...]:
-    """At most about ``most`` of the sorted distinct ``values``, evenly chosen from the end, for labels on an axis."""
+    """About ``most`` of the sorted distinct ``values``, evenly chosen from the end, for labels on an axis."""
     distinct = sorted(set(values))
     step = -(-len(distinct) // most)
     return tuple(distinct[::-1][::step][::-1])
 
 
 def ticks_of(values: Sequence[float], unit: str, scale: Scale) -> tuple[float, ...]:
-    """Where an axis over ``values`` is labelled, as far as drawing libraries do not know: bytes, in powers of two, and
-    logarithmic scales, with at most about six labels. Empty: leave it to the library."""
+    """Label positions that drawing libraries do not find: of bytes, in powers of two, and of logarithmic scales, with
+    about six labels. Empty to leave them to the library."""
     low, high = min(values), max(values)
     if unit == "B":
         return _powers_of_two(low, high) if scale == "log" else _byte_steps(low, high)
@@ -207,7 +206,7 @@ def tick_text(axis: Axis, index: int) -> str:
     if axis.labels:
         return axis.labels[index]
     value = axis.ticks[index]
-    if axis.unit == "B" and axis.scale == "linear":  # all in one unit, with the digits that tell them apart
+    if axis.unit == "B" and axis.scale == "linear":  # all in one unit, with enough digits to differ
         name, scale = next(((name, scale) for name, scale in BINARY if max(axis.ticks) >= scale), BINARY[-1])
         return f"{f'{value / scale:.3f}'.rstrip('0').rstrip('.')} {name}"
     if axis.unit in ("s", "B"):

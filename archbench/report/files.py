@@ -1,4 +1,4 @@
-"""Writing a report: the page, the images and the Markdown summary, each whole or not at all."""
+"""Writing a report: the page, the images and the Markdown summary. No file is left half written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def require(option: str, extra: str, *modules: str) -> None:
 
 
 def write_page(contents: Sequence[Contents], path: str | Path, *, title: str) -> Path:
-    """Write the page; its path.
+    """Write the page. Returns its path.
 
     Raises:
         StorageError: it cannot be written.
@@ -49,9 +49,9 @@ def write_image(figure: Figure, path: str | Path, *, heading: str = "") -> Path:
 
 
 def write_images(contents: Sequence[Contents], folder: str | Path) -> list[dict[str, Path]]:
-    """Write one PNG file per figure; for each part, the files by the figure's key.
+    """Write a PNG file for each figure. Returns figure key -> file, for each part.
 
-    A file is named after its figure, after a number where there are several parts.
+    A file has the name of its figure, with a number in front if there are several parts.
 
     Raises:
         StorageError: one cannot be written.
@@ -66,7 +66,7 @@ def write_images(contents: Sequence[Contents], folder: str | Path) -> list[dict[
 
 
 def write_markdown(contents: Sequence[Contents], path: str | Path, images: Sequence[dict[str, Path]]) -> Path:
-    """Write the Markdown summary; its path. Its links to images are relative to it.
+    """Write the Markdown summary. Returns its path. Its links to images are relative.
 
     Raises:
         StorageError: it cannot be written.
@@ -82,11 +82,11 @@ def write_markdown(contents: Sequence[Contents], path: str | Path, images: Seque
 
 
 def write(path: str | Path, content: bytes, *, option: str = "", new_folder: bool = True) -> Path:
-    """Write ``content`` beside ``path``, then move it there, so that a full disk leaves no half a file.
+    """Write ``content`` to a temporary file, then move it to ``path``, so a full disk leaves no partial file.
 
     Args:
-        option: that asked for the file, for the message.
-        new_folder: make the folder if there is none.
+        option: the option that asked for the file, for the message.
+        new_folder: create a missing folder.
 
     Raises:
         StorageError: it cannot be written.
@@ -107,5 +107,5 @@ def write(path: str | Path, content: bytes, *, option: str = "", new_folder: boo
 
 
 def title_of(contents: Sequence[Contents]) -> str:
-    """The title of the browser's tab."""
+    """Title of the page, for the browser's tab."""
     return " · ".join(part.title for part in contents) + " – archbench"

@@ -1,4 +1,4 @@
-"""The kernel phase as tables: medians and spread of each candidate, case by case."""
+"""Tables of the kernel phase: median and spread of each candidate, case by case."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONVENTION = (
-    "TFLOP/s count visible (query, key) pairs only, so causal counts as half; backward counts 2.5 × forward. "
-    "± is half the interquartile range."
+    "TFLOP/s count only visible (query, key) pairs, so causal counts half; backward counts 2.5 × forward. "
+    "± is half the IQR."
 )
 ATTENTION = "causal_attention"
 _ATTENTION = {
@@ -40,7 +40,7 @@ def _speed() -> Column:
 
 
 def kernel_tables(rows: pd.DataFrame) -> list[Table]:
-    """Attention and losses, each where it was measured."""
+    """The tables of attention and of losses; those without rows are left out."""
     known = rows[rows.value.notna()]
     attention, losses = known[known.operation == ATTENTION], known[known.operation != ATTENTION]
     made = [_attention_table(attention)] if len(attention) else []
@@ -59,19 +59,19 @@ def case_name(row: Mapping[Any, Any]) -> str:
 
 
 def not_measured(rows: pd.DataFrame) -> Iterator[str]:
-    """A sentence for each candidate and direction that rows have no value of."""
+    """A sentence for each candidate and direction without a value."""
     missing = rows[rows.metric.isin(["forward_seconds", "backward_seconds"]) & rows.value.isna()]
     candidates = missing.attention.where(missing.operation == ATTENTION, missing.operation)
     for (candidate, metric), without in missing.groupby([candidates, "metric"], sort=False):
         cases = without.groupby(CASE, dropna=False).ngroups
         yield (
-            f"Not measured: {candidate}, {str(metric).removesuffix('_seconds')} ({cases} cases): why is in "
+            f"Not measured: {candidate}, {str(metric).removesuffix('_seconds')} ({cases} cases): the reason is in "
             f"{rows.run_id.iloc[0]}.json, facts.left_out."
         )
 
 
 def reasons(left_out: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What could not be measured, and why: one line a reason, with the cases where they are few."""
+    """What could not be measured, and why: a line for each reason, with its cases if they are few."""
     grouped: dict[tuple[str, str, str], list[str]] = {}
     for one in left_out:
         grouped.setdefault((one["candidate"], one["what"], one["reason"]), []).append(one["case"])
@@ -165,11 +165,11 @@ def _median(seconds: pd.Series[float]) -> tuple[float | None, float | Cell]:
 
 
 def _costs(trial: pd.DataFrame) -> list[float | None]:
-    """Memory beyond the inputs, and the errors of output and gradients."""
+    """Memory beyond the inputs, and errors of output and gradients."""
     return [_first(trial, metric) for metric in ("peak_extra_bytes", "output_error", "gradient_error")]
 
 
 def _ratio(own: pd.Series[float], whole: pd.Series[float]) -> float | Cell:
-    """Median over the samples taken side by side; of memory there is one number."""
+    """Median over paired samples; memory has a single one."""
     ratio = (own / whole).median() if len(whole) else float("nan")
     return Cell("") if ratio != ratio else float(ratio)

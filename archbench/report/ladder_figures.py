@@ -1,4 +1,4 @@
-"""Figures of a scaling study: loss against parameters, tokens and compute, with the law and its prediction."""
+"""Figures of a scaling study: loss against parameters, tokens and compute, with the laws."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from archbench.study.law import Law
 from archbench.study.scale_outcome import ScaleOutcome
 
 _CURVE = 40
-"""Points of a law's line."""
+"""Points of the line of a law."""
 
 _POINTS = (("points", "scale.json; phase quality, metric loss, of the runs in runs.parquet"),)
 
@@ -25,7 +25,7 @@ _CAPTION = (
 
 
 def ladder_figures(ladder: ScaleOutcome, styles: dict[str, Style]) -> tuple[Figure, ...]:
-    """Every figure, of a ladder that has points."""
+    """Every figure of a ladder that has points."""
     return (_by_size(ladder, styles), _by_tokens(ladder, styles), _by_compute(ladder, styles))
 
 
@@ -68,8 +68,8 @@ def _by_compute(ladder: ScaleOutcome, styles: dict[str, Style]) -> Figure:
             )  # fmt: skip
     return Figure(
         "compute", "Loss against compute",
-        "Each line is one size, from its smallest budget to its largest: the lowest of an architecture's lines at a "
-        "number of FLOPs is the best size there.",
+        "Each line is one size, from its smallest budget to its largest. At a number of FLOPs, the lowest line of an "
+        "architecture is its best size.",
         (_panel("compute", Axis("training FLOPs", "FLOP", "log"), series, ladder),),
         provenance=_POINTS,
     )  # fmt: skip
@@ -85,7 +85,7 @@ def _compared(
     ladder: ScaleOutcome,
     styles: dict[str, Style],
 ) -> Panel:
-    """Every architecture's points of one size or one budget."""
+    """The points of every architecture at one size or one budget."""
     series = []
     for finding in ladder.findings:
         points = [point for point in finding.points if getattr(point, held) == value]
@@ -101,11 +101,11 @@ def _drawn(
     across: Callable[[Point], float],
     height: Callable[[Law, float, Point], float],
 ) -> list[Series]:
-    """One architecture in one panel: its marks, and its laws where it has them.
+    """One architecture in one panel: its marks, and its laws if it has them.
 
     Args:
         across: x of a point.
-        height: loss that a law predicts at x; the point has what is constant in the panel.
+        height: loss that a law predicts at x; the point has the quantity that is constant in the panel.
     """
     name, style, at = finding.architecture, styles[finding.architecture], points[0]
     xs = [across(point) for point in points]
@@ -145,7 +145,7 @@ def _between(low: float, high: float) -> tuple[float, ...]:
 
 
 def _panel(title: str, x: Axis, series: Sequence[Series], ladder: ScaleOutcome) -> Panel:
-    """With room around the points, and the same losses up in every panel."""
+    """A panel with room around the points and the same y axis as all others."""
     xs = [at for one in series for at in one.x]
     losses = [value for finding in ladder.findings for point in finding.points for value in point.losses]
     margin = 0.06 * (max(losses) - min(losses)) or 0.1

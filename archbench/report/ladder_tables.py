@@ -1,4 +1,4 @@
-"""A ladder's tables: laws, losses, and predictions of the largest size."""
+"""Tables of a ladder: laws, losses, and predictions of the largest size."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def law_table(ladder: ScaleOutcome) -> Table:
     three = "{:.3f}".format
     columns = (
         Column("architecture", "name"),
-        Column("points", hint="sizes × budgets that were measured; seeds are averaged"),
+        Column("points", hint="measured pairs of size and budget; seeds are averaged"),
         Column("α", hint="of the parameters: how fast loss falls with N", show=three),
         Column("95 %", hint="interval of α: points resampled", show=_three_interval),
         Column("β", hint="of the tokens: how fast loss falls with D", show=three),
         Column("95 %", hint="interval of β: points resampled", show=_three_interval),
-        Column("E", unit="nats/token", hint="the loss that no size and budget gets below", show=three),
+        Column("E", unit="nats/token", hint="the floor of the loss", show=three),
         Column("95 %", unit="nats/token", hint="interval of E: points resampled", show=_three_interval),
         Column("A", show=digits),
         Column("B", show=digits),
         Column(
             "held-out error", unit="relative", show=_share,
-            hint="at the largest size, which the law was not fitted to; mean over budgets",
+            hint="at the largest size, which the fit leaves out; mean over budgets",
         ),
         Column(
-            "unchanged", unit="relative", show=_share, hint="error of taking the next smaller size's loss as it is"
+            "unchanged", unit="relative", show=_share, hint="error of assuming the loss of the next smaller size"
         ),
     )  # fmt: skip
     reasons = [f"{one.architecture}: {one.reason}." for one in ladder.findings if one.reason is not None]
@@ -59,7 +59,7 @@ def _law(finding: Finding) -> Sequence[object]:
 
 
 def loss_table(ladder: ScaleOutcome) -> Table:
-    """Every loss that was measured."""
+    """Every measured loss."""
     budgets = [Column(f"{short(budget)} tokens", unit="nats/token") for budget in ladder.plan.budgets]
     columns = (
         Column("architecture", "name"), Column("parameters", hint="non-embedding, active", show=count),
@@ -92,7 +92,7 @@ def _losses(ladder: ScaleOutcome) -> Iterator[Sequence[object]]:
 
 
 def forecast_table(ladder: ScaleOutcome) -> Table | None:
-    """The law's prediction of the largest size, from the smaller ones; None where none was tested."""
+    """Predictions of the largest size from the smaller ones; None without a test."""
     four = "{:.4f}".format
     columns = (
         Column("architecture", "name"), Column("parameters", show=short), Column("tokens", show=short),
@@ -105,5 +105,5 @@ def forecast_table(ladder: ScaleOutcome) -> Table | None:
         if finding.held_out is not None
         for one in finding.held_out.forecasts
     ]
-    caption = "Predicted from the smaller sizes. Unchanged: the error of taking the next smaller size's loss as it is."
+    caption = "Predicted from the smaller sizes. Unchanged: the error of assuming the loss of the next smaller size."
     return table("forecasts", "The largest size, held out", columns, rows, caption=caption) if rows else None

@@ -1,4 +1,4 @@
-"""What a scaling study shows and what it does not, in sentences, for the page and the terminal."""
+"""What a scaling study shows and does not show, in sentences, for the page and the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _GREEK = {"alpha": "α", "beta": "β"}
 
 
 def law_sentences(ladder: ScaleOutcome) -> list[str]:
-    """The law of each architecture, how it did on the largest size, and how exponents compare."""
+    """The law of each architecture, its test on the largest size, and the comparison of exponents."""
     return [*(sentence for finding in ladder.findings for sentence in _law(finding)), *_comparisons(ladder)]
 
 
@@ -67,7 +67,7 @@ def notes(ladder: ScaleOutcome) -> list[str]:
 
 
 def conclusions(ladder: ScaleOutcome) -> Conclusions:
-    """The same for the page, without the laws, which its first table has."""
+    """The same for the page, without the laws, which are in its first table."""
     tests = [f"{one.architecture}: {_test(one.held_out)}." for one in ladder.findings if one.held_out is not None]
     return Conclusions(
         headline=_headline(ladder),
@@ -100,7 +100,7 @@ def formula(fitted: Fit) -> str:
 
 
 def intervals(finding: Finding) -> str:
-    """Of the exponents, and what they say of the best size."""
+    """Intervals of the exponents, and how the best size grows."""
     assert finding.fitted is not None
     parts = [f"{_GREEK[name]} {_bounds(finding.intervals.get(name))}" for name in _GREEK]
     best = f"C^{finding.fitted.exponent:.2f} ({_bounds(finding.intervals.get('exponent'), 2)})"

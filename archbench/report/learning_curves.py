@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POINTS = 80
-"""Most points of a curve: neighbouring steps beyond that are averaged."""
+"""Most points of a curve; longer ones average neighbouring steps."""
 
 _SPENDING = (
     ("tokens", "training tokens", "token"),
@@ -27,7 +27,7 @@ _SPENDING = (
 
 @dataclass(frozen=True)
 class _Run:
-    """One run's curve: x by tokens, FLOPs or seconds, (n,) each; values (n,)."""
+    """The curve of one run: x, (n,), by tokens, FLOPs or seconds; values, (n,)."""
 
     run_id: str
     name: str
@@ -38,7 +38,7 @@ class _Run:
 
 
 def loss_figure(evidence: Evidence) -> Figure | None:
-    """Training loss against tokens, FLOPs and seconds; None where no run has any."""
+    """Training loss against tokens, FLOPs and seconds; None without a loss."""
     return _figure(
         evidence, "loss", "Training loss", "loss", Axis("training loss", "nats/token"),
         "Mean over seeds; the band reaches from the lowest to the highest seed. Steps are averaged to at most "
@@ -47,7 +47,7 @@ def loss_figure(evidence: Evidence) -> Figure | None:
 
 
 def validation_figure(evidence: Evidence) -> Figure | None:
-    """Bits per byte of the validation text during training; None where it was measured less than twice."""
+    """Bits per byte of the validation text during training; None if measured less than twice."""
     return _figure(
         evidence, "validation", "Validation during training", "validation_bits_per_byte",
         Axis("bits per byte", "bit/byte"), "Mean over seeds; the band reaches from the lowest to the highest seed.",
@@ -55,7 +55,7 @@ def validation_figure(evidence: Evidence) -> Figure | None:
 
 
 def tuning_figure(evidence: Evidence) -> Figure | None:
-    """Bits per byte against the learning rate, with the rate chosen; None where none was tuned."""
+    """Bits per byte against the learning rate, with the chosen rate; None without tuning."""
     series: list[Series] = []
     for tuned in evidence.tuning:
         series += _tuning_series(tuned, evidence)
@@ -74,8 +74,7 @@ def tuning_figure(evidence: Evidence) -> Figure | None:
     return Figure(
         "learning-rate", "Learning rates tried",
         "Mean over the tuning seeds at a part of the budget; bars reach from the lowest to the highest seed. The large "
-        "hollow mark is the rate chosen, the minimum of a parabola in log learning rate; its height is read off the "
-        "line.",
+        "hollow mark is the chosen rate, the minimum of a parabola in log learning rate; its height is interpolated.",
         (panel,), remarks=tuple(note),
     )  # fmt: skip
 
@@ -91,7 +90,7 @@ def _figure(evidence: Evidence, key: str, title: str, metric: str, y: Axis, capt
         if series:
             panels.append(Panel(short, Axis(long, unit, zero=True), replace(y, limits=_limits(series)), tuple(series)))
     if any(run.diverged for run in runs):
-        caption += " A thin dotted line is a run that diverged, up to where it did."
+        caption += " A thin dotted line is a run that diverged, up to that point."
     return Figure(
         key, title, caption, tuple(panels), arrangement="switch",
         provenance=(("rows", f"phase train, metric {metric}"), ("runs", ", ".join(run.run_id for run in runs))),
@@ -99,7 +98,7 @@ def _figure(evidence: Evidence, key: str, title: str, metric: str, y: Axis, capt
 
 
 def _named(name: str, runs: Sequence[_Run], spending: str, evidence: Evidence) -> list[Series]:
-    """The mean of one architecture's complete runs, as long as the shortest, and each diverged run by itself."""
+    """The mean of an architecture's finished runs, up to the end of the shortest, and each diverged run."""
     import numpy as np
 
     own = [run for run in runs if run.name == name]
@@ -138,7 +137,7 @@ def _averaged(values: np.ndarray) -> np.ndarray:
 
 
 def _limits(series: Sequence[Series]) -> tuple[float, float] | None:
-    """From the lowest value to the highest one after the first tenth, in which loss falls steeply."""
+    """From the lowest value to the highest after the first tenth, in which loss falls steeply."""
     late = [
         value
         for one in series

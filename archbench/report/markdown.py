@@ -1,4 +1,4 @@
-"""A summary in Markdown, for a README or a paper's notes: the verdict, the tables, and links to the images."""
+"""A summary in Markdown: the verdict, the tables, and links to the images."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def markdown(contents: Sequence[Contents], images: Sequence[Mapping[str, str]]) 
 
     Args:
         contents: the parts.
-        images: for each part, the path of each figure's image by the figure's key, as the Markdown file has to name it;
-            figures without one are left out.
+        images: figure key -> path of its image as the Markdown file names it, for each part. Figures without an image
+            are left out.
     """
     return "\n".join(line for part, own in zip(contents, images, strict=True) for line in _part(part, own))
 

@@ -17,8 +17,8 @@ from archbench.report.vega import chart, height_of, script
 def page(contents: Sequence[Contents], *, title: str) -> str:
     """The whole page.
 
-    All data are escaped: by the template engine in HTML, and in the embedded JSON by writing ``<``, ``>`` and ``&`` as
-    escapes, so that no text can end the script element.
+    All data are escaped: in HTML by the template engine, in the embedded JSON by escapes for ``<``, ``>`` and ``&``, so
+    no text can end the script element.
     """
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 

@@ -28,8 +28,8 @@ def probe_figure(evidence: Evidence) -> Figure | None:
     heat = HeatMap(lines, names, values)
     return Figure(
         "probes", "Scores of probes",
-        "Accuracy from 0 to 1, mean over seeds, each architecture at its best learning rate. What is not learned was "
-        "not learned under this budget. Exploratory: not corrected for the number of tasks.",
+        "Accuracy from 0 to 1, mean over seeds, each architecture at its best learning rate. Low accuracy means not "
+        "learned under this budget. Exploratory: not corrected for the number of tasks.",
         (Panel("accuracy", Axis("architecture"), Axis("task"), heat=heat),),
         remarks=(f"Chance is {guesses}.",),
         provenance=(("rows", "phase probe"), ("runs", f"{rows.run_id.nunique()}")),
@@ -37,7 +37,7 @@ def probe_figure(evidence: Evidence) -> Figure | None:
 
 
 def probe_state_figure(evidence: Evidence) -> Figure | None:
-    """Accuracy against the bytes that decoding keeps, one task at a time; None where fewer than two have a state."""
+    """Accuracy against the bytes of decoding state, one task at a time; None unless states differ."""
     rows = _probes(evidence, "accuracy")
     states = _probes(evidence, "state_bytes").groupby(["name", "corpus"]).value.first()
     if rows.empty or states.nunique() < 2:

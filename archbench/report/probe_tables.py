@@ -1,4 +1,4 @@
-"""The table of a probe: one row a condition, one column an architecture."""
+"""The table of a probe: a row for each condition, a column for each architecture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MARKS = {"solved": " =", "not learned under this budget": " ·"}
 
 
 def score_table(outcome: ProbeOutcome) -> Table:
-    """The scores, the decoding state they were reached with, and which architectures took no part."""
+    """The scores with their decoding states, and which architectures take no part."""
     plan, names = outcome.plan, outcome.names
     size = "presets as they are" if plan.parameters is None else f"{plan.parameters:,} non-embedding parameters"
     scores = {(score.architecture, score.task, score.condition): score for score in outcome.scores}
@@ -34,9 +34,7 @@ def score_table(outcome: ProbeOutcome) -> Table:
     ]
     if ended := sum(trial.outcome != "ok" for trial in outcome.trials):
         notes.append(f"{ended} of {len(outcome.trials)} trainings diverged or failed; probe.json says why.")
-    notes.append(
-        "= solved: 0.99 or more with every seed; · not learned under this budget (which is not: cannot be learned)."
-    )
+    notes.append("= solved: 0.99 or more with every seed; · not learned under this budget (a larger one may suffice).")
     caption = f"{size}, {counted(plan.seeds, 'seed')}, best of the learning rates tried; accuracy, and range over seeds"
     return table("scores", "Scores of probes", columns, rows, caption=caption, notes=notes, grouped=1)
 

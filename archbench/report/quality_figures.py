@@ -14,7 +14,7 @@ _PARTS: tuple[tuple[str, str, float], ...] = (
 
 
 def difference_figure(evidence: Evidence) -> Figure | None:
-    """Each architecture's difference to the baseline with its intervals and the margin; None without a difference."""
+    """Differences to the baseline with their intervals and the margin; None without a difference."""
     outcome = evidence.outcome
     if outcome is None:
         return None
@@ -60,7 +60,7 @@ def difference_figure(evidence: Evidence) -> Figure | None:
 
 
 def position_figure(evidence: Evidence) -> Figure | None:
-    """Loss by position, in the window trained on and in longer ones; None where it was not measured."""
+    """Loss by position, in the trained window and in longer ones; None if not measured."""
     measured = [row for row in evidence.positions if row.loss is not None]
     if not measured:
         return None

@@ -1,4 +1,4 @@
-"""Tables of runs, made of tidy rows: one run in full, what each run came to, and runs side by side."""
+"""Tables of runs, from tidy rows: one run in full, one line for each run, and runs side by side."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SIDE_BY_SIDE = (
     ("next\ntoken", "decode", "seconds_per_token", "s"),
     ("state", "decode", "cache_bytes", "B"),
 )
-"""Title, phase, metric and unit; of prefill and decode the longest prompt of the smallest batch."""
+"""Title, phase, metric and unit; prefill and decode with the longest prompt and the smallest batch."""
 
 _SUMMARY = (
     ("quality", "bits per byte", "bits_per_byte", "bit/byte"),
@@ -47,14 +47,14 @@ _SUMMARY = (
     ("decode", "cache", "cache_bytes_per_token", "B/token"),
     ("decode", "peak memory", "peak_memory_bytes", "B"),
 )
-"""Phase, name, metric and unit of the lines of one run; with B and P in its name, a line for each batch and prompt."""
+"""Phase, name, metric and unit of the lines; a name with B and P has a line for each batch and prompt."""
 
 _CHANGING = ("loss", "learning_rate", "grad_norm", "validation_loss", "validation_bits_per_byte")
-"""Training metrics that change with the step: their last value says more than their median."""
+"""Training metrics that change with the step; they are shown by their last value."""
 
 
 def run_table(evidence: Evidence) -> Table | None:
-    """One line a run, the newest first; None where all are trainings of a probe, of which there are hundreds."""
+    """One line for each run, the newest first; None if all are trainings of a probe, which are hundreds."""
     columns = (
         Column("run", "code"),
         Column("architecture", "name"),
@@ -89,7 +89,7 @@ def _run(run_id: str, own: pd.DataFrame) -> list[Any]:
 
 
 def side_by_side(frames: Sequence[pd.DataFrame]) -> Table:
-    """Finished runs, in the order in which they were measured."""
+    """Finished runs side by side, in the order of measurement."""
     seeds = {int(frame.seed.iloc[0]) for frame in frames}
     several_presets = len({frame.preset.iloc[0] for frame in frames}) > 1
     columns = [Column("", "name"), Column("parameters", show=count)]
@@ -119,7 +119,7 @@ def _longest(frame: pd.DataFrame, phase: str, metric: str, unit: str) -> float |
 
 
 def summary_table(frame: pd.DataFrame) -> Table:
-    """One run's measurements: median, interquartile range, and what else is worth a glance."""
+    """The main measurements of one run: median, IQR and a remark."""
     columns = (
         Column("", "text"), Column("measured", "text"), Column("median", show=str), Column("IQR", "text"),
         Column("", "text"),
@@ -141,7 +141,7 @@ def _summary(frame: pd.DataFrame) -> Iterator[Sequence[Any]]:
 
 
 def _remark(rows: pd.DataFrame, metric: str) -> str:
-    """What stands beside a measurement."""
+    """The text beside a measurement."""
 
     def last(other: str) -> float | None:
         values = rows[rows.metric == other].value.dropna()
@@ -165,7 +165,7 @@ def _remark(rows: pd.DataFrame, metric: str) -> str:
 
 
 def measurement_table(rows: pd.DataFrame) -> Table:
-    """Every measurement of one run: median, interquartile range and number of its repeats."""
+    """Every measurement of one run: median, IQR and number of repeats."""
     columns = (
         Column("phase", "text"), Column("metric", "text"), Column("batch × prompt", "text"),
         Column("value", show=str), Column("IQR", "text"), Column("n"),
@@ -191,10 +191,10 @@ def _iqr(line: dict[str, Any]) -> str:
 
 
 def summarise(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """One dictionary a measurement of one run: median, quartiles and number of its repeats, in the order measured.
+    """A dictionary for each measurement of one run, in order: median, quartiles and number of repeats.
 
-    Values are in the row's unit. ``median`` is the last value for metrics that change with the step; null values are
-    left out of all four, and a measurement that has only those has a null ``median`` and n = 0.
+    Values are in the row's unit. ``median`` is the last value for metrics that change with the step. Null values are
+    left out; a measurement that has only those has a null ``median`` and n = 0.
     """
     lines = []
     keys = ["phase", "metric", "unit", "batch_size", "prompt_length"]
@@ -236,7 +236,7 @@ def _blank(value: int | None) -> Cell:
 
 
 def integer(value: Any) -> int | None:
-    """A whole number of a column that has some; None for pandas' missing values."""
+    """``value`` as a whole number; None for a missing value of pandas."""
     import pandas as pd
 
     return None if pd.isna(value) else int(value)

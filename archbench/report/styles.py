@@ -1,8 +1,8 @@
-"""Colours and markers, one of each for every architecture, the same in all figures.
+"""Colours and markers: one of each for every architecture, the same in all figures.
 
-The colours are near Okabe and Ito's (2008, "Color Universal Design"), without their yellow, too pale for lines on
-white, and moved as little as keeps any two 13 apart in CIELAB, also for readers without red or without green cones;
-lighter ones are for dark backgrounds. The baseline is grey. Markers differ too, for print without colours.
+The colours are near Okabe and Ito's (2008, "Color Universal Design"), without their yellow, which is too pale for lines
+on white. They are moved just enough that any two are 13 apart in CIELAB, for readers without red or green cones too.
+Dark backgrounds have lighter ones. The baseline is grey. Markers differ too, for print without colours.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ DARK = (
 """By number; :data:`LIGHT` on white, :data:`DARK` on nearly black. The first is the baseline's."""
 
 HEAT = ((0.0, "#f1f5fa"), (0.5, "#7fb3d9"), (1.0, "#0b3c6f"))
-"""Of a heat map, from 0 to 1: one hue, so that lightness alone tells values apart."""
-
+"""Colours of a heat map, from 0 to 1: one hue, so values differ in lightness alone."""
 
 MARKERS = (
     "M.8,0A.8,.8 0 1,1 -.8,0A.8,.8 0 1,1 .8,0Z",
@@ -39,7 +38,7 @@ MARKERS = (
 
 @dataclass(frozen=True)
 class Style:
-    """How one architecture looks: indices into :data:`LIGHT`/:data:`DARK` and :data:`MARKERS`, and its lines."""
+    """The look of one architecture: indices into :data:`LIGHT`/:data:`DARK` and :data:`MARKERS`, and its lines."""
 
     colour: int
     marker: int
@@ -56,9 +55,9 @@ class Style:
 
 
 def styles_of(names: Sequence[str], baseline: str | None = None) -> dict[str, Style]:
-    """A style for each name, all different for up to 81 of them.
+    """A style for each name, all different for up to 81 names.
 
-    More names than colours share colours, with dashed lines and other markers.
+    Names beyond the number of colours share a colour, with dashed lines and other markers.
     """
     styles = {} if baseline is None else {baseline: Style(0, 0)}
     others = [name for name in names if name != baseline]
@@ -70,7 +69,7 @@ def styles_of(names: Sequence[str], baseline: str | None = None) -> dict[str, St
 
 
 def ink_on(value: float) -> str:
-    """Black or white, whichever is easier to read on :data:`HEAT` at ``value``: by contrast as WCAG 2.2 defines it."""
+    """Black or white, whichever has more contrast (WCAG 2.2) with :data:`HEAT` at ``value``."""
     place = min(max(value, 0.0), 1.0)
     (start, first), (end, last) = next((low, high) for low, high in pairwise(HEAT) if place <= high[0])
     share = (place - start) / (end - start)

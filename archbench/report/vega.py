@@ -1,6 +1,6 @@
-"""Figures as Vega-Lite: one specification is drawn by the page's script and, by vl-convert, as PNG, SVG or PDF.
+"""Figures as Vega-Lite. The page's script and vl-convert (PNG, SVG, PDF) draw the same specification.
 
-Colours are CSS variables, so that the page's chart follows light and dark; an image has the light ones.
+Colours are CSS variables, so charts on the page follow light and dark; images are light.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from archbench.report.styles import HEAT, LIGHT, Style, ink_on
 
 DOTS_AN_INCH = 300
 MARKED = 10
-"""About how many points of a long line have a marker, which identifies it where colours do not."""
+"""About how many points of a long line have a marker, which identifies it without colours."""
 
 _INK, _MUTED, _GRID, _RULE, _SHADE = "var(--ink)", "var(--muted)", "var(--grid)", "var(--rule)", "var(--shade)"
 _PAPER = {"ink": "#1a1d21", "muted": "#5a626c", "grid": "#e6e9ed", "rule": "#5a626c", "shade": "#eceef1"}
@@ -34,7 +34,7 @@ _CONFIG = {
     "title": {"color": _INK, "anchor": "start", "fontSize": 12, "fontWeight": "normal"},
 }  # fmt: skip
 _SI = {"s": "s", "B": "B", "FLOP": "", "FLOP/s": "", "token": ""}
-"""Units of axes that are labelled with SI prefixes, and what follows these."""
+"""Units of axes with SI prefixes -> the text after the prefix."""
 
 
 def script() -> str:
@@ -45,7 +45,7 @@ def script() -> str:
 
 
 def chart(panel: Panel, *, height: int) -> dict[str, Any]:
-    """One panel for the page: as wide as its place, with hover texts, zoom, and a parameter ``hidden`` of names."""
+    """One panel for the page: as wide as its container, with hover texts, zoom, and a parameter ``hidden`` of names."""
     made = _panel(panel, {}) | {
         "width": "container", "height": height, "autosize": {"type": "fit-x", "contains": "padding"}, "config": _CONFIG,
     }  # fmt: skip
@@ -69,7 +69,7 @@ def height_of(figure: Figure, panel: Panel) -> int:
 
 
 def image(figure: Figure, form: str = "png", *, heading: str = "") -> bytes:
-    """The figure with all its panels side by side, light, with a legend: a file about 7 inches wide, PNG with 300 dpi.
+    """The figure with its panels side by side and a legend, light, about 7 inches wide; PNG with 300 dpi.
 
     Args:
         form: png, svg or pdf.
@@ -98,19 +98,19 @@ def image(figure: Figure, form: str = "png", *, heading: str = "") -> bytes:
 
 
 def _height_by_lines(panel: Panel) -> int | None:
-    """Pixels of a panel with a line for each name; None for others."""
+    """Pixels of a panel that has a line for each name; None for others."""
     if panel.heat is not None:
         return 34 * len(panel.heat.rows)
     return 20 + 56 * len(panel.y.labels) if panel.y.labels else None
 
 
 def _panel(panel: Panel, legend: dict[str, Style]) -> dict[str, Any]:
-    """Data and layers; with a legend of these names, if there are any."""
+    """Data and layers of a panel, with a legend of the given names."""
     if panel.heat is not None:
         return _heat(panel.heat)
     rows = [row for number, series in enumerate(panel.series) for row in _rows(series, number, panel)]
     styles: dict[str, Style | None] = {**legend, **{series.name: series.style for series in panel.series}}
-    columns = max(1, min(6, 90 // (max(map(len, legend), default=1) + 6)))  # about 90 letters are as wide as an image
+    columns = max(1, min(6, 90 // (max(map(len, legend), default=1) + 6)))  # an image is about 90 letters wide
     shown = {"values": list(legend), "columns": columns} if legend else None
 
     def by_name(look: Callable[[Style | None], Any]) -> dict[str, Any]:
@@ -158,7 +158,7 @@ def _panel(panel: Panel, legend: dict[str, Style]) -> dict[str, Any]:
 
 
 def _rows(series: Series, number: int, panel: Panel) -> list[dict[str, Any]]:
-    """The points of a series, each with what the layers need to know; a field that does not apply is left out."""
+    """The points of a series with the fields that the layers select by; fields that do not apply are left out."""
     bars = bool(series.low) and not series.band
     marked = series.style is not None and series.drawn not in ("curve", "steps", "thin")
     every = max(1, len(series.x) // MARKED) if series.drawn == "line" else 1
@@ -207,7 +207,7 @@ def _axis(axis: Axis, *, grid: bool) -> dict[str, Any]:
         labels = json.dumps([tick_text(axis, index) for index in range(len(axis.ticks))])
         made |= {
             "values": list(axis.ticks),
-            "tickCount": len(axis.ticks),  # fewer would leave out every other value
+            "tickCount": len(axis.ticks),  # fewer would drop every other value
             "labelExpr": f"{labels}[indexof({json.dumps(axis.ticks)}, datum.value)]",
         }
     elif axis.unit == "relative":
@@ -228,7 +228,7 @@ def _axis(axis: Axis, *, grid: bool) -> dict[str, Any]:
 
 
 def _rule(rule: Rule, panel: Panel) -> list[dict[str, Any]]:
-    """A line or a shaded stretch, and its words where there is room for them."""
+    """A line or a shaded range, and its label where there is room."""
     x = {"field": "low", "type": "quantitative"}
     data = {"values": [{"low": rule.low, "high": rule.high}]}
     mark: dict[str, Any]

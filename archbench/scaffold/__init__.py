@@ -1,4 +1,4 @@
-"""What ``archbench new`` writes: an installable package around one module, from the template beside this file.
+"""What ``archbench new`` writes: an installable package around one module, from a template.
 
-The folder ``my-arch`` is, word for word, what ``archbench new my-arch`` writes.
+The template is the folder ``my-arch``: exactly what ``archbench new my-arch`` writes.
 """

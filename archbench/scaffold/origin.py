@@ -1,4 +1,4 @@
-"""The module of an existing architecture, to be copied under another name; nothing is imported."""
+"""The module of an existing architecture, to copy under another name; nothing is imported."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from archbench.plugin.registry import ARCHITECTURE, claimant
 
 @dataclass(frozen=True)
 class Origin:
-    """The one module that an architecture is written in.
+    """The single module of an architecture.
 
     Attributes:
         entry: the plugin.
-        text: the module's source.
-        attribute: the object in the module that is the plugin; "" where it is the module itself.
+        text: source of the module.
+        attribute: name of the plugin object in the module; "" if the module is the plugin.
     """
 
     entry: Entry
@@ -29,10 +29,10 @@ class Origin:
     attribute: str = ""
 
     def renamed(self, name: str) -> str:
-        """The source as that of the architecture ``name``, with a line on where it comes from.
+        """The source with ``name`` as the architecture's name, and a first line that states its origin.
 
         Raises:
-            UsageError: the name in its ``ArchitectureInfo`` is no literal, so it cannot be replaced.
+            UsageError: the name in its ``ArchitectureInfo`` is not a literal, so it cannot be replaced.
         """
         found = _name_literal(ast.parse(self.text), self.entry.name)
         if found is None:
@@ -54,7 +54,7 @@ class Origin:
 
 
 def find_origin(name: str, known: Sequence[Entry]) -> Origin:
-    """The module behind the architecture ``name`` among those ``known``.
+    """The module of the architecture ``name`` among those ``known``.
 
     Raises:
         UnknownNameError: there is no such architecture.
@@ -75,14 +75,14 @@ def find_origin(name: str, known: Sequence[Entry]) -> Origin:
     try:
         tree = ast.parse(text)
     except SyntaxError as error:
-        raise _unusable(entry, f"line {error.lineno} of its source is no Python: {error.msg}") from error
+        raise _unusable(entry, f"line {error.lineno} of its source is not Python: {error.msg}") from error
     for line, imported in _own_imports(tree, module.partition(".")[0]):
         raise _unusable(entry, f"it is more than one module: line {line} imports {imported}")
     return Origin(entry, text, attribute)
 
 
 def _own_imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
-    """(line, module) of each import of a neighbour, which a copy would not have."""
+    """(line, module) of each import from the same package, which a copy would lack."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names = ["." * node.level + (node.module or "")]
@@ -96,7 +96,7 @@ def _own_imports(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
 
 
 def _name_literal(tree: ast.Module, name: str) -> ast.Constant | None:
-    """The string ``name`` in ``ArchitectureInfo(name, …)``, or in the constant of the module that stands there."""
+    """The string ``name`` in ``ArchitectureInfo(name, …)``, or in the module's constant used there."""
     constants = {
         target.id: node.value
         for node in tree.body

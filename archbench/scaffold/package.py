@@ -1,4 +1,4 @@
-"""A new plugin package: its names, and its files."""
+"""A new plugin package: its names and files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def package_files(name: str, origin: Origin | None = None) -> dict[str, str]:
 
     Args:
         name: see :func:`check_name`.
-        origin: whose module to copy; None for the template's.
+        origin: the module to copy; None for the template's.
     """
     template = files("archbench.scaffold") / TEMPLATE
     written = {_named(file, name): _named(template.joinpath(file).read_text("utf-8"), name) for file in FILES}
@@ -35,13 +35,13 @@ def package_files(name: str, origin: Origin | None = None) -> dict[str, str]:
 
 
 def write_package(folder: Path, written: dict[str, str]) -> None:
-    """Write :func:`package_files` into ``folder``, which is made.
+    """Write :func:`package_files` into ``folder``, which is created.
 
     Raises:
-        UsageError: there is something in it, or it is a file.
+        UsageError: the folder is not empty, or it is a file.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        cause = "it exists already, and nothing is overwritten"
+        cause = "it exists, and nothing is overwritten"
         raise UsageError(str(folder), cause, "Choose another name, or another folder with --out")
     for path, text in written.items():
         file = folder / path
@@ -53,11 +53,11 @@ def check_name(name: str, known: list[Entry]) -> None:
     """Check that a new architecture can be called ``name``.
 
     Raises:
-        UsageError: it is not a valid name, or the name or the module's name is taken.
+        UsageError: the name is invalid, or it or the module's name is taken.
     """
     culprit = f"name {name!r}"
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
-        step = "Use lower-case letters and digits, beginning with a letter, with single hyphens in between"
+        step = "Use lower-case letters, digits and single hyphens, beginning with a letter"
         raise UsageError(culprit, "it is not a valid name for an architecture", step)
     for entry in known:
         if entry.name == name:
@@ -68,12 +68,12 @@ def check_name(name: str, known: list[Entry]) -> None:
 
 
 def module_name(name: str) -> str:
-    """``archbench_my_arch``: with a prefix, so that no architecture's name is that of a module of others."""
+    """``archbench_my_arch``: the prefix avoids clashes with other modules."""
     return _named("archbench_my_arch", name)
 
 
 def _named(text: str, name: str) -> str:
-    """``text`` of the template with the three spellings of its name replaced."""
+    """``text`` of the template, with the three spellings of its name replaced."""
     words = name.split("-")
     replaced = text.replace("my-arch", name).replace("my_arch", "_".join(words))
     return replaced.replace("MyArch", "".join(word.capitalize() for word in words))

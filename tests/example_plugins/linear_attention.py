@@ -1,4 +1,4 @@
-"""Linear attention whose state has a width of its own, for the known marks of archbench probe.
+"""Linear attention whose state has a width of its own, a reference point of archbench probe.
 
 Katharopoulos et al. 2020, "Transformers are RNNs", arXiv:2006.16236, section 3.2, with keys and queries of N features
 behind a short convolution, as Arora et al. 2023 (Zoology, arXiv:2312.04927) put before mixers that compare tokens only.

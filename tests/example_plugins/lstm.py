@@ -1,4 +1,4 @@
-"""One LSTM layer, for the known marks of archbench probe: it tracks states that attention does not.
+"""One LSTM layer, a reference point of archbench probe: it tracks states that attention does not.
 
 Hochreiter & Schmidhuber 1997, "Long Short-Term Memory", with the forget gate of Gers et al. 2000, as in ``nn.LSTM``.
 """

@@ -1,4 +1,4 @@
-"""Two layers of attention that know no positions, for the known marks of archbench probe.
+"""Two layers of attention that know no positions, a reference point of archbench probe.
 
 Pre-norm blocks as in GPT-2, without its position embedding (NoPE: Kazemnejad et al. 2023, arXiv:2305.19466).
 """

@@ -1,4 +1,4 @@
-"""Recall of 8 pairs among 48 keys, for the known marks of archbench probe: narrow states cannot tell so many apart.
+"""Recall of 8 pairs among 48 keys, a reference point of archbench probe: narrow states cannot tell so many apart.
 
 The task ``recall`` with three times its keys, and examples of 8 pairs alone. With its 16 keys a linear attention of
 width 8 has room for all of them.
