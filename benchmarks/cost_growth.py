@@ -1,11 +1,11 @@
-"""What context costs: seconds to read a prompt, seconds a token after it, and bytes kept, against the length T.
+"""The cost of context against its length T: prefill seconds, seconds for each token after it, and bytes kept.
 
     python benchmarks/cost_growth.py                           # every built-in architecture, T = 512 to 8192: minutes
     python benchmarks/cost_growth.py llama mistral mamba2 --lengths 256 512 1024 --rounds 3
     python benchmarks/cost_growth.py --json growth.json
 
-Theory: with attention to everything, a token costs time and state linear in T, and a prompt T² for the scores; with a
-window W both are flat once T is past W, and a prompt is linear; a recurrent state is flat from the start.
+Theory: with full attention, time and state of a token are linear in T, and the scores of a prompt take T². With a window
+W, both are flat beyond T = W, and a prompt is linear. A recurrent state is always flat.
 
 Sizes are the preset ``small`` (6 layers, 384 wide) with room for the longest context, weights at their initial values
 (speed does not depend on them), one sequence, windows as in the preset. Each round takes every architecture and length

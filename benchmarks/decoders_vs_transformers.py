@@ -4,12 +4,12 @@
     python benchmarks/decoders_vs_transformers.py --malloc --only decode llama --json out.json
 
 A training step (8 × 256 tokens, fused AdamW, no dropout) and decoding from a cache at batch 1. Both run in one process
-and take turns (A B, B A, …) with the same batch, threads, dtype, allocator, loss and optimizer, as in
-``gpt1_vs_transformers.py``, whose method and table this has. Training is each plugin's own ``train_step`` for ours and
-``archbench.next_token_step`` for theirs; Mixtral's has its load-balancing loss in it and theirs has not, so that the
-comparison is against us. Decoding is ``generate`` for ours and the shortest greedy loop around their cache for theirs.
+and take turns (A B, B A, …) with the same batch, threads, dtype, allocator, loss and optimizer. Method and table are
+those of ``gpt1_vs_transformers.py``. Our training is each plugin's own ``train_step``, theirs is
+``archbench.next_token_step``. Our Mixtral includes its load-balancing loss and theirs does not, which favours theirs. Our
+decoding is ``generate``, theirs is the shortest greedy loop around their cache.
 
-A ratio is their seconds over ours in the same round, so that above 1 archbench is faster.
+A ratio is their seconds over ours in the same round: above 1, archbench is faster.
 """
 
 from __future__ import annotations

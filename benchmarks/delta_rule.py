@@ -4,10 +4,10 @@
     python benchmarks/delta_rule.py --heads 4 --key 128 --value 256 --chunk 32 64
     python benchmarks/delta_rule.py --batch 8 --lengths 128 --chunk 16 32 64 128   # how the chunk was chosen
 
-Both get the same float32 tensors, with keys and queries of length one, and take turns in one process; the order is
-reversed every other round. transformers' is called as its own layers call it, in chunks of 64, on a machine without
-flash-linear-attention. Seconds are the process's own CPU time on one thread, since another process must not count;
-a ratio is theirs over ours in the same round, so that above 1 archbench is faster.
+Both get the same float32 tensors, with keys and queries of length one, and take turns in one process, in reversed order
+every other round. The call of transformers' function is that of its own layers on a machine without
+flash-linear-attention, in chunks of 64. Seconds are CPU time of one thread, so other processes do not count. A ratio is
+theirs over ours in the same round: above 1, archbench is faster.
 """
 
 from __future__ import annotations

@@ -4,10 +4,9 @@
     python benchmarks/gpt1_vs_transformers.py --json out.json   # the published size
 
 Everything compared runs in one process and takes turns (A B C A B C ...): same batch, threads, dtype, loss and fused
-AdamW, and for OpenAIGPT the same weights. GPT-2 is the pre-LN twin of the same size, the nearest model in transformers
-with a cache and with SDPA. Training goes through archbench.next_token_step for all; decoding through
-archbench.generate for ours, and for theirs through the shortest greedy loop around ``past_key_values``: the work of
-their own ``generate`` around it is not held against them.
+AdamW, and for OpenAIGPT the same weights. GPT-2, the pre-LN model of the same size, is the nearest one in transformers
+with a cache and SDPA. All train through archbench.next_token_step. Our decoding is archbench.generate; theirs is the
+shortest greedy loop around ``past_key_values``, so the overhead of their own ``generate`` does not count.
 
 A ratio is their seconds over ours in the same round, so that above 1 archbench is faster; of the ratios the table
 shows the median and the range from the 10th to the 90th percentile.

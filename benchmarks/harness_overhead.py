@@ -1,4 +1,4 @@
-"""What the harness costs: a training step inside ``archbench.training.loop.train``, and the same step written by hand.
+"""Overhead of the harness: a training step inside ``archbench.training.loop.train``, and the same step by hand.
 
     python benchmarks/harness_overhead.py [--rounds 30] [--steps 10] [--batch-sizes 4 16] [--threads N]
 
@@ -8,8 +8,8 @@ Both sides train gpt1's ``nano`` preset from the same weights on the same batche
 - harness: the hook's facade, the sampler, the clock, the schedule, the history, plain progress lines;
 - by hand: slice a batch, forward, cross-entropy, backward, clip, fused AdamW, clear; nothing recorded.
 
-Then the harness runs steps with nothing in them, which shows its own cost without the noise of the work, and that it is
-the same whatever a step does.
+Then the harness runs empty steps, which shows its own cost without the noise of the work, and that this cost does not
+depend on the step.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ options that torch chooses. Three precisions: float32; bfloat16 hidden states an
 autocast, as archbench trains.
 
 Seconds: all contenders take turns in one process (A B C C B A ...), forward and backward, gradients dropped before each
-turn. A ratio is a contender's time over that of all logits in the same round, so that below 1 it is faster; the table
+turn. A ratio is a contender's time over that of all logits in the same round: below 1, it is faster; the table
 shows the median and the range from the 10th to the 90th percentile. CPU time, of all threads, is beside it because
 other work on the machine disturbs it less.
 

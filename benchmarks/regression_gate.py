@@ -1,10 +1,10 @@
-"""Does the timing gate of ``archbench regress`` keep its promises? By simulation over recorded samples, and for real.
+"""Does the timing gate of ``archbench regress`` keep its promises? In simulations over recorded samples, and in trials.
 
     python benchmarks/regression_gate.py record [--pairs 24] [--load 2]     # A/A pairs -> regression_gate.npz
     python benchmarks/regression_gate.py simulate [--runs 10000]            # the rule, on what was recorded
     python benchmarks/regression_gate.py trial [--repeats 10] [--load 2] [--only slowed]   # the gate itself
 
-Promised are at most 2 % false alarms at the 10 % gate, and at least 95 % of planted 20 % slow-downs caught.
+It promises at most 2 % false alarms at the 10 % gate, and to catch at least 95 % of planted 20 % slow-downs.
 
 - *record* times gpt1's ``nano`` preset against itself, in pairs of fresh processes that take turns, as the gate does,
   and keeps every sample (work / reference). ``--load`` starts that many processes which multiply and stream on and off.

@@ -1,4 +1,4 @@
-"""The static check on published attention kernels: what their machine code spills and needs. Nothing is run.
+"""The static check on published attention kernels: spills and resources of their machine code. Nothing runs.
 
     python benchmarks/static_rivals.py --tutorial triton/python/tutorials/06-fused-attention.py   # of a triton checkout
     python benchmarks/static_rivals.py --fla                             # pip install flash-linear-attention

@@ -1,10 +1,10 @@
-"""WKV7 forward and backward: chunks against the recurrence step by step, chunk sizes against each other, growth with T.
+"""WKV7 forward and backward: chunks against the step-by-step recurrence, chunk sizes, and growth with T.
 
     OMP_NUM_THREADS=1 python benchmarks/wkv7.py                      # one sequence, 3 heads of 64 channels: a minute
     OMP_NUM_THREADS=1 python benchmarks/wkv7.py --batch 8 --heads 5 --width 32 --lengths 128 --steps-up-to 128
 
-Milliseconds of processor time of one thread (lower quartile of --rounds, in which the cases take turns), so that what
-else runs on the machine counts little.
+Milliseconds of CPU time of one thread: the lower quartile of --rounds, in which the cases take turns, so other work on
+the machine has little effect.
 """
 
 from __future__ import annotations

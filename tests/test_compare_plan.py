@@ -28,8 +28,8 @@ def plan(*names: str, profile: str = "quick", training: dict[str, Any] | None = 
     [
         ({"baseline": "lama"}, "baseline 'lama'", "not among those compared"),
         ({"match": "time", "jobs": 2}, "jobs", "slow each other down"),
-        ({"training": {"seconds": 5}}, "training.seconds", "not equal FLOPs"),
-        ({"training": {"flops": 1e9}, "match": "params"}, "training.flops", "equal tokens"),
+        ({"training": {"seconds": 5}}, "training.seconds", "equal FLOPs"),
+        ({"training": {"flops": 1e9}, "match": "params"}, "training.flops", "equally many tokens"),
         ({"factors": (0.5, 2.0)}, "factors", "the recipe's own learning rate"),
     ],
 )
