@@ -4,8 +4,8 @@
     python benchmarks/cost_growth.py llama mistral mamba2 --lengths 256 512 1024 --rounds 3
     python benchmarks/cost_growth.py --json growth.json
 
-Theory: with full attention, time and state of a token are linear in T, and the scores of a prompt take T². With a window
-W, both are flat beyond T = W, and a prompt is linear. A recurrent state is always flat.
+Theory: with full attention, time and state of a token are linear in T, and the scores of a prompt take T². With a
+window W, both are flat beyond T = W, and a prompt is linear. A recurrent state is always flat.
 
 Sizes are the preset ``small`` (6 layers, 384 wide) with room for the longest context, weights at their initial values
 (speed does not depend on them), one sequence, windows as in the preset. Each round takes every architecture and length

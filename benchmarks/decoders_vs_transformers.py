@@ -6,8 +6,8 @@
 A training step (8 × 256 tokens, fused AdamW, no dropout) and decoding from a cache at batch 1. Both run in one process
 and take turns (A B, B A, …) with the same batch, threads, dtype, allocator, loss and optimizer. Method and table are
 those of ``gpt1_vs_transformers.py``. Our training is each plugin's own ``train_step``, theirs is
-``archbench.next_token_step``. Our Mixtral includes its load-balancing loss and theirs does not, which favours theirs. Our
-decoding is ``generate``, theirs is the shortest greedy loop around their cache.
+``archbench.next_token_step``. Our Mixtral includes its load-balancing loss and theirs does not, which favours theirs.
+Our decoding is ``generate``, theirs is the shortest greedy loop around their cache.
 
 A ratio is their seconds over ours in the same round: above 1, archbench is faster.
 """
