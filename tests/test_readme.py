@@ -47,6 +47,6 @@ def test_the_readmes_links_lead_somewhere(target: str) -> None:
 def test_the_readmes_numbers_are_those_of_the_reference_run() -> None:
     frame = read_results(ROOT / "results" / "reference")
     quality = frame[frame.phase == "quality"].set_index("metric").value
-    assert f"{quality['bits_per_byte']:.3f} bit/byte" in README
+    assert f"{quality['bits_per_byte']:.4f} bit/byte" in README
     assert quality["bits_per_byte"] < min(quality["floor_zlib"], quality["floor_bigram"]), "what the suite promises"
     assert not frame.contaminated.any()
