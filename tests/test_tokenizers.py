@@ -262,5 +262,6 @@ def test_without_a_network_the_hub_is_named(tmp_path: Path) -> None:
     )
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True)
-    assert "hf:someone/absent.*Hugging Face" in done.stdout
+    assert "hf:someone/absent" in done.stdout
+    assert "Hugging Face" in done.stdout
     assert "file:tokenizer.json" in done.stdout
