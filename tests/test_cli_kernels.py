@@ -81,7 +81,7 @@ def test_the_table_says_how_flops_are_counted_and_what_did_not_run(
     finished: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:
     stdout, stderr = finished[1].stdout, finished[1].stderr
-    assert "causal counts as half" in stdout
+    assert "causal counts half" in stdout
     assert "triton, forward and backward (16 cases)" in stdout
     for heading in ("forward", "backward", "TFLOP/s", "memory", "gradient error", "linear_cross_entropy"):
         assert heading in stdout
@@ -99,7 +99,7 @@ def test_results_shows_the_run_as_the_same_tables(finished: tuple[Path, object],
     shown = cli("results", finished[0] / "results").stdout
     assert "kernels · " in shown.splitlines()[0]
     assert "linear_cross_entropy" in shown
-    assert "causal counts as half" in shown
+    assert "causal counts half" in shown
     assert "triton, forward (16 cases)" in shown
     chosen = cli(
         "results", finished[0] / "results", "--where", "attention=sdpa", "--where", "metric=output_error", "--raw"
@@ -149,7 +149,7 @@ def test_json_prints_every_row(tmp_path: Path) -> None:
         ),
         (["--chip", "sm_90"], 2, ["--chip", "Add --static"]),
         (["--static", "--lengths", "64"], 2, ["--lengths", "--static runs nothing"]),
-        (["--static", "--plugin", "mine.py", "--dtype", "bfloat16"], 2, ["--dtype", "plugin's launches have sizes"]),
+        (["--static", "--plugin", "mine.py", "--dtype", "bfloat16"], 2, ["--dtype", "plugin's launches have their own sizes"]),
         (["--static", "--chip", "sm_91"], 2, ["'sm_91'", "Did you mean"]),
         (["--static", "--plugin", "nowhere.py"], 2, ["nowhere.py", "no such file"]),
     ],

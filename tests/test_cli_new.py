@@ -163,7 +163,7 @@ def test_an_object_in_a_module_stays_the_plugin(install: Install, minimal_plugin
         ("from .parts import Block", "more than one module: line 1 imports .parts"),
         ("import acme_bigram.parts", "more than one module: line 1 imports acme_bigram.parts"),
         ("info = ArchitectureInfo(name())", "so its name cannot be replaced"),
-        ("def describe(:", "line 1 of its source is no Python"),
+        ("def describe(:", "line 1 of its source is not Python"),
         (None, "there is no module acme_bigram"),
     ],
 )

@@ -221,7 +221,7 @@ def test_an_unfinished_comparison_is_left_out_of_a_folder_with_a_warning(own: Pa
 @pytest.mark.parametrize(
     ("spoil", "cause", "step"),
     [
-        pytest.param(lambda own: (own / "comparison.json").unlink(), "no comparison was", "Finish it", id="unfinished"),
+        pytest.param(lambda own: (own / "comparison.json").unlink(), "unfinished", "Finish it", id="unfinished"),
         pytest.param(lambda own: (own / "comparison.json").write_text("{"), "it is damaged", "Repeat the", id="torn"),
         pytest.param(lambda own: edit(own, format=2), "its format is 2", "Install the newest archbench", id="newer"),
         pytest.param(lambda own: edit(own, quality=...), "the field quality is wrong", "Repeat the", id="no field"),
