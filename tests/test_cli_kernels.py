@@ -149,7 +149,11 @@ def test_json_prints_every_row(tmp_path: Path) -> None:
         ),
         (["--chip", "sm_90"], 2, ["--chip", "Add --static"]),
         (["--static", "--lengths", "64"], 2, ["--lengths", "--static runs nothing"]),
-        (["--static", "--plugin", "mine.py", "--dtype", "bfloat16"], 2, ["--dtype", "plugin's launches have their own sizes"]),
+        (
+            ["--static", "--plugin", "mine.py", "--dtype", "bfloat16"],
+            2,
+            ["--dtype", "plugin's launches have their own sizes"],
+        ),
         (["--static", "--chip", "sm_91"], 2, ["'sm_91'", "Did you mean"]),
         (["--static", "--plugin", "nowhere.py"], 2, ["nowhere.py", "no such file"]),
     ],
