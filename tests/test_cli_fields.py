@@ -6,7 +6,9 @@ import inspect
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from archbench.cli.app import app
 from archbench.cli.fields import FieldOption, Given, completed, options_given, with_fields
 from archbench.errors import UsageError
 
@@ -77,3 +79,11 @@ def test_help_and_default_are_the_fields_own() -> None:
         ("Tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE or hf:NAME", "the profile's"),
         ("Optimizer, from torch.optim", "adamw"),
     ]
+
+
+@pytest.mark.parametrize("command", ["run", "compare", "tune", "probe", "scale", "kernels"])
+def test_no_default_that_help_shows_is_a_name_of_the_programs_own(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"]).output
+    assert "--device" in shown
+    for internal in ("Undefined", "default_factory", "<class", "None)"):
+        assert internal not in shown

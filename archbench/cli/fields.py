@@ -156,7 +156,7 @@ def _parameter(option: FieldOption, field: FieldInfo) -> inspect.Parameter:
     if option.many:
         text += " (repeatable)"
     shown = option.shown or null
-    if not shown and option.default is None and kind is not bool:
+    if not shown and option.default is None and kind is not bool and field.default_factory is None:
         shown = "the profile's" if field.is_required() else _written(field.get_default())
     made = typer.Option(
         option.spelled,
