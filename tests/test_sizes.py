@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import archbench
 from archbench.errors import DeviceError, UsageError
 from archbench.measure.flops import count_flops
-from archbench.measure.sizes import active_parameters, non_embedding_active_parameters, size_of
+from archbench.measure.sizes import active_parameters, head_names, non_embedding_active_parameters, size_of
 from archbench.nn import SparseExperts
 from parity import parameter_count
 
@@ -89,6 +89,7 @@ def test_a_head_that_is_not_offered_is_found_where_the_logits_come_from(head: st
         model = Model(head)
     assert non_embedding_active_parameters(model) == FEED_FORWARD
     assert not any(module._forward_hooks for module in model.modules())
+    assert non_embedding_active_parameters(Model(head), head_names(model)) == FEED_FORWARD
 
 
 def test_a_head_that_is_not_offered_can_be_found_on_the_meta_device_only() -> None:

@@ -77,21 +77,35 @@ def active_parameters(model: nn.Module) -> int:
     return _numel(model.parameters()) - _inactive(model, set())
 
 
-def non_embedding_active_parameters(model: nn.Module) -> int:
+def non_embedding_active_parameters(model: nn.Module, head: Iterable[str] | None = None) -> int:
     """:func:`active_parameters` without embeddings and output head.
+
+    Args:
+        model: on any device if ``head`` is given or it is a ``LinearHeadModel``, else on the meta device.
+        head: :func:`head_names` of a model of the same architecture, which saves the run that finds them.
+
+    Raises:
+        DeviceError, UsageError: as in :func:`head_names` and :func:`active_parameters`.
+    """
+    tables = [module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
+    excluded: dict[int, Tensor] = {id(parameter): parameter for table in tables for parameter in table.parameters()}
+    named = dict(model.named_parameters())
+    names = head_names(model) if head is None else head
+    excluded |= {id(named[name]): named[name] for name in names if name in named}
+    return active_parameters(model) - _numel(excluded.values())
+
+
+def head_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the output head's parameters.
 
     Args:
         model: on any device if it is a ``LinearHeadModel``, else on the meta device, to find the head by running it.
 
     Raises:
         DeviceError: it has to run, and is not on the meta device or cannot run there.
-        UsageError: as in :func:`active_parameters`.
     """
-    tables = [module for module in model.modules() if isinstance(module, nn.Embedding | nn.EmbeddingBag)]
-    excluded: dict[int, Tensor] = {id(parameter): parameter for table in tables for parameter in table.parameters()}
-    own = {id(parameter) for parameter in model.parameters()}
-    excluded |= {id(parameter): parameter for parameter in _head_parameters(model) if id(parameter) in own}
-    return active_parameters(model) - _numel(excluded.values())
+    head = {id(parameter) for parameter in _head_parameters(model)}
+    return tuple(name for name, parameter in model.named_parameters() if id(parameter) in head)
 
 
 def _inactive(module: nn.Module, seen: set[nn.Module]) -> int:

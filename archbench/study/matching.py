@@ -115,6 +115,7 @@ class _Search:
         self.large: list[Shape] = []
         self.best: tuple[Shape, float | None] = (family.start, None)
         self.price = (math.inf, math.inf, math.inf)
+        self._head: tuple[str, ...] | None = None  # the same in every shape; finding it takes a pass
 
     def run(self) -> tuple[Shape, float | None]:
         """The least changed shape within the tolerance, else the nearest one; its size, or None if it has none."""
@@ -246,10 +247,12 @@ class _Search:
         import torch
 
         from archbench.measure.flops import cache_bytes
-        from archbench.measure.sizes import non_embedding_active_parameters
+        from archbench.measure.sizes import head_names, non_embedding_active_parameters
 
         with torch.device("meta"):
             model = self.architecture.build(config)
         if self.quantity == "state_bytes":
             return cache_bytes(model, 1, config.context_length)
-        return non_embedding_active_parameters(model)
+        if self._head is None:
+            self._head = head_names(model)
+        return non_embedding_active_parameters(model, self._head)
