@@ -67,7 +67,10 @@ class DataConfig(Frozen):
     corpus: str = Field(description="text: shakespeare, python, a file, a folder or hf:NAME[:CONFIG]")
     tokenizer: str = Field(description="tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE or hf:NAME")
     validation_fraction: float = Field(
-        0.1, gt=0, lt=1, description="share of bytes held out where the corpus has no split of its own"
+        0.1,
+        gt=0,
+        le=1,
+        description="share of bytes held out where the corpus has no split of its own; 1: all, if nothing is trained",
     )
 
 

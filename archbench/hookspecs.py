@@ -117,7 +117,8 @@ def import_config(published: Mapping[str, Any]) -> ModelConfig:  # type: ignore[
     """Optional: this architecture's configuration for the content of a transformers ``config.json``.
 
     Published weights are measured with it if the user names no sizes. Refuse every feature that the architecture does
-    not have with a CheckpointError that names the field, as ``archbench.nn.published_fields`` does.
+    not have with a CheckpointError that names the field, as ``archbench.nn.published_fields`` does. A field that the
+    hook does not read is refused, unless it is known to change nothing.
     """
 
 

@@ -154,12 +154,13 @@ PUBLISHED_FIELDS = {**LLAMA_FIELDS, "n_kv_head": "num_key_value_heads", "d_head"
 
 @hookimpl
 def import_config(published: Mapping[str, Any]) -> GemmaConfig:
-    if (
-        published.get("hidden_act") == "gelu"
-    ):  # so say the first files, of what the published code takes the tanh form of
-        published = {**published, "hidden_act": "gelu_pytorch_tanh"}
+    # The first files say "gelu", of which the published code takes the tanh form; later ones say so in a second field.
+    gelu = "gelu" if published.get("hidden_act") == "gelu" else "gelu_pytorch_tanh"
     fields = published_fields(
         published, PUBLISHED_FIELDS, model_type="gemma",
-        only={"hidden_act": "gelu_pytorch_tanh", "attention_bias": False, "tie_word_embeddings": True},
+        only={
+            "hidden_act": gelu, "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False,
+            "tie_word_embeddings": True, "use_bidirectional_attention": False,
+        },
     )  # fmt: skip
     return GemmaConfig(**fields, rope_theta=published_rope_theta(published))

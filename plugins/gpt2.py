@@ -2,7 +2,7 @@
 
 Paper: Language Models are Unsupervised Multitask Learners, section 2.3. Published code: openai/gpt-2, src/model.py.
 Reference implementation: GPT2LMHeadModel of transformers, with which logits and gradients are compared. With
-``bias=False`` it is the model of karpathy/nanoGPT.
+``bias=False`` it is the model of karpathy/nanoGPT but for the GELU: published in its tanh form, there in its exact one.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def import_config(published: Mapping[str, Any]) -> GPT2Config:
         absent={"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1},
         only={
             "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-            "scale_attn_by_inverse_layer_idx": False,
+            "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
         },
     )  # fmt: skip
     return GPT2Config(**fields, d_ff=published.get("n_inner") or 4 * fields["d_model"])

@@ -160,6 +160,6 @@ def import_config(published: Mapping[str, Any]) -> MistralConfig:
         published, PUBLISHED_FIELDS, model_type="mistral",
         only={"hidden_act": "silu", "tie_word_embeddings": False},
     )  # fmt: skip
-    fields["window"] = published.get("sliding_window")
+    fields["window"] = published.get("sliding_window", 4096)  # null: none; absent: transformers' default
     fields["d_head"] = published.get("head_dim") or fields["d_model"] // fields["n_head"]
     return MistralConfig(**fields, rope_theta=published_rope_theta(published))

@@ -19,6 +19,7 @@ import pytest
 import archbench
 from archbench.config import RunConfig
 from archbench.errors import StorageError
+from archbench.results.schema import ROLES
 from archbench.study.compare_results import unit_scores
 from archbench.study.outcome import Record
 from archbench.study.records import read_record, write_record
@@ -97,7 +98,10 @@ def test_lost_and_diverged_seeds_and_absent_architectures_each_have_a_stated_out
     (broken,) = [model for model in outcome["models"] if model["architecture"] == "broken"]
     assert not broken["matched"]
     assert "broken" in done.stdout
-    frame = archbench.read_results(out / "runs.parquet")
+    frame = archbench.read_results(out / "runs.parquet", trials=True)
+    roles = frame.drop_duplicates("run_id").set_index("run_id").role
+    assert all(roles.get(cell["run_id"]) in (ROLES[cell["stage"]], None) for cell in outcome["cells"])
+    assert roles.notna().all()
     assert frame.run_id.nunique() == sum(cell["outcome"] in ("ok", "diverged") for cell in outcome["cells"])
 
     before = {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}

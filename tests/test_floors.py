@@ -81,6 +81,10 @@ def test_texts_shorter_than_a_history_have_floors_too() -> None:
     assert all(value > 0 for value in floors(b"ab", b"a").values())
 
 
+def test_without_a_text_to_count_in_there_are_compressors_alone() -> None:
+    assert floors(None, b"a text") == {name: compressed_bits_per_byte(b"a text", name) for name in COMPRESSORS}
+
+
 def test_an_empty_split_has_no_floors() -> None:
     with pytest.raises(DataError, match="empty"):
         floors(b"text", b"")

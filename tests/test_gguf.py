@@ -306,6 +306,8 @@ def test_one_model_scores_the_same_from_both_layouts_and_no_size_is_named(
     tokenizer.save(tmp_path / "tokenizer")
     (tmp_path / "tokenizer" / "tokenizer.json").rename(tmp_path / "tiny" / "tokenizer.json")
     monkeypatch.chdir(with_small_corpus(tmp_path))
+    text = Path("small.txt").read_text()[:3000]
+    Path("small.txt").write_text(text)
     frames = {}
     for weights in (str(file), "tiny"):
         arguments = [
@@ -319,8 +321,10 @@ def test_one_model_scores_the_same_from_both_layouts_and_no_size_is_named(
         assert set(frames[weights].preset) == {f"published:{name}"}
         assert f"llama published:{name}: {sum(p.numel() for p in model.parameters()):,} parameters" in said.out
         assert "bits per byte" in said.out
+        assert f"Scored: the whole text of {tmp_path / 'small.txt'}, {len(text.encode()):,} bytes." in said.out
         assert set(frames[weights].context_length) == {48}, "--set wins over the file"
         assert set(frames[weights].lossless) == {True}
+        assert frames[weights].tokens_seen.isna().all(), "nobody counted them"
     of_file, of_folder = frames.values()
     assert value(of_file, "quality", "tokens_scored") == value(of_folder, "quality", "tokens_scored")
     assert value(of_file, "quality", "loss") == pytest.approx(value(of_folder, "quality", "loss"), rel=1e-6)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from archbench import read_results
 from golden import adapters, snapshots, studies
 from golden.error_catalogue import CATALOGUE, FILES
 
@@ -70,6 +71,8 @@ def test_a_finished_study_is_judged_as_it_was_and_measures_nothing(study: str, t
         pytest.skip("cells of other versions are other cells")
     expected = studies.outcome_in(studies.STUDIES / study, study)
     assert_same(expected, studies.written_again(study, tmp_path / study), study)
+    rows = read_results(tmp_path / study / "runs.parquet", trials=True)
+    assert rows.role.notna().all(), "its runs had none"
     cells = {path.name for path in (studies.STUDIES / study / "cells").iterdir()}
     assert {path.name for path in (tmp_path / study / "cells").iterdir()} == cells
 

@@ -15,7 +15,8 @@ import torch
 import archbench
 from archbench import RunConfig
 from archbench.cli.app import main
-from archbench.errors import CheckpointError, HookResultError, MissingHookError, UsageError
+from archbench.data.dataset import prepare
+from archbench.errors import CheckpointError, ConfigError, HookResultError, MissingHookError, UsageError
 from archbench.runs.check import FLOPS, SHORTEST, _affordable
 from archbench.runs.preparation import start
 from small_runs import with_small_corpus
@@ -275,13 +276,31 @@ def test_speeds_and_scores_of_long_contexts_stay_affordable(folder: Path) -> Non
 
 
 def test_a_text_shorter_than_the_context_can_be_scored_and_not_trained_on(folder: Path) -> None:
-    (folder / "small.txt").write_text("A text of some sixty bytes, the last tenth of which is scored.\n")
+    (folder / "small.txt").write_text("A text of some sixty bytes, all of which is scored.\n")
     config, _ = started(folder, phases=("quality", "decode"), overrides={"context_length": 4096})
     assert max(config.speed.prompt_lengths or ()) < 60
     with pytest.raises(UsageError, match="a prompt of 100 tokens does not fit the training text of 5"):
         started(folder, phases=("decode",), overrides={"context_length": 4096}, speed={"prompt_lengths": [100]})
     with pytest.raises(archbench.errors.DataError, match="shorter than one context of 4096"):
         started(folder, phases=("train",), overrides={"context_length": 4096})
+
+
+def test_a_text_is_scored_as_a_whole_where_nothing_is_trained(folder: Path) -> None:
+    def scored(**values: Any) -> tuple[str, int]:
+        data = {"corpus": str(folder / "small.txt"), "tokenizer": "byte", **values.pop("data", {})}
+        given = {"architecture": "llama", "profile": "smoke", "out": str(folder / "out"), "phases": ("quality",)}
+        run = start(RunConfig(**given | {"weights": str(folder / "model"), "data": data} | values))
+        return run.facts["scored"], sum(document.n_bytes for document in prepare(run.config.data).validation)
+
+    size = (folder / "small.txt").stat().st_size
+    assert scored() == ("the whole text", size)
+    part, held = scored(data={"validation_fraction": 0.2})
+    assert (part, held) == (f"the last {held / size:.1%} of the bytes", pytest.approx(0.2 * size, rel=0.1))
+    _, trained = scored(phases=("train", "quality"))
+    assert trained == scored(weights=None)[1] == pytest.approx(0.1 * size, rel=0.1)
+    assert scored(data={"corpus": "shakespeare"})[0] == "the validation split"
+    with pytest.raises(ConfigError, match="nothing would be left to train on"):
+        scored(phases=("train",), data={"validation_fraction": 1})
 
 
 def test_a_large_model_is_checked_at_a_context_that_a_cpu_can_afford() -> None:

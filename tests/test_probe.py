@@ -128,6 +128,7 @@ def test_a_table_of_next_tokens_learns_what_needs_no_memory_and_nothing_else(lea
 def test_its_rows_are_its_scores(learned: Probed) -> None:
     rows = package.read_results(learned.out / "runs.parquet")
     assert set(rows.phase) == {"probe"}
+    assert set(rows.role) == {"confirm"}
     accuracy = rows[(rows.metric == "accuracy") & (rows.corpus == "echo")]
     (score,) = (score for score in learned.outcome["scores"] if score["task"] == "echo")
     assert list(accuracy.value) == score["values"]

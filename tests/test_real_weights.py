@@ -131,4 +131,7 @@ def test_it_is_measured_by_its_file_alone(file: Path, text: str, tmp_path: Path)
     assert set(frame.context_length) == {8192}
     assert set(frame.lossless) == {True}
     assert value(frame, "quality", "bits_per_byte") < 1.5, "a model that has read more than these plays"
-    assert value(frame, "quality", "bits_per_byte") < value(frame, "quality", "floor_fivegram")
+    assert value(frame, "quality", "bits_per_byte") < value(frame, "quality", "floor_xz")
+    assert value(frame, "quality", "bytes_scored") == 60_000
+    assert "Scored: the whole text of" in done.stdout
+    assert "floor_fivegram" not in set(frame.metric), "there is no other text to count in"

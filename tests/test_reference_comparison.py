@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from archbench import available, read_results
+from archbench import available
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "results" / "reference" / "compare-nano"
@@ -27,20 +27,6 @@ def test_every_built_in_architecture_took_part_by_the_command_that_the_readme_gi
     assert {row["architecture"] for row in outcome["quality"]} == built_in
     assert outcome["command"] in README
     assert not outcome["git_revision"].endswith("-dirty")
-
-
-def test_what_is_said_of_each_is_what_its_runs_have(outcome: dict[str, Any]) -> None:
-    rows = read_results(FOLDER / "runs.parquet", where={"phase": "quality", "metric": "bits_per_byte"})
-    scores = rows.set_index("run_id").value
-    for row in outcome["quality"]:
-        runs = [
-            cell["run_id"]
-            for cell in outcome["cells"]
-            if cell["stage"] == "seed" and cell["architecture"] == row["architecture"] and cell["outcome"] == "ok"
-        ]
-        assert len(runs) == row["seeds"]
-        assert scores[runs].mean() == pytest.approx(row["bits_per_byte"])
-        assert scores[runs].std() == pytest.approx(row["sd"])
 
 
 def test_the_table_in_the_readme_is_that_of_the_outcome(outcome: dict[str, Any]) -> None:

@@ -37,6 +37,7 @@ def test_the_summary_fits_a_screen_and_says_what_to_type_next(finished: tuple[Pa
     summary = finished[1]
     for text in ("bits per byte", "perplexity", "zlib", "peak memory", "archbench generate gpt1 --run", ".parquet"):
         assert text in summary
+    assert "Scored: the last 10.0% of the bytes of" in summary
     assert len(summary.splitlines()) <= 40
 
 
@@ -54,6 +55,8 @@ def test_what_ran_is_in_every_row(frame: pd.DataFrame) -> None:
         assert measured[column].notna().all(), column
     assert set(measured.contaminated.dropna()) <= {True, False}
     assert (frame.config_hash.nunique(), frame.run_id.nunique()) == (1, 1)
+    assert frame.plugin_revision.equals(frame.git_revision.rename("plugin_revision")), "one repository"
+    assert frame.role.isna().all(), "no study runs it"
 
 
 def test_each_step_is_a_row_and_the_first_is_kept_apart(frame: pd.DataFrame) -> None:
@@ -70,6 +73,7 @@ def test_quality_numbers_agree_with_each_other(frame: pd.DataFrame) -> None:
     assert value(frame, "quality", "perplexity") == pytest.approx(math.exp(loss))
     assert value(frame, "quality", "bits_per_byte") == pytest.approx(loss * tokens / math.log(2) / size)
     assert tokens == size, "the byte tokenizer makes one token a byte"
+    assert set(frame[frame.phase == "quality"].tokens_seen) == {6 * 4 * 32}
 
 
 def test_per_document_scores_add_up_to_the_whole(finished: tuple[Path, str], frame: pd.DataFrame) -> None:

@@ -43,6 +43,7 @@ def test_a_short_ladder_is_drawn_and_not_fitted_and_is_resumed_with_more_budgets
         assert points[2_000] == old[10_000, 2_000]
     assert all(abs(point["N"] / 10_000 - 1) <= 0.02 for point in points.values())
     rows = package.read_results(out / "runs.parquet")
+    assert set(rows.role) == {"confirm"}, "also of runs before there were roles"
     losses = set(rows[(rows.phase == "quality") & (rows.metric == "loss")].value)
     assert losses == {point["loss"] for point in points.values()}
     assert set(rows.tokenizer) == {"byte"}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.options import Json
-from archbench.results.schema import FAILED, UNCHECKED
+from archbench.results.schema import FAILED, TRIALS, UNCHECKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,10 @@ def results(
         str | None, typer.Option(metavar="FILE", help="Write every column and row as CSV; - for standard output")
     ] = None,
     json: Json = False,
+    trials: Annotated[
+        bool,
+        typer.Option("--trials", help="Also the runs by which studies choose learning rates and predict times"),
+    ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Every row, instead of medians over repeats")] = False,
     limit: Annotated[
         int | None,
@@ -44,12 +48,19 @@ def results(
 
     Metrics that change during training, such as the loss, have their last value. The phases "check" and "environment"
     appear only on request (--where phase=check), or with --raw, --csv and --json. A failed run has a line with the
-    error, below what it measured before.
+    error, below what it measured before. A study's trials of learning rates and its pilots appear with --trials, or
+    if a role is asked for (--where role=trial).
     """
     from archbench.cli.summary import print_rows
+    from archbench.results.filters import conditions
     from archbench.results.reading import read_results
 
-    frame = read_results(path, where or None)
+    everything = read_results(path, where or None, trials=True)
+    asked = trials or "role" in conditions(where)
+    frame = everything if asked else everything[~everything.role.isin(TRIALS)]
+    if hidden := everything.run_id.nunique() - frame.run_id.nunique():
+        # Programs read standard output.
+        typer.echo(f"{hidden} trials and pilots of studies are left out; --trials has them too.", err=True)
     total = frame.run_id.nunique()
     shown = (total if csv or json else SHOWN_RUNS) if limit is None else limit or total
     frame = frame[frame.run_id.isin(frame.run_id.drop_duplicates().head(shown))]
@@ -112,6 +123,8 @@ def _title(row: Mapping[Any, Any]) -> str:
     when = f"{row['time_utc']:%Y-%m-%d %H:%M} UTC"
     if row["architecture"] == "none":
         return f"kernels · {row['device_name']}, {row['dtype']} · seed {row['seed']} · {when}"
+    if isinstance(row["role"], str):
+        when += f" · {row['role']}"
     parameters = "" if row["parameters"] is None else f", {row['parameters']:,} parameters"
     text = "" if row["corpus"] is None else f" · {row['corpus']}, {row['tokenizer']}"
     return (

@@ -54,6 +54,8 @@ def print_summary(frame: pd.DataFrame, out: str) -> None:
     where = f"{first['corpus']} as {first['tokenizer']} · {first['device_name']}, {first['threads']} threads\n"
     screen.print(where, style="dim", soft_wrap=True)
     show(summary_table(frame))
+    if scored := _scored(frame, out):
+        screen.print(f"\n{scored}", style="dim", soft_wrap=True)
     for text, style in _remarks(frame):
         screen.print(text, style=style, soft_wrap=True)
     path = Path(out) / f"{first['run_id']}.parquet"
@@ -90,6 +92,18 @@ def print_kernels(frame: pd.DataFrame, left_out: Sequence[Mapping[str, Any]], pa
     screen.print(f"\nResults: {path} ({len(frame):,} rows)", soft_wrap=True)
     if plot is not None:
         screen.print(f"Plot: {plot}", soft_wrap=True)
+
+
+def _scored(frame: pd.DataFrame, out: str) -> str | None:
+    """Which part of the text was scored; None of a run without scores, or of one that does not know."""
+    from archbench.runs.folder import open_run
+
+    scored = frame[(frame.phase == "quality") & (frame.metric == "bytes_scored")]
+    if scored.empty:
+        return None
+    row = scored.iloc[0]
+    part = open_run(out, row.run_id).facts.get("scored")
+    return None if part is None else f"Scored: {part} of {row.corpus}, {row.value:,.0f} bytes."
 
 
 def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:

@@ -64,7 +64,8 @@ def load_corpus(spec: str, *, validation_fraction: float = 0.1) -> Corpus:
 
     Args:
         spec: a name in :data:`EMBEDDED`, a UTF-8 text file, a folder of them, or ``hf:NAME[:CONFIG]``.
-        validation_fraction: share of the bytes held out, at the end, if the corpus has no validation split.
+        validation_fraction: share of the bytes held out, at the end, if the corpus has no validation split. 1 is for a
+            text that is only scored: it is its own validation split.
 
     Raises:
         DataError: there is no such corpus; a file is missing, empty, binary or not UTF-8; the text is too short.
@@ -80,11 +81,17 @@ def load_corpus(spec: str, *, validation_fraction: float = 0.1) -> Corpus:
     else:
         next_step = f"Give an existing path, or the name of an embedded corpus. {did_you_mean(spec, EMBEDDED)}"
         raise DataError(f"corpus {spec!r}", "there is no such file, folder or embedded corpus", next_step)
-    if "validation" not in found:
+    held_out = "the validation split"
+    if "validation" not in found and validation_fraction == 1:
+        found["validation"], held_out = found["train"], "the whole text"
+    elif "validation" not in found:
+        documents = found["train"]
         found["train"], found["validation"] = split_documents(
-            found["train"], validation_fraction, culprit=f"corpus {spec!r}"
+            documents, validation_fraction, culprit=f"corpus {spec!r}"
         )
-    return make_corpus(spec, found, licence=licence, source=source)
+        held, whole = (sum(len(one.to_bytes()) for one in part) for part in (found["validation"], documents))
+        held_out = f"the last {held / whole:.1%} of the bytes"
+    return make_corpus(spec, found, licence=licence, source=source, held_out=held_out)
 
 
 def _read_embedded(embedded: EmbeddedCorpus, file_name: str, sha256: str) -> tuple[Document, ...]:

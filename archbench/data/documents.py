@@ -33,6 +33,7 @@ class Corpus:
         sha256: hex digest of every split's documents, in order; it depends on boundaries, not on names.
         licence: SPDX identifier or words; ``"unknown"`` for the user's own text.
         source: where the text comes from.
+        held_out: which part of it the validation split is, in words.
     """
 
     name: str
@@ -40,13 +41,21 @@ class Corpus:
     sha256: str
     licence: str
     source: str
+    held_out: str = "the validation split"
 
     def to_bytes(self, split: str) -> bytes:
         """The documents of ``split``, concatenated, as raw bytes."""
         return b"".join(document.to_bytes() for document in self.splits[split])
 
 
-def make_corpus(name: str, splits: Mapping[str, tuple[Document, ...]], *, licence: str, source: str) -> Corpus:
+def make_corpus(
+    name: str,
+    splits: Mapping[str, tuple[Document, ...]],
+    *,
+    licence: str,
+    source: str,
+    held_out: str = "the validation split",
+) -> Corpus:
     """A corpus with its checksum.
 
     Raises:
@@ -62,7 +71,7 @@ def make_corpus(name: str, splits: Mapping[str, tuple[Document, ...]], *, licenc
     for split in ("train", "validation"):
         if not any(document.text for document in splits[split]):
             raise DataError(f"corpus {name!r}", f"its {split} split is empty", "Give a corpus with text in every split")
-    return Corpus(name, splits, digest.hexdigest(), licence, source)
+    return Corpus(name, splits, digest.hexdigest(), licence, source, held_out)
 
 
 def utf8(text: str, culprit: str) -> bytes:

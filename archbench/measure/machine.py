@@ -50,6 +50,20 @@ def git_revision(root: Path = _ROOT) -> str | None:
     return f"{commit}-dirty" if changes else commit
 
 
+def revision_of(file: Path) -> str | None:
+    """Commit of the repository that ``file`` is in, with ``-dirty`` if its files differ from it or lack ``file``.
+
+    None if it is in none, or the repository ignores it, as it does a virtual environment.
+    """
+    git = ("git", "-C", str(file.parent))
+    top = _output(*git, "rev-parse", "--show-toplevel")
+    if top is None or _output(*git, "check-ignore", file.name):
+        return None
+    known = _output(*git, "ls-files", "--error-unmatch", file.name) is not None
+    revision = git_revision(Path(top))
+    return revision if revision is None or known or revision.endswith("-dirty") else f"{revision}-dirty"
+
+
 def device_name(device: object) -> str:
     """Model of the CPU or GPU, as its maker spells it."""
     name = str(device)

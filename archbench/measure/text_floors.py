@@ -34,20 +34,23 @@ COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
 """At their strongest: zlib-9, bz2-9, xz-9e."""
 
 
-def floors(train: bytes, validation: bytes) -> dict[str, float]:
+def floors(train: bytes | None, validation: bytes) -> dict[str, float]:
     """Bits per byte of ``validation``: ``unigram``, ``bigram`` and ``fivegram`` from ``train`` (at most its first
-    :data:`MOST_COUNTED` bytes); ``zlib``, ``bz2`` and ``xz`` from itself alone.
+    :data:`MOST_COUNTED` bytes), if there is any; ``zlib``, ``bz2`` and ``xz`` from itself alone.
 
     Raises:
         DataError: one of the texts is empty.
     """
-    if not train or not validation:
+    if train == b"" or not validation:
         raise DataError("corpus", "a split is empty", "Give a corpus with text to train and to validate on")
+    compressed = {name: compressed_bits_per_byte(validation, name) for name in COMPRESSORS}
+    if train is None:
+        return compressed
     probabilities = byte_ngrams(train[:MOST_COUNTED], validation, order=max(_ORDERS))
     ngrams = {
         _ORDERS[order]: float(-np.log2(values).mean()) for order, values in enumerate(probabilities) if order in _ORDERS
     }
-    return ngrams | {name: compressed_bits_per_byte(validation, name) for name in COMPRESSORS}
+    return ngrams | compressed
 
 
 def compressed_bits_per_byte(data: bytes, compressor: str) -> float:

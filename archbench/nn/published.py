@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,38 @@ LLAMA_FIELDS = {
     "norm_eps": "rms_norm_eps",
 }
 """The LLaMA family: own field -> field of a transformers config.json. Key/value heads differ between its members."""
+
+IRRELEVANT: dict[str, str] = {
+    field: reason
+    for reason, fields in {
+        "it tells where the file is from": "architectures auto_map dtype is_llama_config torch_dtype "
+        "transformers.js_config transformers_version unsloth_fixed unsloth_version",
+        "special tokens are read like any others, and nothing is padded": "bos_token_id decoder_start_token_id "
+        "eos_token_id pad_token_id sep_token_id unk_token_id",
+        "it draws the weights that the published ones replace": "initializer_range",
+        "it sets speed, memory or rounding": "attn_mode chunk_size_feed_forward fuse_cross_entropy "
+        "fuse_linear_cross_entropy fuse_norm fuse_swiglu gradient_checkpointing pretraining_tp "
+        "reorder_and_upcast_attn use_cache",
+        "it sets what is returned beside the logits": "output_attentions output_hidden_states output_router_logits "
+        "return_dict",
+        "it is of heads for other tasks": "id2label label2id predict_special_tokens problem_type "
+        "summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj "
+        "task_specific_params",
+        "it is an old name of what n_positions or max_position_embeddings says": "max_sequence_length n_ctx",
+    }.items()
+    for field in fields.split()
+}
+"""Fields of published configurations that change no logit and no update, with the reason."""
+
+_UNSUPPORTED = {
+    "add_cross_attention": False,
+    "attention_dropout": 0.0,
+    "is_encoder_decoder": False,
+    "quantization_config": None,
+    "rope_interleaved": False,
+    "use_l2warp": False,
+}
+"""Fields of which no architecture here has more than this value."""
 
 
 def published_weights(
@@ -123,7 +155,8 @@ def published_fields(
         names: own field -> published field.
         model_type: required value of the published field of that name.
         absent: published field -> its value if absent or null; every other field in ``names`` is required.
-        only: published field -> the only value that this architecture supports, assumed if absent.
+        only: published field -> the only value that this architecture supports, assumed if absent. Null counts as
+            absent, but where that value is True: it would be read as False.
 
     Raises:
         CheckpointError: another model, a field is missing, or its value is not supported.
@@ -131,8 +164,9 @@ def published_fields(
     kind = published.get("model_type")
     if kind != model_type:
         raise unlike("model_type", f"it is {kind!r}, but this architecture's is {model_type!r}")
-    for field, wanted in {"quantization_config": None, **(only or {})}.items():
-        if (value := published.get(field)) not in (None, wanted):
+    for field, wanted in {**_UNSUPPORTED, **(only or {})}.items():
+        value = published.get(field, wanted)
+        if value != wanted and (value is not None or wanted is True):
             has = "no such thing" if wanted is None else f"only {wanted!r}"
             raise unlike(field, f"it is {str(value)[:60]!r}, but this architecture has {has}")
     fields = {}
@@ -146,6 +180,35 @@ def published_fields(
             raise unlike(field, f"it is {str(value)[:60]!r}, and must be a number")
         fields[own] = value
     return fields
+
+
+class FieldsRead(Mapping[str, Any]):
+    """A published configuration that remembers which of its fields were read."""
+
+    def __init__(self, fields: Mapping[str, Any]) -> None:
+        self._fields = fields
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        self._read.add(name)
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def refuse_unread(self) -> None:
+        """Refuse what nobody read: a field that may change what is computed. Null is the lack of something.
+
+        Raises:
+            CheckpointError: names the first such field.
+        """
+        for name, value in self._fields.items():
+            if name not in self._read and value is not None and name not in IRRELEVANT and not name.startswith("_"):
+                cause = f"it is {str(value)[:60]!r}, and this architecture does not read it"
+                raise unlike(name, cause, "If it changes nothing that is computed, delete it from the configuration")
 
 
 def published_rope_theta(published: Mapping[str, Any], *, absent: float = 10_000.0) -> float:
@@ -166,6 +229,6 @@ def published_rope_theta(published: Mapping[str, Any], *, absent: float = 10_000
     return absent if theta is None else float(theta)
 
 
-def unlike(field: str, cause: str) -> CheckpointError:
+def unlike(field: str, cause: str, step: str = "Use weights of this architecture") -> CheckpointError:
     """The error of a configuration that this architecture does not support."""
-    return CheckpointError(f"published configuration, field {field}", cause, "Use weights of this architecture")
+    return CheckpointError(f"published configuration, field {field}", cause, step)

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Generator, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from archbench.config import ModelConfig
 from archbench.errors import ArchbenchError, HookFailedError, UnknownNameError, did_you_mean, one_line
 from archbench.hookspecs import ArchitectureInfo
+from archbench.measure.machine import revision_of
 from archbench.plugin.discovery import Entry
 from archbench.plugin.hooks import Hooks, check_info
 from archbench.plugin.importing import loaded_from, plugin_code
@@ -44,6 +48,7 @@ class Architecture:
         self.wrappers = tuple(wrappers)
         self.files = (*((entry.source,) if entry.is_file else ()), *map(loaded_from, wrappers.values()))
         self._entry = entry
+        self._plugin = plugin
         self._hooks = Hooks(plugin, entry, wrappers)
         self.info = self.describe()
 
@@ -53,6 +58,12 @@ class Architecture:
 
     def __repr__(self) -> str:
         return f"<Architecture {self.name} from {self.package} {self.version}".rstrip() + ">"
+
+    def revision(self) -> str | None:
+        """Commit of the repository that the plugin's file is in; see :func:`archbench.measure.machine.revision_of`."""
+        plugin = self._plugin
+        file = inspect.getsourcefile(plugin if isinstance(plugin, ModuleType | type) else type(plugin))
+        return None if file is None else revision_of(Path(file))
 
     def describe(self) -> ArchitectureInfo:
         """The plugin's description now; :attr:`info` is the one from loading."""
@@ -157,11 +168,16 @@ class Architecture:
 
         Raises:
             MissingHookError: the plugin has no such hook.
-            CheckpointError: the configuration has a feature that this architecture lacks.
+            CheckpointError: the configuration has a feature that this architecture lacks, or a field that the hook
+                did not read and :data:`archbench.nn.published.IRRELEVANT` does not know.
         """
-        kind = self.info.config
+        from archbench.nn.published import FieldsRead
+
+        kind, fields = self.info.config, FieldsRead(published)
         with plugin_code():
-            return self._hooks.call("import_config", kind, f"a {kind.__name__}", published=published)
+            config = self._hooks.call("import_config", kind, f"a {kind.__name__}", published=fields)
+        fields.refuse_unread()
+        return config
 
     def offers(self, hook: str) -> bool:
         """Whether the plugin has the optional hook of that name; wrappers around it do not count."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.errors import StorageError
 from archbench.report.styles import Style, styles_of
-from archbench.results.schema import FAILED
+from archbench.results.schema import FAILED, ROWS
 from archbench.study.comparison_outcome import ComparisonOutcome, Spent
 from archbench.study.costs import CostCurve, CostRow, Position
 from archbench.study.learning_rates import Tuning
-from archbench.study.outcome import ROWS, Outcome
+from archbench.study.outcome import Outcome
 
 if TYPE_CHECKING:
     import pandas as pd

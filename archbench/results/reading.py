@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import glob
+import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from archbench.errors import ArchbenchWarning, StorageError
 from archbench.results.filters import Where, conditions, matches
-from archbench.results.schema import OK, SCHEMA_VERSION, arrow_schema, file_version
+from archbench.results.schema import (
+    OK,
+    OUTCOMES,
+    ROLES,
+    ROWS,
+    SCHEMA_VERSION,
+    TRIALS,
+    arrow_schema,
+    file_version,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,14 +32,17 @@ def read_results(
     where: Where | None = None,
     *,
     errors: Literal["raise", "warn"] = "raise",
+    trials: bool = False,
 ) -> pd.DataFrame:
-    """All measurements under ``path``: newest run first, rows of a run in the order of measurement.
+    """The measurements under ``path``: newest run first, rows of a run in the order of measurement.
 
     Args:
         path: a results folder (files directly in it), one Parquet file, a glob pattern, or several of these.
         where: selects rows: ``{"phase": "decode", "batch_size": [1, 8]}`` or ``["phase=decode", "batch_size=1"]``.
             All columns must match; several values of one column are alternatives; an empty value (None in a
             mapping) means null.
+        trials: also rows of the runs by which a study chooses learning rates and predicts times
+            (:data:`archbench.results.schema.TRIALS`). A condition on ``role`` decides by itself.
         errors: ``warn`` skips unreadable files, each with an :class:`ArchbenchWarning`.
 
     Returns:
@@ -42,6 +55,7 @@ def read_results(
     """
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.compute as pc
 
     wanted = conditions(where)
     tables: list[pa.Table] = []
@@ -58,6 +72,8 @@ def read_results(
     tables.sort(key=lambda table: (table["time_utc"][0].as_py(), table["run_id"][0].as_py()), reverse=True)
     table = pa.concat_tables(tables) if tables else arrow_schema().empty_table()
     table = table.filter(matches(table, wanted)) if wanted else table
+    if not trials and "role" not in wanted:
+        table = table.filter(pc.invert(pc.is_in(table["role"], value_set=pa.array(TRIALS))))
     nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)
     return frame
@@ -120,7 +136,44 @@ def _read(file: Path) -> pa.Table:
     if version > SCHEMA_VERSION:
         cause = f"its schema version is {version}, but this archbench reads versions up to {SCHEMA_VERSION}"
         raise StorageError(str(file), cause, "Install the newest archbench")
-    return _upgraded(table, file)
+    return _upgraded(table if version >= 4 else _with_roles(table, file), file)
+
+
+def _with_roles(table: pa.Table, file: Path) -> pa.Table:
+    """A table from before version 4 with the columns ``role``, as the study's outcome beside it says, and
+    ``tokens_seen`` of quality rows, as the run's training says."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    def of_run(values: Mapping[str, Any], type: pa.DataType) -> pa.Array:
+        index = pc.index_in(table["run_id"], value_set=pa.array(values, pa.string()))
+        return pc.take(pa.array(values.values(), type), index)
+
+    if "role" not in table.column_names:
+        table = table.append_column("role", of_run(_roles(file), pa.string()))
+    if "tokens_seen" not in table.column_names:
+        return table
+    trained = table.filter(pc.equal(table["metric"], "training_seconds"))
+    seen = dict(zip(trained["run_id"].to_pylist(), trained["tokens_seen"].to_pylist(), strict=True))
+    scored = pc.if_else(pc.equal(table["phase"], "quality"), of_run(seen, pa.int64()), None)
+    place = table.column_names.index("tokens_seen")
+    return table.set_column(place, "tokens_seen", pc.coalesce(table["tokens_seen"], scored))
+
+
+def _roles(file: Path) -> dict[str, str]:
+    """Id of each run of the study that wrote this file -> its role; empty if no study did."""
+    for name in OUTCOMES if file.name == ROWS else ():
+        outcome = file.with_name(name)
+        if not outcome.is_file():
+            continue
+        try:
+            content = json.loads(outcome.read_text(encoding="utf-8"))
+            cells = content.get("cells") or [{**trial, "stage": "point"} for trial in content["trials"]]
+            return {cell["run_id"]: ROLES[cell["stage"]] for cell in cells if cell["run_id"] is not None}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            cause = f"{name} beside it cannot be read ({error}), which says which rows are trials"
+            raise StorageError(str(file), cause, "Run the study's command again to write both anew") from error
+    return {}
 
 
 def _upgraded(table: pa.Table, file: Path) -> pa.Table:

@@ -1,7 +1,7 @@
 """The tidy table: one measurement per row, base units only, an explicit type for every column.
 
-Source: Wickham 2014, "Tidy Data" (each variable a column, each observation a row). The data dictionary in
-``results/README.md`` is generated from here by :func:`data_dictionary`.
+Source: Wickham 2014, "Tidy Data" (each variable a column, each observation a row). The end of the data dictionary
+in ``results/README.md`` is generated from here by :func:`data_dictionary`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from archbench.results.metrics import METRICS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Increased if a column is added or changes its name, type or meaning; readers reject newer files and upgrade older
-ones. 2: the columns that distinguish the cases of the phase ``kernel``. 3: ``conformance`` and ``status``."""
+ones. 2: the columns that distinguish the cases of the phase ``kernel``. 3: ``conformance`` and ``status``.
+4: ``role`` and ``plugin_revision``, and ``tokens_seen`` in quality rows."""
 
 OK = "ok"
 """``status`` of every row that is a measurement."""
@@ -28,6 +29,23 @@ UNCHECKED = "unchecked"
 
 FAILED = "failed"
 """``metric`` of the row of the error that ended a run; its ``status`` is the error, its value null."""
+
+Role = Literal["trial", "confirm", "timing", "cost", "pilot"]
+"""What a run of a study is for."""
+
+ROLES: dict[str, Role] = {
+    "pilot": "pilot", "tune": "trial", "seed": "confirm", "point": "confirm", "speed": "timing", "cost": "cost",
+}  # fmt: skip
+"""Stage of a study's cell -> the role of its rows."""
+
+TRIALS: tuple[Role, ...] = ("trial", "pilot")
+"""Roles of runs that choose and predict, and are compared with nothing: readers leave their rows out."""
+
+ROWS = "runs.parquet"
+"""The rows of all cells of a study; the file lies beside its outcome."""
+
+OUTCOMES = ("comparison.json", "tuning.json", "scale.json", "probe.json")
+"""The outcomes of studies."""
 
 TypeName = Literal["string", "int64", "double", "bool", "timestamp"]
 
@@ -58,9 +76,25 @@ COLUMNS: tuple[Column, ...] = (
     Column("architecture", "string", "", "the architecture's name; none: a run of kernels"),
     Column("plugin_package", "string", "", "package or file the architecture came from"),
     Column("plugin_version", "string", "", "version of that package", nullable=True),
+    Column(
+        "plugin_revision",
+        "string",
+        "",
+        "commit of the repository that the plugin's file is in when the run starts, -dirty if changed; null: of none",
+        nullable=True,
+    ),
     Column("preset", "string", "", "named size of the architecture; none: a run of kernels"),
     Column("config_hash", "string", "", "12 hex digits: equal for runs that differ only in seed and output folder"),
     Column("seed", "int64", "", "seed of weights, batches and sampling"),
+    Column(
+        "role",
+        "string",
+        "",
+        "what a study's run is for: trial (of a learning rate, on a share of the budget), pilot (a few updates, to "
+        "predict the time), confirm (what is compared: a fresh seed, a point of a ladder, a probe's chosen rate), "
+        "timing, cost; null: a run of its own",
+        nullable=True,
+    ),
     Column("phase", "string", "", "what was measured: check, train, quality, prefill, decode, kernel, environment ..."),
     Column("metric", "string", "", "which quantity; see the metrics below"),
     Column("unit", "string", "", "unit of value; 1 for a plain number"),
@@ -93,7 +127,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("corpus", "string", "", "name of the text; phase probe: of the task", nullable=True),
     Column("tokenizer", "string", "", "name of the tokenizer", nullable=True),
     Column("lossless", "bool", "", "whether the tokens' bytes add up to the text's bytes", nullable=True),
-    Column("tokens_seen", "int64", "tokens", "training tokens before this measurement", nullable=True),
+    Column(
+        "tokens_seen",
+        "int64",
+        "tokens",
+        "training tokens of this run before this measurement; null: not counted",
+        nullable=True,
+    ),
     Column("contaminated", "bool", "", "whether something else disturbed the phase; null: unknown", nullable=True),
     Column(
         "conformance",
@@ -146,18 +186,8 @@ def did_you_mean_column(name: str) -> str:
 
 
 def data_dictionary() -> str:
-    """The data dictionary as Markdown: every column and every metric of the tidy table."""
+    """Every column and every metric of the tidy table, as Markdown."""
     lines = [
-        "# Results: the data dictionary",
-        "",
-        "Written by `archbench.results.schema.data_dictionary()`; change it there. "
-        "How each metric is measured, and by whose definition: [docs/metrics.md](../docs/metrics.md).",
-        "",
-        "One run is one Parquet file, `RUN_ID.parquet`, with one measurement per row in base units. Beside it are the "
-        "frozen configuration, `RUN_ID.json`, and the folder `RUN_ID/` with the run's files (checkpoints, tokenizer, "
-        "scores by document). Files whose names start with a dot are unfinished and are never read. "
-        '`archbench.read_results("results")` gives a pandas data frame, the newest run first.',
-        "",
         f"Schema version {SCHEMA_VERSION}.",
         "",
         "## Columns",

@@ -14,6 +14,7 @@ from archbench.measure.machine import describe, versions
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.discovery import plugin_paths
 from archbench.plugin.registry import load
+from archbench.results.schema import Role
 from archbench.results.store import new_run_id, prepare_folder
 from archbench.runs.device import check_attention, check_dtype, resolve_device
 from archbench.runs.folder import RunFolder
@@ -24,8 +25,11 @@ LOGITS_AT_ONCE = 1 << 30
 """Most logits of the windows that are scored together: 4 GiB in float32."""
 
 
-def start(config: RunConfig) -> RunFolder:
+def start(config: RunConfig, role: Role | None = None) -> RunFolder:
     """Check a run, resolve what its configuration leaves open, and make its folder.
+
+    Args:
+        role: what a study runs it for.
 
     Raises:
         ArchbenchError: plugin, configuration, data, device or output folder cannot be used.
@@ -33,7 +37,7 @@ def start(config: RunConfig) -> RunFolder:
     device = resolve_device(config.device)
     check_dtype(config, device)
     check_attention(config, device)
-    config = _with_absolute_paths(config)
+    config = _with_absolute_paths(_with_text_to_score(config))
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)
     config = config.override(plugins=architecture.files)  # this run's processes load no other plugin's code
@@ -53,9 +57,12 @@ def start(config: RunConfig) -> RunFolder:
         facts={
             "plugin_package": architecture.package,
             "plugin_version": architecture.version,
+            "plugin_revision": architecture.revision(),
+            "role": role,
             "wrappers": list(architecture.wrappers),
             "corpus": data.corpus.name,
             "corpus_sha256": data.corpus.sha256,
+            "scored": data.corpus.held_out,
             "tokenizer": data.tokenizer.name,
             "lossless": data.lossless,
             "versions": versions(),
@@ -65,6 +72,22 @@ def start(config: RunConfig) -> RunFolder:
     folder.create()
     data.tokenizer.save(folder.tokenizer)
     return folder
+
+
+def _with_text_to_score(config: RunConfig) -> RunConfig:
+    """Of a text of one's own, published weights are scored on the whole, unless they are trained or a share is given.
+
+    Raises:
+        ConfigError: the text would be trained on and scored.
+    """
+    data, trained = config.data, "train" in config.phases
+    if trained and data.validation_fraction == 1:
+        step = "Give a share below 1, or --phases without train"
+        raise ConfigError("data.validation_fraction", "nothing would be left to train on", step)
+    mine = data.corpus not in EMBEDDED and not data.corpus.startswith("hf:")
+    if trained or config.weights is None or not mine or "validation_fraction" in data.model_fields_set:
+        return config
+    return config.override(data=data.override(validation_fraction=1))
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -33,13 +33,24 @@ def score_validation(
     )
 
 
+def tokens_seen(run: RunFolder) -> int | None:
+    """Tokens that the run trained its model on before this phase; None of published weights."""
+    if "train" in run.config.phases:
+        return next(int(row["tokens_seen"]) for row in run.read_rows("train") if row["metric"] == "training_seconds")
+    return 0 if run.config.weights is None else None
+
+
 def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Score the whole validation split, each token once, and keep the nats of every document and block."""
     config = run.config
     architecture, model_config = load_architecture(run)
     data = prepare(config.data)
     model = trained_model(run, architecture, model_config, device)
-    rows.common |= {"parameters": count_parameters(model), "batch_size": config.quality.batch_size}
+    rows.common |= {
+        "parameters": count_parameters(model),
+        "batch_size": config.quality.batch_size,
+        "tokens_seen": tokens_seen(run),
+    }
 
     with peak_memory(device) as memory, rows.recording_attention():
         result = score_validation(model, data, config, model_config.context_length, device)
@@ -50,7 +61,9 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     rows.add("tokens_scored", result.tokens)
     rows.add("bytes_scored", result.bytes)
     rows.add("documents", len(result.documents))
-    for name, bits_per_byte in floors(data.corpus.to_bytes("train"), data.corpus.to_bytes("validation")).items():
+    # A text that is scored as a whole leaves none to count n-grams in.
+    counted = None if config.data.validation_fraction == 1 else data.corpus.to_bytes("train")
+    for name, bits_per_byte in floors(counted, data.corpus.to_bytes("validation")).items():
         rows.add(f"floor_{name}", bits_per_byte)
     rows.add_memory(memory)
 

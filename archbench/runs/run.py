@@ -14,7 +14,7 @@ from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, Usa
 from archbench.measure.machine import device_name, versions
 from archbench.plugin.registry import load
 from archbench.results.reading import read_results, run_failed
-from archbench.results.schema import FAILED
+from archbench.results.schema import FAILED, Role
 from archbench.results.store import write_run
 from archbench.runs.conformance import CHECK, conformance, require_conformance, take_over
 from archbench.runs.device import resolve_device
@@ -28,13 +28,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def run(config: RunConfig, *, quiet: bool = False, checked_by: Path | None = None) -> pd.DataFrame:
+def run(
+    config: RunConfig, *, quiet: bool = False, checked_by: Path | None = None, role: Role | None = None
+) -> pd.DataFrame:
     """Measure one architecture once: all of ``config.phases``, each in a child process.
 
     Args:
         config: the frozen configuration.
         quiet: print no progress to standard error.
         checked_by: folder of a finished run; if it has the same model, its conformance checks are copied.
+        role: what a study runs it for.
 
     Returns:
         The run's rows; the same as ``read_results(path_of_its_parquet_file)``.
@@ -44,7 +47,7 @@ def run(config: RunConfig, *, quiet: bool = False, checked_by: Path | None = Non
         ArchbenchError: another error ended the run; it is stored as a row, after those of the finished phases.
     """
     with followed_by(config.trackers, quiet=quiet) as trackers:
-        folder = start(config)
+        folder = start(config, role)
         if checked_by is not None and config.checked:
             take_over(checked_by, folder)
         return _measure(folder, trackers, quiet=quiet)
@@ -122,7 +125,7 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
         raise
     finally:
         trackers.finish(rows, status)
-    return read_results(written)
+    return read_results(written, trials=True)
 
 
 def _write(folder: RunFolder, rows: list[dict[str, Any]]) -> Path:
@@ -164,6 +167,8 @@ def _common(folder: RunFolder) -> dict[str, Any]:
         "architecture": config.architecture,
         "plugin_package": facts["plugin_package"],
         "plugin_version": facts["plugin_version"],
+        "plugin_revision": facts.get("plugin_revision"),  # earlier archbenches started runs without
+        "role": facts.get("role"),
         "preset": config.preset,
         "config_hash": config.config_hash(),
         "seed": config.seed,

@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, ValidationError
 
 from archbench.errors import StorageError
+from archbench.results.schema import ROWS
 from archbench.runs.folder import write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-ROWS = "runs.parquet"
-"""The rows of all cells in the tidy table's schema; the file lies beside every outcome."""
 
 OutcomeName = Literal["ok", "diverged", "failed"]
 

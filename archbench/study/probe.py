@@ -17,7 +17,7 @@ from archbench.errors import ArchbenchError
 from archbench.measure.machine import versions
 from archbench.measure.sizes import Size
 from archbench.plugin.registry import load, load_tasks
-from archbench.results.schema import UNCHECKED
+from archbench.results.schema import ROLES, UNCHECKED
 from archbench.results.store import run_table
 from archbench.study import probe_outcome as outcomes
 from archbench.study.contenders import built_size, sized
@@ -180,6 +180,8 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
             "architecture": one.architecture,
             "plugin_package": architecture.package,
             "plugin_version": architecture.version,
+            "plugin_revision": architecture.revision(),
+            "role": ROLES["point"],
             "preset": plan.preset,
             "config_hash": hashlib.sha256(shape.encode()).hexdigest()[:12],
             "seed": trial.seed,

@@ -18,6 +18,7 @@ from archbench.errors import ArchbenchError, StorageError
 from archbench.measure.machine import usable_cpus
 from archbench.plugin.architecture import Architecture
 from archbench.results.reading import read_results, run_failed
+from archbench.results.schema import ROLES
 from archbench.runs.conformance import read_findings
 from archbench.runs.folder import CONFIG, open_run
 from archbench.runs.run import resume, run
@@ -115,13 +116,13 @@ class RunCell:
         """The rows of the run: from a new run, a resumed one, or a finished one that lacks only its record."""
         finished = sorted(out.glob("*.parquet"))
         if finished and not run_failed(finished[-1]):
-            return read_results(finished[-1])
+            return read_results(finished[-1], trials=True)
         if (run_id := _run_id(out)) is not None:
             return resume(self.architecture, run_id, out, time_limit=self.config.time_limit, quiet=True)
         checked = read_record(Record, folder, self.checked_by) if self.checked_by is not None else None
         checked_by = run_folder(folder, checked) if checked is not None and checked.outcome == "ok" else None
         config = self.config.override(out=str(out), trackers=tuple(trackers) or self.config.trackers)
-        return run(config, quiet=True, checked_by=checked_by)
+        return run(config, quiet=True, checked_by=checked_by, role=ROLES[self.stage])
 
 
 def cell_key(config: RunConfig, source: str, **place: Any) -> str:
@@ -232,7 +233,7 @@ def rows_of(folder: Path, record: Record) -> pd.DataFrame:
     Raises:
         StorageError: they cannot be read.
     """
-    return read_results(sorted((folder / "runs" / record.key).glob("*.parquet")))
+    return read_results(sorted((folder / "runs" / record.key).glob("*.parquet")), trials=True)
 
 
 def run_folder(folder: Path, record: Record) -> Path:

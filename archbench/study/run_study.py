@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from archbench.config import RunConfig
-from archbench.results.schema import arrow_schema
+from archbench.results.schema import ROLES, arrow_schema
 from archbench.study.contract import Contender, Study
 from archbench.study.engine import PROCESS_SECONDS, Session
 from archbench.study.learning_rates import Point, Tuning, next_factor, tuning
@@ -176,12 +176,16 @@ def shared_settings(run: RunConfig, contender: Contender) -> dict[str, Any]:
 
 
 def rows_by_key(folder: Path, cells: Sequence[tuple[RunCell, Record]]) -> dict[str, pd.DataFrame]:
-    """Cell key -> rows, for every run that did not fail.
+    """Cell key -> rows, for every run that did not fail. Their role is set: runs before version 4 have none.
 
     Raises:
         StorageError: they cannot be read.
     """
-    return {cell.key: rows_of(folder, record) for cell, record in cells if record.outcome != "failed"}
+    return {
+        cell.key: rows_of(folder, record).assign(role=ROLES[cell.stage])
+        for cell, record in cells
+        if record.outcome != "failed"
+    }
 
 
 def tables_of(frames: Mapping[str, pd.DataFrame]) -> list[pa.Table]:
