@@ -126,7 +126,7 @@ def _title(row: Mapping[Any, Any]) -> str:
     if isinstance(row["role"], str):
         when += f" · {row['role']}"
     parameters = "" if row["parameters"] is None else f", {row['parameters']:,} parameters"
-    text = "" if row["corpus"] is None else f" · {row['corpus']}, {row['tokenizer']}"
+    text = f" · {row['corpus']}, {row['tokenizer']}" if isinstance(row["corpus"], str) else ""
     return (
         f"{row['architecture']} {row['preset']}{parameters}{text} · {row['device_name']}, {row['dtype']}"
         f" · seed {row['seed']} · {when}"
