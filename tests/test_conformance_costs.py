@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from archbench.errors import DeviceError, UsageError
+from archbench.measure.flops import count_flops
 from archbench.testing.checks import check_flops
-from archbench.testing.evaluation import Fault
+from archbench.testing.evaluation import Fault, run_check
 from edited_plugins import Edit, edited, tiny
 
 RESULT = "return batch_size * context_length * 2 *"
@@ -146,4 +150,44 @@ def test_a_declaration_that_is_none_is_refused(tmp_path: Path, flops: str) -> No
 
 def test_a_forward_pass_that_cannot_be_counted_is_refused_with_a_next_step(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"GPT1: .*meta device.*meta kernel"):
-        check_flops(edited(tmp_path, "gpt1", running("x = x * int(tokens.max())")))
+        check_flops(edited(tmp_path, "gpt1", running("assert tokens.max() > 0")))
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        # As transformers' masks choose a shortcut.
+        ("x = x if isinstance(x, torch._subclasses.FakeTensor) or tokens.ge(0).all() else -x", "fake"),
+        ("x = x if tokens.ge(0).all() else -x", "real"),
+    ],
+)
+def test_what_reads_values_is_counted_on_other_tensors_to_the_same_result(tmp_path: Path, line: str, kind: str) -> None:
+    result = run_check(check_flops, edited(tmp_path, "gpt1", running(line)))
+    assert result.status == "noted", result.evidence
+    assert f"counted on {kind} tensors" in result.evidence
+    assert "23,360 FLOP a token at T = 24, and as declared" in result.evidence
+
+
+@pytest.mark.parametrize("kind", ["fake", "real"])
+def test_fused_attention_and_grouped_products_are_counted_off_the_meta_device(kind: str) -> None:
+    B, H, T, D, E, width = 2, 3, 8, 16, 5, 32
+
+    class Fused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.Parameter(torch.ones(E, D, width, dtype=torch.bfloat16))
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            assert not tokens.is_meta
+            assert isinstance(tokens, torch._subclasses.FakeTensor) == (kind == "fake")
+            q = self.experts.new_ones(B, H, T, D)
+            y = F.scaled_dot_product_attention(q, q, q, is_causal=True).flatten(0, 2)  # (B H T, D)
+            ends = torch.full((E,), len(y), dtype=torch.int32)
+            return 2 * torch._grouped_mm(y, self.experts, offs=ends)
+
+    with torch.device("meta"):
+        model = Fused()
+    count = count_flops(model, 1, 1)
+    attention, experts = 4 * B * H * T * T * D, 2 * B * H * T * D * width
+    assert count.counted_on == kind
+    assert count.forward_per_token == attention + experts

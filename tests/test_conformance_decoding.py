@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from archbench.testing.checks import check_cached_decode, check_state_bytes
-from archbench.testing.evaluation import Fault, NotApplicable
+from archbench.testing.evaluation import Fault, NotApplicable, run_check
 from edited_plugins import Edit, edited, tiny
 
 START = "start = self.start(tokens, cache)"
@@ -258,6 +258,23 @@ def test_bytes_that_the_cache_does_not_declare_are_caught(
         return
     with pytest.raises(Fault, match=message):
         check_state_bytes(subject)
+
+
+@pytest.mark.parametrize(
+    ("kept", "status"),
+    [
+        ("torch.tensor(0)", "noted"),  # as StaticCache.cumulative_length of transformers
+        ("torch.zeros(self.keys.shape[1], dtype=torch.int64)", "noted"),
+        ("torch.zeros(2 * self.keys.shape[1], dtype=torch.int64)", "failed"),
+        ("torch.tensor(0.0)", "failed"),
+    ],
+    ids=["one number", "one a sequence", "two a sequence", "a float"],
+)
+def test_a_counter_in_the_cache_is_noted_and_more_is_caught(tmp_path: Path, kept: str, status: str) -> None:
+    more = CACHE.replace("# more", f"self.count = {kept}")
+    result = run_check(check_state_bytes, edited(tmp_path, "gpt1", (NEW_CACHE, "return Cache("), more=more))
+    assert result.status == status, result.evidence
+    assert "cache.count" in result.evidence
 
 
 @pytest.mark.parametrize(

@@ -64,11 +64,6 @@ CHANGES_WHAT_IS_NOT_ITS_OWN = {
         "in build it left a thread running (spinner)",
     ),
     "a fork": ({"train_step": "os.waitpid(os.fork(), 0)"}, "in train_step it forked the process"),
-    "print": (
-        {"build": "print('building ' + 100 * 'x')"},
-        "build printed 'building " + 51 * "x" + "': standard output",
-    ),
-    "print past Python": ({"forward": "os.write(1, b'hello')"}, "the forward pass printed 'hello'"),
     "tokens": (
         {"forward": "tokens[:, 0] = 60"},
         r"the forward pass changed [12] of the 48 values of the tokens in place, at \[0, 0\] from \d+ to 60",
@@ -98,6 +93,16 @@ def test_a_side_effect_is_named_and_undone(name: str, tmp_path: Path, capfd: pyt
     assert shared_state() == before
     assert result.status == "failed"
     assert re.search(pattern, result.evidence), result.evidence
+    assert capfd.readouterr().out == ""
+
+
+def test_printing_is_noted_and_kept_from_the_callers_output(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    edits = {"build": "print('building ' + 100 * 'x')", "forward": "os.write(1, b'hello')"}
+    result = run_check(check_side_effects, plugin(tmp_path, **edits))
+    assert result.status == "noted"
+    assert result.good
+    assert f"build prints 'building {51 * 'x'}'" in result.evidence
+    assert "the forward pass prints 'hello'" in result.evidence
     assert capfd.readouterr().out == ""
 
 

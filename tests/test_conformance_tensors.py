@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from archbench.testing.checks import check_meta, check_save_load
-from archbench.testing.evaluation import Fault
+from archbench.testing.evaluation import Fault, run_check
 from edited_plugins import Edit, edited, tiny
 
 TORCH = ("from torch import nn", "import torch\nfrom torch import nn")
@@ -100,7 +100,7 @@ def test_what_is_lost_in_a_file(tmp_path: Path, edits: list[Edit], message: str)
             r"'here' is missing on the meta device and \(\(2,\), 'float32'\) on cpu",
         ),
         (
-            model(forward=("assert tokens.max().item() < 61", "return x")),
+            model(forward=("assert tokens.max().item() > 0", "return x")),
             "on the meta device, where FLOPs are counted, the forward pass raised .*wrong.py:.*look for .*values that",
         ),
         (
@@ -113,3 +113,11 @@ def test_what_is_lost_in_a_file(tmp_path: Path, edits: list[Edit], message: str)
 def test_what_needs_values(tmp_path: Path, edits: list[Edit], message: str) -> None:
     with pytest.raises(Fault, match=message):
         check_meta(edited(tmp_path, "bigram", *edits))
+
+
+def test_a_forward_pass_that_reads_values_is_noted_with_its_line(tmp_path: Path) -> None:
+    subject = edited(tmp_path, "bigram", *model(forward=("assert tokens.max().item() < 61", "return x")))
+    result = run_check(check_meta, subject)
+    assert result.status == "noted"
+    assert "wrong.py" in result.evidence
+    assert "it runs on real tensors" in result.evidence

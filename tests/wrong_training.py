@@ -68,11 +68,6 @@ TRAINING = (
     ),
     # side_effects
     WrongPlugin(
-        "build prints", "side_effects",
-        ((BUILT, '    print("building", config)\n' + BUILT),),
-        "printed",
-    ),
-    WrongPlugin(
         "train_step changes the number of threads", "side_effects",
         ((TRAINED, "    torch.set_num_threads(1 + torch.get_num_threads() % 2)\n" + TRAINED),),
         "the number of threads",

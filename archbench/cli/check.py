@@ -116,7 +116,7 @@ def _failed(found: Findings) -> list[str]:
 
 def _conforms(request: Request, found: Findings) -> bool | None:
     """Whether every claim holds; None where too few were checked to say so. An expected failure is a failure."""
-    if not all(result.status in ("passed", "not applicable") for _, result in found):
+    if not all(result.holds for _, result in found):
         return False
     return True if request.checks is None else None
 

@@ -6,8 +6,9 @@ Backward is what autograd does: two products for each of forward. So for a dense
 6 N + 12 L C T FLOPs a token (N: parameters in matrices, head included): Chowdhery et al. 2022 (PaLM),
 appendix B; Kaplan et al. 2020, section 2.1.
 
-Elsewhere fused attention may hide its products from the counter (on a CPU it counts as zero); on the meta device
-``archbench.kernels.causal_attention`` and torch's own attention are plain matrix products.
+Elsewhere fused attention may hide its products from the counter; on the meta device
+``archbench.kernels.causal_attention`` and torch's own attention are plain matrix products. A model that does not run
+there is counted on other tensors (:mod:`archbench.measure.shape_runs`), to the same result.
 
 A model declares what torch cannot count (a scan, a Fourier transform, a kernel of its own) as an
 :class:`archbench.protocols.UncountedModel`; this is added once for forward, three times for training.
@@ -26,9 +27,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from archbench.errors import ArchbenchError, DeviceError, UsageError
+from archbench.errors import UsageError
 from archbench.inference.modes import module_mode
 from archbench.kernels.triton_guard import flop_counter
+from archbench.measure.shape_runs import Kind, run_for_shapes
 from archbench.measure.uncounted_operators import UncountedOperators
 from archbench.protocols import CachedModel, UncountedModel
 
@@ -43,10 +45,12 @@ class FlopCount:
     Attributes:
         forward_per_token: of a forward pass.
         training_per_token: of a forward and backward pass.
+        counted_on: the tensors that it was counted on.
     """
 
     forward_per_token: float
     training_per_token: float
+    counted_on: Kind
 
 
 @dataclass(frozen=True)
@@ -78,18 +82,21 @@ def count_flops(model: nn.Module, batch_size: int, context_length: int) -> FlopC
         context_length: T.
 
     Raises:
-        DeviceError: the model is not on the meta device, or does something that cannot be done there.
+        DeviceError: the model is not on the meta device, or does something that cannot be done without values.
         UsageError: what it declares uncounted is no mapping of names to FLOPs.
     """
-    tokens = _tokens(model, batch_size, context_length)
-    with _meta_device(model):
+
+    def count(call: Callable[[Tensor], Tensor], trained: list[Tensor], tokens: Tensor) -> tuple[int, int]:
         with module_mode(model, training=False), torch.no_grad(), _counter() as forward:
-            model(tokens)
+            call(tokens)
         with module_mode(model, training=True), torch.enable_grad(), _counter() as training:
-            torch.autograd.grad(model(tokens).sum(), _trained(model), allow_unused=True)
-    n = tokens.numel()
+            torch.autograd.grad(call(tokens).sum(), trained, allow_unused=True)
+        return forward.get_total_flops(), training.get_total_flops()
+
+    (forward, training), kind, _ = run_for_shapes(model, batch_size, context_length, count)
+    n = batch_size * context_length
     declared = sum(declared_uncounted(model, batch_size, context_length).values())
-    return FlopCount((forward.get_total_flops() + declared) / n, (training.get_total_flops() + 3 * declared) / n)
+    return FlopCount((forward + declared) / n, (training + 3 * declared) / n, kind)
 
 
 def declared_uncounted(model: nn.Module, batch_size: int, context_length: int) -> Mapping[str, float]:
@@ -127,13 +134,16 @@ def uncounted_operators(model: nn.Module, batch_size: int, context_length: int) 
     Raises:
         DeviceError: as in :func:`count_flops`.
     """
-    tokens = _tokens(model, batch_size, context_length)
-    with _meta_device(model), module_mode(model, training=True), torch.enable_grad():
-        with UncountedOperators() as forward, _counter():
-            total = model(tokens).sum()
-        with UncountedOperators() as backward, _counter():
-            torch.autograd.grad(total, _trained(model), allow_unused=True)
-    return forward.names, backward.names
+
+    def run(call: Callable[[Tensor], Tensor], trained: list[Tensor], tokens: Tensor) -> tuple[list[str], list[str]]:
+        with module_mode(model, training=True), torch.enable_grad():
+            with UncountedOperators() as forward, _counter():
+                total = call(tokens).sum()
+            with UncountedOperators() as backward, _counter():
+                torch.autograd.grad(total, trained, allow_unused=True)
+        return forward.names, backward.names
+
+    return run_for_shapes(model, batch_size, context_length, run)[0]
 
 
 def layer_table(model: nn.Module, batch_size: int = 1, context_length: int | None = None) -> list[LayerRow]:
@@ -148,17 +158,16 @@ def layer_table(model: nn.Module, batch_size: int = 1, context_length: int | Non
         DeviceError: as in :func:`count_flops`.
     """
     length = int(model.config.context_length) if context_length is None else context_length  # type: ignore[union-attr, arg-type]
-    tokens = _tokens(model, batch_size, length)
-    own: dict[nn.Module, int] = dict.fromkeys(model.modules(), 0)
+    own: dict[nn.Module, int] = {}
     shapes: dict[nn.Module, tuple[int, ...]] = {}
-    with (
-        _meta_device(model),
-        module_mode(model, training=False),
-        torch.no_grad(),
-        _counter() as counter,
-        _own_flops(model, counter, own, shapes),
-    ):
-        model(tokens)
+
+    def run(call: Callable[[Tensor], Tensor], trained: list[Tensor], tokens: Tensor) -> None:
+        own.update(dict.fromkeys(model.modules(), 0))
+        mode = module_mode(model, training=False)
+        with mode, torch.no_grad(), _counter() as counter, _own_flops(model, counter, own, shapes):
+            call(tokens)
+
+    run_for_shapes(model, batch_size, length, run)
     own[model] += round(sum(declared_uncounted(model, batch_size, length).values()))
     rows = []
     seen: set[nn.Parameter] = set()
@@ -279,36 +288,6 @@ def _described(tensor: Tensor) -> Tensor:
     return nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
 
 
-def _trained(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def _counter() -> FlopCounterMode:
     counter: FlopCounterMode = flop_counter().FlopCounterMode(display=False)
     return counter
-
-
-def _tokens(model: nn.Module, batch_size: int, context_length: int) -> Tensor:
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.device.type != "meta":
-            cause = f"{name} is on {tensor.device}, although FLOPs are counted on the meta device"
-            raise DeviceError(
-                type(model).__name__,
-                cause,
-                "Create parameters and buffers without naming a device, under torch.device('meta')",
-            )
-    return torch.zeros(batch_size, context_length, dtype=torch.int64, device="meta")
-
-
-@contextmanager
-def _meta_device(model: nn.Module) -> Iterator[None]:
-    """Tensors that a forward pass creates are on meta too; what cannot be done there is a DeviceError."""
-    try:
-        with torch.device("meta"):
-            yield
-    except ArchbenchError:
-        raise
-    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:  # the last two: higher-order operators
-        cause = f"its FLOPs cannot be counted on the meta device ({' '.join(str(error).split())[:300]})"
-        step = "Make forward independent of the tokens' values, and use only what has a meta kernel on that device"
-        raise DeviceError(type(model).__name__, cause, step) from error

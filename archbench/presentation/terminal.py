@@ -22,7 +22,7 @@ _TEXT_WIDTH = 24
 """Minimum width of a text column; longer texts wrap."""
 
 _STYLES = {
-    "green": ("better", "less", "passed"),
+    "green": ("better", "less", "passed", "noted"),
     "red": ("worse", "more", "failed", "unexpected pass", "FAIL"),
     "yellow": ("inconclusive", "expected failure", "NEW"),
     "dim": ("baseline", "exact", "below noise floor", "not measured", "not run", "not applicable", "ok"),

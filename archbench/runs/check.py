@@ -17,7 +17,7 @@ from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture
 from archbench.runs.rows import Rows
 
-VALUES = {"passed": 1.0, "failed": 0.0}
+VALUES = {"passed": 1.0, "noted": 1.0, "failed": 0.0}
 
 FLOPS = 1 << 38
 """Most FLOPs of one pass over the checked context, on a CPU: a few seconds of two cores."""
@@ -60,6 +60,9 @@ def run_check(
         label = f"{run.config.architecture} {run.config.preset}"
         shorter = f", reading {subject.T:,} positions" if model_config.context_length > subject.T else ""
         print(f"{label}: passed the conformance checks in {seconds:.1f} s{shorter}", file=sys.stderr, flush=True)
+        for result in results:
+            if result["status"] == "noted":
+                print(f"{label}: {result['name']}: {result['evidence']}", file=sys.stderr, flush=True)
 
 
 def _affordable(architecture: Architecture, config: ModelConfig, device: torch.device) -> ModelConfig:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 LEVEL = 1
 """Version of the set of checks, stored with results. Raised whenever a check is added or becomes stricter."""
 
-Status = Literal["passed", "failed", "expected failure", "unexpected pass", "not applicable", "not run"]
+Status = Literal["passed", "noted", "failed", "expected failure", "unexpected pass", "not applicable", "not run"]
 
 
 class Fault(AssertionError):  # noqa: N818  a finding about an architecture, not an error of the program
@@ -74,7 +74,8 @@ class Result:
 
     Attributes:
         name: the check's.
-        status: ``expected failure`` is a failure for which the author gave a reason, ``unexpected pass`` its reverse.
+        status: ``noted`` is a pass, with something that the reader should know (:meth:`Subject.note`);
+            ``expected failure`` is a failure for which the author gave a reason, ``unexpected pass`` its reverse.
         evidence: what was found, or why the check was not judged; "" where there is nothing to say.
         seconds: wall time it took.
         trace: the traceback, where the architecture raised an unexpected exception.
@@ -87,9 +88,14 @@ class Result:
     trace: str = ""
 
     @property
+    def holds(self) -> bool:
+        """Whether the claim holds, as far as it concerns the architecture."""
+        return self.status in ("passed", "noted", "not applicable")
+
+    @property
     def good(self) -> bool:
         """Whether it leaves nothing to fix."""
-        return self.status in ("passed", "expected failure", "not applicable")
+        return self.holds or self.status == "expected failure"
 
     @property
     def blocks(self) -> bool:
@@ -149,12 +155,13 @@ def run_check(check: Check, subject: Subject) -> Result:
 
     start = time.perf_counter()
     watch = Watch(NUMERICS + SURROUNDINGS)
+    subject.notes.clear()
 
     def ended(status: Status, evidence: str, trace: str = "") -> Result:
         return Result(check.name, status, evidence, time.perf_counter() - start, trace)
 
     try:
-        note = check.run(subject)
+        seen = check.run(subject)
     except Fault as fault:
         return ended("failed", str(fault), traceback.format_exc() if fault.__cause__ else "")
     except NotApplicable as reason:
@@ -162,12 +169,12 @@ def run_check(check: Check, subject: Subject) -> Result:
     except HookFailedError as error:
         return ended("failed", f"{error.cause}{root_cause_line(error)}", traceback.format_exc())
     except ArchbenchError as error:
-        return ended("failed", str(error), traceback.format_exc())
+        return ended("failed", f"{error}{root_cause_line(error) if error.__cause__ else ''}", traceback.format_exc())
     except (Exception, SystemExit) as error:  # noqa: BLE001  whatever the plugin's code raises is the finding
         return ended("failed", f"it raised {one_line(error)}{root_cause_line(error)}", traceback.format_exc())
     finally:
         watch.close()
-    return ended("passed", note)
+    return ended("noted", "; ".join([*subject.notes, seen])) if subject.notes else ended("passed", seen)
 
 
 def selected(names: Iterable[str], checks: Iterable[Check]) -> tuple[Check, ...]:

@@ -24,6 +24,9 @@ _FAULTHANDLER_FRAME = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+) in
 def plugin_line(frames: Iterable[tuple[str, int | None]]) -> str:
     """``" (my_arch.py:34: return self.head(x))"``, the innermost line in the plugin; "" where there is none.
 
+    Where the plugin calls somebody else's library, the innermost line there follows: ``…; in transformers/masks.py:761:
+    if mask.all():``.
+
     Args:
         frames: file and line number, innermost first.
     """
@@ -34,9 +37,14 @@ def plugin_line(frames: Iterable[tuple[str, int | None]]) -> str:
         for file, line in known
         if _INSTALLED in file and not file.rpartition(_INSTALLED)[2].startswith(tuple(f"{name}/" for name in _HARNESS))
     ]
-    for file, line in own or packaged:
-        return f" ({file}:{line}: {linecache.getline(file, line).strip()})"
-    return ""
+    if not own and not packaged:
+        return ""
+    file, line = (own or packaged)[0]
+    text = f"{file}:{line}: {linecache.getline(file, line).strip()}"
+    if own and packaged and known.index(packaged[0]) < known.index(own[0]):
+        file, line = packaged[0]
+        text += f"; in {file.rpartition(_INSTALLED)[2]}:{line}: {linecache.getline(file, line).strip()}"
+    return f" ({text})"
 
 
 def root_cause_line(error: BaseException) -> str:

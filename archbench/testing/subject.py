@@ -29,6 +29,7 @@ class Subject:
         config: of the models it is asked to build.
         device: where they are.
         seed: of weights and tokens.
+        notes: what the running check noted (:meth:`note`).
     """
 
     def __init__(
@@ -38,6 +39,12 @@ class Subject:
         self.config = config
         self.device = torch.device(device)
         self.seed = seed
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Say what a reader of the check should know, though it is no fault: the check then is ``noted``."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     @property
     def V(self) -> int:  # noqa: N802  a dimension letter

@@ -171,7 +171,7 @@ class ArchitectureChecks:
             pytest.skip(result.evidence)
         if result.status == "expected failure":
             pytest.xfail(result.evidence)
-        if result.status != "passed":
+        if not result.holds:
             why = f"\n\nWhy it matters: {check.why}" if result.status == "failed" else ""
             trace = f"\n\n{result.trace}" if result.trace else ""
             pytest.fail(f"{check.name}: {result.evidence}{why}{trace}", pytrace=False)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from archbench.config import ModelConfig
-from archbench.errors import ArchbenchError
+from archbench.errors import ArchbenchError, DeviceError
+from archbench.measure.shape_runs import run_for_shapes
 from archbench.testing.checks.logits import dtype_name
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.plugin_lines import raised
@@ -29,19 +32,26 @@ def check_meta(subject: Subject) -> str:
                 f"{subject.device}: build has to make the same model wherever it is"
             )
     B, T, V = 2, subject.T, subject.V
+
+    def run(call: Callable[[Tensor], Tensor], trained: list[Tensor], tokens: Tensor) -> Tensor:
+        with torch.no_grad():
+            return call(tokens)
+
     try:
-        with torch.device("meta"), torch.no_grad():
-            logits = model(torch.zeros(B, T, dtype=torch.int64))
-    except Exception as error:
+        logits, kind, failed = run_for_shapes(model, B, T, run)
+    except DeviceError as error:
         raise Fault(
-            f"on the meta device, where FLOPs are counted, the forward pass raised {raised(error)}: look for tensors "
-            "kept on another device, and for values that are read (.item(), .tolist(), .numpy(), if on a tensor)"
+            "on the meta device, where FLOPs are counted, the forward pass raised "
+            f"{raised(error.__cause__ or error)}: look for tensors kept on another device, and for values that are "
+            "read (.item(), .tolist(), .numpy(), if on a tensor)"
         ) from error
-    if logits.shape != (B, T, V) or not logits.is_meta:
+    if logits.shape != (B, T, V) or logits.device.type != ("meta" if kind == "meta" else "cpu"):
         raise Fault(
             f"on the meta device the logits are {(*logits.shape,)} on {logits.device}, and {(B, T, V)} there is what "
             "is asked for"
         )
+    if failed:
+        subject.note(f"on the meta device the forward pass raises {raised(failed[0])}; it runs on {kind} tensors")
     return f"{len(there)} tensors, as on {subject.device}, and presets {', '.join(info.presets)}"
 
 
