@@ -49,6 +49,7 @@ def check(
     """
     from archbench.cli.progress import CheckProgress
     from archbench.plugin.discovery import plugin_paths
+    from archbench.plugin.registry import ARCHITECTURE, find
     from archbench.testing.evaluation import parsed_expectations
     from archbench.testing.isolation import Request, check_apart
 
@@ -62,6 +63,8 @@ def check(
         device=_device(device),
         seed=seed,
     )
+    if not request.plugins:
+        find(ARCHITECTURE, [request.architecture])  # a typo is answered before a process starts and imports torch
     found: Findings = []
     start = time.monotonic()
     progress = CheckProgress(quiet=quiet, json=json)

@@ -70,7 +70,7 @@ def installed(group: str) -> list[Entry]:
     entries: list[Entry] = []
     seen: set[str] = set()
     for distribution in metadata.distributions(path=path):
-        package = distribution.metadata["Name"]
+        package = _package(distribution)
         if package is None:  # it is half removed
             continue
         key = re.sub(r"[-_.]+", "-", package).lower()
@@ -80,6 +80,13 @@ def installed(group: str) -> list[Entry]:
         points = distribution.entry_points.select(group=group)
         entries += [Entry(point.name, package, distribution.version, point.value) for point in points]
     return sorted(entries, key=lambda entry: (entry.name, entry.package))
+
+
+def _package(distribution: metadata.Distribution) -> str | None:
+    """The name in its metadata; ``distribution.metadata`` parses all of it, its README too, which is slow."""
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    found = re.search(r"^Name:[ \t]*(\S+)", text.partition("\n\n")[0], re.MULTILINE | re.IGNORECASE)
+    return found and found[1]
 
 
 def source_path(entry: Entry) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,8 +22,13 @@ MAKE_ROOM = "Make room and run the same command again"
 
 def identity_key(**identity: Any) -> str:
     """16 hex digits of everything that a cell depends on, including the versions of archbench and torch."""
-    whole = {"archbench": __version__, "torch": metadata.version("torch"), **identity}
+    whole = {"archbench": __version__, "torch": _torch_version(), **identity}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _torch_version() -> str:  # it is read from a file, and a ladder has hundreds of cells
+    return metadata.version("torch")
 
 
 def plan_digest(values: dict[str, Any]) -> str:
