@@ -185,7 +185,9 @@ class RunConfig(Frozen):
     threads: int | None = Field(None, gt=0, description="CPU threads; null for one per core this process may use")
     checked: bool = Field(True, description="run the conformance checks first, and measure nothing if one fails")
     time_limit: float = Field(
-        3600.0, gt=0, description="seconds that each phase but training may take; the conformance checks at most 300"
+        3600.0,
+        gt=0,
+        description="seconds that each phase but training may take; the checks at most 300, or a twelfth if more",
     )
     plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")
     out: str = Field("results", description="folder for the results")

@@ -12,11 +12,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from archbench.child.own_time import OwnTime
 from archbench.errors import PhaseError, from_dict
 from archbench.plugin.importing import clean_environment
 
@@ -24,6 +25,9 @@ ENTRY = Path(__file__).with_name("entry.py")
 
 GRACE = 5.0
 """Seconds that an interrupted child has to write its files."""
+
+LONGEST_WAIT = 10.0
+"""Wall time, as a multiple of a limit by another clock, after which a child has taken too long by any."""
 
 
 class LostError(Exception):
@@ -123,20 +127,27 @@ class Child:
             self._process.stdin.write(json.dumps(message).encode() + b"\n")
             self._process.stdin.flush()
 
-    def receive(self, limit: float | None = None) -> Any:
-        """The next message, within ``limit`` seconds; a child that takes longer is killed.
+    def own_time(self) -> Callable[[], float]:
+        """A clock that stands still while a busy machine keeps the child waiting; it begins at 0."""
+        return OwnTime(self._process.pid)
+
+    def receive(self, limit: float | None = None, clock: Callable[[], float] = time.monotonic) -> Any:
+        """The next message, within ``limit`` seconds by ``clock``; a child that takes longer is killed.
 
         Raises:
             ArchbenchError: the child raised it; its traceback is a note.
             LostError: the child has ended, or took too long.
         """
-        try:
-            _, line = self._inbox.get(timeout=limit)
-        except queue.Empty:
-            self._ask_position()
-            self._kill()
-            raise LostError(f"took longer than {limit:g} s", None) from None
-        return self.opened(line)
+        if limit is None:
+            return self.opened(self._inbox.get()[1])
+        begun, wall, left = clock(), time.monotonic(), limit
+        while left > 0 and time.monotonic() - wall < LONGEST_WAIT * limit:
+            with contextlib.suppress(queue.Empty):
+                return self.opened(self._inbox.get(timeout=left if clock is time.monotonic else min(left, 1.0))[1])
+            left = limit - (clock() - begun)
+        self._ask_position()
+        self._kill()
+        raise LostError(f"took longer than {limit:g} s", None)
 
     def opened(self, line: bytes | None) -> Any:
         """The content of one message from the inbox; raises as :meth:`receive` does."""

@@ -17,7 +17,7 @@ from archbench.runs.conformance import CHECK, Findings
 from archbench.runs.folder import RunFolder
 
 LONGEST_CHECK = 300.0
-"""Seconds that the phase ``check`` may take, however long the others may."""
+"""Seconds that the phase ``check`` may take while ``time_limit`` is an hour or less."""
 
 
 def run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, Any]]:
@@ -38,10 +38,11 @@ def run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, A
 
 
 def time_limit(config: RunConfig, phase: str) -> float | None:
-    """Seconds that the phase may take; None for no limit."""
+    """Seconds that the phase may take; None for no limit. The checks get a twelfth, but at least five minutes of it."""
     if phase == "train":
         return None
-    return min(LONGEST_CHECK, config.time_limit) if phase == CHECK else config.time_limit
+    limit = config.time_limit
+    return min(limit, max(LONGEST_CHECK, limit / 12)) if phase == CHECK else limit
 
 
 def thread_variables(config: RunConfig | KernelConfig) -> dict[str, str | None]:
@@ -68,14 +69,16 @@ def _measured_apart(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[
     request = {"out": str(folder.path.parent), "run_id": folder.run_id, "phase": phase, "quiet": quiet}
     variables = {**thread_variables(folder.config), PLUGINS_VARIABLE: None}  # the configuration names the plugins
     limit = time_limit(folder.config, phase)
-    start = time.monotonic()
     findings: Findings | None = None
     message: dict[str, Any] = {}
     try:
         with Child("archbench.runs.worker", request, culprit=_culprit(folder, phase), variables=variables) as child:
+            # Its parent looks at the checks once a second, and sleeps while anything is measured.
+            clock = child.own_time() if phase == CHECK else time.monotonic
+            start = clock()
             while "rows" not in message:
-                left = None if limit is None else max(0.0, limit - (time.monotonic() - start))
-                message = child.receive(left)
+                left = None if limit is None else max(0.0, limit - (clock() - start))
+                message = child.receive(left, clock)
                 findings = Findings(**message["findings"]) if "findings" in message else findings
     except LostError as lost:
         running = None if findings is None else findings.running
@@ -97,9 +100,10 @@ def _lost(folder: RunFolder, phase: str, lost: LostError, limit: float | None, d
     """The error of a phase whose process ended, or took too long, before it sent its rows."""
     culprit, again = _culprit(folder, phase), folder.resume_command
     if lost.code is None:
+        assert limit is not None
         given = folder.config.time_limit
-        longer = f"Continue, giving it longer, with: {again} --config time_limit={2 * given:g}"
-        step = "Find out what it waits for" if during and given >= LONGEST_CHECK else longer
+        twice = 2 * given if limit == given else 24 * limit
+        step = f"Continue, giving it longer, with: {again} --config time_limit={twice:g}"
         return PhaseError(culprit, f"it took longer than {limit:g} s{during}", step)
     if lost.killed:
         cause = f"its process was killed{during}, usually because memory ran out"

@@ -12,7 +12,8 @@ from archbench.testing.evaluation import Result, judged, not_run
 from archbench.testing.plugin_lines import dumped_frames, plugin_line
 
 LIMIT = 60.0
-"""Seconds that one check may take, or loading the plugin."""
+"""Seconds that one check may take, and loading the plugin; those in which a busy machine keeps it waiting do not count
+(:mod:`archbench.child.own_time`)."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,17 @@ Observer = Callable[[Claim, int, int], None]
 
 
 def check_apart(
-    request: Request, *, limit: float = LIMIT, begun: Observer = lambda claim, number, count: None
+    request: Request,
+    *,
+    limit: float = LIMIT,
+    begun: Observer = lambda claim, number, count: None,
+    loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[tuple[Claim, Result], None, None]:
     """Run checks in a child process (:mod:`archbench.testing.check_worker`); yields each result as it comes.
 
     A check that takes longer than ``limit`` seconds, or ends its process, has failed; the others go on in a new one.
     A plugin that cannot be loaded fails ``hooks``, and nothing else is run. Closing the generator ends the process
-    and all that it has started.
+    and all that it has started. ``loaded`` gets the seconds that importing the plugin took, each time.
 
     Raises:
         UsageError: no such architecture, preset, field or check; an expected failure without a reason.
@@ -74,21 +79,23 @@ def check_apart(
         failed = [result.name for result in results if result.blocks]
         content = {"request": asdict(replace(request, checks=left)), "failed": failed}
         with Child("archbench.testing.check_worker", content, culprit="the checks", traced=True) as child:
-            promised = _promised(child)
+            promised, own_time = _promised(child), child.own_time()
             claims = claims or promised
+            start = time.monotonic()
             try:
-                _load(child, request.architecture, limit)
+                _load(child, request.architecture, limit, own_time)
             except PluginError as error:
                 if claims[len(results)].name != "hooks":
                     raise
                 yield from zip(claims, _unloadable(error, claims, request.expected_failures), strict=True)
                 return
+            loaded(time.monotonic() - start)
             while len(results) < len(claims):
                 claim = claims[len(results)]
                 begun(claim, len(results) + 1, len(claims))
                 start = time.monotonic()
                 try:
-                    result = Result(**child.receive(limit))
+                    result = Result(**child.receive(limit, own_time))
                 except LostError as lost:
                     evidence, trace = _how(lost, child, limit)
                     result = Result(claim.name, "failed", evidence, time.monotonic() - start, trace)
@@ -108,14 +115,14 @@ def _promised(child: Child) -> list[Claim]:
         raise ConformanceError("the process for the checks", cause, "See what it printed above") from None
 
 
-def _load(child: Child, architecture: str, limit: float) -> None:
+def _load(child: Child, architecture: str, limit: float, clock: Callable[[], float]) -> None:
     """Wait until the plugin is loaded.
 
     Raises:
-        PluginError: it cannot be, ends the process, or takes longer than ``limit`` seconds.
+        PluginError: it cannot be, ends the process, or takes longer than ``limit`` seconds by ``clock``.
     """
     try:
-        child.receive(limit)
+        child.receive(limit, clock)
     except LostError as lost:
         evidence, trace = _how(lost, child, limit)
         step = "Importing a plugin should define things, and do nothing"
@@ -134,9 +141,12 @@ def _unloadable(error: PluginError, claims: list[Claim], expected: Mapping[str, 
 
 def _how(lost: LostError, child: Child, limit: float) -> tuple[str, str]:
     """How a check ended its process, with the plugin's line as the evidence; and the whole stack, "" without one."""
-    if lost.code is None:
-        what = f"it did not end within {limit:g} s"
-    else:
-        what = f"the process {lost}" if lost.code < 0 else f"it ended the process with exit code {lost.code}"
     trace = child.position()
-    return f"{what}{plugin_line(dumped_frames(trace))}", trace
+    line = plugin_line(dumped_frames(trace))
+    if lost.code is None:
+        return (
+            f"it did not end within {limit:g} s{line}. If it is slow rather than stuck, --limit gives it longer",
+            trace,
+        )
+    what = f"the process {lost}" if lost.code < 0 else f"it ended the process with exit code {lost.code}"
+    return f"{what}{line}", trace
