@@ -33,10 +33,10 @@ Install = Callable[..., Path]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """A file's tests go to one worker, so that its fixtures are made once."""
-    from xdist.scheduler import LoadFileScheduling
+    """A file's tests mostly stay together, so its fixtures are made once; a worker that runs out takes some over."""
+    from xdist.scheduler import WorkStealingScheduling
 
-    return LoadFileScheduling(config, log)
+    return WorkStealingScheduling(config, log)
 
 
 @pytest.fixture(autouse=True)

@@ -293,7 +293,7 @@ def test_compiled_code_decides_too_with_changing_lengths() -> None:
     torch._dynamo.reset()
     attention_backends._decided.cache_clear()
     attend = torch.compile(causal_attention, fullgraph=True, backend="aot_eager", dynamic=True)
-    for T, S in ((5, 5), (6, 6), (700, 700), (3, 200), (1, 90), (1, 200)):
+    for T, S in ((6, 6), (700, 700), (1, 200)):
         q, k, v = torch.randn(1, 4, T, 16).bfloat16(), *torch.randn(2, 1, 2, S, 16).bfloat16()
         with record_attention() as ran:
             out = attend(q, k, v)

@@ -75,10 +75,9 @@ def test_as_part_of_a_compiled_graph_it_is_the_definition_too() -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()
     attend = torch.compile(flex_attention, fullgraph=True, backend="aot_eager")
-    for T, S in ((20, 20), (30, 31)):
-        q, k, v = torch.randn(1, 4, T, 16), *torch.randn(2, 1, 2, S, 16)
-        out = attend(q, k, v, window=4, scale=0.25)
-        torch.testing.assert_close(out, naive_attention(q, k, v, 4, 0.25).float(), atol=1e-5, rtol=1e-5)
+    q, k, v = torch.randn(1, 4, 30, 16), *torch.randn(2, 1, 2, 31, 16)
+    out = attend(q, k, v, window=4, scale=0.25)
+    torch.testing.assert_close(out, naive_attention(q, k, v, 4, 0.25).float(), atol=1e-5, rtol=1e-5)
     with pytest.raises(torch._dynamo.exc.TorchDynamoException, match="within a larger graph"):
         torch.compile(causal_attention, fullgraph=True, backend="aot_eager")(q, k, v, backend="flex")
 

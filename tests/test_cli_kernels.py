@@ -271,6 +271,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path) -> None:
     assert "Traceback" not in stderr
 
 
+@pytest.mark.slow
 def test_a_measuring_process_that_is_killed_is_an_error_with_a_next_step(tmp_path: Path) -> None:
     with measuring(tmp_path) as child:
         (measurer,) = psutil.Process(child.pid).children()

@@ -47,7 +47,7 @@ causal_attention(*torch.zeros(3, 1, 2, 4, 16, requires_grad=True)).sum().backwar
 why_not("triton", "cpu", torch.float32, 16), why_not("triton", "cuda", torch.float32, 16)
 print(json.dumps(sorted(sys.modules)))
 """
-_PUBLIC = "from archbench import causal_attention, linear_cross_entropy"
+_PUBLIC = "from archbench import causal_attention, linear_cross_entropy\nimport archbench_kernelcheck"
 _COUNTER = """
 import archbench.measure.flops
 from archbench.kernels.attention_op import register_flop_formulas
@@ -105,14 +105,17 @@ def imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_nothing_on_a_cpu_imports_triton(imported: Path) -> None:
-    """The package, its operations, attention and the FLOP counter, one after the other in one process."""
+    """The package, its operations, attention, the FLOP counter and the check of machine code, in one process."""
     code = "\n".join([_IMPORT, _PUBLIC, _ATTENTION, _COUNTER])
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     assert not imported.exists(), imported.read_text()
 
 
-def test_a_run_on_a_cpu_imports_triton_in_none_of_its_processes(imported: Path, tmp_path: Path) -> None:
-    done = archbench("run", "gpt1", *SMALL, cwd=with_small_corpus(tmp_path))
+@pytest.mark.parametrize("options", [["--unchecked", "--phases", "train"], pytest.param([], marks=pytest.mark.slow)])
+def test_a_run_on_a_cpu_imports_triton_in_none_of_its_processes(
+    imported: Path, tmp_path: Path, options: list[str]
+) -> None:
+    done = archbench("run", "gpt1", *SMALL, *options, cwd=with_small_corpus(tmp_path))
     assert done.returncode == 0, done.stderr
     assert not imported.exists(), imported.read_text()
 
