@@ -17,7 +17,7 @@ SHOWN_RUNS = 3
 """Newest runs shown by default."""
 
 _INCIDENTAL = ("check", "environment")
-"""Phases that do not measure the model."""
+"""Phases that do not measure the model; nor do the rows of an audit."""
 
 
 def results(
@@ -47,9 +47,9 @@ def results(
     """Show results, the newest run first: median, IQR and number of repeats of each measurement.
 
     Metrics that change during training, such as the loss, have their last value. The phases "check" and "environment"
-    appear only on request (--where phase=check), or with --raw, --csv and --json. A failed run has a line with the
-    error, below what it measured before. A study's trials of learning rates and its pilots appear with --trials, or
-    if a role is asked for (--where role=trial).
+    and the rows of audits appear only on request (--where phase=check), or with --raw, --csv and --json. A failed run
+    has a line with the error, below what it measured before. A study's trials of learning rates and its pilots appear
+    with --trials, or if a role is asked for (--where role=trial).
     """
     from archbench.cli.summary import print_rows
     from archbench.results.filters import conditions
@@ -95,7 +95,7 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
         contaminated, unchecked, failed = rows.contaminated, rows.conformance == UNCHECKED, failures(rows)
         rows = rows[rows.metric != FAILED]
         if hide_incidental:
-            rows = rows[~rows.phase.isin(_INCIDENTAL)]
+            rows = rows[~rows.phase.isin(_INCIDENTAL) & ~rows.metric.str.startswith("audit_")]
         kernels, rows = rows[rows.phase == "kernel"], rows[rows.phase != "kernel"]
         for table in [*kernel_tables(kernels), *([measurement_table(rows)] if len(rows) else [])]:
             show(table)

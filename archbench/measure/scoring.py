@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from archbench.data.dataset import EncodedDocument
 from archbench.errors import DataError, HookResultError, UsageError
 from archbench.inference.modes import module_mode
+from archbench.measure.score_audit import ScoreAudit
 
 BLOCK = 512
 """Tokens of a block, the part of a document whose score is kept: blocks are resampled where documents are few."""
@@ -109,6 +110,7 @@ def score(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    audit: ScoreAudit | None = None,
 ) -> QualityScore:
     """Score ``model`` on ``documents``, in evaluation mode; its modes are restored afterwards.
 
@@ -119,6 +121,7 @@ def score(
         stride: new tokens a window; None for ``context_length``.
         batch_size: windows scored at a time; they are never padded.
         dtype: autocast dtype; log-softmax is always float32, sums are float64.
+        audit: scores some of the batches again, after all others.
 
     Raises:
         UsageError: a stride below 1 or above the context length.
@@ -132,15 +135,24 @@ def score(
     largest = max((int(document.tokens.max()) for document in documents if len(document.tokens)), default=None)
     if largest is None:
         raise DataError("validation text", "it holds no token to score", "Give a longer text")
+    highest = max(largest, separator)
+
+    def nats_of(inputs: _Integers, targets: _Integers, newest: int) -> npt.NDArray[np.float64]:
+        logits = model(torch.from_numpy(inputs).to(device))  # (B, T, V)
+        _check_logits(logits, inputs.shape, highest, model)
+        return _negative_log_likelihood(logits[:, -newest:], torch.from_numpy(targets[:, -newest:]).to(device))
+
     with _scoring(model, device, dtype):
         for owners, ends, inputs, targets, scored in _batches(documents, separator, context_length, stride, batch_size):
-            logits = model(torch.from_numpy(inputs).to(device))  # (B, T, V)
-            _check_logits(logits, inputs.shape, max(largest, separator), model)
             newest = int(scored.max())  # the columns before it are context in every row
-            nll = _negative_log_likelihood(logits[:, -newest:], torch.from_numpy(targets[:, -newest:]).to(device))
+            nll = nats_of(inputs, targets, newest)
+            if audit is not None:
+                audit.keep(inputs, targets, nll)
             counted = np.arange(newest) >= newest - scored[:, None]
             token = ends[:, None] - newest + np.arange(newest)  # its number in the document
             np.add.at(nats, (first_block[owners][:, None] + token // BLOCK)[counted], nll[counted])
+        if audit is not None:
+            audit.rescore(nats_of)
     scores = tuple(
         DocumentScore(document.name, len(document.tokens), document.n_bytes, math.fsum(own), tuple(own.tolist()))
         for document, own in zip(documents, np.split(nats, first_block[1:]), strict=True)

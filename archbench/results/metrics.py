@@ -37,6 +37,15 @@ _REPEATED = (
     ("stationary", "1", "1: no trend left in the samples; 0: warm-up ended at its limit, or the samples still drift"),
 )
 
+_AUDITED = (
+    (
+        "audit_tolerance",
+        "nats/token",
+        "largest difference of the audit_ rows beside it that is rounding, in this dtype",
+    ),
+    ("audit_passed", "1", "1: the phase's numbers are what they are said to be; 0: they are not (--unchecked only)"),
+)
+
 # The checks before a run. If one is 0 nothing else is measured; RUN_ID/check.json says why.
 _CHECK = _metrics(
     "check",
@@ -64,6 +73,11 @@ _QUALITY = _metrics(
     ("floor_zlib", "bit/byte", "zlib, level 9, of the same bytes"),
     ("floor_bz2", "bit/byte", "bzip2, level 9, of the same bytes"),
     ("floor_xz", "bit/byte", "xz, preset 9 extreme, of the same bytes"),
+    ("audit_rescoring", "nats/token", "mean difference of sampled windows scored again later, in another order"),
+    ("audit_suffix", "nats/token", "mean difference of the 16 tokens before a cut after which the text is another"),
+    ("audit_batch", "nats/token", "mean difference of sampled windows scored alone; null: all were alone"),
+    ("audit_state", "1", "tensors of the state_dict that scoring changed"),
+    *_AUDITED,
     *_MEMORY,
 )
 _POSITIONS = _metrics(
@@ -91,12 +105,19 @@ _TRAIN = _metrics(
     ("peak_flops_measured", "FLOP/s", "best dense matrix product measured on this device in this dtype"),
     ("peak_flops_published", "FLOP/s", "dense peak of the data sheet; null: hardware not in the table"),
     ("mfu", "1", "model_flops_per_second / published peak, else / measured peak; null: neither is known"),
+    ("audit_loss", "nats/token", "largest difference of a watched step's loss from that by the logits before it"),
+    ("audit_tokens", "1", "0: watched steps read their batch once; else what they read besides, as a share of it"),
+    ("audit_movement", "1", "largest share of a parameter's movement that is not the run's optimizer's"),
+    ("audit_state", "1", "tensors of the state_dict that validation changed"),
+    _AUDITED[1],
     *_MEMORY,
 )
 _PREFILL = _metrics(
     "prefill",
     ("seconds_to_first_token", "s", "from the prompt to the first new token's id; repeat = number of the sample"),
     ("tokens_per_second", "token/s", "batch_size × prompt_length / median seconds_to_first_token"),
+    ("audit_decode", "nats/token", "mean distance of a decoded token's logit from the largest of a full pass"),
+    *_AUDITED,
     *_REPEATED,
     *_MEMORY,
 )
@@ -108,6 +129,8 @@ _DECODE = _metrics(
     ("cache_bytes_measured", "B", "bytes of the decoding cache at the capacity used, of the storages allocated"),
     ("cache_bytes_per_token", "B/token", "growth of cache_bytes with capacity, per sequence and position, computed"),
     ("cache_bytes_per_token_measured", "B/token", "the same, of the storages allocated"),
+    ("audit_decode", "nats/token", "mean distance of a decoded token's logit from the largest of a full pass"),
+    *_AUDITED,
     *_REPEATED,
     *_MEMORY,
 )

@@ -10,27 +10,40 @@ from torch import nn
 from archbench.config import RunConfig
 from archbench.data.dataset import Dataset, prepare
 from archbench.measure.memory import peak_memory
+from archbench.measure.score_audit import ScoreAudit
 from archbench.measure.scoring import QualityScore, score
 from archbench.measure.text_floors import floors
+from archbench.runs.audit import Audit, scoring_leaves_alone
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model
 from archbench.runs.rows import Rows
 
 
 def score_validation(
-    model: nn.Module, data: Dataset, config: RunConfig, context_length: int, device: torch.device
+    model: nn.Module,
+    data: Dataset,
+    config: RunConfig,
+    context_length: int,
+    device: torch.device,
+    report: Audit,
+    audit: ScoreAudit | None = None,
 ) -> QualityScore:
-    """Score the whole validation split, in the windows that ``config.quality`` says."""
-    return score(
-        model,
-        data.validation,
-        separator=data.tokenizer.separator,
-        context_length=context_length,
-        stride=config.quality.stride,
-        batch_size=config.quality.batch_size,
-        device=device,
-        dtype=getattr(torch, config.dtype),
-    )
+    """Score the whole validation split, in the windows that ``config.quality`` says; ``report`` gets what is found."""
+    with scoring_leaves_alone(model, report):
+        result = score(
+            model,
+            data.validation,
+            separator=data.tokenizer.separator,
+            context_length=context_length,
+            stride=config.quality.stride,
+            batch_size=config.quality.batch_size,
+            device=device,
+            dtype=getattr(torch, config.dtype),
+            audit=audit,
+        )
+    for finding in audit.findings if audit is not None else ():
+        report(finding)
+    return result
 
 
 def tokens_seen(run: RunFolder) -> int | None:
@@ -41,7 +54,11 @@ def tokens_seen(run: RunFolder) -> int | None:
 
 
 def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
-    """Score the whole validation split, each token once, and keep the nats of every document and block."""
+    """Score the whole validation split, each token once, and keep the nats of every document and block.
+
+    Raises:
+        ConformanceError: the audit finds that the score depends on more than what was read.
+    """
     config = run.config
     architecture, model_config = load_architecture(run)
     data = prepare(config.data)
@@ -52,8 +69,10 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
         "tokens_seen": tokens_seen(run),
     }
 
+    report, audit = Audit(run, "quality"), ScoreAudit(config.seed, getattr(torch, config.dtype))
+
     with peak_memory(device) as memory, rows.recording_attention():
-        result = score_validation(model, data, config, model_config.context_length, device)
+        result = score_validation(model, data, config, model_config.context_length, device, report, audit)
 
     rows.add("loss", result.loss)
     rows.add("perplexity", result.perplexity)
@@ -66,6 +85,8 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     for name, bits_per_byte in floors(counted, data.corpus.to_bytes("validation")).items():
         rows.add(f"floor_{name}", bits_per_byte)
     rows.add_memory(memory)
+    rows.add("audit_tolerance", audit.tolerance)
+    report.add_to(rows)
 
     documents = pa.table(
         {

@@ -23,24 +23,30 @@ from archbench.measure.flops import (
     on_meta,
 )
 from archbench.measure.memory import peak_memory
+from archbench.measure.score_audit import greedy_finding, tolerance
 from archbench.measure.steady import Samples, count_outliers, repeat_until_steady
 from archbench.plugin.architecture import Architecture
+from archbench.runs.audit import Audit
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model
 from archbench.runs.rows import Rows
 
 GREEDY = Sampling(greedy=True)
 
+_Decoded = dict[tuple[int, int], tuple[Tensor, list[Tensor]]]
+"""(P, B) -> the prompt (B, P), and the tokens (B,) of its last timed repeat."""
+
 
 def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Time from the call to the first token, per prompt length and batch size."""
     architecture, model = _prepared(run, device, rows)
     clock = clock_for(device)
+    decoded: _Decoded = {}
     with peak_memory(device) as memory, rows.recording_attention():
         for P, B, prompt in _prompts(run, device):
 
-            def first_token(prompt: Tensor = prompt) -> None:
-                _decode(architecture, model, prompt, 1, clock)
+            def first_token(prompt: Tensor = prompt, case: tuple[int, int] = (P, B)) -> None:
+                decoded[case] = prompt, _decode(architecture, model, prompt, 1, clock)[0]
 
             samples = _timed(run, first_token, clock)
             case: dict[str, Any] = {"batch_size": B, "prompt_length": P}
@@ -48,6 +54,7 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
             rows.add("tokens_per_second", B * P / median(samples.seconds), **case)
             _describe(rows, samples, case)
     rows.add_memory(memory)
+    _audit(run, model, decoded, rows)
 
 
 def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
@@ -56,12 +63,14 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
     clock = clock_for(device)
     new_tokens = run.config.speed.new_tokens
     cases: list[dict[str, Any]] = []
+    decoded: _Decoded = {}
     with peak_memory(device) as memory, rows.recording_attention():
         for P, B, prompt in _prompts(run, device):
             gaps: list[float] = []
 
-            def decode(prompt: Tensor = prompt, gaps: list[float] = gaps) -> None:
-                marks = _decode(architecture, model, prompt, new_tokens, clock)
+            def decode(prompt: Tensor = prompt, gaps: list[float] = gaps, case: tuple[int, int] = (P, B)) -> None:
+                tokens, marks = _decode(architecture, model, prompt, new_tokens, clock)
+                decoded[case] = prompt, tokens
                 clock.synchronize()
                 gaps.extend(clock.seconds(earlier, later) for earlier, later in pairwise(marks))
 
@@ -73,6 +82,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
             rows.add("tokens_per_second", B / median(timed), **case)
             _describe(rows, samples, case, outlying=count_outliers(timed))
     rows.add_memory(memory)
+    _audit(run, model, decoded, rows)
 
     described, T = on_meta(model), run.model["context_length"]
     for case in cases:
@@ -92,20 +102,35 @@ def _prepared(run: RunFolder, device: torch.device, rows: Rows) -> tuple[Archite
     return architecture, model
 
 
-def _decode(architecture: Architecture, model: nn.Module, prompt: Tensor, new_tokens: int, clock: Clock) -> list[Mark]:
-    """Decode greedily; the time mark of each token.
+def _decode(
+    architecture: Architecture, model: nn.Module, prompt: Tensor, new_tokens: int, clock: Clock
+) -> tuple[list[Tensor], list[Mark]]:
+    """Decode greedily; the tokens, (B,) each, and their time marks.
 
     Raises:
         HookResultError: ``generate`` gave another number of tokens than requested.
     """
-    marks = [clock.mark() for _ in architecture.generate(model, prompt, new_tokens, GREEDY)]
+    tokens: list[Tensor] = []
+    marks: list[Mark] = []
+    for token in architecture.generate(model, prompt, new_tokens, GREEDY):
+        marks.append(clock.mark())
+        tokens.append(token)
     if len(marks) != new_tokens:
         raise HookResultError(
             f"generate of {architecture.name}",
             f"it gave {len(marks)} tokens instead of {new_tokens}",
             "Yield one tensor (B,) a token, and stop early only where sampling.eos is set",
         )
-    return marks
+    return tokens, marks
+
+
+def _audit(run: RunFolder, model: nn.Module, decoded: _Decoded, rows: Rows) -> None:
+    """Hold the tokens that were timed last to a full pass over the same text."""
+    report, allowed = Audit(run, rows.phase), tolerance(getattr(torch, run.config.dtype))
+    for prompt, tokens in decoded.values():
+        report(greedy_finding(model, prompt, tokens, run.model["context_length"], allowed))
+    rows.add("audit_tolerance", allowed)
+    report.add_to(rows)
 
 
 def _prompts(run: RunFolder, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:

@@ -16,18 +16,24 @@ from archbench.measure.flops import count_flops, on_meta
 from archbench.measure.memory import peak_memory
 from archbench.measure.peaks import measure_gemm, mfu, published_peak
 from archbench.measure.steady import count_outliers, has_trend
+from archbench.runs.audit import Audit
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, initial_model, load_architecture
 from archbench.runs.quality import score_validation
 from archbench.runs.rows import Rows
 from archbench.trackers.feed import Feed
+from archbench.training.audit import StepAudit
 from archbench.training.loop import train
 from archbench.training.progress import Progress
 from archbench.training.state import TrainState
 
 
 def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
-    """Train the run's model to its budget, from the last checkpoint if there is one."""
+    """Train the run's model to its budget, from the last checkpoint if there is one.
+
+    Raises:
+        ConformanceError: the audit of a step finds another loss, other tokens or another update.
+    """
     config, recipe = run.config, run.config.training
     architecture, model_config = load_architecture(run)
     data = prepare(config.data)
@@ -43,9 +49,10 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
     flops_per_token = count_flops(on_meta(model), batch_size=1, context_length=T).training_per_token
 
     state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile)
+    report, clock = Audit(run, "train"), clock_for(device)
 
     def validate(trained: nn.Module) -> float:
-        return score_validation(trained, data, config, T, device).loss
+        return score_validation(trained, data, config, T, device, report).loss
 
     held_out_tokens = sum(len(document.tokens) for document in data.validation)
     held_out_bytes = sum(document.n_bytes for document in data.validation)
@@ -64,12 +71,13 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
             sampler,
             recipe,
             step=architecture.train_step,
-            clock=clock_for(device),
+            clock=clock,
             flops_per_token=flops_per_token,
             validate=validate if recipe.validate_every is not None else None,
             checkpoints=run.checkpoints,
             progress=Progress("silent" if quiet else "auto", label=f"{config.architecture} {config.preset}"),
             observe=tell_trackers if config.trackers else None,
+            audit=StepAudit(state, config.seed, clock, report),
         )
 
     firsts = set(history.first_steps)  # one per process; a resumed run has several
@@ -101,6 +109,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
         rows.add("peak_flops_measured", measured, **totals)
         rows.add("mfu", mfu(speed * flops_per_token, published or measured), **totals)
     rows.add_memory(memory, **totals)
+    report.add_to(rows)
     if history.diverged_at is not None:
         rows.add("diverged", history.diverged_at, repeat=history.diverged_at, **totals)
 

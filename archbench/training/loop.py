@@ -24,6 +24,7 @@ from archbench.training.steps import next_token_step
 if TYPE_CHECKING:
     from archbench.config import TrainingConfig
     from archbench.data.batches import Batch
+    from archbench.training.audit import StepAudit
 
 CUDA_READ_EVERY = 16
 """Updates between two readings of losses and times on a GPU: reading makes the CPU wait for the GPU."""
@@ -67,6 +68,7 @@ class _Unread:
     grad_norm: Tensor | None
     lr: float
     tokens: int
+    pauses: list[tuple[Any, Any]]
 
 
 def train(
@@ -82,6 +84,7 @@ def train(
     checkpoints: Path | None = None,
     progress: Progress | None = None,
     observe: Observer | None = None,
+    audit: StepAudit | None = None,
 ) -> TrainingHistory:
     """Train until the budget is spent or the run diverges.
 
@@ -99,6 +102,7 @@ def train(
         progress: None for silence.
         observe: called for each update when its loss is read (``loss``, ``learning_rate``, ``grad_norm`` and, except
             for a process's first step, ``step_seconds`` and ``tokens_per_second``), and for each ``validation_loss``.
+        audit: watches some of the steps; they take it no time, and no other course.
 
     Raises:
         ConfigError: the budget is in FLOPs, without ``flops_per_token``.
@@ -121,6 +125,9 @@ def train(
             tokens = batch.targets.numel()
             lr = learning_rate(config, ledger.progress_amid(tokens))
             state.set_learning_rate(lr)
+            watched = audit is not None and audit.due(number)
+            if audit is not None and watched:
+                audit.start(batch)
 
             start = clock.mark()
             loss = step(state, batch)
@@ -130,11 +137,12 @@ def train(
                 raise HookResultError(
                     "train_step", f"it made {state.step - number} updates", "Call state.update() exactly once"
                 )
+            pauses = audit.end(loss) if audit is not None and watched else []
             state.tokens += tokens
             validation_due = _is_due(config.validate_every, state.step)
             checkpoint_due = _is_due(config.checkpoint_every, state.step)
             ledger.add(
-                _Unread(number, start, end, loss.detach(), state.grad_norm, lr, tokens),
+                _Unread(number, start, end, loss.detach(), state.grad_norm, lr, tokens, pauses),
                 read=validation_due or checkpoint_due,
             )
             if ledger.diverged:
@@ -234,6 +242,7 @@ class _Ledger:
         norms = [None if update.grad_norm is None else float(update.grad_norm) for update in self._unread]
         for update, loss, norm in zip(self._unread, losses, norms, strict=True):
             seconds = self._clock.seconds(update.start, update.end)
+            seconds -= sum(self._clock.seconds(begin, end) for begin, end in update.pauses)
             self._seconds += seconds
             record = StepRecord(update.step, seconds, loss, update.lr, norm, update.tokens)
             self.history.steps.append(record)
