@@ -1,4 +1,4 @@
-"""The command line in the test's own process, where torch is loaded already; only the phases have their processes.
+"""The command line in the test's own process, where torch is loaded already; phases have theirs (forked_children.py).
 
 What a process of its own is for (signals, interrupts, what is imported, a terminal) asks for one: ``own_process``.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from archbench.cli import main
+from forked_children import forked_children
 
 
 def archbench(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -35,7 +36,12 @@ def printed(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None
         patch.setattr(sys, "argv", ["archbench", *given])
         for name, value in (env or {}).items():
             patch.setenv(name, value)
-        with _default_warnings(), _redirected(1, "stdout", out.fileno()), _redirected(2, "stderr", error.fileno()):
+        with (
+            forked_children(),
+            _default_warnings(),
+            _redirected(1, "stdout", out.fileno()),
+            _redirected(2, "stderr", error.fileno()),
+        ):
             code = main(given)
         found = []
         for file in (out, error):
