@@ -1,8 +1,8 @@
-"""Children of the command line in tests: forks of a process that has imported torch, which takes 2 to 5 s each time.
+"""Processes of archbench in tests: forks of one that has imported torch, which would take each of them 2 to 5 s.
 
-They run the same code, with the same pipes, groups, signals and exit codes, and end with their parents as real ones
-do. Three things differ: what is imported, and with it the memory; and Python's seed of hashes, which all forks share.
-A test of one of these starts a process of its own (``command_line.own_process``), whose children are real.
+They run the same code, with the same pipes, groups, signals and exit codes, and children end with their parents as real
+ones do. What differs: modules are imported already, with their memory; Python's seed of hashes is the same; and torch
+has one thread unless a run says otherwise. A test of one of these starts ``command_line.own_process``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from subprocess import DEVNULL, PIPE  # noqa: F401  of what stands for the module subprocess
 from typing import Any
 
-import pytest
-
 IMPORTED = ("archbench.runs.worker", "archbench.testing.check_worker", "archbench.study.run_study", "torch._dynamo")
 
-READ_LATE = ("ARCHBENCH_", "COLUMNS", "PYTEST_", "PYTHONPATH")
+READ_LATE = ("ARCHBENCH_", "COLUMNS", "OMP_NUM_THREADS", "PYTEST_", "PYTHONPATH")
 """Beginnings of the names of environment variables that need not be set when a process begins."""
 
 Variables = frozenset[tuple[str, str]]
@@ -39,36 +39,74 @@ def forked_children() -> Iterator[None]:
     """Within this context children of this process are forks, and so are theirs; on Linux, which can wait for both."""
     from archbench.child import process
 
-    with pytest.MonkeyPatch.context() as patch:
-        if sys.platform == "linux":
-            patch.setattr(process, "subprocess", sys.modules[__name__])
+    before = process.subprocess
+    if sys.platform == "linux":
+        process.subprocess = sys.modules[__name__]  # type: ignore[assignment]
+    try:
         yield
+    finally:
+        process.subprocess = before
 
 
 def Popen(command: Sequence[str], *, env: dict[str, str], stderr: int | None, **pipes: Any) -> Any:  # noqa: N802
     """As :class:`archbench.child.process.Child` calls ``subprocess.Popen``."""
-    early: Variables = frozenset(item for item in env.items() if not item[0].startswith(READ_LATE))
-    if early not in _servers:
-        if __name__ == "__main__":  # a fork: a server that it starts would end with it
-            return subprocess.Popen(command, env=env, stderr=stderr, **pipes)
-        _servers[early] = _new_server(dict(early))
-    return Fork(_servers[early], command[4:], env, stderr)
+    if (server := _server(env)) is None:
+        return subprocess.Popen(command, env=env, stderr=stderr, **pipes)
+    stdin, stdout = os.pipe(), os.pipe()
+    errors = os.open(os.devnull, os.O_WRONLY) if stderr == DEVNULL else os.dup(2)
+    fork = Fork(server, "child", command[4:], [stdin[0], stdout[1], errors], env, os.getcwd())
+    fork.stdin, fork.stdout = os.fdopen(stdin[1], "wb"), os.fdopen(stdout[0], "rb")
+    return fork
+
+
+class ForkedCommand:
+    """``archbench ARGUMENTS`` in a process and a group of its own, which can be killed and interrupted.
+
+    Attributes:
+        process: its ``pid``, ``send_signal`` and ``kill``.
+    """
+
+    def __init__(self, *arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> None:
+        variables = {**os.environ, **(env or {})}
+        server = _server(variables)
+        assert server is not None
+        self._arguments = [str(argument) for argument in arguments]
+        self._out, self._error = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
+        descriptors = [os.open(os.devnull, os.O_RDONLY), os.dup(self._out.fileno()), os.dup(self._error.fileno())]
+        self.process = Fork(server, "command", self._arguments, descriptors, variables, str(cwd))
+
+    def finished(self) -> subprocess.CompletedProcess[str]:
+        """Wait for its end: exit code and all that it and its processes have printed."""
+        code = self.process.wait()
+        found = []
+        for file in (self._out, self._error):
+            with file:
+                file.seek(0)
+                found.append(file.read().decode(errors="replace"))
+        return subprocess.CompletedProcess(self._arguments, code, *found)
 
 
 class Fork:
-    """A ``subprocess.Popen`` whose process is forked by a server."""
+    """A ``subprocess.Popen`` whose process is forked by a server; it takes over the ``descriptors``."""
 
-    def __init__(self, server: bytes, arguments: Sequence[str], env: dict[str, str], stderr: int | None) -> None:
+    stdin: Any = None
+    stdout: Any = None
+
+    def __init__(
+        self,
+        server: bytes,
+        kind: str,
+        arguments: Sequence[str],
+        descriptors: list[int],
+        env: dict[str, str],
+        folder: str,
+    ) -> None:
         self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._server.connect(server)
-        stdin, stdout = os.pipe(), os.pipe()
-        errors = os.open(os.devnull, os.O_WRONLY) if stderr == DEVNULL else os.dup(2)
-        theirs = [stdin[0], stdout[1], errors]
-        request = {"arguments": arguments, "environment": env, "folder": os.getcwd(), "parent": os.getpid()}
-        socket.send_fds(self._server, [json.dumps(request).encode()], theirs)
-        for descriptor in theirs:
+        request = {"kind": kind, "arguments": arguments, "environment": env, "folder": folder, "parent": os.getpid()}
+        socket.send_fds(self._server, [json.dumps(request).encode()], descriptors)
+        for descriptor in descriptors:
             os.close(descriptor)
-        self.stdin, self.stdout = os.fdopen(stdin[1], "wb"), os.fdopen(stdout[0], "rb")
         self.pid = int(self._server.recv(32))
         self.returncode: int | None = None
 
@@ -86,6 +124,15 @@ class Fork:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def _server(variables: dict[str, str]) -> bytes | None:
+    """The address of a server with these environment variables; None in a fork that would have to start it."""
+    early = {name: value for name, value in variables.items() if not name.startswith(READ_LATE)}
+    key: Variables = frozenset(early.items())
+    if key not in _servers and __name__ != "__main__":  # a fork's own server would end with it
+        _servers[key] = _new_server({**early, "OMP_NUM_THREADS": "1"})
+    return _servers.get(key)
 
 
 def _new_server(variables: dict[str, str]) -> bytes:
@@ -118,7 +165,8 @@ def serve(owner: int, listener: socket.socket) -> None:
         for name in IMPORTED:
             importlib.import_module(name)
     process.subprocess = sys.modules[__name__]  # type: ignore[assignment]
-    _servers[frozenset(os.environ.items())] = listener.getsockname()
+    early = {name: value for name, value in os.environ.items() if not name.startswith(READ_LATE)}
+    _servers[frozenset(early.items())] = listener.getsockname()
     signal.signal(signal.SIGTERM, lambda *_: _end())
     gc.freeze()
     ended = os.pidfd_open(owner)
@@ -160,7 +208,7 @@ def _attend(connection: socket.socket) -> None:
         os.close(descriptor)
     with contextlib.suppress(BrokenPipeError):
         connection.send(str(child).encode())
-    if request["arguments"][0] == "0":  # it does not outlive its parent
+    if request["kind"] == "child" and request["arguments"][0] == "0":  # it does not outlive its parent
         itself, ready = os.pidfd_open(child), []
         with contextlib.suppress(ProcessLookupError):
             ready, _, _ = select.select([os.pidfd_open(request["parent"]), itself], [], [])
@@ -173,10 +221,11 @@ def _attend(connection: socket.socket) -> None:
 
 
 def _become(request: Message, descriptors: list[int]) -> None:
-    """In a fork of that fork: be ``python -P entry.py ARGUMENTS``."""
+    """In a fork of that fork: be the process that was asked for."""
     import numpy as np
 
     from archbench.child import entry
+    from archbench.cli import main
 
     os.setpgid(0, 0)
     np.random.seed()
@@ -188,9 +237,14 @@ def _become(request: Message, descriptors: list[int]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    arguments = request["arguments"]
     code = 1
     try:
-        code = entry.run(str(os.getppid()), *request["arguments"])
+        if request["kind"] == "child":  # python -P entry.py PARENT …
+            code = entry.run(str(os.getppid()), *arguments)
+        else:
+            sys.argv = ["archbench", *arguments]
+            code = main(arguments)
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -48,7 +48,7 @@ _PUBLISHED: tuple[tuple[str, dict[str, float]], ...] = (
 )
 
 _GEMM_SIZES = (512, 1024, 2048, 4096, 8192)
-_LONGEST_PRODUCT = 0.2  # seconds; a size that is expected to take longer is not tried
+_LONGEST_PRODUCT = 0.1  # seconds; a size that is expected to take longer is not tried
 _SMALLEST_BUFFER = 64 * 2**20
 
 
