@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from archbench import read_results
 from archbench.testing.isolation import LIMIT
+from archbench.testing.plugin_lines import plugin_line
 from installations import RunCLI
+from small_runs import value, with_small_corpus
 
 FOLDER = Path(__file__).parent / "foreign_plugins"
 MODELS = {
@@ -48,6 +51,12 @@ def assert_no_alarm(cli: RunCLI, name: str, preset: str, *more: object) -> None:
         print(f"{name} {preset}: {line['check']} {line['status']}, {line['seconds']:.1f} s: {line['evidence']}")
 
 
+def test_a_failure_inside_a_library_names_its_line_and_the_plugins() -> None:
+    torchs, librarys, own = ("/site-packages/torch/a.py", 1), ("/site-packages/lib/masks.py", 7), ("/my_arch.py", 3)
+    assert plugin_line([torchs, librarys, own]) == " (/my_arch.py:3: ; in lib/masks.py:7: )"
+    assert plugin_line([torchs, own, librarys]) == " (/my_arch.py:3: )", "what calls the plugin is not at fault"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "preset"), CASES)
 def test_other_peoples_models_pass(name: str, preset: str, cli: RunCLI) -> None:
@@ -59,3 +68,20 @@ def test_other_peoples_models_pass(name: str, preset: str, cli: RunCLI) -> None:
 @pytest.mark.parametrize(("name", "preset"), [("nanogpt", "nano"), ("transformers", "olmoe")])
 def test_a_busy_machine_is_no_fault_of_theirs(name: str, preset: str, cli: RunCLI) -> None:
     assert_no_alarm(cli, name, preset, "--limit", LIMIT / 2)
+
+
+@pytest.mark.slow
+def test_one_is_measured_from_training_to_decoding(tmp_path: Path, cli: RunCLI) -> None:
+    pytest.importorskip("transformers")
+    with_small_corpus(tmp_path)
+    small = ["--profile", "smoke", "--corpus", "small.txt", "--steps", "2", "--batch-size", "2", "--threads", "1"]
+    done = cli("run", "transformers", "--plugin", FOLDER / "transformers_models.py", *small, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "cumulative_length" in done.stderr, "the note of the checks"
+    frame = read_results(tmp_path / "results")
+    assert value(frame, "train", "flops_counted_on") == 1
+    assert (
+        value(frame, "decode", "cache_bytes_per_token") == 2 * 2 * 2 * 8 * 4
+    )  # L layers, keys and values, G, D, bytes
+    found = json.loads(next((tmp_path / "results").glob("**/check.json")).read_text())["results"]
+    assert {result["name"]: result["status"] for result in found}["state_bytes"] == "noted"

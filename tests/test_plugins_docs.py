@@ -19,7 +19,12 @@ DOCS = ROOT / "docs"
 
 SOURCES = [
     path.read_text()
-    for folder in ("tests/example_plugins", "tests/example_plugin", "archbench/scaffold/my-arch")
+    for folder in (
+        "tests/example_plugins",
+        "tests/example_plugin",
+        "tests/foreign_plugins",
+        "archbench/scaffold/my-arch",
+    )
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 

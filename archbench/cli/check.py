@@ -39,12 +39,13 @@ def check(
     device: Device = "cpu",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and tokens")] = 0,
     limit: Annotated[
-        float,
+        float | None,
         typer.Option(
             min=0.1,
             help="Seconds that each check may take, and importing the plugin; waiting for busy CPUs does not count",
+            show_default="60, or more on a slow machine",
         ),
-    ] = 60.0,
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:

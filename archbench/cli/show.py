@@ -55,6 +55,7 @@ def _facts(architecture: Architecture, config: ModelConfig, preset: str) -> dict
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "forward_flops_per_token": flops.forward_per_token,
         "training_flops_per_token": flops.training_per_token,
+        **({} if flops.counted_on == "meta" else {"flops_counted_on": flops.counted_on}),
         "cache_bytes_per_token": cache_bytes_per_token(model, 1, T),
         "layers": [
             {
@@ -115,11 +116,12 @@ def _fields(facts: dict[str, Any]) -> Table:
 def _costs(facts: dict[str, Any]) -> Table:
     columns = Column("cost", "name"), Column("value"), Column("", "text")
     cache = facts["cache_bytes_per_token"]
+    counted = f", counted on {facts['flops_counted_on']} tensors" if "flops_counted_on" in facts else ""
     context = f"a whole context of {facts['config']['context_length']:,} tokens"
     rows = (
         ("parameters", count(facts["parameters"]), "tied ones once"),
         ("forward", quantity(facts["forward_flops_per_token"], "FLOP/token"), context),
-        ("training", quantity(facts["training_flops_per_token"], "FLOP/token"), "forward and backward"),
+        ("training", quantity(facts["training_flops_per_token"], "FLOP/token"), f"forward and backward{counted}"),
         ("cache", "none" if cache is None else quantity(cache, "B/token"), "a sequence and position"),
     )
     return table("costs", "", columns, rows)

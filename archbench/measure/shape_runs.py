@@ -12,7 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from archbench.kernels.operators import count_flops
 from archbench.kernels.triton_guard import without_triton
 
 Kind = Literal["meta", "fake", "real"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 R = TypeVar("R")
 Run = Callable[[Callable[[Tensor], Tensor], list[Tensor], Tensor], R]
 """Gets the model as a function, its trained parameters, and tokens (B, T)."""
@@ -50,8 +51,7 @@ def run_for_shapes(
             cause = f"{name} is on {tensor.device}, although FLOPs are counted on the meta device"
             step = "Create parameters and buffers without naming a device, under torch.device('meta')"
             raise DeviceError(type(model).__name__, cause, step)
-    kinds: list[Kind] = ["meta", "fake"]
-    kinds += ["real"] if sum(parameter.numel() for parameter in model.parameters()) <= LARGEST else []
+    kinds = KINDS if sum(parameter.numel() for parameter in model.parameters()) <= LARGEST else KINDS[:-1]
     failed: list[Exception] = []
     for kind in kinds:
         try:

@@ -101,6 +101,11 @@ _TRAIN = _metrics(
     ("validation_loss", "nats/token", "loss over the validation split during training, after tokens_seen tokens"),
     ("validation_bits_per_byte", "bit/byte", "the same in bits per raw byte"),
     ("flops_per_token", "FLOP/token", "model FLOPs of forward and backward, counted on the meta device"),
+    (
+        "flops_counted_on",
+        "1",
+        "no row: flops_per_token was counted on the meta device; 1: on fake tensors; 2: on real ones",
+    ),
     ("model_flops_per_second", "FLOP/s", "flops_per_token × tokens_per_second"),
     ("peak_flops_measured", "FLOP/s", "best dense matrix product measured on this device in this dtype"),
     ("peak_flops_published", "FLOP/s", "dense peak of the data sheet; null: hardware not in the table"),

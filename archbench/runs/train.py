@@ -15,6 +15,7 @@ from archbench.measure.clock import clock_for
 from archbench.measure.flops import count_flops, on_meta
 from archbench.measure.memory import peak_memory
 from archbench.measure.peaks import measure_gemm, mfu, published_peak
+from archbench.measure.shape_runs import KINDS
 from archbench.measure.steady import count_outliers, has_trend
 from archbench.runs.audit import Audit
 from archbench.runs.folder import RunFolder
@@ -46,7 +47,8 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
     )
     rows.common |= {"parameters": count_parameters(model), "batch_size": B * recipe.accumulation}
     _record_attention(model, T, dtype, device, rows)
-    flops_per_token = count_flops(on_meta(model), batch_size=1, context_length=T).training_per_token
+    flops = count_flops(on_meta(model), batch_size=1, context_length=T)
+    flops_per_token = flops.training_per_token
 
     state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile)
     report, clock = Audit(run, "train"), clock_for(device)
@@ -98,6 +100,8 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
     rows.add("steps", len(history.steps), **totals)
     rows.add("training_seconds", history.seconds, **totals)
     rows.add("flops_per_token", flops_per_token, **totals)
+    if flops.counted_on != "meta":
+        rows.add("flops_counted_on", KINDS.index(flops.counted_on), **totals)
     if seconds:
         speed = history.steps[0].tokens / median(seconds)
         rows.add("tokens_per_second", speed, **totals)

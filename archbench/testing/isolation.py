@@ -15,6 +15,9 @@ LIMIT = 60.0
 """Seconds that one check may take, and loading the plugin; those in which a busy machine keeps it waiting do not count
 (:mod:`archbench.child.own_time`)."""
 
+STARTS = 20.0
+"""The limit on a slow machine: this many times what the child took to start, which is to import torch."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -57,13 +60,14 @@ Observer = Callable[[Claim, int, int], None]
 def check_apart(
     request: Request,
     *,
-    limit: float = LIMIT,
+    limit: float | None = None,
     begun: Observer = lambda claim, number, count: None,
     loaded: Callable[[float], None] = lambda seconds: None,
 ) -> Generator[tuple[Claim, Result], None, None]:
     """Run checks in a child process (:mod:`archbench.testing.check_worker`); yields each result as it comes.
 
-    A check that takes longer than ``limit`` seconds, or ends its process, has failed; the others go on in a new one.
+    A check that takes longer than ``limit`` seconds (by default :data:`LIMIT`, or more on a slow machine), or ends its
+    process, has failed; the others go on in a new one.
     A plugin that cannot be loaded fails ``hooks``, and nothing else is run. Closing the generator ends the process
     and all that it has started. ``loaded`` gets the seconds that importing the plugin took, each time.
 
@@ -79,8 +83,10 @@ def check_apart(
         failed = [result.name for result in results if result.blocks]
         content = {"request": asdict(replace(request, checks=left)), "failed": failed}
         with Child("archbench.testing.check_worker", content, culprit="the checks", traced=True) as child:
-            promised, own_time = _promised(child), child.own_time()
+            own_time = child.own_time()
+            promised = _promised(child)
             claims = claims or promised
+            limit = limit or max(LIMIT, STARTS * own_time())
             start = time.monotonic()
             try:
                 _load(child, request.architecture, limit, own_time)
