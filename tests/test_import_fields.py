@@ -66,6 +66,13 @@ def changes(published: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
             yield field, f"is {other!r}", {**published, field: other}
         yield field, "is null", {**published, field: None}
         yield field, "is absent", {name: one for name, one in published.items() if name != field}
+    if "rope_parameters" in published:  # as transformers 4 wrote it
+        older = {name: one for name, one in published.items() if name != "rope_parameters"}
+        yield "rope_theta", "is 77", {**older, "rope_theta": 77.0}
+        yield "rope_scaling", "is plain", {**older, "rope_theta": 77.0, "rope_scaling": {"type": "default"}}
+        yield "rope_scaling", "has the base", {**older, "rope_scaling": {"rope_type": "default", "rope_theta": 77.0}}
+        yield "rope_scaling", "wins", {**published, "rope_scaling": {"rope_type": "default", "rope_theta": 77.0}}
+        yield "partial_rotary_factor", "is a half", {**published, "partial_rotary_factor": 0.5}
 
 
 def theirs(config: Any, tokens: torch.Tensor) -> tuple[dict[str, torch.Tensor], torch.Tensor] | None:

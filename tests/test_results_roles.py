@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from archbench.measure.machine import git_revision, revision_of
 from archbench.results.reading import read_results
 from archbench.results.schema import ROLES, TRIALS, Role
 from archbench.results.store import new_run_id, write_run
+from archbench.study.run_cells import source_digest
 from installations import RunCLI
 from test_results_schema import COMMON
 
@@ -85,22 +87,38 @@ def test_a_plugin_has_the_revision_of_its_own_repository(tmp_path: Path, minimal
     file.parent.mkdir()
     file.write_text(minimal_plugin)
     (tmp_path / "venv" / "installed.py").write_text(minimal_plugin)
-    (tmp_path / ".gitignore").write_text("venv\n")
+    (tmp_path / "README").write_text("mine")
     plugin = archbench.load("bigram", plugins=[file])
     assert plugin.revision() is None
     try:
         git("init")
     except FileNotFoundError:
         pytest.skip("git is not installed")
-    git("add", ".gitignore")
+    git("add", "README")
     git("commit", "-m", "first")
     first = git_revision(tmp_path)
-    assert plugin.revision() == f"{first}-dirty", "the commit lacks it"
+    assert plugin.revision() is None, "the commit lacks it"
     git("add", "mine")
     git("commit", "-m", "second")
     assert plugin.revision() == git_revision(tmp_path) != first
+    file.write_text(f"{minimal_plugin}\n")
+    assert plugin.revision() == f"{git_revision(tmp_path)}"
+    assert str(plugin.revision()).endswith("-dirty")
     assert revision_of(tmp_path / "venv" / "installed.py") is None
 
 
 def test_a_built_in_plugin_has_the_revision_of_archbench() -> None:
     assert archbench.load("gpt2").revision() == git_revision()
+
+
+def test_an_edited_plugin_is_another_one_to_a_study_whatever_its_configuration(
+    tmp_path: Path, minimal_plugin: str
+) -> None:
+    """The smallest plugin's configuration is archbench's own ModelConfig."""
+    file = tmp_path / "plugin.py"
+    digests = []
+    for number, text in enumerate((minimal_plugin, minimal_plugin.replace("nn.Embedding", "torch.nn.Embedding"))):
+        file.write_text(f"import torch\n{text}")
+        os.utime(file, ns=(number, number))
+        digests.append(source_digest(archbench.load("bigram", plugins=[file])))
+    assert len(set(digests)) == 2

@@ -51,17 +51,15 @@ def git_revision(root: Path = _ROOT) -> str | None:
 
 
 def revision_of(file: Path) -> str | None:
-    """Commit of the repository that ``file`` is in, with ``-dirty`` if its files differ from it or lack ``file``.
+    """Commit of the repository that has ``file``, with ``-dirty`` if its files differ from it.
 
-    None if it is in none, or the repository ignores it, as it does a virtual environment.
+    None if none has it: a repository around a virtual environment does not know what is installed there.
     """
     git = ("git", "-C", str(file.parent))
-    top = _output(*git, "rev-parse", "--show-toplevel")
-    if top is None or _output(*git, "check-ignore", file.name):
+    if _output(*git, "ls-files", "--error-unmatch", file.name) is None:
         return None
-    known = _output(*git, "ls-files", "--error-unmatch", file.name) is not None
-    revision = git_revision(Path(top))
-    return revision if revision is None or known or revision.endswith("-dirty") else f"{revision}-dirty"
+    top = _output(*git, "rev-parse", "--show-toplevel")
+    return None if top is None else git_revision(Path(top))
 
 
 def device_name(device: object) -> str:

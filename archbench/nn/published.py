@@ -225,7 +225,8 @@ def published_rope_theta(published: Mapping[str, Any], *, absent: float = 10_000
         kind = rope.get("rope_type", rope.get("type", "default")) if plain else None
         if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
             raise unlike(field, f"it is {str(rope)[:90]}, but this architecture has only plain rotary positions")
-    theta = (published.get("rope_parameters") or {}).get("rope_theta", published.get("rope_theta"))
+    rope = published.get("rope_scaling") or published.get("rope_parameters") or {}  # in this order in transformers
+    theta = rope.get("rope_theta", published.get("rope_theta"))
     return absent if theta is None else float(theta)
 
 

@@ -59,11 +59,16 @@ class Architecture:
     def __repr__(self) -> str:
         return f"<Architecture {self.name} from {self.package} {self.version}".rstrip() + ">"
 
-    def revision(self) -> str | None:
-        """Commit of the repository that the plugin's file is in; see :func:`archbench.measure.machine.revision_of`."""
+    @property
+    def file(self) -> Path | None:
+        """The source file with the plugin's hooks."""
         plugin = self._plugin
         file = inspect.getsourcefile(plugin if isinstance(plugin, ModuleType | type) else type(plugin))
-        return None if file is None else revision_of(Path(file))
+        return None if file is None else Path(file)
+
+    def revision(self) -> str | None:
+        """Commit of the repository that :attr:`file` is in; see :func:`archbench.measure.machine.revision_of`."""
+        return None if self.file is None else revision_of(self.file)
 
     def describe(self) -> ArchitectureInfo:
         """The plugin's description now; :attr:`info` is the one from loading."""

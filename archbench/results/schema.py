@@ -80,7 +80,7 @@ COLUMNS: tuple[Column, ...] = (
         "plugin_revision",
         "string",
         "",
-        "commit of the repository that the plugin's file is in when the run starts, -dirty if changed; null: of none",
+        "commit of the repository that has the plugin's file, when the run starts, -dirty if changed; null: none has",
         nullable=True,
     ),
     Column("preset", "string", "", "named size of the architecture; none: a run of kernels"),

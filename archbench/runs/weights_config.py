@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from archbench.config import PUBLISHED, ModelConfig, RunConfig
-from archbench.errors import ArchbenchError, CheckpointError, ConfigError, UsageError
+from archbench.errors import ArchbenchError, ArchbenchWarning, CheckpointError, ConfigError, UsageError
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.registry import available, load
 from archbench.profiles import PROFILES
@@ -56,7 +57,11 @@ def _published_model(
             that accepts it, if there is one.
     """
     published = read_published(weights)
-    if published is None or not architecture.offers("import_config"):
+    if published is None:
+        return None
+    if not architecture.offers("import_config"):
+        unread = f"{published.source} is not read, because {architecture.name} has no import_config hook"
+        warnings.warn(f"{unread}: preset and --set give the sizes.", ArchbenchWarning, stacklevel=2)
         return None
     try:
         return published, architecture.import_config(published.fields)

@@ -131,9 +131,10 @@ def cell_key(config: RunConfig, source: str, **place: Any) -> str:
 
 
 def source_digest(architecture: Architecture) -> str:
-    """Version and digest of the plugin's file: an edited plugin is measured again."""
-    file = inspect.getsourcefile(architecture.info.config)
-    text = Path(file).read_bytes() if file is not None else b""
+    """Version and digest of the files with the plugin's configuration and hooks: an edited plugin is measured again."""
+    config = inspect.getsourcefile(architecture.info.config)
+    files = dict.fromkeys(file for file in (config and Path(config), architecture.file) if file)  # often the same
+    text = b"".join(file.read_bytes() for file in files)
     return architecture.version + hashlib.sha256(text).hexdigest()[:16]
 
 
