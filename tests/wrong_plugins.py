@@ -20,6 +20,7 @@ from rotary_edits import (
 )
 from wrong_decoding import DECODING
 from wrong_training import TRAINING
+from wrong_updates import UPDATES
 
 FORWARD = (
     # hooks
@@ -206,4 +207,4 @@ FORWARD = (
     ),
 )  # fmt: skip
 
-WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING)
+WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES)

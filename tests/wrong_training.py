@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rotary_edits import (
     BUILT,
+    EMBEDDED,
     GENERATED,
     NORM,
     TRAINED,
@@ -59,12 +60,12 @@ TRAINING = (
     WrongPlugin(
         "only the first micro-batch is trained on", "train_step",
         by_micro_batches("if micro is micros[0]:", "    state.backward(loss)"),
-        "two micro-batches",
+        "the first half of the sequences",
     ),
     WrongPlugin(
         "micro-batches' gradients are summed", "train_step",
         by_micro_batches("state.backward(loss)"),
-        "two micro-batches",
+        "2 times that of the mean cross-entropy",
     ),
     # side_effects
     WrongPlugin(
@@ -132,18 +133,27 @@ TRAINING = (
     ),
     # overfit
     WrongPlugin(
-        "the update goes uphill", "overfit",
+        "the update goes uphill", "train_step",
         by_micro_batches("state.backward(-loss, 1 / len(micros))"),
-        "the sign and the targets of the loss",
+        "it goes uphill",
     ),
     WrongPlugin(
-        "it trains on the current token and reports the loss of the next", "overfit",
+        "it knows which tokens are frequent and not what follows what", "overfit",
+        (after(EMBEDDED, "x = 0 * x + x.new_ones(x.shape[-1])"),),
+        "what is not learnt",
+    ),
+    WrongPlugin(
+        "it trains on the current token and reports the loss of the next", "train_step",
         trained(
-            "with torch.no_grad():",
-            "    loss = next_token_loss(state, batch)",
-            "next_token_step(state, Batch(batch.inputs, batch.inputs))",
-            "return loss",
+            "total = torch.zeros(())",
+            "micros = state.split(batch)",
+            "for micro in micros:",
+            "    logits = state.model(micro.inputs).flatten(0, 1)",
+            "    state.backward(F.cross_entropy(logits, micro.inputs.flatten()), 1 / len(micros))",
+            "    total += F.cross_entropy(logits, micro.targets.flatten()).detach() / len(micros)",
+            "state.update()",
+            "return total",
         ),
-        "the sign and the targets of the loss",
+        "the tokens read",
     ),
 )  # fmt: skip

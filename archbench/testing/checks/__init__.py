@@ -9,7 +9,7 @@ from archbench.testing.checks.compile import check_compile
 from archbench.testing.checks.flops import check_flops
 from archbench.testing.checks.generate import check_generate
 from archbench.testing.checks.hooks import check_hooks
-from archbench.testing.checks.learning import check_gradients, check_initial_loss, check_overfit, check_train_step
+from archbench.testing.checks.learning import check_gradients, check_initial_loss, check_overfit
 from archbench.testing.checks.logits import check_logits
 from archbench.testing.checks.meta import check_meta
 from archbench.testing.checks.save_load import check_save_load
@@ -17,6 +17,7 @@ from archbench.testing.checks.seed import check_seed
 from archbench.testing.checks.side_effects import check_side_effects
 from archbench.testing.checks.state_bytes import check_state_bytes
 from archbench.testing.checks.too_long import check_too_long
+from archbench.testing.checks.train_step import check_train_step
 from archbench.testing.evaluation import Check
 
 CHECKS: tuple[Check, ...] = (
