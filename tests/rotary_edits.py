@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import archbench
+from archbench.testing.global_state import import_watched
 from archbench.testing.subject import Subject
 
 RIGHT = Path(__file__).parent / "example_plugins" / "rotary.py"
@@ -117,5 +118,6 @@ def subject(name: str, edits: tuple[Edit, ...], folder: Path) -> Subject:
     """The plugin with those edits, written into ``folder``, at its smallest preset."""
     path = folder / "my_arch.py"
     path.write_text(edited(name, edits))
-    architecture = archbench.load("rotary", plugins=[path])
-    return Subject(architecture, architecture.config())
+    with import_watched() as changes:
+        architecture = archbench.load("rotary", plugins=[path])
+    return Subject(architecture, architecture.config(), import_changes=changes)

@@ -19,6 +19,7 @@ from rotary_edits import (
     imported,
 )
 from wrong_decoding import DECODING
+from wrong_globals import GLOBALS
 from wrong_training import TRAINING
 from wrong_updates import UPDATES
 
@@ -207,4 +208,4 @@ FORWARD = (
     ),
 )  # fmt: skip
 
-WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES)
+WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES, *GLOBALS)

@@ -39,10 +39,13 @@ def run_check(
     # Imported here: the child process of every phase imports this module, and would take more memory.
     from archbench.testing.checks import GATE
     from archbench.testing.evaluation import evaluate
+    from archbench.testing.global_state import import_watched
     from archbench.testing.subject import Subject
 
-    architecture, model_config = load_architecture(run)
-    subject = Subject(architecture, _affordable(architecture, model_config, device), device)
+    with import_watched() as changes:
+        architecture, model_config = load_architecture(run)
+    config = _affordable(architecture, model_config, device)
+    subject = Subject(architecture, config, device, import_changes=changes)
     results: list[dict[str, Any]] = []
     outcomes = evaluate(subject, GATE)
     for check in GATE:

@@ -13,6 +13,7 @@ from archbench.kernels.triton_guard import without_triton
 from archbench.plugin.registry import load
 from archbench.testing.checks import CHECKS
 from archbench.testing.evaluation import checked_expectations, evaluate, selected
+from archbench.testing.global_state import import_watched
 from archbench.testing.subject import Subject
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ def main(parent: Parent, content: dict[str, Any]) -> None:
         expected = checked_expectations(request["expected_failures"], CHECKS, "--xfail")
         checks = CHECKS if request["checks"] is None else selected(request["checks"], CHECKS)
         parent.send([{"name": check.name, "why": check.why, "gate": check.gate} for check in checks])
-        architecture = load(request["architecture"], request["plugins"])
+        with import_watched() as changes:
+            architecture = load(request["architecture"], request["plugins"])
         config = architecture.config(request["preset"], **request["overrides"])
         parent.send("loaded")
-        subject = Subject(architecture, config, request["device"], seed=request["seed"])
+        subject = Subject(architecture, config, request["device"], seed=request["seed"], import_changes=changes)
         for result in evaluate(subject, checks, expected, failed=content["failed"]):
             parent.send(asdict(result))

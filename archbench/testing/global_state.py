@@ -7,8 +7,10 @@ copy of it would continue measuring beside the original.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from typing import Any
 import torch
 
 from archbench.errors import PluginError
+from archbench.testing.library_functions import Functions
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SET_BY_LIBRARIES = ("TORCHINDUCTOR_", "TRITON_", "CUDA_MODULE_LOADING", "KMP_", "PYTEST_CURRENT_TEST")
@@ -78,6 +81,84 @@ def _restore_working_folder(folder: str | None) -> None:
         os.chdir(folder)
 
 
+def _backends() -> dict[str, Any]:
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    return {
+        "torch.backends.cudnn.enabled": cudnn.enabled,
+        "torch.backends.cudnn.benchmark": cudnn.benchmark,
+        "torch.backends.cudnn.deterministic": cudnn.deterministic,
+        "torch.backends.cudnn.allow_tf32": cudnn.allow_tf32,
+        "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction": (
+            cuda.matmul.allow_fp16_reduced_precision_reduction
+        ),
+        "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction": (
+            cuda.matmul.allow_bf16_reduced_precision_reduction
+        ),
+        **{f"torch.backends.cuda.{name}_sdp_enabled()": getattr(cuda, f"{name}_sdp_enabled")() for name in _SDP},
+    }
+
+
+def _restore_backends(flags: Mapping[str, Any]) -> None:
+    for name, value in flags.items():
+        if name.endswith("_sdp_enabled()"):
+            kernel = name.removeprefix("torch.backends.cuda.").removesuffix("_sdp_enabled()")
+            getattr(torch.backends.cuda, f"enable_{kernel}_sdp")(value)
+        else:
+            *path, flag = name.split(".")[1:]
+            owner: Any = torch
+            for part in path:
+                owner = getattr(owner, part)
+            setattr(owner, flag, value)
+
+
+_SDP = ("flash", "mem_efficient", "math", "cudnn")
+
+
+def _autocast() -> dict[str, Any]:
+    kinds = ("cpu", "cuda")
+    enabled: dict[str, Any] = {f"on {kind}": torch.is_autocast_enabled(kind) for kind in kinds}
+    return enabled | {f"dtype on {kind}": torch.get_autocast_dtype(kind) for kind in kinds}
+
+
+def _restore_autocast(before: Mapping[str, Any]) -> None:
+    for kind in ("cpu", "cuda"):
+        torch.set_autocast_enabled(kind, before[f"on {kind}"])
+        torch.set_autocast_dtype(kind, before[f"dtype on {kind}"])
+
+
+def _hooks() -> dict[str, Any]:
+    return {f"{name}, number {key}": hook for name, hooks in _GLOBAL_HOOKS.items() for key, hook in hooks.items()}
+
+
+def _restore_hooks(before: Mapping[str, Any]) -> None:
+    for name, hooks in _GLOBAL_HOOKS.items():
+        for key in [key for key in hooks if f"{name}, number {key}" not in before]:
+            del hooks[key]
+
+
+_GLOBAL_HOOKS: dict[str, Any] = {
+    name.removeprefix("_global_"): hooks
+    for module in (torch.nn.modules.module, sys.modules[torch.optim.Optimizer.__module__])
+    for name, hooks in vars(module).items()
+    if name.startswith("_global_") and isinstance(hooks, dict)
+}
+
+
+def _modes() -> int:
+    return int(torch._C._len_torch_function_stack() + torch._C._len_torch_dispatch_stack())
+
+
+def _restore_modes(number: int) -> None:
+    while torch._C._len_torch_function_stack() and _modes() > number:
+        torch._C._pop_torch_function_stack()
+    while torch._C._len_torch_dispatch_stack() and _modes() > number:
+        torch._C._pop_torch_dispatch_stack()
+
+
+def _flushes_denormals() -> bool:
+    return float(torch.tensor(1e-40, device="cpu", dtype=torch.float32) * 1.0) == 0.0
+
+
 _CALLERS = "Leave that to the caller: it is the same for all architectures"
 
 NUMERICS = (
@@ -116,6 +197,19 @@ NUMERICS = (
         torch.get_float32_matmul_precision,
         torch.set_float32_matmul_precision,
         _CALLERS,
+    ),
+    Setting("torch's backends", _backends, _restore_backends, _CALLERS),
+    Setting("autocast", _autocast, _restore_autocast, "Use it as a context: with state.autocast(): ..."),
+    Setting("whether denormal numbers become zero", _flushes_denormals, torch.set_flush_denormal, _CALLERS),
+    Setting("the modes that every torch function passes through", _modes, _restore_modes, "Leave a mode's context"),
+    Setting("the hooks on every module", _hooks, _restore_hooks, "Remove the hook, or register it on your own modules"),
+    Setting("torch.is_anomaly_enabled()", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, _CALLERS),
+    Setting("whether garbage is collected", gc.isenabled, lambda on: gc.enable() if on else gc.disable(), _CALLERS),
+    Setting(
+        "a function that is not the plugin's",
+        Functions,
+        Functions.restore,
+        "Call it, wrap it, or write your own: other architectures are measured with this one",
     ),
 )
 """What decides the speed and the numbers of later work."""
@@ -226,7 +320,21 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_Forks.before, after_in_child=_Forks.in_child)
 
 
+@contextmanager
+def import_watched() -> Iterator[list[Change]]:
+    """Around the import of a plugin: what importing it changed of :data:`NUMERICS`, all of which is put back."""
+    watch, changes = Watch(NUMERICS), list[Change]()
+    try:
+        yield changes
+        changes += watch.changes()
+    finally:
+        watch.close()
+
+
 def _difference(name: str, before: Any, after: Any) -> str:
+    if isinstance(before, Functions):
+        function, one, other = before.replaced(after)[0]
+        return f"{name}: {function} from {_shown(one)} to {_shown(other)}"
     if not isinstance(before, dict):
         return f"{name} from {before} to {after}"
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -143,7 +144,7 @@ def other_inside(step: Step, model: nn.Module) -> str:
         if not torch.equal(tokens, inputs.to(tokens.device)):
             continue
         if output.shape != logits.shape and isinstance(model, LinearHeadModel):
-            output = _at_earlier_weights(step, model, lambda hidden=output: model.head(hidden.float()).detach())
+            output = _at_earlier_weights(step, model, partial(model.head, output.float())).detach()
         if output.shape == logits.shape and not Difference.between(output, logits).negligible:
             return (
                 "inside train_step the model gives other logits for the same tokens, weights and seed than outside: "
@@ -219,7 +220,7 @@ def _recognised(step: Step, model: nn.Module, found: dict[str, Tensor], wanted: 
     if step.earlier and _explained(found, [wanted, step.earlier[-1].reference]):
         return "is that of the loss and of the update before: gradients were kept and not cleared, or mixed into these"
     for what, part in _LOSSES.items():
-        gradient = _at_earlier_weights(step, model, lambda part=part: _gradient(step, model, part))
+        gradient = _at_earlier_weights(step, model, partial(_gradient, step, model, part))
         if gradient and _explained(found, [gradient]):
             return f"is that of another loss, of {what}, and not of the one that was returned"
     return ""

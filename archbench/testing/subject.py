@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from archbench.config import DTypeName, ModelConfig, TrainingConfig
 from archbench.data.batches import Batch
 from archbench.plugin.architecture import Architecture
+from archbench.testing.global_state import Change
 from archbench.training.state import TrainState
 
 NOISE = 0.02
@@ -29,16 +31,24 @@ class Subject:
         config: of the models it is asked to build.
         device: where they are.
         seed: of weights and tokens.
+        import_changes: what importing the plugin changed of the process, where that was watched.
         notes: what the running check noted (:meth:`note`).
     """
 
     def __init__(
-        self, architecture: Architecture, config: ModelConfig, device: torch.device | str = "cpu", *, seed: int = 0
+        self,
+        architecture: Architecture,
+        config: ModelConfig,
+        device: torch.device | str = "cpu",
+        *,
+        seed: int = 0,
+        import_changes: Sequence[Change] = (),
     ) -> None:
         self.architecture = architecture
         self.config = config
         self.device = torch.device(device)
         self.seed = seed
+        self.import_changes = import_changes
         self.notes: list[str] = []
 
     def note(self, text: str) -> None:

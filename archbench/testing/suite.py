@@ -29,6 +29,7 @@ from archbench.testing.evaluation import (
     judged,
     not_run,
 )
+from archbench.testing.global_state import import_watched
 from archbench.testing.subject import Subject
 
 
@@ -58,8 +59,10 @@ class Examination:
     def subject(self) -> Subject | ArchbenchError:
         """The architecture at its configuration, or the error of loading it."""
         try:
-            architecture = load(self.architecture, self.plugins)
-            return Subject(architecture, architecture.config(self.preset, **self.overrides), self.device)
+            with import_watched() as changes:
+                architecture = load(self.architecture, self.plugins)
+            config = architecture.config(self.preset, **self.overrides)
+            return Subject(architecture, config, self.device, import_changes=changes)
         except ArchbenchError as error:
             return error
 

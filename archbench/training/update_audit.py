@@ -224,15 +224,16 @@ def _expected(followed: _Followed, gradient: Tensor) -> Tensor | None:
         gradient = gradient + settings["weight_decay"] * p
         momentum = moments.get("momentum_buffer")
         moved: Tensor = gradient if momentum is None else settings["momentum"] * momentum + gradient
-        return p - rate * moved
+        stepped: Tensor = p - rate * moved
+        return stepped
     if settings["optimizer"] not in ("Adam", "AdamW") or not settings.get("decoupled_weight_decay", True):
         return None
     (b1, b2), steps = settings["betas"], float(moments.get("step", torch.zeros(()))) + 1
     mean = moments.get("exp_avg", torch.zeros_like(p)) * b1 + (1 - b1) * gradient
     square = moments.get("exp_avg_sq", torch.zeros_like(p)) * b2 + (1 - b2) * gradient.square()
     scale = (square / (1 - b2**steps)).sqrt() + settings["eps"]
-    decayed: Tensor = p * (1 - rate * settings["weight_decay"])
-    return decayed - rate / (1 - b1**steps) * mean / scale
+    wanted: Tensor = p * (1 - rate * settings["weight_decay"]) - rate / (1 - b1**steps) * mean / scale
+    return wanted
 
 
 def _shown(value: Any) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from archbench.inference.sampling import Sampling
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.global_state import NUMERICS, SURROUNDINGS, Watch
-from archbench.testing.subject import Subject
+from archbench.testing.subject import Subject, logits_of
 
 POSITIONS, NEW_TOKENS = 32, 4
 """Enough for a hook to do all that it does, and cheap for a model of 100 M parameters."""
@@ -30,6 +30,8 @@ SHOWN = 60
 @check(gate=True, needs=("logits", "generate", "train_step"))
 def check_side_effects(subject: Subject) -> str:
     """What one architecture changes for the whole process affects the measurements of the next one."""
+    if changes := subject.import_changes:
+        raise Fault(f"importing it changes all that runs later: {changes[0].what}. {changes[0].advice}")
     architecture, device, T = subject.architecture, subject.device, min(subject.T, POSITIONS)
     models: list[nn.Module] = []
     with _generators_kept(device):
@@ -37,7 +39,8 @@ def check_side_effects(subject: Subject) -> str:
         model, trained = models
 
         tokens = subject.tokens(2, T)
-        _observe("the forward pass", subject, lambda seed: model(tokens), {"tokens": tokens})
+        own = {f"model's {name!r}": tensor for name, tensor in model.eval().state_dict(keep_vars=True).items()}
+        _observe("the forward pass", subject, lambda seed: logits_of(model, tokens), {"tokens": tokens, **own})
 
         batch, state = subject.batch(2, T), subject.state(trained)
         given = {"batch's inputs": batch.inputs, "batch's targets": batch.targets}
@@ -49,7 +52,7 @@ def check_side_effects(subject: Subject) -> str:
             for _ in architecture.generate(model, prompt, NEW_TOKENS, Sampling()):
                 pass
 
-        _observe("generate", subject, generate, {"prompt": prompt})
+        _observe("generate", subject, generate, {"prompt": prompt, **own})
     return "build, forward, train_step and generate change nothing that is not theirs"
 
 
