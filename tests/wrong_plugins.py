@@ -20,6 +20,7 @@ from rotary_edits import (
 )
 from wrong_decoding import DECODING
 from wrong_globals import GLOBALS
+from wrong_gradients import MODELS
 from wrong_training import TRAINING
 from wrong_updates import UPDATES
 
@@ -208,4 +209,4 @@ FORWARD = (
     ),
 )  # fmt: skip
 
-WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES, *GLOBALS)
+WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES, *GLOBALS, *MODELS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +18,7 @@ STEPS = (1e-7, 1e-5, 1e-3)
 in float32 whatever its weights are."""
 
 TOLERANCE = 0.1
-"""Of a parameter's own share of the change. A halved gradient is off by 1, one of 10 %% by 9."""
+"""Of a parameter's own share of the change. A halved gradient is off by 1, one of 10 % by 9."""
 
 SMALLEST = 1e-4
 """Of the longest gradient: one that is shorter is 0 but for rounding, as that of a key's bias."""
@@ -27,7 +26,7 @@ SMALLEST = 1e-4
 _Directions = Mapping[str, Tensor]
 
 
-def wrong_derivative(model: nn.Module, batch: Batch, seed: int = 0) -> str:
+def wrong_derivative(model: nn.Module, batch: Batch, found: Mapping[str, Tensor], seed: int = 0) -> str:
     """Which parameter's gradient is not what the loss changes by, a clause; "" for none.
 
     The loss is the mean cross-entropy in training mode. All parameters are moved at once, each so far that its gradient
@@ -36,33 +35,37 @@ def wrong_derivative(model: nn.Module, batch: Batch, seed: int = 0) -> str:
     Args:
         model: on its device; a copy in float64 is used, in its mode.
         batch: (B, T) each.
+        found: name -> gradient that ``model`` itself gives, in its own precision.
         seed: of torch's generator before each pass, so that dropout is the same.
+
+    Raises:
+        Exception: the model cannot compute in float64.
     """
-    twin = copy.deepcopy(model).double()
-    probe = _Probe(twin, batch, seed)
-    try:
-        gradients = probe.gradients()
-    except (NotImplementedError, RuntimeError):  # no kernel in float64
+    probe = _Probe(copy.deepcopy(model).double(), batch, found, seed)
+    if not probe.found or all(probe.agrees(probe.directions(draw)) for draw in (1, 2)):
         return ""
-    if not gradients or all(probe.agrees(probe.directions(draw)) for draw in (1, 2)):
-        return ""
-    for name in gradients:
-        alone = [{name: probe.directions(draw)[name]} for draw in (1, 2, 3)]
-        if not any(probe.agrees({name: along}) for along in [probe.along(name)]) or not all(map(probe.agrees, alone)):
+    for name in reversed(probe.found):
+        alone = [{name: probe.along(name)}, *({name: probe.directions(draw)[name]} for draw in (1, 2, 3))]
+        if not all(map(probe.agrees, alone)):
             ratio = probe.ratio(name)
-            told = f"{1 / ratio:.2g} times" if abs(ratio) > 0.01 and abs(ratio - 1) > TOLERANCE else "not"
-            return f"the gradient of parameter {name!r} is {told} what the loss changes by when it moves"
+            told = f": along it the loss changes {ratio:.2g} times as fast" if abs(ratio - 1) > TOLERANCE else ""
+            return (
+                f"the gradient of parameter {name!r} is not what the loss changes by{told}; those of the parameters "
+                "after it are right"
+            )
     return ""
 
 
 class _Probe:
     """The loss of one batch at moved parameters."""
 
-    def __init__(self, model: nn.Module, batch: Batch, seed: int) -> None:
+    def __init__(self, model: nn.Module, batch: Batch, found: Mapping[str, Tensor], seed: int) -> None:
         self.model, self.batch, self.seed = model, batch, seed
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters = dict(model.named_parameters())
         self.buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        self.found: dict[str, Tensor] = {}
+        lengths = {name: float(gradient.norm()) for name, gradient in found.items()}
+        longest = max(lengths.values(), default=0.0)
+        self.found = {name: found[name].double() for name in found if lengths[name] > SMALLEST * longest}
 
     def loss(self) -> Tensor:
         with torch.no_grad():
@@ -72,18 +75,6 @@ class _Probe:
         with _Float64():
             logits = self.model(self.batch.inputs)
             return F.cross_entropy(logits.flatten(0, 1), self.batch.targets.flatten())
-
-    def gradients(self) -> dict[str, Tensor]:
-        """Those that are not 0, by name."""
-        values = list(self.parameters.values())
-        found = torch.autograd.grad(self.loss(), values, allow_unused=True, materialize_grads=True)
-        lengths = [float(gradient.norm()) for gradient in found]
-        self.found = {
-            name: gradient
-            for name, gradient, length in zip(self.parameters, found, lengths, strict=True)
-            if length > SMALLEST * max(lengths) and math.isfinite(length)
-        }
-        return self.found
 
     def along(self, name: str) -> Tensor:
         """The movement of a parameter along its gradient that promises a change of 1."""

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 _Found = TypeVar("_Found")
 
-TOLERANCE = 1e-4
-"""Relative, of a loss that is recognised."""
-
 _SHORT = (torch.bfloat16, torch.float16)
 
 SAME = 0.02
@@ -85,22 +82,24 @@ def wrong_loss(step: Step, model: nn.Module, after: Tensor) -> str:
     B, T = batch.targets.shape
     costs = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view(B, T)
     mean = step.expected
-    candidates = {
-        "it looks like the loss after the update": _mean(after, batch.targets),
+    scaled = {
         "it looks like bits, and nats are asked for": mean / math.log(2),
         "it looks like the sum over all tokens": mean * B * T,
         "it looks like the sum over positions": mean * T,
         "it looks like the sum over sequences": mean * B,
         "it looks like a perplexity": math.exp(min(mean, 700)),
+    }
+    exact = {
+        "it looks like the loss after the update": _mean(after, batch.targets),
         "it looks like that of the tokens read and not of those that follow: batch.targets are": _mean(
             logits, batch.inputs
         ),
         "it looks like that of the last micro-batch": float(costs[-max(1, B // step.accumulation) :].mean()),
-        "it looks like that of the first micro-batch": float(costs[: max(1, B // step.accumulation)].mean()),
         "it looks like that of the first sequence alone": float(costs[0].mean()),
+        **{f"it looks like it was rounded to {dtype}": float(torch.tensor(mean).to(dtype)) for dtype in _SHORT},
     }
     if T > 1:
-        candidates |= {
+        exact |= {
             "batch.targets are the next tokens already, and it looks as if they were shifted again": _mean(
                 logits[:, :-1], batch.targets[:, 1:]
             ),
@@ -108,16 +107,14 @@ def wrong_loss(step: Step, model: nn.Module, after: Tensor) -> str:
             "it looks like the mean over the earlier half of the positions": float(costs[:, : T // 2].mean()),
             "it looks like that of the last position alone": float(costs[:, -1].mean()),
         }
-    exact = {f"it looks like it was rounded to {dtype}": float(torch.tensor(mean).to(dtype)) for dtype in _SHORT}
     for token in sorted({*batch.targets.flatten().tolist()}):
         counted = costs[batch.targets != token]
         if counted.numel():
             exact[f"it looks as if targets of id {token} were left out"] = float(counted.mean())
     if inside:
         return inside
-    for reason, value in {**exact, **candidates}.items():
-        tolerance = TOLERANCE / 10 if reason in exact else TOLERANCE
-        if abs(loss - value) <= tolerance * max(abs(value), 1.0):
+    for reason, value in {**exact, **scaled}.items():
+        if abs(loss - value) <= (1e-5 if reason in exact else 1e-4) * max(abs(value), 1.0):
             return reason
     uniform = float((logits.logsumexp(-1) - logits.mean(-1)).mean())
     smoothed = (loss - mean) / (uniform - mean)

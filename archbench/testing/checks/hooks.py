@@ -80,6 +80,13 @@ def _check_registered(model: nn.Module) -> None:
     """No module or parameter is kept where torch does not look: in a plain list, tuple or dict."""
     known = {*map(id, model.modules()), *map(id, model.parameters())}
     for name, module in model.named_modules():
+        for own, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in known:
+                raise Fault(
+                    f"model.parameters() leaves out {name + '.' if name else ''}{own}, a parameter of one of its "
+                    "modules, so it is neither trained nor counted: leave parameters() and named_parameters() to torch"
+                )
+    for name, module in model.named_modules():
         for attribute, value in vars(module).items():
             if attribute.startswith("_") or not isinstance(value, list | tuple | dict):
                 continue

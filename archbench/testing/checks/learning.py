@@ -12,7 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from archbench.data.batches import Batch
+from archbench.testing.attributes import module_attributes
 from archbench.testing.evaluation import Fault, NotApplicable, and_more, check
+from archbench.testing.finite_differences import wrong_derivative
+from archbench.testing.plugin_lines import raised
 from archbench.testing.subject import Subject, logits_of
 
 INITIAL_TOLERANCE = 1.0
@@ -20,6 +23,9 @@ INITIAL_TOLERANCE = 1.0
 
 GRADIENT_BATCHES = 8
 """Batches within which each parameter has to be used: one of many experts may get no tokens in a single batch."""
+
+DERIVED = 16
+"""Positions of the sequence whose loss is differentiated."""
 
 RATES = (1e-3, 1e-2, 1e-1)
 """Learning rates to try: one for a transformer, one for a table (each entry of which AdamW moves by the rate a step),
@@ -61,7 +67,8 @@ def check_initial_loss(subject: Subject) -> str:
 
 @check(needs=("logits", "train_step"))
 def check_gradients(subject: Subject) -> str:
-    """A parameter without a gradient is counted, stored and multiplied by, and learns nothing."""
+    """A parameter without a gradient is counted, stored and multiplied by, and learns nothing; one with another
+    gradient than the loss's is trained on something else."""
     model = subject.model().train()
     parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     state = subject.state(model)
@@ -98,7 +105,67 @@ def check_gradients(subject: Subject) -> str:
             f"{shown}{further}. 'none' is a parameter that the loss does not depend on (unused, or behind detach(), "
             "no_grad or an argmax), 'all zeros' one whose effect is multiplied by 0 or behind a unit that never opens"
         )
+    _assert_true(subject, model, subject.batch(1, min(subject.T, DERIVED)))
     return f"all {len(parameters)} parameters, within {batches} batch{'es' if batches > 1 else ''}"
+
+
+def _assert_true(subject: Subject, model: nn.Module, batch: Batch) -> None:
+    """Fault unless gradients are those of the parameters, of all of them, and what the loss changes by."""
+    model.zero_grad()
+    torch.manual_seed(0)
+    trained = _gradients(model.train(), batch)
+    evaluated = _gradients(model.eval(), batch)
+    model.train()
+    for name in trained:
+        if name not in evaluated:
+            raise Fault(
+                f"in evaluation mode the logits do not depend on parameter {name!r}, on which they depend in training: "
+                "another model is evaluated than is trained. Averages of past weights are no part of the architecture"
+            )
+    try:
+        fault = wrong_derivative(model, batch, trained)
+    except Exception as error:  # noqa: BLE001  a kernel for float32 alone may raise anything
+        subject.note(f"gradients are not compared with finite differences: in float64 it raised {raised(error)}")
+        return
+    if fault:
+        raise Fault(
+            f"{fault}. Look at backward passes, hooks and detach() on the way to it, and at dropout that is drawn "
+            "again. What is meant so, as a straight-through estimator is, takes an expected failure"
+        )
+
+
+def _gradients(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Gradients of the loss that are not 0, by parameter; Fault where other tensors are trained beside them."""
+    named = dict(model.named_parameters())
+    with torch.enable_grad(), torch.backends.cudnn.flags(enabled=False):  # recurrent layers need this in evaluation
+        loss = _cross_entropy(model(batch.inputs), batch.targets)
+        others = [leaf for leaf in _leaves(loss) if all(leaf is not parameter for parameter in named.values())]
+        if others:
+            kept = [where for where, value in module_attributes(model) if value is others[0]]
+            raise Fault(
+                f"the loss depends on a tensor of shape {tuple(others[0].shape)} that requires a gradient and is not "
+                f"among model.parameters(){f' (model.{kept[0]})' if kept else ''}: it is neither trained by the "
+                "recipe, nor saved, nor counted. Make it an nn.Parameter"
+            )
+        torch.autograd.backward(loss)
+    found = {name: p.grad for name, p in named.items() if p.grad is not None and bool(p.grad.count_nonzero())}
+    model.zero_grad()
+    return found
+
+
+def _leaves(loss: Tensor) -> list[Tensor]:
+    """The tensors that ``loss`` can be differentiated with respect to."""
+    nodes, seen, leaves = [loss.grad_fn], {loss.grad_fn}, []
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if isinstance(leaf := getattr(node, "variable", None), Tensor):
+            leaves.append(leaf)
+        following = {function for function, _ in node.next_functions} - seen
+        seen |= following
+        nodes += following
+    return leaves
 
 
 @check(needs=("logits", "train_step"))
