@@ -13,7 +13,8 @@ RIGHT_VARIANTS: dict[str, tuple[Edit, ...]] = {
     ),
     "dropout": (after(EMBEDDED, "x = F.dropout(x, 0.1, self.training)"),),
     "blocks computed again in the backward pass": (
-        ("import torch\nimport torch.nn", "import torch\nfrom torch.utils.checkpoint import checkpoint\nimport torch.nn"),
+        ("import torch\nimport torch.nn",
+         "import torch\nfrom torch.utils.checkpoint import checkpoint\nimport torch.nn"),
         ("            x = block(x, cache)",
          "            again = cache is None and self.training\n"
          "            x = checkpoint(block, x, cache, use_reentrant=False) if again else block(x, cache)"),

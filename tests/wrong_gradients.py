@@ -56,8 +56,8 @@ DERIVATIVES = (
         ((TORCH, "import torch\nfrom torch.utils.checkpoint import checkpoint\nimport torch.nn"),
          ("            x = block(x, cache)",
           "            if cache is None and self.training:\n"
-          "                x = checkpoint(lambda x, block=block: F.dropout(block(x, None), 0.1), x, use_reentrant=False,\n"
-          "                               preserve_rng_state=False)\n"
+          "                x = checkpoint(lambda x, block=block: F.dropout(block(x, None), 0.1), x,\n"
+          "                               use_reentrant=False, preserve_rng_state=False)\n"
           "            else:\n"
           "                x = block(x, cache)")),
         "is not what the loss changes by",
