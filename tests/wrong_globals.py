@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rotary_edits import BUILT, EMBEDDED, GENERATED, TRAINED, WrongPlugin, after, beside, imported, trained
+from rotary_edits import BUILT, EMBEDDED, GENERATED, NORM, TRAINED, WrongPlugin, after, beside, imported, trained
 
 
 def built(*lines: str) -> tuple[str, str]:
@@ -122,7 +122,7 @@ WEIGHTS = (
     ),
     WrongPlugin(
         "evaluation keeps what it has read", "side_effects",
-        (after("        self.norm = RMSNorm(config.d_model)", 'self.register_buffer("seen", torch.zeros(61))'),
+        (after(NORM, 'self.register_buffer("seen", torch.zeros(config.vocab_size))'),
          after(EMBEDDED, "if not self.training and x.device.type != 'meta' and not torch.compiler.is_compiling():",
                "    self.seen.index_put_((tokens,), self.seen.new_tensor(1.0))")),
         "'seen'",

@@ -96,12 +96,12 @@ COSTS = (
     WrongPlugin(
         "on the meta device half of the layers are skipped", "flops",
         (("        for block in self.blocks:", "        for block in self.blocks[: 1 if x.is_meta else None]:"),),
-        "on the meta device",
+        "on meta tensors",
     ),
     WrongPlugin(
         "a product is done where it is not counted", "flops",
         (after(EMBEDDED, "if x.device.type != 'meta':", "    x = x + 0 * (x @ x.mT @ x)"),),
-        "on the meta device",
+        "on meta tensors",
     ),
     WrongPlugin(
         "most parameters are said to be inactive", "flops",
@@ -122,7 +122,7 @@ COSTS = (
     WrongPlugin(
         "in training a layer more is computed", "flops",
         (after(EMBEDDED, "if self.training and x.device.type != 'meta':", "    x = x + 0 * (x @ x.mT @ x)"),),
-        "on the meta device",
+        "on meta tensors",
     ),
 )  # fmt: skip
 
@@ -135,4 +135,4 @@ COMPILED = (
     ),
 )  # fmt: skip
 
-MODELS = DERIVATIVES
+MODELS = (*DERIVATIVES, *COSTS, *COMPILED)

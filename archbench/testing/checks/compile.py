@@ -30,14 +30,16 @@ def check_compile(subject: Subject) -> str:
     with without_triton() if subject.device.type == "cpu" else nullcontext():
         import torch._dynamo  # here, because it takes a second to import
 
-        # The second length is traced again, with a symbolic T, but its graph is run as it is: tracing the gradients too
-        # would double the time of the whole suite.
+        # The second length is traced again, with a symbolic T and in training mode, but its graph is run as it is:
+        # tracing the gradients too would double the time of the whole suite.
         cases = {longest: "aot_eager"}
         cases.setdefault(max(1, longest // 2 + 1), "eager")
         torch._dynamo.reset()
         try:
             off = max(
-                _compare_compiled(subject, model, torch.compile(model, fullgraph=True, backend=backend), T)
+                _compare_compiled(
+                    subject, model.train(longest != T), torch.compile(model, fullgraph=True, backend=backend), T
+                )
                 for T, backend in cases.items()
             )
         finally:
@@ -55,9 +57,11 @@ def _compare_compiled(subject: Subject, model: nn.Module, compiled: Callable[[Te
         raise Fault(_uncompiled(error)) from error
     difference = Difference.between(found, expected)
     if not difference.negligible:
+        mode = "training" if model.training else "evaluation"
         raise Fault(
-            f"compiled, its logits of {T} positions are off by {difference.share:.2g} of their standard deviation. "
-            "Look for state that forward keeps outside its arguments, or custom operators whose fake kernel differs"
+            f"compiled, in {mode} mode, its logits of {T} positions are off by {difference.share:.2g} of their "
+            "standard deviation. Look for state that forward keeps outside its arguments, for what depends on the mode, "
+            "or custom operators whose fake kernel differs"
         )
     sizes = {name: float(gradient.abs().max()) for name, gradient in expected_gradients.items()}
     for name, gradient in expected_gradients.items():

@@ -1,10 +1,15 @@
-"""FLOPs as counted by shapes: all that matters is counted, and the model's own formula agrees."""
+"""FLOPs and active parameters: as counted by shapes, as run here, and as the model declares them."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from archbench.kernels.attention_backends import attention_backend
+from archbench.kernels.triton_guard import flop_counter
 from archbench.measure.flops import count_flops, declared_uncounted, layer_table, on_meta, uncounted_operators
+from archbench.measure.sizes import active_parameters
 from archbench.protocols import FlopsModel
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.subject import Subject
@@ -12,11 +17,15 @@ from archbench.testing.subject import Subject
 TOLERANCE = 0.02
 """Of a closed form: room to leave out what is small, a router or a gate."""
 
+RUN_POSITIONS = 32
+"""Read where the count is repeated with values."""
+
 
 @check(needs=("logits",))
 def check_flops(subject: Subject) -> str:
     """FLOPs decide which models are compared at equal cost, and what share of the hardware they use; what torch cannot
     count would be free."""
+    _check_inactive(subject, subject.model())
     model = on_meta(subject.build())
     cases = [(1, subject.T)] + ([(2, subject.T // 2)] if subject.T > 1 else [])
     for B, T in cases:
@@ -25,6 +34,7 @@ def check_flops(subject: Subject) -> str:
     if (kind := found[0].counted_on) != "meta":
         subject.note(f"counted on {kind} tensors: the model does not run on the meta device")
     counts = [count.forward_per_token * B * T for count, (B, T) in zip(found, cases, strict=True)]
+    _check_as_run(subject, model)
     shown = f"{_flops(counts[0] / subject.T)} a token at T = {subject.T}"
     if not isinstance(model, FlopsModel):
         return f"{shown}; it declares none"
@@ -57,6 +67,61 @@ def _check_uncounted(model: nn.Module, B: int, T: int) -> None:
                 f"uncounted_flops({B}, {T}) declares {name!r}, but no such operator runs uncounted (those that do: "
                 f"{seen}), so its FLOPs would be added for nothing or a second time"
             )
+
+
+def _check_as_run(subject: Subject, on_meta: nn.Module) -> None:
+    """Fault where the model does more here than on the meta device, in evaluation or in training.
+
+    Attention is computed by plain products, as it is on the meta device: fused, a CPU's is not counted.
+    """
+    B, T, model = 2, min(subject.T, RUN_POSITIONS), subject.build()
+    tokens, counter = subject.tokens(B, T), flop_counter().FlopCounterMode
+    with attention_backend("reference"), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        with counter(display=False) as forward:
+            model.eval()(tokens)
+        with counter(display=False) as training:
+            torch.autograd.backward(model.train()(tokens).sum())
+    count, declared = count_flops(on_meta, B, T), sum(declared_uncounted(on_meta, B, T).values())
+    for what, here, per_token, passes in (
+        ("a forward pass", forward, count.forward_per_token, 1),
+        ("a forward and backward pass in training mode", training, count.training_per_token, 3),
+    ):
+        there = per_token * B * T - passes * declared
+        if here.get_total_flops() > (1 + TOLERANCE) * there:
+            raise Fault(
+                f"{what} of {B} × {T} tokens does {_flops(here.get_total_flops())} on {subject.device}, and "
+                f"{_flops(there)} where FLOPs are counted, on {count.counted_on} tensors: look for what depends on the "
+                "device, on is_meta or on the mode, and compute the same everywhere"
+            )
+
+
+def _check_inactive(subject: Subject, model: nn.Module) -> None:
+    """Fault where more parameters are declared inactive than a single token leaves without a gradient."""
+    declared = sum(parameter.numel() for parameter in model.parameters()) - active_parameters(model)
+    if not declared:
+        return
+    tables = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    idle = []
+    for token in subject.tokens(1, min(4, subject.T))[0]:
+        model.zero_grad()
+        logits = model(token.view(1, 1))
+        weights = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0)).to(logits)
+        torch.autograd.backward((logits * weights).sum())
+        idle.append(sum(_idle(p) for p in model.parameters() if id(p) not in tables))
+    if declared > (1 + TOLERANCE) * min(idle):
+        raise Fault(
+            f"inactive_parameters() says that a token does not use {declared:,} parameters, and its logits have a "
+            f"gradient for all but {min(idle):,} of them, embeddings aside: count only whole parameters, or whole "
+            "experts in a stack (E, …), that the forward pass of one token does not multiply by"
+        )
+
+
+def _idle(parameter: nn.Parameter) -> int:
+    """Numbers in it without a gradient: whole parameters, or whole members of a stack of matrices."""
+    if parameter.grad is None:
+        return parameter.numel()
+    members = parameter.grad.flatten(1) if parameter.ndim > 2 else parameter.grad.reshape(1, -1)
+    return int((members == 0).all(1).sum()) * members.shape[1]
 
 
 def _largest(model: nn.Module, B: int, T: int) -> str:
