@@ -60,8 +60,8 @@ def _compare_compiled(subject: Subject, model: nn.Module, compiled: Callable[[Te
         mode = "training" if model.training else "evaluation"
         raise Fault(
             f"compiled, in {mode} mode, its logits of {T} positions are off by {difference.share:.2g} of their "
-            "standard deviation. Look for state that forward keeps outside its arguments, for what depends on the mode, "
-            "or custom operators whose fake kernel differs"
+            "standard deviation. Look for state that forward keeps outside its arguments, what depends on the mode, or "
+            "custom operators whose fake kernel differs"
         )
     sizes = {name: float(gradient.abs().max()) for name, gradient in expected_gradients.items()}
     for name, gradient in expected_gradients.items():
