@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from rotary_edits import EMBEDDED, GENERATED, LIMIT, OUTPUT, Edit, after, trained
+from rotary_edits import EMBEDDED, GENERATED, LIMIT, OUTPUT, Edit, after, trained, uncached
 
 RIGHT_VARIANTS: dict[str, tuple[Edit, ...]] = {
-    "no cache": (
-        ("import ArchitectureInfo, ModelConfig, causal_attention, decode_with_cache,",
-         "import ArchitectureInfo, ModelConfig, causal_attention, decode_without_cache,"),
-        ("    def new_cache(", "    def _new_cache("),
-        (GENERATED, GENERATED.replace("with", "without")),
-    ),
+    "no cache": uncached(),
     "dropout": (after(EMBEDDED, "x = F.dropout(x, 0.1, self.training)"),),
     "blocks computed again in the backward pass": (
         ("import torch\nimport torch.nn",

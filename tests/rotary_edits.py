@@ -68,6 +68,20 @@ def beside(*lines: str) -> Edit:
     return IMPORTS, "\n".join([IMPORTS, *lines])
 
 
+def preset(vocab_size: int = 61, context_length: int = 24) -> Edit:
+    """Another size."""
+    return PRESETS, PRESETS.replace("=61", f"={vocab_size}").replace("=24", f"={context_length}")
+
+
+def uncached() -> tuple[Edit, ...]:
+    """A model without a cache."""
+    return (
+        ("causal_attention, decode_with_cache", "causal_attention, decode_without_cache"),
+        ("    def new_cache(", "    def _new_cache("),
+        (GENERATED, GENERATED.replace("with", "without")),
+    )
+
+
 def trained(*step: str) -> tuple[Edit, Edit]:
     """A ``train_step`` of its own: those lines."""
     imports = "from archbench.data.batches import Batch", "from archbench.training.steps import next_token_loss"

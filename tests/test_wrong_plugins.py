@@ -19,7 +19,7 @@ EXPENSIVE = ("overfit", "compile")
 """Checks that take most of the time: by default only where they are meant, for every plugin with ``-m exhaustive``."""
 
 CHEAP = [check.name for check in CHECKS if check.name not in EXPENSIVE]
-OTHERS = 3
+OTHERS = 1
 """Checks that are not meant for a wrong plugin, and are run on it all the same by default: other ones each time."""
 
 EVERY = [check.name for check in CHECKS]

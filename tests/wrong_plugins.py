@@ -18,11 +18,13 @@ from rotary_edits import (
     beside,
     imported,
 )
+from wrong_batches import BATCHES
 from wrong_decoding import DECODING
 from wrong_globals import GLOBALS
 from wrong_gradients import MODELS
 from wrong_training import TRAINING
 from wrong_updates import UPDATES
+from wrong_views import VIEWS
 
 FORWARD = (
     # hooks
@@ -209,4 +211,4 @@ FORWARD = (
     ),
 )  # fmt: skip
 
-WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES, *GLOBALS, *MODELS)
+WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES, *GLOBALS, *MODELS, *VIEWS, *BATCHES)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from archbench.config import ModelConfig
+from archbench.data.dataset import prepare
 from archbench.errors import ArchbenchError
 from archbench.plugin.architecture import Architecture
 from archbench.runs.conformance import Findings
@@ -40,12 +41,19 @@ def run_check(
     from archbench.testing.checks import GATE
     from archbench.testing.evaluation import evaluate
     from archbench.testing.global_state import import_watched
+    from archbench.testing.probes import Text
     from archbench.testing.subject import Subject
 
     with import_watched() as changes:
         architecture, model_config = load_architecture(run)
-    config = _affordable(architecture, model_config, device)
-    subject = Subject(architecture, config, device, import_changes=changes)
+    subject = Subject(
+        architecture,
+        _affordable(architecture, model_config, device),
+        device,
+        import_changes=changes,
+        text=Text.of(prepare(run.config.data)),
+        batch_sizes=(run.config.quality.batch_size, *run.config.speed.batch_sizes),
+    )
     results: list[dict[str, Any]] = []
     outcomes = evaluate(subject, GATE)
     for check in GATE:
@@ -71,7 +79,7 @@ def run_check(
 def _affordable(architecture: Architecture, config: ModelConfig, device: torch.device) -> ModelConfig:
     """The configuration to check: the run's own, with a shorter context if the whole one would take too long.
 
-    The checks read a context some twenty times, and hold its logits several times. A real model's 8,192 positions take
+    The checks read a context some forty times, and hold its logits several times. A real model's 8,192 positions take
     minutes a pass on a CPU; faults that show only there are found by ``archbench check``.
     """
     if config.context_length <= SHORTEST:

@@ -216,10 +216,12 @@ def _require_conformance(trial: Trial, architecture: Architecture, task: Task, d
     """Raise a ConformanceError if a check of the gate fails."""
     from archbench.testing.checks import GATE
     from archbench.testing.evaluation import evaluate
+    from archbench.testing.probes import Text
     from archbench.testing.subject import Subject
 
     config = model_config(architecture, trial.plan, task, trial.overrides)
-    for result in evaluate(Subject(architecture, config, device), GATE):
+    text = Text(TaskSampler(task, trial.seed, ()).batch(0).inputs.flatten())
+    for result in evaluate(Subject(architecture, config, device, text=text), GATE):
         if result.status == "failed":
             raise ConformanceError(
                 f"architecture {trial.architecture}",

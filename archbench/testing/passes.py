@@ -22,9 +22,9 @@ class Passes:
         self._buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
 
     def logits(self, tokens: Tensor, seed: int = 0) -> Tensor:
-        """(B, T, V) float32."""
+        """(B, T, V) float32, computed as a run does: in training mode gradients are recorded."""
         self._reset_buffers()
-        return logits_of(self.model, tokens.clone(), seed)
+        return logits_of(self.model, tokens.clone(), seed, record=self.mode == "training")
 
     def gradients(self, tokens: Tensor, positions: Tensor) -> list[Tensor]:
         """See :func:`archbench.testing.token_gradients.token_gradients`."""

@@ -13,6 +13,7 @@ from archbench.config import DTypeName, ModelConfig, TrainingConfig
 from archbench.data.batches import Batch
 from archbench.plugin.architecture import Architecture
 from archbench.testing.global_state import Change
+from archbench.testing.probes import Text, shipped
 from archbench.training.state import TrainState
 
 NOISE = 0.02
@@ -21,6 +22,9 @@ NOISE = 0.02
 TOLERANCE = 1e-4
 """Of the logits' standard deviation, where two ways to the same logits are compared: products of other shapes are
 summed in another order, which costs about 1e-6 of it in float32, and more through many layers."""
+
+MOST_FLOPS, MOST_POSITIONS, MOST_LOGITS = 1 << 37, 4096, 1 << 26
+"""Of one pass of several sequences: a second or two of two cores, and 256 MiB in float32."""
 
 
 class Subject:
@@ -33,6 +37,8 @@ class Subject:
         seed: of weights and tokens.
         import_changes: what importing the plugin changed of the process, where that was watched.
         notes: what the running check noted (:meth:`note`).
+        text: what the model is to read; None for a play, as bytes.
+        batch_sizes: sequences that are scored, and decoded, at a time.
     """
 
     def __init__(
@@ -43,6 +49,8 @@ class Subject:
         *,
         seed: int = 0,
         import_changes: Sequence[Change] = (),
+        text: Text | None = None,
+        batch_sizes: Sequence[int] = (16, 8),
     ) -> None:
         self.architecture = architecture
         self.config = config
@@ -50,6 +58,8 @@ class Subject:
         self.seed = seed
         self.import_changes = import_changes
         self.notes: list[str] = []
+        self.text = text
+        self.batch_sizes = tuple(batch_sizes)
 
     def note(self, text: str) -> None:
         """Say what a reader of the check should know, though it is no fault: the check then is ``noted``."""
@@ -64,6 +74,16 @@ class Subject:
     def T(self) -> int:  # noqa: N802
         """The context: the most positions that the model reads at once."""
         return self.config.context_length
+
+    @property
+    def separator(self) -> int | None:
+        """The id between documents, if there is one."""
+        return (self.text or shipped()).separator
+
+    def rows(self, model: nn.Module, most: int, T: int) -> int:
+        """Sequences of T tokens to read at once: ``most``, or as many as are affordable, but 2 at least."""
+        affordable = int(MOST_FLOPS // max(forward_flops(model, T), 1))
+        return max(2, min(most, MOST_POSITIONS // T, MOST_LOGITS // (T * self.V), affordable))
 
     def build(self, seed: int | None = None) -> nn.Module:
         """A model as a run builds it: in training mode, at the initial weights of ``seed``."""
@@ -88,6 +108,10 @@ class Subject:
         generator = torch.Generator().manual_seed(1000 + self.seed + seed)
         return torch.randint(self.V, (B, T), generator=generator).to(self.device)
 
+    def probes(self, B: int, T: int, seed: int = 0) -> Tensor:
+        """Token ids (B, T) int64 as a run reads them, and others: see :data:`archbench.testing.probes.KINDS`."""
+        return (self.text or shipped()).rows(B, T, self.V, 2000 + self.seed + seed).to(self.device)
+
     def batch(self, B: int, T: int, seed: int = 0) -> Batch:
         """Random tokens and their successors, (B, T) each."""
         tokens = self.tokens(B, T + 1, seed)
@@ -100,11 +124,20 @@ class Subject:
         return TrainState.create(model, recipe, device=self.device, dtype=dtype)
 
 
-def logits_of(model: nn.Module, tokens: Tensor, seed: int | None = None) -> Tensor:
-    """Logits (B, T, V) in float32, without gradients; torch's generator is seeded first if ``seed`` is given."""
+def forward_flops(model: nn.Module, positions: int) -> float:
+    """About what a forward pass costs."""
+    return 2.0 * positions * sum(parameter.numel() for parameter in model.parameters())
+
+
+def logits_of(model: nn.Module, tokens: Tensor, seed: int | None = None, *, record: bool = False) -> Tensor:
+    """Logits (B, T, V) in float32, detached; torch's generator is seeded first if ``seed`` is given.
+
+    Args:
+        record: whether operations are recorded for gradients, as in training: a model can tell.
+    """
     if seed is not None:
         torch.manual_seed(seed)
-    with torch.no_grad():
+    with torch.set_grad_enabled(record):
         logits: Tensor = model(tokens)
     return logits.detach().float()
 

@@ -21,7 +21,7 @@ _WEIGHTS_TO_READ = 2_000_000_000
 _SLIDES = 2
 
 
-@check(gate=True, needs=("logits", "causality", "generate"))  # logits that know the future tell nothing
+@check(gate=True, needs=("logits", "causality", "batch_invariance", "generate"))  # else logits tell nothing
 def check_cached_decode(subject: Subject) -> str:
     """Quality is scored by whole forward passes and decoding speed is measured from the cache: unless both give the
     same logits, the two numbers belong to different models."""

@@ -11,19 +11,27 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from archbench.protocols import CachedModel
 from archbench.testing.evaluation import Fault, NotApplicable, check
+from archbench.testing.future import FUTURE, Future, other_tokens
 from archbench.testing.passes import Passes
-from archbench.testing.subject import Difference, Subject, deviation
+from archbench.testing.subject import Difference, Subject, deviation, forward_flops
 
 GRADIENT_TOLERANCE = 1e-5
 """Of the largest gradient. Masked attention, scans and cumulative sums leave exact zeros; convolutions by FFT leave
 rounding, 1e-6 of the largest after 12 layers at 512 positions."""
 
-SHORT, BATCH_POSITIONS = 128, 64
-"""Positions read where the whole context would cost minutes of a large model: for the gradients and in training mode,
-in which nothing is scored; and to see whether sequences mix, which any position shows."""
+SHORT, BATCH_POSITIONS, TRAINED_POSITIONS = 128, 64, 32
+"""Positions read where the whole context would cost minutes of a large model: for the gradients in evaluation mode,
+where values are held against each other too; and to see whether sequences mix, which any position shows."""
 
-_FUTURE = "Look for a missing causal mask, a shift the wrong way, or a mean, softmax or sort over positions"
+EVERY, EVERY_UNCACHED = 32, 64
+"""Positions of a short sequence of which every one is held against its future. Those further on are compared with
+decoding from a cache, one by one, where there is one."""
+
+FLOPS_FOR_EVERY_CUT = 1 << 36
+"""Most FLOPs to cut a whole context at every position, in a model that has no cache."""
+
 _BATCH = (
     "Look for a mean, a norm or a sort over the batch, for routing with a capacity, or for a view that mixes B and T"
 )
@@ -34,19 +42,20 @@ def check_causality(subject: Subject) -> str:
     """A position that sees later tokens is told the answer: its perplexity is no prediction, and generation differs."""
     if subject.T < 2:
         raise NotApplicable("it reads one position at a time")
-    T, S = subject.T, min(subject.T, SHORT)
-    tokens = subject.tokens(1, T)  # one sequence: what others do to it is for batch_invariance
-    other = _other_tokens(subject, tokens)
-    model = subject.model()
-    passes = Passes(model, training=False)
-    # From the last token on, and from an odd place, which is within a chunk of an even length.
-    largest = _check_future_values(passes, tokens, other, {T // 2 + 1, T - 1})
-    tokens, other = tokens[:, :S], other[:, :S]
-    largest = max(largest, _check_future_values(passes, tokens, other, {1, S // 2}))
-    seen = [_check_future_gradients(passes, tokens, min(S // 2 + 1, S - 1))]
-    passes = Passes(model, training=True)
-    largest = max(largest, _check_future_values(passes, tokens, other, {S // 2 + 1, S - 1}))
-    seen.append(_check_future_gradients(passes, tokens, min(S // 2 + 1, S - 1)))
+    T, model = subject.T, subject.model()
+    tokens = subject.tokens(1, T)
+    other_tokens(subject, tokens)
+    cached = isinstance(model, CachedModel)
+    future = Future(subject, Passes(model, training=False))
+    largest = future.check_some_cuts(T)
+    largest = max(largest, future.check_every_cut(min(max(2, T - 1), EVERY if cached else EVERY_UNCACHED)))
+    if not cached and T > EVERY_UNCACHED and forward_flops(model, T * T) <= FLOPS_FOR_EVERY_CUT:
+        largest = max(largest, future.check_every_cut(T))
+    S = min(T, SHORT)
+    seen = [_check_future_gradients(future.passes, tokens[:, :S], min(S // 2 + 1, S - 1))]
+    future = Future(subject, Passes(model, training=True))
+    largest = max(largest, *(future.check_some_cuts(length) for length in {T, max(2, min(T - 1, BATCH_POSITIONS))}))
+    seen.append(_check_future_gradients(future.passes, tokens, min(T // 2 + 1, T - 1)))
     return f"earlier logits move by at most {largest:.1g} of their standard deviation; {_by_gradient(seen)}"
 
 
@@ -54,10 +63,12 @@ def check_causality(subject: Subject) -> str:
 def check_batch_invariance(subject: Subject) -> str:
     """Logits that depend on the rest of the batch are different ones in training, scoring and serving, and may carry
     the answer over from a neighbour."""
-    tokens = subject.tokens(3, min(subject.T, BATCH_POSITIONS))
-    others = torch.cat([tokens[:1], _other_tokens(subject, tokens)[1:]])
-    order = [2, 0, 1]
-    model = subject.model()
+    T, model = min(subject.T, BATCH_POSITIONS), subject.model()
+    B = max(3, subject.rows(model, max(subject.batch_sizes), T))
+    tokens = subject.probes(B, T)
+    tokens[0] = subject.tokens(1, T)[0]
+    others = torch.cat([tokens[:1], other_tokens(subject, tokens)[1:]])
+    order = [*range(2, B), 0, 1]
     passes = Passes(model, training=False)
     base = passes.logits(tokens)
     spread = deviation(base)
@@ -67,67 +78,39 @@ def check_batch_invariance(subject: Subject) -> str:
             "one sequence read twice in evaluation mode gives different logits under different seeds, so nothing can "
             "be repeated. Look for dropout or noise that does not ask self.training"
         )
-    permuted = "in another order of a batch's three sequences, the"
+    largest = 0.0
+    for b in sorted({1, *(size for size in subject.batch_sizes if size < B)}):
+        found = alone if b == 1 else passes.logits(tokens[:b])
+        what = f"read alone instead of beside {B - 1} others" if b == 1 else f"in a batch of {b} instead of {B}"
+        largest = max(largest, _assert_unmoved(f"{what}, the", found, base[:b], spread))
+    permuted = f"in another order of a batch's {B} sequences, the"
     largest = max(
+        largest,
         _assert_unmoved(permuted, passes.logits(tokens[order]), base[order], spread),
         _assert_unmoved("beside other sequences, the", passes.logits(others)[:1], base[:1], spread),
-        _assert_unmoved("read alone instead of beside two others, the", alone, base[:1], spread),
     )
-    seen = [_check_batch_gradients(passes, tokens[:2])]
+    one = tokens[: max(2, *subject.batch_sizes[1:]), :1]  # as in decoding
+    singly = torch.cat([passes.logits(one[row : row + 1]) for row in range(len(one))])
+    what = f"with one token each, in a batch of {len(one)} instead of alone, the"
+    largest = max(largest, _assert_unmoved(what, passes.logits(one), singly, spread))
+    seen = [_check_batch_gradients(passes, subject.tokens(2, T))]
 
     passes = Passes(model, training=True)  # in one order only: dropout's masks depend on the place in the batch
-    expected, found = passes.logits(tokens[:2])[:1], passes.logits(others[:2])[:1]
-    what = "in training mode, beside another sequence, the"
-    largest = max(largest, _assert_unmoved(what, found, expected, deviation(expected)))
-    seen.append(_check_batch_gradients(passes, tokens[:2]))
-    return f"logits move by at most {largest:.1g} of their standard deviation; {_by_gradient(seen)}"
-
-
-def _check_future_values(passes: Passes, tokens: Tensor, other: Tensor, starts: set[int]) -> float:
-    """Fault where changing the tokens from one of ``starts`` on moves a logit before it; how far, in deviations."""
+    tokens, others = tokens[:, :TRAINED_POSITIONS], others[:, :TRAINED_POSITIONS]
     base = passes.logits(tokens)
-    spread, largest = deviation(base), 0.0
-    for start in sorted(starts):
-        if start >= tokens.shape[1]:
-            continue
-        found = passes.logits(_changed_from(start, tokens, other))
-        difference = Difference.between(found[:, :start], base[:, :start], spread)
-        largest = max(largest, difference.share)
-        if not difference.negligible:
-            raise Fault(_future_by_value(passes, tokens, other, base, start, difference.at[1]))
-    return largest
-
-
-def _future_by_value(passes: Passes, tokens: Tensor, other: Tensor, base: Tensor, start: int, position: int) -> str:
-    """The sentence for a leak into ``position``, with the fewest changed tokens that show it."""
-    T, spread = tokens.shape[1], deviation(base)
-
-    def movement(changed: Tensor) -> Difference:
-        here = slice(position, position + 1)
-        return Difference.between(passes.logits(changed)[:, here], base[:, here], spread)
-
-    moving, still = start, T  # changing the tokens from `moving` on moves the logits, from `still` on it does not
-    while still - moving > 1:
-        middle = (moving + still) // 2
-        if movement(_changed_from(middle, tokens, other)).negligible:
-            still = middle
-        else:
-            moving = middle
-    single = tokens.clone()
-    single[:, moving] = other[:, moving]
-    what, moved = f"token {moving}", movement(single)
-    if moved.negligible:
-        what, moved = f"the tokens from {moving} on", movement(_changed_from(moving, tokens, other))
-    return (
-        f"in {passes.mode} mode, changing {what} of {T} (counted from 0) moves the logits of position {position} by "
-        f"{moved.largest:.2g}, where their standard deviation is {spread:.2g}: it sees the future. {_FUTURE}"
-    )
+    what = "in training mode, beside other sequences, the"
+    for kept in (slice(1), slice(1, None)):
+        mixed = others.clone() if kept.stop else torch.cat([other_tokens(subject, tokens[:1]), tokens[1:]])
+        found = passes.logits(mixed)[kept]
+        largest = max(largest, _assert_unmoved(what, found, base[kept], deviation(base)))
+    seen.append(_check_batch_gradients(passes, subject.tokens(2, T)))
+    return f"logits move by at most {largest:.1g} of their standard deviation; {_by_gradient(seen)}"
 
 
 def _check_future_gradients(passes: Passes, tokens: Tensor, start: int) -> bool:
     """Fault where the logits before ``start`` depend on tokens from there on; whether there was a gradient to see."""
     before = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens) < start
-    leaks = f"the future leaks, if too faintly at these weights to be seen in the logits. {_FUTURE}"
+    leaks = f"the future leaks, if too faintly at these weights to be seen in the logits. {FUTURE}"
     return _check_gradients(passes, tokens, before, f"the logits before position {start}", leaks)
 
 
@@ -164,19 +147,6 @@ def _assert_unmoved(what: str, found: Tensor, expected: Tensor, spread: float) -
         f"{what} logits of a sequence move by {difference.largest:.2g} at position {difference.at[1]}, where their "
         f"standard deviation is {spread:.2g}: they depend on the rest of the batch. {_BATCH}"
     )
-
-
-def _other_tokens(subject: Subject, tokens: Tensor) -> Tensor:
-    """(B, T): another token at every place."""
-    if subject.V < 2:
-        raise NotApplicable("its vocabulary has one token, and there is none to change it for")
-    generator = torch.Generator().manual_seed(subject.seed)
-    steps = torch.randint(1, subject.V, tokens.shape, generator=generator).to(tokens.device)
-    return (tokens + steps) % subject.V
-
-
-def _changed_from(start: int, tokens: Tensor, other: Tensor) -> Tensor:
-    return torch.cat([tokens[:, :start], other[:, start:]], dim=1)
 
 
 def _by_gradient(seen: Iterable[bool]) -> str:

@@ -23,7 +23,7 @@ _FOR_NOTHING = 1 / 3
 """Fewest operations for a later token, as a share of the mean; a window that grows by a token stays well above it."""
 
 
-@check(gate=True, needs=("logits",))
+@check(gate=True, needs=("logits", "batch_invariance"))
 def check_generate(subject: Subject) -> str:
     """Decoding speed is measured token by token through this hook: it has to do each token's work when that token is
     asked for, and all of it."""

@@ -25,7 +25,9 @@ def check_logits(subject: Subject) -> str:
     for B, length in shapes:
         _check_logits(model, subject.tokens(B, length), subject.V, "with a little noise on every parameter")
     _check_logits(model.train(), subject.tokens(*shapes[0]), subject.V, "in training mode")
-    _check_repeats(model, subject.tokens(*shapes[0]))
+    tokens = subject.tokens(max(3, *subject.batch_sizes), min(T, 7))
+    _check_repeats(model, tokens)
+    _check_forgets(model, tokens, (tokens + 1) % subject.V)
     del model
     _check_other_vocabulary(subject)
     return f"(B, T, V) for {', '.join(f'{B} × {length}' for B, length in shapes)} tokens, finite"
@@ -47,6 +49,23 @@ def _check_repeats(model: nn.Module, tokens: Tensor) -> None:
                 f"the same tokens, read twice in {passes.mode} mode{seeded}, have logits that differ {difference}. "
                 f"Look for dropout or noise that {which}"
             )
+
+
+def _check_forgets(model: nn.Module, tokens: Tensor, other: Tensor) -> None:
+    """What was read before leaves no trace, not even before sequences of the same shape that begin alike."""
+    passes = Passes(model, training=False)
+    changed = tokens.clone()
+    start = tokens.shape[1] // 2
+    changed[:, start:] = other[:, start:]
+    before, after = passes.logits(tokens)[:, start:], passes.logits(changed)[:, start:]
+    alone = passes.logits(changed[:2])[:, start:]  # of another shape
+    difference = Difference.between(after[:2], alone)
+    if torch.equal(before, after) and not difference.negligible:
+        raise Fault(
+            f"other tokens from position {start} on, read after a batch of the same shape, have that batch's logits, "
+            f"bit for bit, which differ from their own {difference}. Look for logits or states that are kept and "
+            "looked up by shape, by place in memory or by the first tokens"
+        )
 
 
 def _check_other_vocabulary(subject: Subject) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -48,7 +49,26 @@ def check_save_load(subject: Subject) -> str:
             f"a model of another seed that has loaded its weights gives other logits{difference}: "
             f"{_unequal(saved, loaded, set(weights))}"
         )
+    _check_parameters(saved, loaded)
     return f"{size:,} bytes, and the same logits bit for bit"
+
+
+def _check_parameters(saved: nn.Module, loaded: nn.Module) -> None:
+    """Training goes on as before: what was tied still is, and what learns still does."""
+    ours, theirs = (dict(model.named_parameters(remove_duplicate=False)) for model in (saved, loaded))
+    for name, other in combinations(ours, 2):
+        if ours[name] is ours[other] and theirs[name] is not theirs[other]:
+            raise Fault(
+                f"{other!r} and {name!r} are one parameter, and two after loading a state_dict: a run that goes on "
+                "would train them apart, and count both. Write into the parameter that is there, as torch does"
+            )
+    for name, parameter in ours.items():
+        if parameter.requires_grad != theirs[name].requires_grad:
+            when = "before" if parameter.requires_grad else "after"
+            raise Fault(
+                f"{name!r} asks for a gradient only {when} a state_dict is loaded, so a run that goes on would "
+                "train another model: leave requires_grad as build sets it"
+            )
 
 
 def _unequal(saved: nn.Module, loaded: nn.Module, names: set[str]) -> str:
