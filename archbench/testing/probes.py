@@ -35,8 +35,9 @@ class Text:
 
     @classmethod
     def of(cls, data: Dataset) -> Text:
-        """The beginning of a run's training text."""
-        head = np.asarray(data.train[:MOST]).astype(np.int64)
+        """The beginning of a run's training text, or of the scored text where nothing is trained."""
+        parts = [data.train] if len(data.train) > 1 else [document.tokens for document in data.validation]
+        head = np.concatenate([part[:MOST] for part in parts])[:MOST].astype(np.int64)
         return cls(torch.from_numpy(head), data.tokenizer.separator)
 
     def rows(self, B: int, T: int, V: int, seed: int) -> Tensor:
