@@ -102,6 +102,9 @@ def test_lost_and_diverged_seeds_and_absent_architectures_each_have_a_stated_out
     roles = frame.drop_duplicates("run_id").set_index("run_id").role
     assert all(roles.get(cell["run_id"]) in (ROLES[cell["stage"]], None) for cell in outcome["cells"])
     assert roles.notna().all()
+    assert archbench.read_results(out / "runs" / "*" / "*.parquet", trials=True).role.notna().all(), (
+        "in their own files"
+    )
     assert frame.run_id.nunique() == sum(cell["outcome"] in ("ok", "diverged") for cell in outcome["cells"])
 
     before = {file: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}

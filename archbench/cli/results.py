@@ -72,7 +72,7 @@ def results(
         if frame.empty:
             typer.echo(
                 f"No {'matching ' if where else ''}results in {path}."
-                + ("" if where else " Start with: archbench run gpt1")
+                + ("" if where or hidden else " Start with: archbench run gpt1")
             )
             return
         (_print_raw if raw else _print_summary)(frame, hide_incidental=not any("phase" in text for text in where or []))

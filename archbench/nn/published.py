@@ -50,8 +50,8 @@ IRRELEVANT: dict[str, str] = {
         "it sets speed, memory or rounding": "attn_mode chunk_size_feed_forward fuse_cross_entropy "
         "fuse_linear_cross_entropy fuse_norm fuse_swiglu gradient_checkpointing pretraining_tp "
         "reorder_and_upcast_attn use_cache",
-        "it sets what is returned beside the logits": "output_attentions output_hidden_states output_router_logits "
-        "return_dict",
+        "it sets what is returned beside the logits": "output_attentions output_hidden_states return_dict",
+        "experts are balanced in training whether their router's logits are returned or not": "output_router_logits",
         "it is of heads for other tasks": "id2label label2id predict_special_tokens problem_type "
         "summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj "
         "task_specific_params",

@@ -85,7 +85,7 @@ def read(paths: Sequence[str]) -> list[Contents]:
         if len(rows):
             parts.append(of_evidence(of_runs(rows, tuple(plain))))
     if not parts:
-        cause = "there are no results in it" if len(paths) == 1 else "there are no results in them"
+        cause = f"there are no results in {'it' if len(paths) == 1 else 'them'}, trials and pilots of studies apart"
         raise StorageError(
             ", ".join(paths), cause, "Run archbench compare or archbench run first, or name a folder with results"
         )
