@@ -85,6 +85,7 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
     from archbench.presentation.terminal import console, show
     from archbench.report.kernel_tables import kernel_tables, not_measured
     from archbench.report.run_tables import integer, measurement_table
+    from archbench.results.doubts import doubts
 
     out = console()
     for number, (run_id, rows) in enumerate(frame.groupby("run_id", sort=False)):
@@ -93,6 +94,7 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
         title = _title({**rows.iloc[0].to_dict(), "parameters": integer(rows.parameters.max())})
         out.print(f"{run_id}  {title}", style="bold", soft_wrap=True)
         contaminated, unchecked, failed = rows.contaminated, rows.conformance == UNCHECKED, failures(rows)
+        doubtful = doubts(rows)
         rows = rows[rows.metric != FAILED]
         if hide_incidental:
             rows = rows[~rows.phase.isin(_INCIDENTAL) & ~rows.metric.str.startswith("audit_")]
@@ -101,8 +103,8 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
             show(table)
         for line in not_measured(kernels):
             out.print(line, style="yellow", soft_wrap=True)
-        for failure in failed:
-            out.print(failure, style="red", soft_wrap=True)
+        for line in (*failed, *doubtful):
+            out.print(line, style="red", soft_wrap=True)
         if unchecked.any():
             out.print(UNCHECKED_REMARK, style="yellow", soft_wrap=True)
         if contaminated.fillna(False).any():

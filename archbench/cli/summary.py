@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.presentation.terminal import console, show
+from archbench.results.doubts import doubts
 from archbench.results.schema import FAILED, UNCHECKED
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
     quality = frame[frame.phase == "quality"].set_index("metric").value
     if floors := [f"{name} {quality[metric]:.3f}" for metric, name in FLOORS.items() if metric in quality]:
         yield f"\nBits per byte of the same text by counting and compressing: {', '.join(floors)}.", "dim"
+    yield from ((doubt, "red") for doubt in doubts(frame))
     diverged = frame[frame.metric == "diverged"]
     if len(diverged):
         step = diverged.value.iloc[0]

@@ -67,7 +67,7 @@ def verdict_table(outcome: ComparisonOutcome) -> Table:
     )
     return table(
         "verdict", "Quality", columns, map(_verdict_row, outcome.quality), caption=caption,
-        notes=[*notes, *not_taking_part(outcome)],
+        notes=[*outcome.doubts, *notes, *not_taking_part(outcome)],
     )  # fmt: skip
 
 
@@ -212,5 +212,5 @@ def tuning_table(outcome: TuningOutcome) -> Table:
             rows.append((tuning.architecture, point.learning_rate, point.mean, "  ".join(seeds)))
         chosen = f"chosen: {tuning.note or 'minimum of the parabola'}"
         rows.append((tuning.architecture, tuning.learning_rate, Cell(""), chosen))
-    notes = not_taking_part(outcome)
+    notes = [*outcome.doubts, *not_taking_part(outcome)]
     return table("tuning", "Learning rates", columns, rows, notes=notes, grouped=1)

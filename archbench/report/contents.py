@@ -23,6 +23,7 @@ from archbench.report.probe_figures import probe_figure, probe_state_figure
 from archbench.report.quality_figures import difference_figure, position_figure
 from archbench.report.run_tables import run_table
 from archbench.report.styles import Style, styles_of
+from archbench.results.doubts import doubts
 from archbench.study.comparison_outcome import ComparisonOutcome
 from archbench.study.outcome import Outcome
 from archbench.study.scale_outcome import ScaleOutcome
@@ -117,13 +118,18 @@ _BUILDERS: tuple[tuple[str | None, Callable[[Evidence], Figure | None]], ...] = 
 """Label shown when the data for a figure are missing (None: none), and the function that builds the figure."""
 
 
+_SCORED = ("difference", "pareto", "validation")
+"""Keys of the figures that show bits per byte: what speaks against those stands below them."""
+
+
 def of_evidence(evidence: Evidence) -> Contents:
     """Every table and figure for which ``evidence`` has the data."""
     figures, missing = [], []
     for name, build in _BUILDERS:
         figure = build(evidence)
         if figure is not None:
-            figures.append(replace(figure, provenance=(*figure.provenance, *evidence.provenance)))
+            remarks = (*figure.remarks, *(doubts(evidence.rows) if figure.key in _SCORED else ()))
+            figures.append(replace(figure, remarks=remarks, provenance=(*figure.provenance, *evidence.provenance)))
         elif name is not None and not (build is difference_figure and evidence.outcome is None):
             missing.append(name)
     lead = next((figure for figure in figures if figure.key == "difference"), None)
@@ -165,7 +171,8 @@ def of_ladder(folder: Path) -> Contents:
     plan, styles = ladder.plan, styles_of(ladder.names, ladder.names[0])
     made = provenance_of(ladder, folder)
     figures = tuple(
-        replace(figure, provenance=(*figure.provenance, *made)) for figure in ladder_figures(ladder, styles)
+        replace(figure, remarks=(*figure.remarks, *ladder.doubts), provenance=(*figure.provenance, *made))
+        for figure in ladder_figures(ladder, styles)
     )
     tables = (law_table(ladder), loss_table(ladder), forecast_table(ladder))
     return Contents(

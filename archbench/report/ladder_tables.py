@@ -68,7 +68,7 @@ def loss_table(ladder: ScaleOutcome) -> Table:
     seeds = ladder.plan.seeds
     spread = "one seed" if seeds == 1 else f"{seeds} seeds, with their range"
     caption = f"Validation loss, nats per token, of {spread}."
-    return table("losses", "Losses", columns, _losses(ladder), caption=caption, grouped=1)
+    return table("losses", "Losses", columns, _losses(ladder), caption=caption, notes=ladder.doubts, grouped=1)
 
 
 def _losses(ladder: ScaleOutcome) -> Iterator[Sequence[object]]:

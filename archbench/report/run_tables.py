@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from archbench.presentation.quantities import ABSENT, count, quantity, spread
 from archbench.presentation.tables import Cell, Column, Table, table
 from archbench.report.kernel_tables import case_name
+from archbench.results.doubts import doubts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +69,7 @@ def run_table(evidence: Evidence) -> Table | None:
     runs = evidence.rows[evidence.rows.phase != "probe"].groupby("run_id", sort=False)
     rows = [_run(str(run_id), own) for run_id, own in runs]
     caption = "Medians over repeats; speeds of all cases of a run together."
-    return table("runs", "Runs", columns, rows, caption=caption) if rows else None
+    return table("runs", "Runs", columns, rows, caption=caption, notes=doubts(evidence.rows)) if rows else None
 
 
 def _run(run_id: str, own: pd.DataFrame) -> list[Any]:
@@ -107,7 +108,7 @@ def side_by_side(frames: Sequence[pd.DataFrame]) -> Table:
         note += f" First and next token, and the state that decoding keeps: after {P} tokens × {B}."
     if len(seeds) == 1:
         note += " One seed: a difference in bits/byte may be chance (--seed 1 --seed 2 measures more)."
-    return table("runs", "", columns, rows, notes=[note])
+    return table("runs", "", columns, rows, notes=[*(doubt for frame in frames for doubt in doubts(frame)), note])
 
 
 def _longest(frame: pd.DataFrame, phase: str, metric: str, unit: str) -> float | None:

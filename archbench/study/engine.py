@@ -18,6 +18,7 @@ from typing import Any, Generic, cast
 from archbench.child.pool import run_all
 from archbench.errors import UsageError
 from archbench.measure.machine import device_name, versions
+from archbench.results.doubts import doubts
 from archbench.results.lock import locked
 from archbench.study.contract import C, Cell, Contender, O, P, Progress, R, Study
 from archbench.study.outcome import Record, Seconds, heading
@@ -150,6 +151,8 @@ def conduct(
         UsageError: the folder holds another plan, another process works on it, or too few contenders take part.
         ArchbenchError: the baseline cannot be measured, or nothing can be stored.
     """
+    import pyarrow as pa
+
     with followed_by(trackers, quiet=True):
         pass  # a tracker that cannot be loaded fails this command, not every cell
     with locked(folder):
@@ -182,6 +185,9 @@ def conduct(
         }
         keep()
         outcome, tables = study.outcome(session, common)
+        columns = ["run_id", "architecture", "phase", "metric", "value"]
+        if tables and (found := doubts(pa.concat_tables(tables).select(columns).to_pandas())):
+            outcome = outcome.model_copy(update={"doubts": found})
         outcome.write(folder, tables)
         return outcome
 

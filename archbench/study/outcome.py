@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
 
 from archbench.errors import StorageError
 from archbench.results.schema import ROWS
@@ -89,6 +89,7 @@ class Outcome(Part):
     """The first fields of every outcome, and how it is read and written.
 
     Attributes:
+        doubts: why numbers are not to be believed (:mod:`archbench.results.doubts`); absent where there is no reason.
         file, plan_file: names of the outcome's file and of its plan's.
         noun, command_name: for messages.
         newest: number of the format; it rises when a field changes its meaning.
@@ -106,6 +107,7 @@ class Outcome(Part):
     command: str
     finished: Time
     machine: dict[str, Any]
+    doubts: list[str] = Field(default_factory=list)
 
     @classmethod
     def is_in(cls, folder: Path) -> bool:
