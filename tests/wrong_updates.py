@@ -40,17 +40,17 @@ SETTINGS = (
     WrongPlugin(
         "gradients are not clipped", "train_step",
         trained("state.grad_clip = None", "return next_token_step(state, batch)"),
-        "state.grad_clip from 1.0 to None",
+        "grad_clip from 1.0 to None",
     ),
     WrongPlugin(
         "the learning rate is tripled", "train_step",
         trained(GROUPS, '    group["lr"] *= 3', "return next_token_step(state, batch)"),
-        "the learning rate",
+        "learning rate of parameter group 0 from 0.003 to",
     ),
     WrongPlugin(
         "the learning rate warms up a second time", "train_step",
         trained(GROUPS, '    group["lr"] *= min(1, (state.step + 1) / 100)', "return next_token_step(state, batch)"),
-        "the learning rate",
+        "learning rate of parameter group 0 from 0.003 to",
     ),
     WrongPlugin(
         "the optimizer is another one after the first update", "train_step",
@@ -59,7 +59,7 @@ SETTINGS = (
             "    state.optimizer = torch.optim.NAdam(state.module.parameters())",
             "return next_token_step(state, batch)",
         ),
-        "state.optimizer",
+        "the run's optimizer",
     ),
     WrongPlugin(
         "the optimizer forgets its moments", "train_step",
@@ -78,12 +78,12 @@ SETTINGS = (
     WrongPlugin(
         "micro-batches are switched off", "train_step",
         trained("state.accumulation = 1", "return next_token_step(state, batch)"),
-        "state.accumulation from 2 to 1",
+        "accumulation from 2 to 1",
     ),
     WrongPlugin(
         "the tokens seen are counted back", "train_step",
         trained(LOSS, "state.tokens = 0", "return loss"),
-        "state.tokens",
+        "the run's tokens",
     ),
     WrongPlugin(
         "a layer is frozen after some updates", "train_step",
@@ -157,7 +157,7 @@ MOVES = (
             "state.update = scaled",
             "return next_token_step(state, batch)",
         ),
-        "state.update",
+        "the run's update()",
     ),
     WrongPlugin(
         "a table of counts learns without the optimizer", "train_step",

@@ -17,7 +17,7 @@ from archbench.protocols import LinearHeadModel
 from archbench.testing.subject import Difference
 
 if TYPE_CHECKING:
-    from archbench.training.update_audit import UpdateAudit
+    from archbench.testing.update_audit import UpdateAudit
 
 _Found = TypeVar("_Found")
 

@@ -98,7 +98,7 @@ class StepAudit:
     def __init__(self, state: TrainState, seed: int, clock: Any, report: Report) -> None:
         self._state, self._seed, self._clock, self._report = state, seed, clock, report
         self._optimizer = state.optimizer
-        self._settings = _settings(state)
+        self._settings = recipe_settings(state)
         self._groups = [dict(group) for group in state.optimizer.param_groups]
         self._pauses: list[tuple[Any, Any]] = []
 
@@ -145,7 +145,7 @@ class StepAudit:
             return
         begin = self._clock.mark()
         self._moves += 1
-        self._settings_used = _settings(self._state)
+        self._settings_used = recipe_settings(self._state)
         self._lr_used = [group["lr"] for group in self._optimizer.param_groups]
         self._weights.append(fingerprint(self._state._parameters))
         for replay in self._replays:
@@ -199,7 +199,9 @@ class StepAudit:
 
     def _other_movement(self) -> str | None:
         """What moved the parameters besides the run's own optimizer at its own settings; None if nothing did."""
-        changed = _changed(self._settings, self._settings_used) or _changed(self._settings, _settings(self._state))
+        changed = changed_setting(self._settings, self._settings_used) or changed_setting(
+            self._settings, recipe_settings(self._state)
+        )
         if changed is not None:
             return f"train_step changed the run's {changed}"
         skipped = self._moves == 0 and self._state.scaler is not None  # loss scaling found infinite gradients
@@ -213,9 +215,8 @@ class StepAudit:
             moved = torch.nonzero(one != other).flatten().tolist()
             if moved:
                 return f"train_step moved {names[moved[0]]} {place} the optimizer's step, and it has to be the only one"
-        if [id(p) for p in self._state.module.parameters() if p.requires_grad] != list(
-            map(id, self._state._parameters)
-        ):
+        trained = [id(parameter) for parameter in self._state.module.parameters() if parameter.requires_grad]
+        if trained != [*map(id, self._state._parameters)]:
             return "train_step replaced parameters by others"
         for replay in self._replays:
             replay.replay(self._lr)
@@ -225,17 +226,15 @@ class StepAudit:
     def _step(self) -> int:
         return self._state.step - 1
 
-    def _begin_replays(self) -> list[_Replay]:
+    def _begin_replays(self) -> list[Replay]:
         state = self._state
-        named = [(name, p) for name, p in state.module.named_parameters() if p.requires_grad]
-        small = sorted(
-            (pair for pair in named if pair[1].numel() <= LARGEST_REPLAYED), key=lambda pair: pair[1].numel()
-        )
+        named = [pair for pair in state.module.named_parameters() if pair[1].requires_grad]
+        small = sorted((pair for pair in named if pair[1].numel() <= LARGEST_REPLAYED), key=lambda one: one[1].numel())
         draw = np.random.default_rng([self._seed, state.step, 29]).permutation(len(small))
-        return [_Replay.begin(self._optimizer, self._groups, *small[i]) for i in draw[:REPLAYED]]
+        return [Replay.begin(self._optimizer, self._groups, *small[i]) for i in draw[:REPLAYED]]
 
 
-class _Replay:
+class Replay:
     """The movement of one parameter, computed a second time from a copy of its gradient and of its state."""
 
     def __init__(
@@ -251,12 +250,12 @@ class _Replay:
         self.deviation = 0.0
         self._optimizer, self._group, self._number = optimizer, group, number
         self._before = parameter.detach().clone()
-        self._state = copy.deepcopy(optimizer.state.get(parameter))
+        self.moments = copy.deepcopy(optimizer.state.get(parameter))
 
     @classmethod
     def begin(
         cls, optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], name: str, parameter: nn.Parameter
-    ) -> _Replay:
+    ) -> Replay:
         number = next(i for i, group in enumerate(groups) if any(one is parameter for one in group["params"]))
         parts = getattr(optimizer, "parts", (optimizer,))
         own = next(p for p in parts if any(one is parameter for group in p.param_groups for one in group["params"]))
@@ -270,7 +269,7 @@ class _Replay:
         expected.grad = self.gradient
         twin = copy.copy(self._optimizer)  # without the hooks
         twin.param_groups = [{**self._group, "lr": rates[self._number], "params": [expected]}]
-        twin.state = defaultdict(dict, {expected: self._state} if self._state else {})
+        twin.state = defaultdict(dict, {expected: self.moments} if self.moments else {})
         twin.step()
         now, target = self.parameter.detach(), expected.detach()
         rounding = 4 * torch.finfo(now.dtype).eps * float(now.abs().max())
@@ -330,7 +329,7 @@ def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
                 current.update((name, value) for name, value in earlier.items() if current.get(name) is not value)
 
 
-def _settings(state: TrainState) -> dict[str, Any]:
+def recipe_settings(state: TrainState) -> dict[str, Any]:
     """By name, what has to be the same in every step."""
     found: dict[str, Any] = {"optimizer": state.optimizer, "model": state.model}
     found |= {name: getattr(state, name) for name in ("grad_clip", "accumulation", "dtype", "scaler")}
@@ -341,12 +340,11 @@ def _settings(state: TrainState) -> dict[str, Any]:
     return found
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+def changed_setting(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """The first that is another one, with both values where they can be shown; None where all are the same."""
     for name in (*before, *now):
         one, other = before.get(name), now.get(name)
         if one is not other and not (isinstance(one, int | float | tuple | torch.dtype) and one == other):
-            shown = (
-                all(isinstance(value, int | float | str | None) for value in (one, other)) and "parameters" not in name
-            )
-            return f"{name} from {one} to {other}" if shown else name
+            plain = all(isinstance(value, int | float | str | tuple | None) for value in (one, other))
+            return f"{name} from {one} to {other}" if plain and "parameters" not in name else name
     return None

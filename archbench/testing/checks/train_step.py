@@ -17,8 +17,8 @@ from archbench.kernels.triton_guard import flop_counter
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.step_diagnosis import Step, other_inside, wrong_gradient, wrong_loss
 from archbench.testing.subject import Subject, logits_of
+from archbench.testing.update_audit import ADVICE, UpdateAudit
 from archbench.training.state import TrainState
-from archbench.training.update_audit import ADVICE, UpdateAudit
 
 LOSS_TOLERANCE = 1e-4
 """Relative. The same sum in another order differs by 1e-6 in float32; other targets or another mean by 1e-3 and more,
@@ -29,9 +29,6 @@ WORK_TOLERANCE = 0.1
 
 POSITIONS = 32
 """Read in a training step: as good as a whole context, which would take a large model long."""
-
-FOLLOWED = 1 << 16
-"""Numbers of each parameter that are compared."""
 
 MEMORY_TOLERANCE = 0.02
 """Nats a token that a batch may become more likely, beyond another one, by what is learnt without the optimizer."""
@@ -79,7 +76,7 @@ class _Trial:
     def take(self, batch: Batch, accumulation: int, seed: int) -> None:
         """One update; Fault where it is not the one that is asked for."""
         self.state.accumulation = accumulation
-        step = Step(batch, accumulation, seed, self.steps, UpdateAudit(self.state, FOLLOWED))
+        step = Step(batch, accumulation, seed, self.steps, UpdateAudit(self.state))
         self._own(step)
         self._theirs(step)
         share = f" with the batch in {accumulation} micro-batches" if accumulation > 1 else ""
