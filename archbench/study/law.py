@@ -187,10 +187,14 @@ def _logs(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Floats:
 def _residuals(theta: Floats, points: Floats) -> tuple[Floats, Floats]:
     """log of the law minus log L, (P,), and its derivatives by theta, (P, 5)."""
     (log_n, log_d, log_l), (a, b, e, alpha, beta) = points, theta
-    terms = np.stack([a - alpha * log_n, b - beta * log_d, np.full_like(log_n, e)])  # (3, P)
-    total = special.logsumexp(terms, axis=0)
+    terms = np.empty((3, log_n.size))
+    terms[0], terms[1], terms[2] = a - alpha * log_n, b - beta * log_d, e
+    largest = terms.max(axis=0)  # written out: a fit spent most of its time in special.logsumexp's preparations
+    total = largest + np.log(np.exp(terms - largest).sum(axis=0))
     share = np.exp(terms - total)
-    jacobian = np.stack([share[0], share[1], share[2], -share[0] * log_n, -share[1] * log_d], axis=1)
+    jacobian = np.empty((log_n.size, 5))
+    jacobian[:, :3] = share.T
+    jacobian[:, 3], jacobian[:, 4] = -share[0] * log_n, -share[1] * log_d
     return total - log_l, jacobian
 
 
