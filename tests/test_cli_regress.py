@@ -123,6 +123,7 @@ def test_each_revision_runs_its_own_code_and_a_larger_count_is_exit_code_10(
     assert "accepted" in lines["saved_activation_bytes"]
 
 
+@pytest.mark.slow  # a broken base, below, is new and exit code 11 too
 def test_what_the_base_has_not_is_new_and_exit_code_11_where_that_is_required(repository: Repository) -> None:
     base = repository.commit({"plugin/pyproject.toml": PYPROJECT.replace("mine =", "other ="), "plugin/README.md": ""})
     repository.commit({"plugin/pyproject.toml": PYPROJECT, "plugin/src/archbench_mine.py": MINE})
@@ -132,12 +133,24 @@ def test_what_the_base_has_not_is_new_and_exit_code_11_where_that_is_required(re
     assert "7 of 7" in err
 
 
-def test_a_base_that_is_broken_is_new_and_says_why(repository: Repository) -> None:
+def test_a_base_that_is_broken_is_new_and_exit_code_11_where_one_is_required_and_says_why(
+    repository: Repository,
+) -> None:
     """Of a plugin that no pyproject.toml declares, named by its path."""
     base = repository.commit({"models/mine.py": "raise KeyError('why')"})
     repository.commit({"models/mine.py": MINE})
-    options = ["--exact-only", "--json", "--quiet", "--plugin", "models/mine.py", "--arch", "mine", *SMALL]
-    out, _ = repository.regress(base, "HEAD", *options, code=0)
+    options = [
+        "--exact-only",
+        "--json",
+        "--quiet",
+        "--require-baseline",
+        "--plugin",
+        "models/mine.py",
+        "--arch",
+        "mine",
+    ]
+    out, err = repository.regress(base, "HEAD", *options, *SMALL, code=11)
+    assert "7 of 7" in err
     assert set(verdicts(out).values()) == {"NEW"}
     assert "KeyError: 'why'" in out
 

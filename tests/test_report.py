@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +11,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from archbench.errors import ArchbenchWarning, StorageError
 from archbench.report.contents import read
+from archbench.report.figures import Figure
 from archbench.report.files import title_of, write_page
+from archbench.report.styles import LIGHT
 from comparison_files import ARCHITECTURES, UNMATCHED, edit, write_comparison
 from installations import RunCLI
 
@@ -35,10 +39,17 @@ def page(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return made(folder, tmp_path_factory.mktemp("page"))
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of two architectures, without probes and kernels."""
+    folder = tmp_path_factory.mktemp("small") / "comparison"
+    return write_comparison(folder, ARCHITECTURES[:2], probes=False, kernels=False)
+
+
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own(small: Path, tmp_path: Path) -> Path:
     """A comparison to spoil."""
-    return write_comparison(tmp_path / "comparison", ARCHITECTURES[:2], probes=False, kernels=False)
+    return Path(shutil.copytree(small, tmp_path / "comparison"))
 
 
 def made(folder: Path, out: Path) -> str:
@@ -200,9 +211,9 @@ def test_runs_without_a_comparison_have_no_verdict(tmp_path: Path) -> None:
     assert float(row[6]) == pytest.approx(2.500815, abs=1e-6)
 
 
-def test_a_results_folder_shows_the_comparisons_in_it(tmp_path: Path) -> None:
+def test_a_results_folder_shows_the_comparisons_in_it(small: Path, tmp_path: Path) -> None:
     for number in (1, 2):
-        folder = write_comparison(tmp_path / f"compare-{number}", ARCHITECTURES[:2], probes=False, kernels=False)
+        folder = Path(shutil.copytree(small, tmp_path / f"compare-{number}"))
         edit(folder, finished=f"2026-11-2{number}T00:00:00+00:00", command=f"archbench compare number {number}")
     parts = read([str(tmp_path)])
     assert [dict(part.facts)["command"] for part in parts] == [
@@ -212,7 +223,7 @@ def test_a_results_folder_shows_the_comparisons_in_it(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_comparison_is_left_out_of_a_folder_with_a_warning(own: Path) -> None:
-    write_comparison(own.parent / "finished", ARCHITECTURES[:2], probes=False, kernels=False)
+    shutil.copytree(own, own.parent / "finished")
     (own / "comparison.json").unlink()
     with pytest.warns(ArchbenchWarning, match="the comparison is not finished"):
         assert len(read([str(own.parent)])) == 1
@@ -256,6 +267,22 @@ def test_the_command_writes_page_images_and_summary(folder: Path, cli: RunCLI, t
     assert (tmp_path / "out/page.html").stat().st_size > 1e6
     assert len(list((tmp_path / "out/figures").glob("*.png"))) == 9
     assert "![Training loss](figures/loss.png)" in (tmp_path / "out/summary.md").read_text()
+    (part,) = read([str(folder)])
+    for one in part.figures:
+        assert_whole_and_not_blank(tmp_path / f"out/figures/{one.key}.png", one)
+
+
+def assert_whole_and_not_blank(file: Path, figure: Figure) -> None:
+    drawn = Image.open(file)
+    drawn.load()
+    assert drawn.format == "PNG"
+    assert drawn.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+    assert drawn.width >= 1500
+    pixels = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
+    assert 0.005 < (pixels != 255).any(axis=1).mean() < 0.95, figure.key
+    for name, style in figure.legend:
+        colour = [int(LIGHT[style.colour][start : start + 2], 16) for start in (1, 3, 5)]
+        assert (pixels == colour).all(axis=1).any(), f"{name} is not drawn in {figure.key}"
 
 
 def test_the_command_says_where_nothing_is(cli: RunCLI) -> None:
@@ -265,12 +292,11 @@ def test_the_command_says_where_nothing_is(cli: RunCLI) -> None:
 
 
 @pytest.mark.parametrize(("module", "package"), [("vl_convert", "vl-convert-python"), ("jinja2", "jinja2")])
-def test_a_missing_package_is_named_with_the_extra_that_has_it(module: str, package: str, tmp_path: Path) -> None:
-    code = (
-        f"import sys; sys.modules[{module!r}] = None\n"
-        f"from archbench.cli import main; sys.exit(main(['report', {str(REFERENCE)!r}]))"
-    )
-    made = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+def test_a_missing_package_is_named_with_the_extra_that_has_it(
+    module: str, package: str, cli: RunCLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    made = cli("report", REFERENCE, "-o", tmp_path / "page.html")
     assert made.returncode == 2
     assert f"{package} is not installed. Install it with: pip install 'archbench[report]'." in made.stderr
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "page.html").exists()

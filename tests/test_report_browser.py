@@ -186,20 +186,27 @@ def test_provenance_names_command_runs_and_machine(wide: Seen) -> None:
     assert "Some CPU, 2 cores" in text
 
 
-def test_the_legend_hides_an_architecture_in_every_figure(browser: Any, file: Path) -> None:
-    page = opened(browser, file).page
+def test_the_legend_hides_an_architecture_in_every_figure(wide: Seen) -> None:
+    page = wide.page
     before = page.locator(LINES).count()
     page.locator("#part0-loss .legend button", has_text="rwkv7").click()
     until(page, f"document.querySelectorAll('{LINES}').length", before - 4)
     assert page.locator("#part0-context .legend button", has_text="rwkv7").get_attribute("aria-pressed") == "false"
+    page.locator("#part0-loss .legend button", has_text="rwkv7").click()
+    until(page, f"document.querySelectorAll('{LINES}').length", before)
 
 
 def rgb(colour: str) -> str:
     return "rgb({}, {}, {})".format(*(int(colour[start : start + 2], 16) for start in (1, 3, 5)))
 
 
-def test_plots_and_page_follow_the_colour_scheme_when_it_changes(browser: Any, file: Path) -> None:
-    page = opened(browser, file, scheme="dark").page
+@pytest.fixture(scope="module")
+def dark(browser: Any, file: Path) -> Seen:
+    return opened(browser, file, scheme="dark")
+
+
+def test_plots_and_page_follow_the_colour_scheme_when_it_changes(dark: Seen) -> None:
+    page = dark.page
     line = f"getComputedStyle(document.querySelector('{LINES}')).stroke"
     ground = "getComputedStyle(document.body).backgroundColor"
     assert page.evaluate(line) == rgb(DARK[0])
@@ -209,10 +216,9 @@ def test_plots_and_page_follow_the_colour_scheme_when_it_changes(browser: Any, f
     assert page.evaluate(ground) == "rgb(255, 255, 255)"
 
 
-@pytest.mark.parametrize("width", [360, 768])
-def test_the_page_never_scrolls_sideways_and_tables_scroll_in_their_box(browser: Any, file: Path, width: int) -> None:
-    seen = opened(browser, file, width=width)
-    assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+def test_the_page_never_scrolls_sideways_and_tables_scroll_in_their_box(browser: Any, file: Path) -> None:
+    seen = opened(browser, file, width=360)  # the narrowest: a phone's
+    assert seen.page.evaluate("document.documentElement.scrollWidth") <= 360
     boxes = "all => all.map(box => [box.scrollWidth > box.clientWidth, getComputedStyle(box).overflowX])"
     assert [True, "auto"] in seen.page.eval_on_selector_all(".tabled .scroll", boxes)
     wider = "all => all.filter(plot => plot.getBoundingClientRect().right > innerWidth).length"
@@ -220,8 +226,9 @@ def test_the_page_never_scrolls_sideways_and_tables_scroll_in_their_box(browser:
     assert seen.complaints == []
 
 
-def test_on_paper_plots_are_light_and_not_cut_off_and_controls_are_gone(browser: Any, file: Path) -> None:
-    page = opened(browser, file, scheme="dark").page
+def test_on_paper_plots_are_light_and_not_cut_off_and_controls_are_gone(dark: Seen) -> None:
+    page = dark.page
+    page.emulate_media(color_scheme="dark")
     assert page.pdf().startswith(b"%PDF")
     # A page as wide as A4 between its margins.
     page.emulate_media(media="print", color_scheme="dark")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from itertools import combinations
 from pathlib import Path
@@ -243,25 +242,6 @@ def test_numbers_are_shown_with_a_prefix_and_three_digits(value: float | None, u
 )
 def test_a_time_that_people_wait_is_said_in_one_way(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_images_are_whole_and_not_blank(contents: Contents) -> None:
-    pytest.importorskip("vl_convert", reason="the extra archbench[report] is not installed")
-    from PIL import Image
-
-    from archbench.report.vega import image
-
-    for one in contents.figures:
-        drawn = Image.open(io.BytesIO(image(one)))
-        drawn.load()
-        assert drawn.format == "PNG"
-        assert drawn.info["dpi"] == pytest.approx((300, 300), abs=0.1)
-        assert drawn.width >= 1500
-        pixels = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
-        assert 0.005 < (pixels != 255).any(axis=1).mean() < 0.95, one.key
-        for name, style in one.legend:
-            colour = [int(LIGHT[style.colour][start : start + 2], 16) for start in (1, 3, 5)]
-            assert (pixels == colour).all(axis=1).any(), f"{name} is not drawn in {one.key}"
 
 
 def test_a_dollar_in_a_name_is_a_dollar(folder: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from archbench.errors import UsageError
+from forked_children import forked_children
 
 DICE = '''
 """Which die shows the higher number? A contender is a die; one that has no sides takes no part."""
@@ -105,6 +107,13 @@ class Heard:
         self.notes.append(text)
 
 
+@pytest.fixture
+def _forked() -> Iterator[None]:
+    with forked_children():
+        yield
+
+
+@pytest.mark.usefixtures("_forked")
 def test_a_new_kind_of_study_is_planned_measured_once_and_extended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

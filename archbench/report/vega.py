@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from archbench.presentation.quantities import quantity
@@ -37,6 +38,7 @@ _SI = {"s": "s", "B": "B", "FLOP": "", "FLOP/s": "", "token": ""}
 """Units of axes with SI prefixes -> the text after the prefix."""
 
 
+@cache
 def script() -> str:
     """The JavaScript that draws a specification: Vega, Vega-Lite and Vega-Embed, about 0.9 MB."""
     import vl_convert
