@@ -109,6 +109,7 @@ def test_its_cache_is_as_large_for_one_position_as_for_the_whole_context() -> No
     assert sizes[0] == sizes[1] == 4 * 2 * 3 * 6 * 32  # bytes, L, B, H, D
 
 
+@pytest.mark.slow
 def test_its_wheel_can_be_installed_and_is_found(shell: Shell) -> None:
     shutil.copytree(
         PACKAGE, shell.folder / "decay", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "build")

@@ -203,6 +203,7 @@ def test_what_is_to_be_checked_has_to_be_named(options: tuple[str, ...], said: s
     done.stderr.fnmatch_lines([f"ERROR: *{said}*"])
 
 
+@pytest.mark.slow
 def test_the_debugger_stops_where_the_plugin_raised(pytester: pytest.Pytester) -> None:
     write_plugins(pytester.path)
     options = ("--archbench-arch", "broken", "--archbench-plugin", "broken.py", "-k", "logits", "--pdb")
