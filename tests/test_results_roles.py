@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import archbench
-from archbench.errors import StorageError
+from archbench.errors import ArchbenchWarning, StorageError
 from archbench.measure.machine import git_revision, revision_of
 from archbench.results.reading import read_results
 from archbench.results.schema import ROLES, TRIALS, Role
@@ -75,6 +75,9 @@ def test_an_outcome_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "ladder" / "scale.json").write_text("{")
     with pytest.raises(StorageError, match=r"runs\.parquet: scale\.json beside it cannot be read"):
         read_results(tmp_path / "ladder" / "runs.parquet")
+    (tmp_path / "ladder" / "scale.json").unlink()
+    with pytest.warns(ArchbenchWarning, match="nothing says which of its rows are trials"):
+        assert read_results(tmp_path / "ladder" / "runs.parquet").role.isna().all()
 
 
 def test_a_plugin_has_the_revision_of_its_own_repository(tmp_path: Path, minimal_plugin: str) -> None:

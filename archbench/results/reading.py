@@ -41,9 +41,9 @@ def read_results(
         where: selects rows: ``{"phase": "decode", "batch_size": [1, 8]}`` or ``["phase=decode", "batch_size=1"]``.
             All columns must match; several values of one column are alternatives; an empty value (None in a
             mapping) means null.
+        errors: ``warn`` skips unreadable files, each with an :class:`ArchbenchWarning`.
         trials: also rows of the runs by which a study chooses learning rates and predicts times
             (:data:`archbench.results.schema.TRIALS`). A condition on ``role`` decides by itself.
-        errors: ``warn`` skips unreadable files, each with an :class:`ArchbenchWarning`.
 
     Returns:
         One row per measurement, with the columns of :data:`archbench.results.schema.COLUMNS`; nullable integers and
@@ -162,18 +162,20 @@ def _with_roles(table: pa.Table, file: Path) -> pa.Table:
 
 def _roles(file: Path) -> dict[str, str]:
     """Id of each run of the study that wrote this file -> its role; empty if no study did."""
-    for name in OUTCOMES if file.name == ROWS else ():
-        outcome = file.with_name(name)
-        if not outcome.is_file():
-            continue
+    roles: dict[str, str] = {}
+    outcomes = [file.with_name(name) for name in OUTCOMES if file.name == ROWS and file.with_name(name).is_file()]
+    for outcome in outcomes:
         try:
             content = json.loads(outcome.read_text(encoding="utf-8"))
             cells = content.get("cells") or [{**trial, "stage": "point"} for trial in content["trials"]]
-            return {cell["run_id"]: ROLES[cell["stage"]] for cell in cells if cell["run_id"] is not None}
+            roles |= {cell["run_id"]: ROLES[cell["stage"]] for cell in cells if cell["run_id"] is not None}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            cause = f"{name} beside it cannot be read ({error}), which says which rows are trials"
+            cause = f"{outcome.name} beside it cannot be read ({error}), which says which rows are trials"
             raise StorageError(str(file), cause, "Run the study's command again to write both anew") from error
-    return {}
+    if file.name == ROWS and not outcomes:
+        unmarked = f"{file}: without the outcome of its study beside it nothing says which of its rows are trials"
+        warnings.warn(f"{unmarked}. All are read.", ArchbenchWarning, stacklevel=5)
+    return roles
 
 
 def _upgraded(table: pa.Table, file: Path) -> pa.Table:
