@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from rotary_edits import EMBEDDED, GENERATED, LIMIT, OUTPUT, Edit, after, trained, uncached
+from wrong_caches import OWN_SAMPLER
 
 RIGHT_VARIANTS: dict[str, tuple[Edit, ...]] = {
     "no cache": uncached(),
+    "a sampler of its own": OWN_SAMPLER,
     "dropout": (after(EMBEDDED, "x = F.dropout(x, 0.1, self.training)"),),
     "blocks computed again in the backward pass": (
         ("import torch\nimport torch.nn",

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from rotary_edits import EMBEDDED, OUTPUT, WrongPlugin, after, beside
+from rotary_edits import ATTENDED, EMBEDDED, OUTPUT, WrongPlugin, after, beside
+
+HALF = "x.dtype == torch.bfloat16"
+AUTOCAST = 'torch.is_autocast_enabled("cpu")'
+
+
+def unmasked(when: str) -> tuple[str, str]:
+    return ATTENDED, (
+        f"        if cache is None and {when}:\n"
+        "            y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)\n"
+        f"        else:\n    {ATTENDED}"
+    )
+
 
 BATCHES = (
     # batch_invariance
@@ -71,6 +83,37 @@ BATCHES = (
         "layers are left out at random in a large batch", "logits",
         (after(EMBEDDED, "if len(x) > 8:", "    x = F.dropout(x, 0.1)"),),
         "in evaluation mode",
+    ),
+    # bfloat16
+    WrongPlugin(
+        "nothing is masked in half precision", "bfloat16",
+        (unmasked(HALF),),
+        "sees the future",
+    ),
+    WrongPlugin(
+        "nothing is masked under autocast", "bfloat16",
+        (unmasked(AUTOCAST),),
+        "sees the future",
+    ),
+    WrongPlugin(
+        "rotary positions are made in the dtype of the weights", "bfloat16",
+        (after("        end = start + x.shape[2]",
+               "a = torch.arange(start, end, device=x.device).to(x.dtype)[:, None]",
+               "a = a * 10_000 ** (-torch.arange(0, x.shape[3], 2, device=x.device) / x.shape[3]).to(x.dtype)"),
+         ("self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)  # (T, D/2)", "a.cos(), a.sin()")),
+        "position",
+    ),
+    WrongPlugin(
+        "rotary frequencies are a buffer that is rounded with the weights", "bfloat16",
+        (("        angles = torch.arange(context_length)[:, None] * frequencies  # (T, D/2)",
+          '        self.register_buffer("frequencies", frequencies, persistent=False)'),
+         ('        self.register_buffer("cos", angles.cos(), persistent=False)\n', ""),
+         ('        self.register_buffer("sin", angles.sin(), persistent=False)\n', ""),
+         after("        end = start + x.shape[2]",
+               "a = torch.arange(start, end, device=x.device)[:, None] * self.frequencies.float()"),
+         ("self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)  # (T, D/2)",
+          "a.cos().to(x.dtype), a.sin().to(x.dtype)")),
+        "position",
     ),
     # save_load
     WrongPlugin(

@@ -19,6 +19,7 @@ from rotary_edits import (
     imported,
 )
 from wrong_batches import BATCHES
+from wrong_caches import CACHES
 from wrong_decoding import DECODING
 from wrong_globals import GLOBALS
 from wrong_gradients import MODELS
@@ -211,4 +212,4 @@ FORWARD = (
     ),
 )  # fmt: skip
 
-WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES, *GLOBALS, *MODELS, *VIEWS, *BATCHES)
+WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES, *GLOBALS, *MODELS, *VIEWS, *BATCHES, *CACHES)

@@ -88,6 +88,11 @@ VIEWS = (
         "changing token 100 of 192 (counted from 0) moves the logits of position 99",
     ),
     WrongPlugin(
+        "the last of each chunk of 40 sees the next", "cached_decode",
+        (preset(context_length=96), seeing("(t % 40 == 39) & (cache is None)")),
+        "position 39 sees what comes after it",
+    ),
+    WrongPlugin(
         "one place sees its neighbour", "causality",
         (seeing("t == 5"),),
         "changing token 6 of 23 (counted from 0) moves the logits of position 5",

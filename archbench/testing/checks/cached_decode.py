@@ -11,11 +11,14 @@ from torch import Tensor, nn
 
 from archbench.errors import ArchbenchError
 from archbench.inference.sampling import Sampling
-from archbench.protocols import CachedModel
+from archbench.protocols import CachedModel, DecodingCache
 from archbench.testing.evaluation import Fault, check
+from archbench.testing.future import FUTURE
 from archbench.testing.subject import TOLERANCE, Difference, Subject, deviation
 
 B = 2
+CACHES = 6
+"""Caches that live at the same time, to see whether two of them share memory."""
 _MOST_SINGLES, _FEWEST_SINGLES = 256, 32
 _WEIGHTS_TO_READ = 2_000_000_000
 _SLIDES = 2
@@ -33,7 +36,8 @@ def check_cached_decode(subject: Subject) -> str:
             _check_extend(subject, model, singles)
         seen.append(f"{_tokens(singles)} read one at a time")
     T = subject.T
-    _check_generate(subject, model, subject.tokens(B, min(3, T), seed=2), new_tokens=min(16, max(T - 2, 1)))
+    several = subject.tokens(max(B, *subject.batch_sizes[1:]), min(3, T), seed=2)
+    _check_generate(subject, model, several, new_tokens=min(16, max(T - 2, 1)))
     # One sequence only: past the context every token costs a forward pass on T tokens, and another to compare with.
     _check_generate(subject, model, subject.tokens(1, max(T - 1, 1), seed=2), new_tokens=2 + _SLIDES)
     seen.append(f"{_SLIDES} generated past the context of {T}")
@@ -59,18 +63,20 @@ class _Reading:
     """What to look for where the logits differ, given that everything tried before was right."""
 
     def __post_init__(self) -> None:
-        self.cache = self.model.new_cache(B, self.capacity)
+        self.cache = self.model.new_cache(len(self.tokens), self.capacity)
+        self.sizes: list[int] = []
         self.spread = deviation(self.expected)
         self.done = 0
         self._check_length()
 
     def read(self, chunk: int) -> None:
         start, end = self.done, min(self.done + chunk, self.tokens.shape[1])
+        self.sizes.append(end - start)
         logits = self.model.extend(self.tokens[:, start:end], self.cache)
         expected = self.expected[:, end - 1]  # (B, V)
         if logits.shape != expected.shape:
             raise Fault(
-                f"extend returned logits of shape {(*logits.shape,)} for tokens {(B, end - start)}: it has to return "
+                f"extend returned logits of shape {(*logits.shape,)} for tokens {(len(self.tokens), end - start)}: it has to return "
                 f"(B, V) = {(*expected.shape,)}, those after the last token"
             )
         self.done = end
@@ -81,7 +87,7 @@ class _Reading:
                 f"after {_tokens(end)} {self.how}, the logits of sequence {difference.at[0]} differ by "
                 f"{difference.largest:.2g} from those of a whole forward pass (their standard deviation is "
                 f"{self.spread:.2g}); {f'after {_tokens(start)} they agreed' if start else 'nothing was read before'}: "
-                f"{self._elsewhere(logits, start, end) or self.hint.format(start=start)}"
+                f"{self._diagnosis(logits, difference.at[0], start, end) or self.hint.format(start=start)}"
             )
 
     def _check_length(self) -> None:
@@ -92,10 +98,27 @@ class _Reading:
                 "positions read so far, since decoding goes on from there"
             )
 
-    def _elsewhere(self, logits: Tensor, start: int, end: int) -> str:
-        """Where else in the forward pass these logits occur, if they do."""
+    def _diagnosis(self, logits: Tensor, row: int, start: int, end: int) -> str:
+        """What of the model gives these logits, if anything does."""
+        assert isinstance(self.model, nn.Module)
+        T = self.tokens.shape[1]
+        if end < T and Difference.between(logits, self.model(self.tokens[:, :end])[:, -1], self.spread).negligible:
+            return (
+                f"they are those of a forward pass on these {_tokens(end)} alone, so in one on {T} position {end - 1} "
+                f"sees what comes after it, or the length. {FUTURE}"
+            )
+        if len(self.tokens) > 1:
+            cache, begin = self.model.new_cache(1, self.capacity), 0
+            for size in self.sizes:
+                alone = self.model.extend(self.tokens[row : row + 1, begin : begin + size], cache)
+                begin += size
+            if Difference.between(alone, self.expected[row : row + 1, end - 1], self.spread).negligible:
+                return (
+                    f"read alone instead of in a batch of {len(self.tokens)}, sequence {row} agrees, so look for what "
+                    "the sequences of a cache share"
+                )
         for position in (start, end - 2, end):
-            if position != end - 1 and 0 <= position < self.expected.shape[1]:
+            if position != end - 1 and 0 <= position < T:
                 other = self.expected[:, position]
                 if Difference.between(logits, other, self.spread).negligible:
                     return f"they are those after {_tokens(position + 1)}, so extend returns those of another position"
@@ -106,17 +129,20 @@ def _check_extend(subject: Subject, model: CachedModel, singles: int) -> None:
     """Read the same tokens in several ways, the first ``singles`` one at a time."""
     assert isinstance(model, nn.Module)
     T = subject.T
-    tokens = subject.tokens(B, T)
-    expected = model(tokens)  # (B, T, V)
+    decoded = max(B, *subject.batch_sizes[1:])
+    many = subject.probes(subject.rows(model, decoded, T), T)
+    many[:1] = subject.tokens(1, T)
+    whole = model(many)  # (B, T, V)
 
     positions = "look at positions, at the window or mask, and at what is written to the cache at {start}"
-    reading = _Reading(model, tokens, expected, T, "read one at a time", positions)
+    reading = _Reading(model, many, whole, T, "read one at a time", positions)
     for _ in range(singles):
         reading.read(1)
     if singles < T:
         reading.how = f"read, the first {singles} one at a time and then the others at once"
         reading.read(T - singles)
 
+    tokens, expected = many[:B], whole[:B]
     # The first chunk is one token, as before: it differs only by what another cache may have left behind.
     hint = "in the cache before they agreed, so a new cache does not begin empty"
     reading = _Reading(model, tokens, expected, T, "read in chunks of odd sizes", hint)
@@ -131,13 +157,15 @@ def _check_extend(subject: Subject, model: CachedModel, singles: int) -> None:
     P = max(1, min(17, T - 3))
     more = min(3, T - P)
     n = P + more
-    tokens, expected = tokens[:, :n], expected[:, :n]
+    tokens = subject.probes(decoded, n, seed=1)
+    expected = model(tokens)
     prompt = f"read, the first {P} at once and then one at a time,"
     hint = "a single token after single ones agrees, so look at what a chunk leaves in the cache"
     reading = _Reading(model, tokens, expected, n, f"{prompt} from a cache with room for no more than {n}", hint)
     for size in (P, *[1] * more):
         reading.read(size)
 
+    tokens, expected = tokens[:B], expected[:B]
     others = subject.tokens(B, n, seed=1)
     hint = "alone they agree, so the two caches share something: look for state on the model or made once for all"
     pair = [
@@ -149,6 +177,19 @@ def _check_extend(subject: Subject, model: CachedModel, singles: int) -> None:
     for size in (P, *[1] * more):
         for reading in pair:
             reading.read(size)
+    _check_apart([model.new_cache(B, n) for _ in range(CACHES)])
+
+
+def _check_apart(caches: list[DecodingCache]) -> None:
+    """No two caches that live at a time have memory in common."""
+    owners: dict[int, int] = {}
+    for number, cache in enumerate(caches, 1):
+        for tensor in cache.tensors():
+            if tensor.numel() and owners.setdefault(tensor.untyped_storage().data_ptr(), number) != number:
+                raise Fault(
+                    f"of {len(caches)} caches, number {number} and number {owners[tensor.untyped_storage().data_ptr()]} "
+                    "share a tensor: each call of new_cache has to make its own"
+                )
 
 
 def _chunk_sizes(T: int) -> Iterator[int]:

@@ -15,8 +15,10 @@ from archbench.testing.evaluation import Fault, check
 from archbench.testing.subject import Subject
 
 GREEDY = Sampling(greedy=True)
+HOT = 1e3
+"""A temperature at which all tokens are nearly equally likely, whatever the model says."""
 B = 2
-_PROMPT, _NEW = 4, 8
+_PROMPT, _NEW, _SAMPLED = 4, 8, 4
 _AHEAD = 1.5
 """Most operations before the first token when many are asked for, as a multiple of those when two are."""
 _FOR_NOTHING = 1 / 3
@@ -31,13 +33,13 @@ def check_generate(subject: Subject) -> str:
     new = max(1, min(_NEW, subject.T - P + 1))
     decoder = _Decoder(subject, subject.model(), subject.tokens(B, P), new)
     tokens, work = decoder.decode()  # (B, new)
-    _check_greedy(decoder, tokens)
+    two = _check_greedy(decoder, tokens)
     for batch_size, count in ((1, 1), (B, 1), (1, min(2, subject.T))):
         decoder.decode(subject.tokens(batch_size, 1, seed=3), count)
-    _check_streaming(decoder, work)
+    _check_streaming(work, two)
     _check_end(decoder, tokens)
     _check_modes(decoder, tokens)
-    _check_sampling(decoder)
+    _check_sampling(decoder, tokens[:, :_SAMPLED])
     return f"{new} tokens after {P}, as soon as they are known"
 
 
@@ -94,8 +96,8 @@ class _Decoder:
             raise Fault(f"{what} is {token.tolist()}: ids have to be from 0 to V - 1 = {V - 1}")
 
 
-def _check_greedy(decoder: _Decoder, tokens: Tensor) -> None:
-    """Greedy decoding depends neither on chance nor on how many tokens are asked for."""
+def _check_greedy(decoder: _Decoder, tokens: Tensor) -> list[int]:
+    """Greedy decoding depends neither on chance nor on how many tokens are asked for; the work for two of them."""
     with torch.random.fork_rng(enabled=True):
         torch.manual_seed(1)
         again, _ = decoder.decode()
@@ -104,20 +106,21 @@ def _check_greedy(decoder: _Decoder, tokens: Tensor) -> None:
             f"with Sampling(greedy=True) token {_first_other(again, tokens)} differs between two calls on the same "
             "prompt: choose by sampling.pick, and let no state of the first call stay on the model"
         )
-    if tokens.shape[1] > 2:
-        two, _ = decoder.decode(new=2)
-        if not torch.equal(two, tokens[:, :2]):
-            raise Fault(
-                f"with Sampling(greedy=True) token {_first_other(two, tokens)} depends on max_new_tokens: it is "
-                f"{two.tolist()} for 2, and begins {tokens[:, :2].tolist()} for {tokens.shape[1]}"
-            )
+    if tokens.shape[1] <= 2:
+        return []
+    two, work = decoder.decode(new=2)
+    if not torch.equal(two, tokens[:, :2]):
+        raise Fault(
+            f"with Sampling(greedy=True) token {_first_other(two, tokens)} depends on max_new_tokens: it is "
+            f"{two.tolist()} for 2, and begins {tokens[:, :2].tolist()} for {tokens.shape[1]}"
+        )
+    return work
 
 
-def _check_streaming(decoder: _Decoder, work: list[int]) -> None:
+def _check_streaming(work: list[int], two: list[int]) -> None:
     """Each token's work is done when that token is asked for, so that the time between tokens is their cost."""
     if len(work) < 4:
         return
-    _, two = decoder.decode(new=2)
     if work[0] > _AHEAD * two[0]:
         raise Fault(
             f"before its first token generate does {work[0]} operations when asked for {len(work)} tokens, and "
@@ -148,6 +151,13 @@ def _check_end(decoder: _Decoder, tokens: Tensor) -> None:
         position = _first_other(found, expected)
         row = int((found[:, position - 1] != expected[:, position - 1]).nonzero()[0])
         wrong, right = int(found[row, position - 1]), int(expected[row, position - 1])
+        alone, _ = decoder.decode(decoder.prompt[row : row + 1])
+        if not torch.equal(alone[0], tokens[row]):
+            raise Fault(
+                f"sequence {row} is decoded to {tokens[row].tolist()} beside another and to {alone[0].tolist()} alone: "
+                "what a sequence is given depends on the rest of the batch. Look for routing with a capacity, or for a "
+                "state that sequences share"
+            )
         raise Fault(
             f"with Sampling(eos={eos}), which ends sequence 0 at its first token, sequence {row} has {wrong} as "
             f"token {position} instead of {right}: "
@@ -200,13 +210,14 @@ def _check_restored(model: nn.Module, modes: dict[str, bool], when: str) -> None
             )
 
 
-def _check_sampling(decoder: _Decoder) -> None:
-    """Samples come from ``sampling.generator``: equal for equal seeds, different for different ones."""
+def _check_sampling(decoder: _Decoder, greedy: Tensor) -> None:
+    """Samples come from ``sampling.generator``: equal for equal seeds, different for different ones; and they are drawn
+    as they are asked for: from the most likely token alone they are ``greedy`` (B, N)."""
+    new = greedy.shape[1]
 
     def sample(seed: int) -> Tensor:
         generator = torch.Generator(decoder.subject.device).manual_seed(seed)
-        # So hot that all tokens are nearly equally likely, whatever the model says.
-        return decoder.decode(sampling=Sampling(temperature=1e3, generator=generator))[0]
+        return decoder.decode(new=new, sampling=Sampling(temperature=HOT, generator=generator))[0]
 
     first, again = sample(1), sample(1)
     if not torch.equal(first, again):
@@ -219,6 +230,18 @@ def _check_sampling(decoder: _Decoder) -> None:
             "samples with four seeds at temperature 1,000 are all the same: choose by the sampling that is given, as "
             "sampling.pick does"
         )
+    generator = torch.Generator(decoder.subject.device)
+    for name, only in {
+        "top_k=1": Sampling(temperature=HOT, top_k=1, generator=generator),
+        "top_p=1e-06": Sampling(temperature=HOT, top_p=1e-6, generator=generator),
+        "temperature=1e-06": Sampling(temperature=1e-6, generator=generator),
+    }.items():
+        found, _ = decoder.decode(new=new, sampling=only)
+        if not torch.equal(found, greedy):
+            raise Fault(
+                f"with Sampling({name}), which leaves one token to choose, token {_first_other(found, greedy)} is not "
+                f"the one that greedy decoding gives: apply {name.partition('=')[0]} as sampling.pick does"
+            )
 
 
 def _first_other(found: Tensor, expected: Tensor) -> int:

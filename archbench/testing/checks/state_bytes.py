@@ -12,7 +12,8 @@ from archbench.testing.evaluation import Fault, NotApplicable, and_more, check
 from archbench.testing.subject import Subject
 
 B = 2
-_CAPACITY = 32
+_CAPACITY, _LARGER = 32, 256
+"""Positions of a cache that is read one at a time, and of one that is filled at once: as far as the context goes."""
 _NUMBER = 8
 """Bytes: an unlisted tensor of at most one integer a sequence is bookkeeping, not memory of what was read, such as
 ``cumulative_length`` of transformers' ``StaticCache``."""
@@ -26,7 +27,7 @@ def check_state_bytes(subject: Subject) -> str:
     if not isinstance(model, CachedModel):
         raise NotApplicable("it has no decoding cache")
     capacity = min(_CAPACITY, subject.T)
-    tokens = subject.tokens(B, capacity)
+    tokens = subject.tokens(B, min(_LARGER, subject.T))
     with torch.inference_mode():
         # Tables that a forward pass leaves behind are the model's own; what only decoding leaves is its state.
         model(subject.tokens(1, subject.T))
@@ -54,6 +55,34 @@ def check_state_bytes(subject: Subject) -> str:
                 "what is kept between tokens belongs into the cache, where it is counted and each cache has its own"
             )
     return f"{empty:,} bytes for {B} sequences of {capacity} positions"
+
+
+def _check_filled(model: CachedModel, tokens: Tensor, sizes: list[int]) -> int:
+    """Read ``tokens`` (B, capacity) in chunks of those sizes; the bytes of the cache, before and after."""
+    assert isinstance(model, nn.Module)
+    capacity = tokens.shape[1]
+    cache = model.new_cache(B, capacity)
+    empty = _held(cache, model, "when it is new")
+    _check_meta(model, capacity, _listed_bytes(_listed(cache)))
+    elsewhere = Elsewhere()
+    for chunk in torch.split(tokens, sizes, dim=1):  # type: ignore[no-untyped-call]
+        model.extend(chunk, cache)
+    full = _held(cache, model, f"after reading {capacity} tokens")
+    if full != empty:
+        raise Fault(
+            f"the cache holds {empty:,} bytes when it is new and {full:,} after reading {capacity} tokens: allocate in "
+            "new_cache all that its capacity needs, since that is what is measured"
+        )
+    kept = [tensor for name, value in module_attributes(model) for _, tensor in tensors_in(value, name, set())]
+    made, written = elsewhere.since([*model.parameters(), *model.buffers(), *_listed(cache), *kept])
+    if made or written:
+        what = f"{made:,} bytes of new tensors" if made else f"a tensor of {written:,} bytes that was written to"
+        raise Fault(
+            f"after reading {capacity} tokens there are {what} in no cache and on no module: what is kept between "
+            "tokens belongs into the cache, where it is counted. Look for dictionaries, lists and tables of the module "
+            "or of a class"
+        )
+    return empty
 
 
 def _listed(cache: object) -> list[Tensor]:
