@@ -103,18 +103,6 @@ BATCHES = (
          ("self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)  # (T, D/2)", "a.cos(), a.sin()")),
         "position",
     ),
-    WrongPlugin(
-        "rotary frequencies are a buffer that is rounded with the weights", "bfloat16",
-        (("        angles = torch.arange(context_length)[:, None] * frequencies  # (T, D/2)",
-          '        self.register_buffer("frequencies", frequencies, persistent=False)'),
-         ('        self.register_buffer("cos", angles.cos(), persistent=False)\n', ""),
-         ('        self.register_buffer("sin", angles.sin(), persistent=False)\n', ""),
-         after("        end = start + x.shape[2]",
-               "a = torch.arange(start, end, device=x.device)[:, None] * self.frequencies.float()"),
-         ("self.cos[start:end].to(x.dtype), self.sin[start:end].to(x.dtype)  # (T, D/2)",
-          "a.cos().to(x.dtype), a.sin().to(x.dtype)")),
-        "position",
-    ),
     # save_load
     WrongPlugin(
         "a tied head is untied by loading", "save_load",

@@ -44,7 +44,7 @@ TOP_K = (
 )
 TOP_P = (
     "if self.top_p is not None:",
-    "    p, ids = z.softmax(-1).sort(-1, descending=True, stable=True)",
+    "    p, ids = torch.sort(z.softmax(-1), dim=-1, descending=True)",
     "    z = p.masked_fill(p.cumsum(-1) - p >= {p}, 0).log().gather(-1, ids.argsort(-1))",
 )
 K, P = tuple(line.format(k="self.top_k") for line in TOP_K), tuple(line.format(p="self.top_p") for line in TOP_P)
@@ -76,8 +76,8 @@ def growing(slots: int) -> tuple[tuple[str, str], ...]:
 ELSEWHERE = (
     "def __init__(self, **sizes):",
     "    super().__init__(**sizes)",
-    "    self.number, self.keys, self.values, self._layers = next(NUMBERS), self.keys[..., :0], self.values[..., :0], []",
-    "    self.keys, self.values = self.keys.clone(), self.values.clone()",
+    "    self.number, self._layers = next(NUMBERS), []",
+    "    self.keys, self.values = self.keys[..., :0].clone(), self.values[..., :0].clone()",
     "",
     "def append(self, layer, k, v):",
     "    before = {get}",
@@ -122,7 +122,7 @@ CACHES = (
     ),
     WrongPlugin(
         "a ring forgets one position early", "cached_decode",
-        (after(APPENDED, "if k.shape[2] >= self.window:", "    k, v = k[:, :, -self.window + 1 :], v[:, :, -self.window + 1 :]"),),
+        (after(APPENDED, "if T == 1:", "    k, v = k[:, :, -self.window + 1 :], v[:, :, -self.window + 1 :]"),),
         "positions",
     ),
     WrongPlugin(
@@ -203,7 +203,8 @@ CACHES = (
             "def _layers(self, layers):",
             "    HIDDEN[id(self)] = layers",
         ),
-         beside("import itertools", "", "HIDDEN, NUMBERS = {}, itertools.count()", "TABLE = torch.zeros(2, 4_000_000)")),
+         beside("import itertools", "", "HIDDEN, NUMBERS = {}, itertools.count()",
+                "TABLE = torch.zeros(2, 4_000_000)")),
         "in no cache",
     ),
     # generate
@@ -217,8 +218,8 @@ CACHES = (
         "top_k",
     ),
     WrongPlugin(
-        "top-p keeps what is less likely", "generate",
-        choosing(*K, *(line.replace(">= {p}", "< 1 - {p}").format(p="self.top_p") for line in TOP_P), DRAWN),
+        "top-p leaves out the most likely", "generate",
+        choosing(*K, *(line.replace(" - p >=", " - p < 1e-9 * ") for line in P), DRAWN),
         "top_p",
     ),
     WrongPlugin(

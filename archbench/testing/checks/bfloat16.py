@@ -11,8 +11,8 @@ from archbench.testing.evaluation import Fault, check
 from archbench.testing.plugin_lines import raised
 from archbench.testing.subject import Difference, Subject, logits_of
 
-POSITIONS, LONG = 128, 512
-"""Most positions decoded and trained on: enough for rounding to grow along a sequence; and read at once: bfloat16 tells
+DECODED, POSITIONS, LONG = 32, 128, 512
+"""Most positions decoded; trained on, enough for rounding to grow along a sequence; and read at once: bfloat16 tells
 whole numbers apart up to 256, and positions are such."""
 
 GROWTH, GROWN = 2.0, 0.01
@@ -35,7 +35,7 @@ LOSS_TOLERANCE = 0.02
 @check(needs=("logits", "generate", "train_step"))  # it decodes from the cache, and trains
 def check_bfloat16(subject: Subject) -> str:
     """Most models are trained and served in bfloat16: one that breaks in it is measured as another model."""
-    T, longer = min(subject.T, POSITIONS), _longer(subject)
+    T, longer = min(subject.T, DECODED), _longer(subject)
     tokens, model = longer.tokens(1, min(longer.T, LONG)), longer.model()
     exact, exact_decoded = _read(model, tokens, T)
     autocast = subject.device.type, torch.bfloat16
@@ -51,7 +51,7 @@ def check_bfloat16(subject: Subject) -> str:
             "float32 or with a dtype of their own: give them the dtype of a weight, as in x.to(self.weight.dtype)"
         ) from error
     _check_future(HALF, model, tokens[:, :T])
-    off = _assert_near("the logits", rounded[:, :T], exact[:, :T])
+    off = _assert_near("the logits", rounded[:, :POSITIONS], exact[:, :POSITIONS])
     _check_late(HALF, rounded, exact)
     if decoded is not None and exact_decoded is not None:
         _assert_near("the logits of extend", decoded, exact_decoded)

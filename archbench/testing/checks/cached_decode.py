@@ -76,8 +76,8 @@ class _Reading:
         expected = self.expected[:, end - 1]  # (B, V)
         if logits.shape != expected.shape:
             raise Fault(
-                f"extend returned logits of shape {(*logits.shape,)} for tokens {(len(self.tokens), end - start)}: it has to return "
-                f"(B, V) = {(*expected.shape,)}, those after the last token"
+                f"extend returned logits of shape {(*logits.shape,)} for tokens {(len(self.tokens), end - start)}: it "
+                f"has to return (B, V) = {(*expected.shape,)}, those after the last token"
             )
         self.done = end
         self._check_length()
@@ -102,11 +102,13 @@ class _Reading:
         """What of the model gives these logits, if anything does."""
         assert isinstance(self.model, nn.Module)
         T = self.tokens.shape[1]
-        if end < T and Difference.between(logits, self.model(self.tokens[:, :end])[:, -1], self.spread).negligible:
-            return (
-                f"they are those of a forward pass on these {_tokens(end)} alone, so in one on {T} position {end - 1} "
-                f"sees what comes after it, or the length. {FUTURE}"
-            )
+        if end < T:
+            later = torch.cat([self.tokens[:, :end], self.tokens[:, end:].roll(1, 0)], dim=1)
+            if not Difference.between(self.model(later)[:, end - 1], self.expected[:, end - 1], self.spread).negligible:
+                return (
+                    f"in a forward pass on {T} tokens position {end - 1} sees what comes after it: other tokens from "
+                    f"{end} on give it other logits. {FUTURE}"
+                )
         if len(self.tokens) > 1:
             cache, begin = self.model.new_cache(1, self.capacity), 0
             for size in self.sizes:
@@ -185,10 +187,11 @@ def _check_apart(caches: list[DecodingCache]) -> None:
     owners: dict[int, int] = {}
     for number, cache in enumerate(caches, 1):
         for tensor in cache.tensors():
-            if tensor.numel() and owners.setdefault(tensor.untyped_storage().data_ptr(), number) != number:
+            owner = owners.setdefault(tensor.untyped_storage().data_ptr(), number)
+            if tensor.numel() and owner != number:
                 raise Fault(
-                    f"of {len(caches)} caches, number {number} and number {owners[tensor.untyped_storage().data_ptr()]} "
-                    "share a tensor: each call of new_cache has to make its own"
+                    f"of {len(caches)} caches, number {number} and number {owner} share a tensor: each call of "
+                    "new_cache has to make its own"
                 )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from archbench.measure.flops import cache_bytes, on_meta, storage_bytes
 from archbench.protocols import CachedModel, DecodingCache
 from archbench.testing.attributes import module_attributes, tensors_in
+from archbench.testing.elsewhere import Elsewhere
 from archbench.testing.evaluation import Fault, NotApplicable, and_more, check
 from archbench.testing.subject import Subject
 
@@ -33,20 +34,10 @@ def check_state_bytes(subject: Subject) -> str:
         model(subject.tokens(1, subject.T))
         model(tokens[:, -1:])
         before = _shapes_kept_by(model)
-
-        cache = model.new_cache(B, capacity)
-        empty = _held(subject, cache, model, "when it is new")
-        _check_meta(model, capacity, _listed_bytes(_listed(cache)))
         half = max(capacity // 2, 1)
-        model.extend(tokens[:, :half], cache)
-        for position in range(half, capacity):
-            model.extend(tokens[:, position : position + 1], cache)
-        full = _held(subject, cache, model, f"after reading {capacity} tokens")
-    if full != empty:
-        raise Fault(
-            f"the cache holds {empty:,} bytes when it is new and {full:,} after reading {capacity} tokens: allocate in "
-            "new_cache all that its capacity needs, since that is what is measured"
-        )
+        empty = _check_filled(subject, model, tokens[:, :capacity], [half, *[1] * (capacity - half)], Elsewhere())
+        if tokens.shape[1] > capacity:
+            _check_filled(subject, model, tokens, [tokens.shape[1] - 1, 1])
     for path, shape in _shapes_kept_by(model).items():
         if before.get(path) != shape:
             was = f"was {before[path]}" if path in before else "was not there"
@@ -57,28 +48,35 @@ def check_state_bytes(subject: Subject) -> str:
     return f"{empty:,} bytes for {B} sequences of {capacity} positions"
 
 
-def _check_filled(model: CachedModel, tokens: Tensor, sizes: list[int]) -> int:
+def _check_filled(
+    subject: Subject, model: CachedModel, tokens: Tensor, sizes: list[int], elsewhere: Elsewhere | None = None
+) -> int:
     """Read ``tokens`` (B, capacity) in chunks of those sizes; the bytes of the cache, before and after."""
     assert isinstance(model, nn.Module)
     capacity = tokens.shape[1]
     cache = model.new_cache(B, capacity)
-    empty = _held(cache, model, "when it is new")
+    empty = _held(subject, cache, model, "when it is new")
     _check_meta(model, capacity, _listed_bytes(_listed(cache)))
-    elsewhere = Elsewhere()
-    for chunk in torch.split(tokens, sizes, dim=1):  # type: ignore[no-untyped-call]
-        model.extend(chunk, cache)
-    full = _held(cache, model, f"after reading {capacity} tokens")
+    start = 0
+    for size in sizes:
+        model.extend(tokens[:, start : start + size], cache)
+        start += size
+    full = _held(subject, cache, model, f"after reading {capacity} tokens")
     if full != empty:
         raise Fault(
             f"the cache holds {empty:,} bytes when it is new and {full:,} after reading {capacity} tokens: allocate in "
             "new_cache all that its capacity needs, since that is what is measured"
         )
-    kept = [tensor for name, value in module_attributes(model) for _, tensor in tensors_in(value, name, set())]
-    made, written = elsewhere.since([*model.parameters(), *model.buffers(), *_listed(cache), *kept])
+    if elsewhere is None:
+        return empty
+    # What the cache or the model has is judged by its path, elsewhere in this file.
+    kept = [("cache", cache), *module_attributes(model)]
+    known = [tensor for name, value in kept for _, tensor in tensors_in(value, name, set())]
+    made, written = elsewhere.since([*model.parameters(), *model.buffers(), *known])
     if made or written:
-        what = f"{made:,} bytes of new tensors" if made else f"a tensor of {written:,} bytes that was written to"
+        what = f"{made:,} bytes of new tensors" if made else f"{written:,} bytes of tensors that were written to"
         raise Fault(
-            f"after reading {capacity} tokens there are {what} in no cache and on no module: what is kept between "
+            f"after reading {capacity} tokens there are {what}, in no cache and on no module: what is kept between "
             "tokens belongs into the cache, where it is counted. Look for dictionaries, lists and tables of the module "
             "or of a class"
         )
