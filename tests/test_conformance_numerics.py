@@ -196,7 +196,7 @@ BREAKS_IN_BFLOAT16 = {
     ),
     "is infinite": (
         {"forward": "x = x * 1e-3 / ((torch.ones_like(x) + 1e-3) - 1)"},
-        "of 2928 of the logits are not finite",
+        "of 7808 of the logits are not finite",
     ),
     "is lost": ({"forward": "x = torch.sin(1000 * x)"}, "the logits are off by "),
     "is of another dtype": ({"forward": "return self.head(x).double()"}, "the logits are torch.float64"),

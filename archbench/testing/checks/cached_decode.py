@@ -98,6 +98,15 @@ class _Reading:
                 "positions read so far, since decoding goes on from there"
             )
 
+    def _agrees(self, rows: slice, end: int) -> bool:
+        """Whether those sequences alone, read once more in the same chunks, have the logits of the forward pass."""
+        tokens, start = self.tokens[rows], 0
+        cache = self.model.new_cache(len(tokens), self.capacity)
+        for size in self.sizes:
+            logits = self.model.extend(tokens[:, start : start + size], cache)
+            start += size
+        return Difference.between(logits, self.expected[rows, end - 1], self.spread).negligible
+
     def _diagnosis(self, logits: Tensor, row: int, start: int, end: int) -> str:
         """What of the model gives these logits, if anything does."""
         assert isinstance(self.model, nn.Module)
@@ -110,11 +119,8 @@ class _Reading:
                     f"{end} on give it other logits. {FUTURE}"
                 )
         if len(self.tokens) > 1:
-            cache, begin = self.model.new_cache(1, self.capacity), 0
-            for size in self.sizes:
-                alone = self.model.extend(self.tokens[row : row + 1, begin : begin + size], cache)
-                begin += size
-            if Difference.between(alone, self.expected[row : row + 1, end - 1], self.spread).negligible:
+            one = slice(row, row + 1)
+            if self._agrees(one, end) and not self._agrees(slice(None), end):
                 return (
                     f"read alone instead of in a batch of {len(self.tokens)}, sequence {row} agrees, so look for what "
                     "the sequences of a cache share"
@@ -131,20 +137,17 @@ def _check_extend(subject: Subject, model: CachedModel, singles: int) -> None:
     """Read the same tokens in several ways, the first ``singles`` one at a time."""
     assert isinstance(model, nn.Module)
     T = subject.T
-    decoded = max(B, *subject.batch_sizes[1:])
-    many = subject.probes(subject.rows(model, decoded, T), T)
-    many[:1] = subject.tokens(1, T)
-    whole = model(many)  # (B, T, V)
+    tokens = torch.cat([subject.tokens(1, T), subject.probes(B + 1, T)[2:]])  # at random, and a text
+    expected = model(tokens)  # (B, T, V)
 
     positions = "look at positions, at the window or mask, and at what is written to the cache at {start}"
-    reading = _Reading(model, many, whole, T, "read one at a time", positions)
+    reading = _Reading(model, tokens, expected, T, "read one at a time", positions)
     for _ in range(singles):
         reading.read(1)
     if singles < T:
         reading.how = f"read, the first {singles} one at a time and then the others at once"
         reading.read(T - singles)
 
-    tokens, expected = many[:B], whole[:B]
     # The first chunk is one token, as before: it differs only by what another cache may have left behind.
     hint = "in the cache before they agreed, so a new cache does not begin empty"
     reading = _Reading(model, tokens, expected, T, "read in chunks of odd sizes", hint)
@@ -159,7 +162,7 @@ def _check_extend(subject: Subject, model: CachedModel, singles: int) -> None:
     P = max(1, min(17, T - 3))
     more = min(3, T - P)
     n = P + more
-    tokens = subject.probes(decoded, n, seed=1)
+    tokens = subject.probes(max(B, *subject.batch_sizes[1:]), n, seed=1)
     expected = model(tokens)
     prompt = f"read, the first {P} at once and then one at a time,"
     hint = "a single token after single ones agrees, so look at what a chunk leaves in the cache"
