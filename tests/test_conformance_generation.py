@@ -134,3 +134,13 @@ for _ in range(n):
     dropout = (line, f"{line}{forward}super().forward(tokens), 0.5, self.training)\n")
     with pytest.raises(Fault, match=r"another one if the model is in training mode.*or dropout decides"):
         check_generate(with_generate(tmp_path, body, dropout))
+
+
+def test_rows_that_share_what_they_may_use_are_no_fault_of_eos(tmp_path: Path) -> None:
+    """Routing with a capacity changes a sequence when its neighbour has ended."""
+    line = "        self.config = config\n"
+    forward = (
+        "\n    def forward(self, tokens):\n        x = super().forward(tokens)\n        return x + 5 * x.mean(0)\n"
+    )
+    with pytest.raises(Fault, match=r"sequence 1 is decoded to .* beside another and to .* alone: .* a capacity"):
+        check_generate(with_generate(tmp_path, decoding(), (line, line + forward)))

@@ -20,7 +20,7 @@ _NUMBER = 8
 ``cumulative_length`` of transformers' ``StaticCache``."""
 
 
-@check(gate=True, needs=("logits", "generate"))
+@check(gate=True, needs=("logits", "generate", "cached_decode"))
 def check_state_bytes(subject: Subject) -> str:
     """How much memory a sequence needs is compared by what the cache says it holds; what is kept elsewhere is not
     seen."""
