@@ -91,12 +91,13 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
         scores: list[Score] = []
         tables: list[pa.Table] = []
         for one in session.taking_part():
+            revision = load(one.architecture, plan.plugins).revision()
             for task in self.tasks:
                 found = chosen([pair for pair in trials if pair[0].of(one.architecture, task.name)])
                 scores += [self._score(one, task, condition, found) for condition in task.tests]
                 for trial, record in found:
                     if record.test:
-                        columns = {**now, **here, **self._columns(one, task, trial)}
+                        columns = {**now, **here, "plugin_revision": revision, **self._columns(one, task, trial)}
                         tables.append(run_table(str(record.run_id), self._rows(one, task, trial, record), columns))
         outcome = ProbeOutcome(
             **common,
@@ -180,7 +181,6 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
             "architecture": one.architecture,
             "plugin_package": architecture.package,
             "plugin_version": architecture.version,
-            "plugin_revision": architecture.revision(),
             "role": ROLES["point"],
             "preset": plan.preset,
             "config_hash": hashlib.sha256(shape.encode()).hexdigest()[:12],
