@@ -178,6 +178,7 @@ def test_one_that_never_ends_is_ended(tmp_path: Path, more: tuple[str, ...], whe
     assert code == 8
     assert f"{seconds} s" in errors["sleeps"]
     assert where in errors["sleeps"]
+    assert "time_limit=" in errors["sleeps"]
     assert f"{seconds} s" in status(read_results(tmp_path / "results"), "sleeps")
     if not more:
         assert_whole(tmp_path / "results", {"check", "decode"})
