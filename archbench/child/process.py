@@ -26,7 +26,7 @@ ENTRY = Path(__file__).with_name("entry.py")
 GRACE = 5.0
 """Seconds that an interrupted child has to write its files."""
 
-LONGEST_WAIT = 10.0
+LONGEST_WAIT = 20.0
 """Wall time, as a multiple of a limit by another clock, after which a child has taken too long by any."""
 
 
