@@ -19,6 +19,8 @@ from archbench.testing.checks import check_bfloat16, check_compile, check_seed, 
 from archbench.testing.evaluation import Check, run_check
 from archbench.testing.global_state import watched
 from edited_plugins import plugin, tiny
+from rotary_edits import imported
+from rotary_edits import subject as rotary
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,22 @@ def test_printing_is_noted_and_kept_from_the_callers_output(tmp_path: Path, capf
     assert f"build prints 'building {51 * 'x'}'" in result.evidence
     assert "the forward pass prints 'hello'" in result.evidence
     assert capfd.readouterr().out == ""
+
+
+def test_what_a_library_wraps_on_import_is_noted_and_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As lightning does with torch.compile."""
+    library = tmp_path / "site-packages" / "lightly.py"
+    library.parent.mkdir()
+    call = "functools.wraps(torch.compile)(lambda *given, before=torch.compile, **named: before(*given, **named))"
+    library.write_text(f"import functools, torch\ntorch.compile = {call}\n")
+    monkeypatch.syspath_prepend(library.parent)
+    before = torch.compile
+    subject = rotary("a library that wraps", (imported("import lightly"),), tmp_path)
+    assert torch.compile is before
+    result = run_check(check_side_effects, subject)
+    assert result.status == "noted", result.evidence
+    assert "lightly" in result.evidence
+    assert "torch.compile" in result.evidence
 
 
 def shared_state() -> list[object]:

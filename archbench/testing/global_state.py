@@ -229,15 +229,14 @@ SURROUNDINGS = (
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that has changed.
+    """What has changed, "it changed the number of threads from 2 to 1", and what to do instead.
 
-    Attributes:
-        what: a clause: "it changed the number of threads from 2 to 1".
-        advice: what to do instead.
+    ``wrapper`` is the file that did it by wrapping functions of others, if that is all.
     """
 
     what: str
     advice: str
+    wrapper: str = ""
 
 
 class Watch:
@@ -258,7 +257,10 @@ class Watch:
         for setting, before in self._before:
             after = setting.read()
             if after != before:
-                changes.append(Change(f"it changed {_difference(setting.name, before, after)}", setting.advice))
+                wrapper = before.wrapped_in(after) if isinstance(before, Functions) else ""
+                changes.append(
+                    Change(f"it changed {_difference(setting.name, before, after)}", setting.advice, wrapper)
+                )
         if _Forks.count > self._forks:
             advice = "Start no processes: the copy would continue the caller's work, and share its cores"
             changes.append(Change("it forked the process", advice))

@@ -45,6 +45,16 @@ class Functions:
         places = zip(_places, self._found, later._found, strict=False)  # later there may be more
         return [(place[0], one, other) for place, one, other in places if _differ(one, other)]
 
+    def wrapped_in(self, later: Functions) -> str:
+        """The file whose functions wrap all that were replaced, and call them; "" where one does not."""
+        files = {
+            other.__code__.co_filename
+            if getattr(other, "__wrapped__", None) is one and isinstance(other, FunctionType)
+            else ""
+            for _, one, other in self.replaced(later)
+        }
+        return files.pop() if len(files) == 1 else ""
+
     def restore(self) -> None:
         """Put them back."""
         for (_, namespace, owner, name), function in zip(_places, self._found, strict=False):
