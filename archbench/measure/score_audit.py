@@ -152,26 +152,23 @@ def greedy_finding(
 ) -> Finding:
     """Whether ``tokens``, (B,) each, decoded greedily after ``prompt`` (B, P), are the likeliest by a full pass.
 
-    The first and the last sequence are read whole, each alone. The value is the mean of how far the logit of a decoded
-    token lies below the largest; None where the model gives no logits, or the tokens share one tensor.
+    The last sequence is read whole, and alone. The value is the mean of how far the logit of a decoded token lies below
+    the largest; None where the model gives no logits, or the tokens share one tensor.
     """
     B, P = prompt.shape
     meaning = f"tokens decoded at B = {B} after {P} are not those that a full pass over the same text prefers"
     unjudged = Finding("audit_decode", None, allowed, meaning)
     if len({token.data_ptr() for token in tokens}) < len(tokens):
         return unjudged
-    new = torch.stack(list(tokens), dim=1)  # (B, n)
-    gaps = []
-    for row in {0, B - 1}:
-        read = torch.cat([prompt[row], new[row, :-1]])[:context_length]  # later, the window slides
-        try:
-            with torch.no_grad():
-                logits = model(read[None])[0, P - 1 :].float()  # (n, V)
-            chosen = logits.gather(1, new[row, : len(logits), None])[:, 0]
-        except Exception:  # noqa: BLE001  an unchecked model may raise anything; its own decoding worked
-            return unjudged
-        gaps.append(logits.amax(1) - chosen)
-    return Finding("audit_decode", float(torch.cat(gaps).mean()), allowed, meaning)
+    new = torch.stack([token[-1] for token in tokens])  # (n,)
+    read = torch.cat([prompt[-1], new[:-1]])[:context_length]  # later, the window slides
+    try:
+        with torch.no_grad():
+            logits = model(read[None])[0, P - 1 :].float()  # (n, V)
+        gaps = logits.amax(1) - logits.gather(1, new[: len(logits), None])[:, 0]
+    except Exception:  # noqa: BLE001  an unchecked model may raise anything; its own decoding worked
+        return unjudged
+    return Finding("audit_decode", float(gaps.mean()), allowed, meaning)
 
 
 def _difference(found: _Nats, expected: _Nats) -> _Nats:

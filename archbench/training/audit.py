@@ -209,15 +209,15 @@ class StepAudit:
             return f"the run's optimizer moved the parameters {self._moves} times"
         if self._lr_used != self._lr:
             return f"train_step changed the learning rate from {self._lr} to {self._lr_used}"
+        trained = [id(parameter) for parameter in self._state.module.parameters() if parameter.requires_grad]
+        if trained != [*map(id, self._state._parameters)]:
+            return "train_step replaced, froze or freed parameters"
         names = [name for name, parameter in self._state.module.named_parameters() if parameter.requires_grad]
         pairs = zip(self._weights[::2], self._weights[1::2], strict=True)  # begin, before it; after it, end
         for place, (one, other) in zip(("before", "after"), pairs, strict=False):
             moved = torch.nonzero(one != other).flatten().tolist()
             if moved:
                 return f"train_step moved {names[moved[0]]} {place} the optimizer's step, and it has to be the only one"
-        trained = [id(parameter) for parameter in self._state.module.parameters() if parameter.requires_grad]
-        if trained != [*map(id, self._state._parameters)]:
-            return "train_step replaced parameters by others"
         for replay in self._replays:
             replay.replay(self._lr)
         return None
@@ -228,8 +228,9 @@ class StepAudit:
 
     def _begin_replays(self) -> list[Replay]:
         state = self._state
-        named = [pair for pair in state.module.named_parameters() if pair[1].requires_grad]
-        small = sorted((pair for pair in named if pair[1].numel() <= LARGEST_REPLAYED), key=lambda one: one[1].numel())
+        trained = {*map(id, state._parameters)}
+        named = [pair for pair in state.module.named_parameters() if id(pair[1]) in trained]
+        small = [pair for pair in named if pair[1].numel() <= LARGEST_REPLAYED]
         draw = np.random.default_rng([self._seed, state.step, 29]).permutation(len(small))
         return [Replay.begin(self._optimizer, self._groups, *small[i]) for i in draw[:REPLAYED]]
 
