@@ -29,6 +29,7 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 )
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (set CHROMIUM to its path)")
 
+REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 LINES = "#part0-context .mark-line.role-mark path"
 MARKUP = "<script>alert(1)//"
 ARGUMENTS = [
@@ -110,7 +111,7 @@ def test_every_figure_is_drawn_with_all_its_series(wide: Seen, contents: list[Co
         assert len(plots) == len(first), figure.key
         for plot, panel in zip(plots, first, strict=True):
             if panel.heat is not None:
-                values = [value for row in panel.heat.values for value in row if value is not None]
+                values = [value for row in panel.heat.values for value in row if value]
                 assert len(plot.query_selector_all(".mark-rect.role-mark path")) == len(values), figure.key
                 continue
             points = sum(len(series.x) for series in panel.series)
@@ -214,6 +215,22 @@ def test_plots_and_page_follow_the_colour_scheme_when_it_changes(dark: Seen) -> 
     page.emulate_media(color_scheme="light")
     until(page, line, rgb(LIGHT[0]))
     assert page.evaluate(ground) == "rgb(255, 255, 255)"
+
+
+@pytest.mark.parametrize("name", ["probe-mini", "scale-nano", "20261123T112407-da218d.parquet"])
+def test_no_other_page_scrolls_sideways_on_a_phone_and_every_task_has_its_label(
+    browser: Any, name: str, tmp_path: Path
+) -> None:
+    parts = read([str(REFERENCE / name)])
+    page = opened(browser, write_page(parts, tmp_path / "page.html", title="a test"), width=390).page
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    wider = "all => all.filter(plot => plot.getBoundingClientRect().right > innerWidth).length"
+    assert page.eval_on_selector_all(".plot svg", wider) == 0
+    for panel in (panel for figure in parts[0].figures if figure.key == "probes" for panel in figure.panels):
+        shown = "all => all.filter(one => one.getAttribute('opacity') !== '0').map(one => one.textContent)"
+        labels = "".join(page.eval_on_selector_all("#part0-probes .role-axis-label text", shown))
+        assert panel.heat is not None
+        assert [row for row in (*panel.heat.rows, *panel.heat.columns) if row not in labels] == []
 
 
 def test_the_page_never_scrolls_sideways_and_tables_scroll_in_their_box(browser: Any, file: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from archbench import available
 from archbench.presentation.quantities import duration, number, percent, quantity, ratio
 from archbench.presentation.tables import escaped
 from archbench.report.contents import Contents, read
@@ -16,7 +17,7 @@ from archbench.report.cost_figures import pareto_figure
 from archbench.report.evidence import Evidence, Score, of_comparison
 from archbench.report.figures import Axis, Figure, Series, data_of, tick_text, ticks_of
 from archbench.report.markdown import markdown
-from archbench.report.styles import DARK, HEAT, LIGHT, ink_on, styles_of
+from archbench.report.styles import DARK, HEAT, LIGHT, ink_on, style_of, styles_of
 from archbench.study.costs import CostRow
 from comparison_files import ARCHITECTURES, SEEDS, STEPS, T, frame_of, write_comparison
 
@@ -143,9 +144,21 @@ def test_an_architecture_looks_the_same_in_every_figure(contents: Contents) -> N
                     assert series.style in (None, contents.styles.get(series.name))
 
 
-def test_ten_architectures_and_a_baseline_all_look_different() -> None:
-    names = [str(number) for number in range(11)]
-    assert len(set(styles_of(names, "0").values())) == 11
+def test_every_architecture_looks_different_and_as_it_does_on_every_other_page() -> None:
+    built_in = [entry.name for entry in available() if entry.package == "archbench"]
+    names = [*built_in, *(f"plugin-{number}" for number in range(30))]
+    every = styles_of({name: name for name in names})
+    assert len(set(every.values())) == len(names)
+    assert len({every[name].colour for name in built_in}) == len(built_in)
+    for name in names[:15]:
+        assert styles_of({name: name, "gpt1": "gpt1"})[name] == style_of(name)
+    assert {name: every[name] for name in built_in} == {name: style_of(name) for name in built_in}
+
+
+def test_runs_of_one_architecture_share_its_colour_and_differ_in_their_markers() -> None:
+    drawn = styles_of({"llama 1a": "llama", "llama 2b": "llama", "gpt1": "gpt1"})
+    assert {drawn["llama 1a"].colour, drawn["llama 2b"].colour} == {style_of("llama").colour}
+    assert drawn["llama 1a"].marker != drawn["llama 2b"].marker
 
 
 # Machado, Oliveira & Fernandes 2009, "A Physiologically-based Model for Simulation of Color Vision Deficiency",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from archbench.errors import UsageError
 from archbench.study import law
 from archbench.study.law import Fit, Law, bootstrap, fit
 
+REFERENCE = Path(__file__).parent.parent / "results" / "reference" / "scale-nano"
 TRUTH = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 Points = tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]
 
@@ -67,14 +69,18 @@ def test_a_fit_that_stopped_early_is_detected(chinchilla: Points) -> None:
     points = np.log(np.stack(chinchilla))
     scale = law.DELTA**2 / points.shape[1]
 
+    def at(theta: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Of log E, as published, instead of E."""
+        return np.array([*theta[:2], np.exp(theta[2]), *theta[3:]])
+
     def averaged(theta: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        value, gradient = law.objective(theta, points)
-        return value * scale, gradient * scale
+        value, gradient = law.objective(at(theta), points)
+        return value * scale, gradient * np.array([1, 1, at(theta)[2], 1, 1]) * scale
 
     found = optimize.minimize(averaged, [5.0, 5.0, 0.0, 0.5, 0.5], jac=True, method="L-BFGS-B")
     assert found.success
     assert found.x[3] == pytest.approx(0.26, abs=0.01)
-    promise = law.promise(found.x, points)
+    promise = law.promise(at(found.x), points)
     assert promise > 1000 * law.CONVERGED
     assert not law.Fit(TRUTH, 0.0, promise, 240).converged
 
@@ -104,6 +110,37 @@ def test_points_that_show_no_floor_have_none_and_their_intervals_are_numbers() -
     intervals = bootstrap(N, D, L, found, resamples=10)
     assert all(np.isfinite([each.low, each.high]).all() for each in intervals.values())
     assert intervals["alpha"].low < intervals["alpha"].high
+    assert intervals["E"].high > 0.01  # a floor that is not seen can still be there
+
+
+@pytest.mark.parametrize("name", ["gpt1", "llama"])
+def test_no_estimate_lies_outside_its_interval(name: str) -> None:
+    """The points of the reference ladder: gpt1's E, of 2e-4, had an interval up to 1e-4, and llama's, of 0, up to 0."""
+    content = json.loads((REFERENCE / "scale.json").read_text())
+    (finding,) = (one for one in content["findings"] if one["architecture"] == name)
+    points = tuple(np.array([point[axis] for point in finding["points"]], dtype=float) for axis in ("N", "D", "loss"))
+    start = finding["fitted"]
+    found = law.Fit(Law(**start["law"]), start["objective"], start["promise"], start["points"])
+    intervals = bootstrap(*points, found, resamples=6)
+    for parameter, interval in intervals.items():
+        estimate = getattr(found.law, parameter)
+        assert interval.low is not None
+        assert interval.low <= estimate
+        assert interval.high is None or estimate <= interval.high, parameter
+    assert intervals["E"].high is not None
+    assert intervals["E"].high > 1e-3
+
+
+def test_resamples_on_one_side_of_the_estimate_cannot_exclude_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    points = simulated(0.0, sizes=4, budgets=4)
+    found = law.Fit(TRUTH, 0.0, 0.0, 16)
+    for shift in (-0.1, 0.1):
+        values = {parameter: np.full(9, getattr(TRUTH, parameter) + shift) for parameter in (*vars(TRUTH), "exponent")}
+        monkeypatch.setattr(law, "resampled", lambda *_, values=values, **__: values)
+        for parameter, interval in bootstrap(*points, found).items():
+            assert interval.low is not None
+            assert interval.high is not None
+            assert interval.low <= getattr(TRUTH, parameter) <= interval.high
 
 
 @pytest.mark.slow

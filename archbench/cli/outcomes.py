@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,12 @@ import typer
 
 from archbench.presentation.quantities import duration
 from archbench.presentation.terminal import show
+from archbench.results.schema import ROWS
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from archbench.presentation.tables import Table
     from archbench.study.comparison_outcome import ComparisonOutcome, TuningOutcome
     from archbench.study.probe_outcome import ProbeOutcome
     from archbench.study.scale_outcome import ScaleOutcome
@@ -18,15 +23,13 @@ if TYPE_CHECKING:
 
 def print_comparison(outcome: ComparisonOutcome, folder: Path) -> None:
     """The verdict in sentences, then the tables of quality, size and cost."""
-    from archbench.report.comparison_tables import cost_table, heading, size_table, verdict_table
+    from archbench.report.comparison_tables import heading
     from archbench.report.conclusions import conclusions
+    from archbench.report.contents import comparison_tables
 
     found = conclusions(outcome)
     typer.echo(f"{heading(outcome)}\n\n{found.headline}\n{found.details}\n")
-    for table in (verdict_table(outcome), size_table(outcome), cost_table(outcome)):
-        if table is not None:
-            show(table)
-            typer.echo()
+    _show(lambda rows: comparison_tables(outcome, rows), outcome, folder)
     _end(outcome, folder)
 
 
@@ -45,8 +48,7 @@ def print_probe(outcome: ProbeOutcome, folder: Path) -> None:
     """The scores with their decoding states, and what took no part."""
     from archbench.report.probe_tables import score_table
 
-    show(score_table(outcome))
-    typer.echo()
+    _show(lambda _: [score_table(outcome)], outcome, folder)
     _end(outcome, folder)
 
 
@@ -57,9 +59,25 @@ def print_scale(outcome: ScaleOutcome, folder: Path) -> None:
 
     plan = outcome.plan
     typer.echo(f"{plan.text} as {plan.tokenizer}, context {plan.context_length:,}\n")
-    show(loss_table(outcome))
-    typer.echo("\n".join(["", *law_sentences(outcome), *notes(outcome), ""]))
+    _show(lambda _: [loss_table(outcome)], outcome, folder)
+    typer.echo("\n".join([*law_sentences(outcome), *notes(outcome), ""]))
     _end(outcome, folder)
+
+
+def _show(
+    build: Callable[[pd.DataFrame | None], Sequence[Table | None]],
+    outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome,
+    folder: Path,
+) -> None:
+    """Print the tables that ``build`` makes of the rows, with what their numbers rest on, if any run finished."""
+    from archbench.report.basis import resting
+    from archbench.report.evidence import rows_of
+
+    rows = rows_of(outcome, folder) if (folder / ROWS).is_file() else None
+    made = build(rows)
+    for table in filter(None, made) if rows is None else resting(made, rows):
+        show(table)
+        typer.echo()
 
 
 def _end(outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome, folder: Path) -> None:

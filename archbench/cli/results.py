@@ -84,7 +84,7 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
     from archbench.cli.summary import UNCHECKED_REMARK, failures
     from archbench.presentation.terminal import console, show
     from archbench.report.kernel_tables import kernel_tables, not_measured
-    from archbench.report.run_tables import integer, measurement_table
+    from archbench.report.run_tables import checks, integer, measurement_table
     from archbench.results.doubts import doubts
 
     out = console()
@@ -92,7 +92,7 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
         if number:
             out.print()
         title = _title({**rows.iloc[0].to_dict(), "parameters": integer(rows.parameters.max())})
-        out.print(f"{run_id}  {title}", style="bold", soft_wrap=True)
+        out.print(f"{run_id}  {title} · checks: {checks(rows)}", style="bold", soft_wrap=True)
         contaminated, unchecked, failed = rows.contaminated, rows.conformance == UNCHECKED, failures(rows)
         doubtful = doubts(rows)
         rows = rows[rows.metric != FAILED]
@@ -108,7 +108,7 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
         if unchecked.any():
             out.print(UNCHECKED_REMARK, style="yellow", soft_wrap=True)
         if contaminated.fillna(False).any():
-            out.print("Other work ran on this machine: these speeds are marked contaminated.", style="yellow")
+            out.print("Other work ran on this machine: speeds so marked are contaminated.", style="yellow")
 
 
 def _print_raw(frame: pd.DataFrame, *, hide_incidental: bool) -> None:

@@ -109,6 +109,9 @@ def _scored(frame: pd.DataFrame, out: str) -> str | None:
 
 def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """What a reader has to know about the numbers, with the style of the line."""
+    from archbench.report.basis import phases_disturbed
+    from archbench.report.run_tables import checks
+
     quality = frame[frame.phase == "quality"].set_index("metric").value
     if floors := [f"{name} {quality[metric]:.3f}" for metric, name in FLOORS.items() if metric in quality]:
         yield f"\nBits per byte of the same text by counting and compressing: {', '.join(floors)}.", "dim"
@@ -119,8 +122,9 @@ def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
         yield f"Training diverged: the loss was no longer finite at step {step:.0f}, where the run ended.", "yellow"
     if (frame.conformance == UNCHECKED).any():
         yield UNCHECKED_REMARK, "yellow"
-    contaminated = [phase for phase in frame[frame.contaminated.eq(True)].phase.unique() if phase != "environment"]
-    if contaminated:
+    else:
+        yield f"Conformance checks passed: {checks(frame)}.", "dim"
+    if contaminated := phases_disturbed(frame):
         phases = ", ".join(contaminated)
         yield f"Other work disturbed the machine in {phases}: those rows are marked contaminated.", "yellow"
     if frame.lossless.eq(False).any():

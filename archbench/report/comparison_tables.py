@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,14 @@ from archbench.presentation.quantities import (
     quantity,
     ratio,
     ratio_interval,
+    spread,
 )
 from archbench.presentation.tables import Cell, Column, Table, table
 from archbench.report.conclusions import held_equal
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from archbench.study.comparison_outcome import ComparisonOutcome, Model, TuningOutcome
     from archbench.study.verdicts import QualityRow
 
@@ -65,8 +69,9 @@ def verdict_table(outcome: ComparisonOutcome) -> Table:
         "text, and from both combined, which decide. Differences below the margin, "
         f"± {100 * plan.margin:g} %, are ignored."
     )
+    rows = sorted(outcome.quality, key=lambda row: (row.bits_per_byte is None, row.bits_per_byte))
     return table(
-        "verdict", "Quality", columns, map(_verdict_row, outcome.quality), caption=caption,
+        "verdict", "Quality", columns, map(_verdict_row, rows), caption=caption,
         notes=[*outcome.doubts, *notes, *not_taking_part(outcome)],
     )  # fmt: skip
 
@@ -103,8 +108,9 @@ def _reason(row: QualityRow) -> str:
     return " ".join(sentences)
 
 
-def size_table(outcome: ComparisonOutcome) -> Table:
-    """Sizes and what training took, beside quality."""
+def size_table(outcome: ComparisonOutcome, rows: pd.DataFrame | None = None) -> Table:
+    """Sizes and what training took, beside quality; with its rows, the spread of times is there too."""
+    ranges = {} if rows is None else _training_times(rows)
     columns = (
         Column("architecture", "name"),
         Column("bits per byte", unit="bit/byte", priority=3),
@@ -115,7 +121,7 @@ def size_table(outcome: ComparisonOutcome) -> Table:
         Column("FLOPs a token", unit="FLOP/token", hint="of training: forward and backward", priority=5, show=_flops),
         Column("tokens", unit="token", show=compact, hint="trained on; median over seeds"),
         Column("FLOPs", unit="FLOP", hint="of training"),
-        Column("seconds", unit="s", hint="of training"),
+        Column("seconds", unit="s", hint="of training: median over seeds, lowest and highest"),
         Column("state", unit="B", hint=f"bytes of decoding state at {outcome.plan.context_length} positions"),
         Column("changed", "list", hint="fields that differ from the preset and are not shared by all",
                priority=6),
@@ -125,23 +131,38 @@ def size_table(outcome: ComparisonOutcome) -> Table:
     spent = {row.architecture: row for row in outcome.spent}
     rates = {row.architecture: row.learning_rate for row in outcome.tuning}
     baseline = next(model for model in outcome.models if model.architecture == outcome.plan.baseline)
-    rows = []
+    lines = []
     for model in _ordered(outcome):
         name, own = model.architecture, spent.get(model.architecture)
         changed = ", ".join(
             f"{field}={value}" for field, value in model.overrides.items() if field not in baseline.overrides
         )
-        rows.append((
-            name, scores.get(name) if model.matched else Cell("not matched", scores.get(name)),
+        marked = Cell(f"{name} (baseline)", name) if model is baseline else name
+        lines.append((
+            marked, scores.get(name) if model.matched else Cell("not matched", scores.get(name)),
             model.parameters, model.active_parameters, model.non_embedding_active_parameters, model.deviation,
             model.training_flops_per_token, *(
-                (None, None, None) if own is None else (own.training_tokens, own.training_flops, own.training_seconds)
+                (None, None, None)
+                if own is None
+                else (own.training_tokens, own.training_flops, _ranged(own.training_seconds, ranges.get(name)))
             ),
             Cell("none") if model.state_bytes is None else model.state_bytes, Cell(changed or ABSENT, changed),
             rates.get(name),
         ))  # fmt: skip
     caption = "Quality beside the size of each model and what its training took."
-    return table("sizes", "Sizes and spending", columns, rows, caption=caption)
+    return table("sizes", "Sizes and spending", columns, lines, caption=caption)
+
+
+def _training_times(rows: pd.DataFrame) -> dict[str, tuple[float, float]]:
+    """The shortest and longest training of each architecture's confirming seeds, in seconds."""
+    own = rows[(rows.role == "confirm") & (rows.metric == "training_seconds")].groupby("architecture").value
+    return {str(name): (float(values.min()), float(values.max())) for name, values in own}
+
+
+def _ranged(seconds: float | None, ends: tuple[float, float] | None) -> float | Cell | None:
+    if seconds is None or ends is None:
+        return seconds
+    return Cell(f"{quantity(seconds, 's')} ({spread(*ends, 's')})", seconds)
 
 
 def _flops(value: float) -> str:
@@ -149,8 +170,14 @@ def _flops(value: float) -> str:
 
 
 def _ordered(outcome: ComparisonOutcome) -> list[Model]:
-    names = [*outcome.names, *(model.architecture for model in outcome.models if not model.matched)]
-    return sorted(outcome.models, key=lambda model: names.index(model.architecture))
+    """The best first, and those that take no part last."""
+    scores = {row.architecture: row.bits_per_byte for row in outcome.quality}
+
+    def place(model: Model) -> tuple[bool, float]:
+        score = scores.get(model.architecture)
+        return not model.matched, math.inf if score is None else score
+
+    return sorted(outcome.models, key=place)
 
 
 def cost_table(outcome: ComparisonOutcome) -> Table | None:
@@ -175,7 +202,7 @@ def cost_table(outcome: ComparisonOutcome) -> Table | None:
             row.label, row.architecture, Cell(quantity(row.value, row.unit), row.value), row.ratio,
             (row.low, row.high), (row.floor_low, row.floor_high), row.verdict,
         )
-        for row in sorted(outcome.costs, key=lambda row: metrics.index(row.metric))
+        for row in sorted(outcome.costs, key=lambda row: (metrics.index(row.metric), row.value is None, row.value))
     ]  # fmt: skip
     caption = (
         "Measured in turns and in fresh processes; less is better. Exploratory: not corrected for the number of rows."

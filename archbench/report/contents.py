@@ -6,27 +6,36 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from archbench.errors import ArchbenchWarning, StorageError
 from archbench.presentation.quantities import counted, duration
 from archbench.presentation.tables import Table
+from archbench.report.basis import basis_of, resting
 from archbench.report.comparison_tables import cost_table, lost_table, size_table, verdict_table
 from archbench.report.conclusions import Conclusions, conclusions
 from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
-from archbench.report.evidence import Evidence, of_comparison, of_runs, provenance_of
+from archbench.report.evidence import Evidence, of_comparison, of_runs, provenance_of, rows_of
 from archbench.report.figures import Figure
 from archbench.report.ladder_figures import ladder_figures
 from archbench.report.ladder_tables import forecast_table, law_table, loss_table
 from archbench.report.ladder_texts import conclusions as ladder_conclusions
 from archbench.report.learning_curves import loss_figure, tuning_figure, validation_figure
 from archbench.report.probe_figures import probe_figure, probe_state_figure
+from archbench.report.probe_tables import score_table
+from archbench.report.probe_texts import best_first
+from archbench.report.probe_texts import conclusions as probe_conclusions
 from archbench.report.quality_figures import difference_figure, position_figure
 from archbench.report.run_tables import run_table
 from archbench.report.styles import Style, styles_of
 from archbench.results.doubts import doubts
 from archbench.study.comparison_outcome import ComparisonOutcome
 from archbench.study.outcome import Outcome
+from archbench.study.probe_outcome import ProbeOutcome
 from archbench.study.scale_outcome import ScaleOutcome
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NO_VERDICT = (
     "These are runs without a comparison, so there is no verdict: sizes, budgets and learning rates may differ, and "
@@ -129,28 +138,30 @@ def of_evidence(evidence: Evidence) -> Contents:
         figure = build(evidence)
         if figure is not None:
             remarks = (*figure.remarks, *(doubts(evidence.rows) if figure.key in _SCORED else ()))
-            figures.append(replace(figure, remarks=remarks, provenance=(*figure.provenance, *evidence.provenance)))
+            provenance, basis = (*figure.provenance, *evidence.provenance), basis_of(figure.key, evidence.rows)
+            figures.append(replace(figure, remarks=remarks, provenance=provenance, basis=basis))
         elif name is not None and not (build is difference_figure and evidence.outcome is None):
             missing.append(name)
     lead = next((figure for figure in figures if figure.key == "difference"), None)
     outcome = evidence.outcome
     title, subtitle = _runs_title(evidence) if outcome is None else _comparison_title(outcome)
-    tables = (
-        (run_table(evidence),)
-        if outcome is None
-        else (verdict_table(outcome), size_table(outcome), cost_table(outcome), lost_table(outcome))
-    )
     return Contents(
         title=title,
         subtitle=subtitle,
         verdict=None if outcome is None else conclusions(outcome),
-        tables=tuple(table for table in tables if table is not None),
+        tables=resting(
+            (run_table(evidence),) if outcome is None else comparison_tables(outcome, evidence.rows), evidence.rows
+        ),
         lead=lead,
         figures=tuple(figures),
         missing=tuple(missing),
         facts=evidence.provenance if outcome is None else (*evidence.provenance, *_plan(outcome)),
         styles=evidence.styles,
     )
+
+
+def comparison_tables(outcome: ComparisonOutcome, rows: pd.DataFrame | None) -> tuple[Table | None, ...]:
+    return verdict_table(outcome), size_table(outcome, rows), cost_table(outcome), lost_table(outcome)
 
 
 def _of_comparison(folder: Path) -> Contents:
@@ -168,10 +179,16 @@ def of_ladder(folder: Path) -> Contents:
         raise StorageError(
             str(folder), "none of its trainings finished", f"Its {ScaleOutcome.file} has the cause of each"
         )
-    plan, styles = ladder.plan, styles_of(ladder.names, ladder.names[0])
+    plan, styles = ladder.plan, styles_of({name: name for name in ladder.names})
     made = provenance_of(ladder, folder)
+    rows = rows_of(ladder, folder)
     figures = tuple(
-        replace(figure, remarks=(*figure.remarks, *ladder.doubts), provenance=(*figure.provenance, *made))
+        replace(
+            figure,
+            remarks=(*figure.remarks, *ladder.doubts),
+            provenance=(*figure.provenance, *made),
+            basis=basis_of(figure.key, rows),
+        )
         for figure in ladder_figures(ladder, styles)
     )
     tables = (law_table(ladder), loss_table(ladder), forecast_table(ladder))
@@ -182,7 +199,7 @@ def of_ladder(folder: Path) -> Contents:
             f"{plan.context_length:,} · {ladder.machine.get('device_name', '')} · {ladder.finished:%Y-%m-%d}"
         ),
         verdict=ladder_conclusions(ladder),
-        tables=tuple(table for table in tables if table is not None),
+        tables=resting(tables, rows),
         lead=figures[0],
         figures=figures,
         missing=(),
@@ -191,7 +208,34 @@ def of_ladder(folder: Path) -> Contents:
     )
 
 
-_STUDIES: dict[type[Outcome], Callable[[Path], Contents]] = {ComparisonOutcome: _of_comparison, ScaleOutcome: of_ladder}
+def of_probe(folder: Path) -> Contents:
+    """A finished probe.
+
+    Raises:
+        StorageError: see :meth:`archbench.study.outcome.Outcome.read`; or its rows are missing or damaged.
+    """
+    outcome = ProbeOutcome.read(folder)
+    evidence = of_runs(rows_of(outcome, folder), (str(folder),))
+    evidence = replace(evidence, names=best_first(outcome), provenance=provenance_of(outcome, folder))
+    drawn = of_evidence(evidence)
+    return replace(
+        drawn,
+        title=f"Probes of {', '.join(outcome.names)}",
+        subtitle=(
+            f"{counted(len(outcome.tasks), 'task')} · {counted(outcome.plan.seeds, 'seed')} · "
+            f"{outcome.machine.get('device_name', '')} · {outcome.finished:%Y-%m-%d}"
+        ),
+        verdict=probe_conclusions(outcome),
+        tables=resting((score_table(outcome),), evidence.rows),
+        lead=drawn.figures[0] if drawn.figures else None,
+        missing=(),
+        facts=(*evidence.provenance, _time(outcome)),
+    )
+
+
+_STUDIES: dict[type[Outcome], Callable[[Path], Contents]] = {
+    ComparisonOutcome: _of_comparison, ScaleOutcome: of_ladder, ProbeOutcome: of_probe,
+}  # fmt: skip
 """Outcome of a study that has a part of its own in a report, and the function that reads its folder. The rows of other
 studies are shown as runs."""
 
@@ -236,7 +280,7 @@ def _plan(outcome: ComparisonOutcome) -> tuple[tuple[str, str], ...]:
     )
 
 
-def _time(outcome: ComparisonOutcome | ScaleOutcome) -> tuple[str, str]:
+def _time(outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome) -> tuple[str, str]:
     return "time", f"{duration(outcome.seconds.measured)}, predicted {duration(outcome.seconds.predicted)}"
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
+from archbench.presentation.quantities import counted
 from archbench.report.evidence import Evidence, Score
 from archbench.report.figures import Axis, Figure, Panel, Scale, Series, Side, thinned, ticks_of
 from archbench.report.styles import Style
@@ -158,18 +160,18 @@ def _unit(values: Sequence[float]) -> list[float]:
 def context_figure(evidence: Evidence) -> Figure | None:
     """Decoding, prefill, state and memory against context length; None for fewer than two lengths."""
     quantities = (
-        ("seconds_per_token", "decoding, a token", "s"),
-        ("prefill_seconds", "prefill", "s"),
-        ("state_bytes", "decoding state", "B"),
-        ("peak_memory_bytes", "peak memory", "B"),
+        ("seconds_per_token", "seconds_per_token", "decoding, a token", "s"),
+        ("prefill_seconds", "seconds_to_first_token", "prefill", "s"),
+        ("state_bytes", "", "decoding state", "B"),
+        ("peak_memory_bytes", "", "peak memory", "B"),
     )
     lengths = sorted({row.context_length for row in evidence.curves})
     if len(lengths) < 2:
         return None
     alone = evidence.outcome is None  # such runs vary the prompt, not what is allocated
     across = Axis("prompt length" if alone else "context length", "token", "log", ticks=thinned(lengths))
-    panels = []
-    for field, title, unit in quantities:
+    panels, spreads = [], _spreads(evidence)
+    for field, metric, title, unit in quantities:
         series = []
         for name in evidence.names:
             own = sorted(
@@ -180,9 +182,20 @@ def context_figure(evidence: Evidence) -> Figure | None:
             ]
             if points:
                 x, y = zip(*points, strict=True)
-                series.append(Series(name, evidence.styles[name], x, y, drawn="line+points"))
+                samples = [spreads.get((name, metric, length)) for length in x]
+                found = [one for one in samples if one is not None]
+                barred = bool(found) and len(found) == len(samples)
+                series.append(
+                    Series(
+                        name, evidence.styles[name], x, y,
+                        low=tuple(one.low for one in found) if barred else (),
+                        high=tuple(one.high for one in found) if barred else (),
+                        notes=tuple("" if one is None else one.note for one in samples),
+                        drawn="line+points" if len(lengths) > 2 else "points",
+                    )
+                )  # fmt: skip
         if series:
-            values = [value for one in series for value in one.y if value is not None]
+            values = [value for one in series for value in (*one.y, *one.low, *one.high) if value is not None]
             scale: Scale = "log" if max(values) > 3 * min(values) else "linear"
             panels.append(Panel(title, across, Axis(title, unit, scale, ticks_of(values, unit, scale)), tuple(series)))
     if not panels:
@@ -194,10 +207,37 @@ def context_figure(evidence: Evidence) -> Figure | None:
     ]
     return Figure(
         "context", f"Cost against {across.title}",
-        "One sequence at a time. Scales are logarithmic, except for quantities that change little.", tuple(panels),
+        "One sequence at a time. Bars of times: the middle half of the samples, which says nothing about another run. "
+        + ("" if len(lengths) > 2 else "Two lengths show no trend, and are not joined. ")
+        + "Scales are logarithmic, except for quantities that change little.", tuple(panels),
         remarks=tuple(causes),
         provenance=(("measured", "one sequence; medians over repeats"),),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """Quartiles of the samples of one time."""
+
+    low: float
+    high: float
+    note: str
+
+
+def _spreads(evidence: Evidence) -> dict[tuple[str, str, int], _Spread]:
+    """Name, metric and length -> quartiles, number of samples and disturbance, of the rows behind the curves."""
+    rows = evidence.rows
+    rows = rows[rows.phase.isin(["prefill", "decode"]) & (rows.batch_size == 1) & rows.value.notna()]
+    length = "prompt_length"
+    if evidence.outcome is not None:
+        rows, length = rows[rows.role == "cost"], "context_length"
+    found = {}
+    for key, own in rows.groupby(["name", "metric", length]):
+        name, metric, at = cast(tuple[str, str, int], key)
+        note = f"{counted(len(own), 'sample')}{', contaminated' if own.contaminated.eq(True).any() else ''}"
+        quartiles = own.value.quantile([0.25, 0.75])
+        found[name, metric, int(at)] = _Spread(float(quartiles[0.25]), float(quartiles[0.75]), note)
+    return found
 
 
 _KERNELS = {
@@ -239,16 +279,14 @@ def kernel_figure(evidence: Evidence) -> Figure | None:
     for case, own in rows.groupby(shape, sort=False, dropna=False):
         series = []
         for backend, line in own.groupby("backend"):
-            values = line.groupby("context_length").value.median()
+            samples = line.groupby("context_length").value
             series.append(
                 Series(
-                    str(backend),
-                    styles[str(backend)],
-                    tuple(int(x) for x in values.index),
-                    tuple(map(float, values)),
-                    drawn="line+points",
+                    str(backend), styles[str(backend)], tuple(int(x) for x in samples.median().index),
+                    tuple(map(float, samples.median())), tuple(map(float, samples.quantile(0.25))),
+                    tuple(map(float, samples.quantile(0.75))), drawn="line+points",
                 )
-            )
+            )  # fmt: skip
         title = _case(dict(zip(shape, case, strict=True)))
         across = Axis("length T, positions", "token", "log", ticks=thinned(lengths))
         panels.append(Panel(title, across, Axis("speed", "FLOP/s", zero=True), tuple(series)))

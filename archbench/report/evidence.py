@@ -59,7 +59,8 @@ class Evidence:
 
     @cached_property
     def styles(self) -> dict[str, Style]:
-        return styles_of(self.names, None if self.outcome is None else self.outcome.plan.baseline)
+        own = self.rows[self.rows["name"].isin(self.names)].drop_duplicates("name").set_index("name").architecture
+        return styles_of({name: str(own.get(name, name)) for name in self.names})
 
 
 def of_comparison(folder: Path) -> Evidence:
@@ -68,15 +69,8 @@ def of_comparison(folder: Path) -> Evidence:
     Raises:
         StorageError: see :meth:`archbench.study.outcome.Outcome.read`; or its rows are missing or damaged.
     """
-    from archbench.results.reading import read_results
-
     outcome = ComparisonOutcome.read(folder)
-    file = folder / ROWS
-    if not file.is_file():
-        cause = f"the rows of the comparison, {ROWS}, are missing"
-        raise StorageError(str(folder), cause, ComparisonOutcome.again())
-    rows = read_results(file)
-    rows = rows.assign(name=rows.architecture.where(rows.architecture != "none"))
+    rows = rows_of(outcome, folder)
     names = outcome.names
 
     def own(rows: Sequence[Any]) -> tuple[Any, ...]:
@@ -100,6 +94,21 @@ def of_comparison(folder: Path) -> Evidence:
         provenance=provenance_of(outcome, folder),
         outcome=outcome,
     )
+
+
+def rows_of(outcome: Outcome, folder: Path) -> pd.DataFrame:
+    """All rows of a study, with the column ``name``.
+
+    Raises:
+        StorageError: they are missing or damaged.
+    """
+    from archbench.results.reading import read_results
+
+    file = folder / ROWS
+    if not file.is_file():
+        raise StorageError(str(folder), f"the rows of the {outcome.noun}, {ROWS}, are missing", outcome.again())
+    rows = read_results(file, trials=True)
+    return rows.assign(name=rows.architecture.where(rows.architecture != "none"))
 
 
 def provenance_of(outcome: Outcome, folder: Path) -> tuple[tuple[str, str], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Literal
 
 from archbench.presentation.quantities import BINARY, compact, quantity
@@ -87,11 +88,12 @@ class Rule:
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Values by row and column; None if not measured."""
+    """Accuracy by row and column, with the values of its seeds; none if not measured. ``chance`` is each row's."""
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    values: tuple[tuple[float | None, ...], ...]
+    values: tuple[tuple[tuple[float, ...], ...], ...]
+    chance: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class Figure:
         caption: how to read it: the meaning of lines, bands and marks.
         panels: side by side (``grid``), or one at a time with a switch (``switch``).
         remarks: what is missing, and why.
+        basis: what the numbers rest on: samples, disturbance, conformance; an image has it too.
         provenance: (what, value) pairs: command, files, runs, versions, machine.
     """
 
@@ -124,6 +127,7 @@ class Figure:
     panels: tuple[Panel, ...]
     arrangement: Literal["grid", "switch"] = "grid"
     remarks: tuple[str, ...] = ()
+    basis: tuple[str, ...] = ()
     provenance: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -137,13 +141,13 @@ def data_of(figure: Figure) -> tuple[list[str], list[list[Any]]]:
     """Every value drawn in ``figure``, in base units: column names and rows."""
     if all(panel.heat is not None for panel in figure.panels):
         rows = [
-            [row, column, value]
+            [row, column, *(f(seeds) if seeds else None for f in (fmean, min, max)), len(seeds), chance]
             for panel in figure.panels
             if panel.heat is not None
-            for row, values in zip(panel.heat.rows, panel.heat.values, strict=True)
-            for column, value in zip(panel.heat.columns, values, strict=True)
+            for row, values, chance in zip(panel.heat.rows, panel.heat.values, panel.heat.chance, strict=True)
+            for column, seeds in zip(panel.heat.columns, values, strict=True)
         ]
-        return ["task", "architecture", "value"], rows
+        return ["task", "architecture", "value", "low", "high", "seeds", "chance"], rows
     columns = ["panel", "series", "part", "x", "x_quantity", "x_unit", "y", "y_quantity", "y_unit", "low", "high"]
     rows = [
         _row(panel, series, index)

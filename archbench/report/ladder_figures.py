@@ -156,7 +156,8 @@ def _panel(title: str, x: Axis, series: Sequence[Series], ladder: ScaleOutcome) 
 def _figure(key: str, title: str, panels: Sequence[Panel], ladder: ScaleOutcome, styles: dict[str, Style]) -> Figure:
     fitted = any(finding.fitted is not None for finding in ladder.findings)
     caption = _CAPTION if fitted else "Every mark is measured; they are too few to fit a law."
-    spread = " Bars reach from the lowest to the highest seed." if ladder.plan.seeds > 1 else ""
+    several = ladder.plan.seeds > 1
+    spread = " Bars reach from the lowest to the highest seed." if several else " One seed: its spread is unknown."
     return Figure(
         key, title, caption + spread, tuple(panels), "grid" if len(panels) <= 3 else "switch",
         provenance=_POINTS,

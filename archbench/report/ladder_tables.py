@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING
 
 from archbench.presentation.quantities import ABSENT, count, digits, interval, percent, short
 from archbench.presentation.tables import Cell, Column, Table, table
+from archbench.study.law import VANISHED
 
 if TYPE_CHECKING:
     from archbench.study.findings import Finding
     from archbench.study.scale_outcome import ScaleOutcome
+
+NO_FLOOR = "no floor found"
+"""Of an E at its bound."""
 
 
 def law_table(ladder: ScaleOutcome) -> Table:
@@ -24,23 +28,34 @@ def law_table(ladder: ScaleOutcome) -> Table:
         Column("β", hint="of the tokens: how fast loss falls with D", show=three),
         Column("95 %", hint="interval of β: points resampled", show=_three_interval),
         Column("E", unit="nats/token", hint="the floor of the loss", show=three),
-        Column("95 %", unit="nats/token", hint="interval of E: points resampled", show=_three_interval),
+        Column("95 %", unit="nats/token", hint="interval of E: points resampled", show=_floor),
         Column("A", show=digits),
         Column("B", show=digits),
         Column(
             "held-out error", unit="relative", show=_share,
             hint="at the largest size, which the fit leaves out; mean over budgets",
         ),
+        Column("largest error", unit="relative", show=_share, hint="of a budget"),
         Column(
             "unchanged", unit="relative", show=_share, hint="error of assuming the loss of the next smaller size"
         ),
     )  # fmt: skip
     reasons = [f"{one.architecture}: {one.reason}." for one in ladder.findings if one.reason is not None]
-    return table("laws", "Laws", columns, map(_law, ladder.findings), notes=reasons)
+    return table("laws", "Laws", columns, map(_law, best_first(ladder)), notes=reasons)
 
 
-def _three_interval(low: float | None, high: float | None) -> str:
-    return interval(low, high, 3)
+def best_first(ladder: ScaleOutcome) -> list[Finding]:
+    """The findings, that with the lowest loss first."""
+    return sorted(ladder.findings, key=lambda finding: min(point.loss for point in finding.points))
+
+
+def _three_interval(low: float, high: float | None) -> str:
+    return f"above {low:.3f}" if high is None else interval(low, high, 3)
+
+
+def _floor(low: float, high: float) -> str:
+    """An interval of E that begins at its bound has no lower end."""
+    return f"below {high:.3f}" if low <= VANISHED else _three_interval(low, high)
 
 
 def _share(value: float) -> str:
@@ -49,12 +64,13 @@ def _share(value: float) -> str:
 
 def _law(finding: Finding) -> Sequence[object]:
     if finding.fitted is None:
-        return (finding.architecture, len(finding.points), *[None] * 10)
+        return (finding.architecture, len(finding.points), *[None] * 11)
     law, test = finding.fitted.law, finding.held_out
     bounds = {name: (found.low, found.high) for name, found in finding.intervals.items()}
     return (
         finding.architecture, len(finding.points), law.alpha, bounds.get("alpha"), law.beta, bounds.get("beta"),
-        law.E, bounds.get("E"), law.A, law.B, test and test.error, test and test.unchanged,
+        Cell(NO_FLOOR, law.E) if law.floorless else law.E, bounds.get("E"), law.A, law.B,
+        test and test.error, test and test.worst, test and test.unchanged,
     )  # fmt: skip
 
 
@@ -77,7 +93,8 @@ def _losses(ladder: ScaleOutcome) -> Iterator[Sequence[object]]:
         for finding in ladder.findings
         for point in finding.points
     }
-    for name in ladder.plan.architectures:
+    found = [finding.architecture for finding in best_first(ladder)]
+    for name in (*found, *(name for name in ladder.plan.architectures if name not in found)):
         for rung in (rung for rung in ladder.rungs if rung.architecture == name):
             cells = []
             for budget in ladder.plan.budgets:
@@ -101,7 +118,7 @@ def forecast_table(ladder: ScaleOutcome) -> Table | None:
     )  # fmt: skip
     rows = [
         (finding.architecture, one.size, one.D, one.measured, one.predicted, one.error, one.unchanged)
-        for finding in ladder.findings
+        for finding in best_first(ladder)
         if finding.held_out is not None
         for one in finding.held_out.forecasts
     ]

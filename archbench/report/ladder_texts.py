@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from archbench.presentation.quantities import digits, percent, short
 from archbench.report.conclusions import Conclusions
 from archbench.study.findings import Finding, HeldOut
-from archbench.study.law import VANISHED, Fit
+from archbench.study.law import Fit
 from archbench.study.outcome import Interval
 from archbench.study.scale_outcome import ScaleOutcome
 
@@ -84,8 +84,10 @@ def _law(finding: Finding) -> Iterable[str]:
         yield f"{name}: no law: {finding.reason}."
         return
     yield f"{name}: {formula(finding.fitted)}, from {finding.fitted.points} points; {intervals(finding)}."
-    if finding.fitted.law.E <= VANISHED * 1.01:
-        yield f"{name}: its points show no floor of the loss, so E is 0: exponents of larger sizes will differ."
+    if finding.fitted.law.floorless:
+        floor = finding.intervals.get("E")
+        below = "" if floor is None or floor.high is None else f", but the resamples allow one up to {floor.high:.3f}"
+        yield f"{name}: no floor found{below}: exponents of larger sizes will differ."
     if finding.held_out is None:
         yield f"{name}: {finding.reason}."
     else:
@@ -95,8 +97,8 @@ def _law(finding: Finding) -> Iterable[str]:
 def formula(fitted: Fit) -> str:
     """L = 1.21 + 35.2/N^0.310 + 120/D^0.420 nats per token."""
     law = fitted.law
-    floor = 0.0 if law.E <= VANISHED * 1.01 else law.E
-    return f"L = {floor:.3g} + {digits(law.A)}/N^{law.alpha:.3f} + {digits(law.B)}/D^{law.beta:.3f} nats per token"
+    floor = "" if law.floorless else f"{law.E:.3g} + "
+    return f"L = {floor}{digits(law.A)}/N^{law.alpha:.3f} + {digits(law.B)}/D^{law.beta:.3f} nats per token"
 
 
 def intervals(finding: Finding) -> str:
@@ -108,31 +110,34 @@ def intervals(finding: Finding) -> str:
 
 
 def _bounds(interval: Interval | None, places: int = 3) -> str:
-    if interval is None or interval.low is None or interval.high is None:
+    if interval is None or interval.low is None:
         return "not determined"
+    if interval.high is None:
+        return f"above {interval.low:.{places}f}"
     return f"{interval.low:.{places}f} to {interval.high:.{places}f}"
 
 
 def _test(test: HeldOut) -> str:
-    worst = max(abs(one.error) for one in test.forecasts)
-    text = (
-        f"the law of its smaller sizes predicts the loss of {short(test.forecasts[0].size)} within "
-        f"{percent(test.error, signed=False)} on average, {percent(worst, signed=False)} at most"
-    )
+    size = short(test.forecasts[0].size)
+    text = f"the law of its smaller sizes predicts the loss of {size} within {_errors(test)}"
     if test.unchanged is None:
         return text
     plain = f"assuming the loss of the next smaller size has an error of {percent(test.unchanged, signed=False)}"
     return f"{text}; {plain}" + ("" if test.error < test.unchanged else ", which is no worse: the law predicts nothing")
 
 
+def _errors(test: HeldOut) -> str:
+    return f"{percent(test.error, signed=False)} on average, {percent(test.worst, signed=False)} at most"
+
+
 def _headline(ladder: ScaleOutcome) -> str:
     tested = [(finding.architecture, finding.held_out) for finding in ladder.findings if finding.held_out is not None]
     if not tested:
         return "Curves, but no law: the measurements do not support one."
-    errors = ", ".join(f"{percent(test.error, signed=False)} for {name}" for name, test in tested)
+    errors = "; ".join(f"{name} {_errors(test)}" for name, test in tested)
     useful = all(test.unchanged is None or test.error < test.unchanged for _, test in tested)
-    text = f"The largest size, held out, is predicted from the smaller sizes with an error of {errors}"
-    return f"{text}." if useful else f"{text}; not everywhere smaller than that of assuming no change."
+    text = f"The largest size, held out, is predicted from the smaller sizes with errors: {errors}"
+    return f"{text}." if useful else f"{text}, not everywhere smaller than that of assuming no change."
 
 
 def _matched(ladder: ScaleOutcome) -> Iterable[str]:

@@ -40,7 +40,11 @@ def _part(part: Contents, images: Mapping[str, str]) -> list[str]:
     for figure in part.figures:
         if figure.key in images:
             lines += [f"## {escaped(figure.title)}", "", f"![{escaped(figure.title)}]({images[figure.key]})", ""]
-            lines += [escaped(figure.caption), "", *(f"- {escaped(remark)}" for remark in figure.remarks)]
+            lines += [
+                escaped(" ".join((figure.caption, *figure.basis))),
+                "",
+                *(f"- {escaped(remark)}" for remark in figure.remarks),
+            ]
             lines += [""] if figure.remarks else []
     lines += ["## How it was made", ""]
     if part.missing:

@@ -17,21 +17,20 @@ def probe_figure(evidence: Evidence) -> Figure | None:
     if rows.empty:
         return None
     chance = _probes(evidence, "chance").groupby(["corpus", "operation"]).value.first()
-    means = rows.groupby(["name", "corpus", "operation"]).value.mean()
+    seeds = rows.groupby(["name", "corpus", "operation"]).value.agg(tuple)
     conditions = list(rows[["corpus", "operation"]].drop_duplicates().itertuples(index=False, name=None))
     names = tuple(name for name in evidence.names if name in set(rows["name"]))
     values = tuple(
-        tuple(float(means[name, *one]) if (name, *one) in means.index else None for name in names) for one in conditions
+        tuple(seeds[name, *one] if (name, *one) in seeds.index else () for name in names) for one in conditions
     )
     lines = tuple(f"{task}, {condition}" for task, condition in conditions)
-    guesses = "; ".join(f"{line}: {chance[one]:.2g}" for line, one in zip(lines, conditions, strict=True))
-    heat = HeatMap(lines, names, values)
+    heat = HeatMap(lines, names, values, tuple(float(chance.get(one, 0.0)) for one in conditions))
     return Figure(
         "probes", "Scores of probes",
-        "Accuracy from 0 to 1, mean over seeds, each architecture at its best learning rate. Low accuracy means not "
-        "learned under this budget. Exploratory: not corrected for the number of tasks.",
+        "Accuracy, mean over seeds, each architecture at its best learning rate; the shade begins at chance, so "
+        "guessing is pale, which means not learned under this budget. Exploratory: not corrected for the "
+        "number of tasks.",
         (Panel("accuracy", Axis("architecture"), Axis("task"), heat=heat),),
-        remarks=(f"Chance is {guesses}.",),
         provenance=(("rows", "phase probe"), ("runs", f"{rows.run_id.nunique()}")),
     )  # fmt: skip
 
@@ -43,6 +42,7 @@ def probe_state_figure(evidence: Evidence) -> Figure | None:
     if rows.empty or states.nunique() < 2:
         return None
     conditions = rows[["corpus", "operation"]].drop_duplicates().itertuples(index=False, name=None)
+    chance = _probes(evidence, "chance").groupby(["corpus", "operation"]).value.first()
     panels = []
     for task, condition in conditions:
         own = rows[(rows.corpus == task) & (rows.operation == condition)]
@@ -59,12 +59,15 @@ def probe_state_figure(evidence: Evidence) -> Figure | None:
             )  # fmt: skip
         sizes = [series.x[0] for series in series]
         if sizes:
+            guess = float(chance.get((task, condition), 0.0))
+            ends = min(sizes), max(sizes)
+            series.append(Series("chance", None, ends, (guess, guess), drawn="steps", role="chance"))
             axis = Axis("decoding state of one sequence", "B", "log", ticks_of(sizes, "B", "log"))
             panels.append(Panel(f"{task}, {condition}", axis, Axis("accuracy", limits=(0.0, 1.05)), tuple(series)))
     return Figure(
         "probe-state", "Scores of probes against decoding state",
         "Accuracy against the bytes that decoding keeps of one sequence of the task's longest example; bars reach from "
-        "the lowest to the highest seed. Equal parameters do not mean equal states.",
+        "the lowest to the highest seed; the dotted line is chance. Equal parameters do not mean equal states.",
         tuple(panels), arrangement="switch",
         provenance=(("rows", "phase probe"),),
     )  # fmt: skip

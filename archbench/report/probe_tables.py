@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from archbench.presentation.quantities import counted, quantity
 from archbench.presentation.tables import Cell, Column, Table, table
+from archbench.report.probe_texts import best_first
 
 if TYPE_CHECKING:
     from archbench.study.probe_outcome import ProbeOutcome, Score
@@ -15,7 +16,7 @@ _MARKS = {"solved": " =", "not learned under this budget": " ·"}
 
 def score_table(outcome: ProbeOutcome) -> Table:
     """The scores with their decoding states, and which architectures take no part."""
-    plan, names = outcome.plan, outcome.names
+    plan, names = outcome.plan, best_first(outcome)
     size = "presets as they are" if plan.parameters is None else f"{plan.parameters:,} non-embedding parameters"
     scores = {(score.architecture, score.task, score.condition): score for score in outcome.scores}
     columns = (
@@ -35,7 +36,10 @@ def score_table(outcome: ProbeOutcome) -> Table:
     if ended := sum(trial.outcome != "ok" for trial in outcome.trials):
         notes.append(f"{ended} of {len(outcome.trials)} trainings diverged or failed; probe.json says why.")
     notes.append("= solved: 0.99 or more with every seed; · not learned under this budget (a larger one may suffice).")
-    caption = f"{size}, {counted(plan.seeds, 'seed')}, best of the learning rates tried; accuracy, and range over seeds"
+    caption = (
+        f"{size}, {counted(plan.seeds, 'seed')}, best of the learning rates tried; accuracy, and range over seeds. The "
+        "architecture that learned most, from chance on and on average, comes first."
+    )
     return table("scores", "Scores of probes", columns, rows, caption=caption, notes=notes, grouped=1)
 
 

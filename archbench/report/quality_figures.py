@@ -21,6 +21,7 @@ def difference_figure(evidence: Evidence) -> Figure | None:
     rows = [row for row in outcome.quality if row.difference is not None and row.architecture in evidence.names]
     if not rows:
         return None
+    rows.sort(key=lambda row: row.difference or 0.0)
     series = []
     for line, row in enumerate(reversed(rows)):
         for part, role, offset in _PARTS:
@@ -41,7 +42,7 @@ def difference_figure(evidence: Evidence) -> Figure | None:
     )
     panel = Panel(
         f"difference to {outcome.plan.baseline}",
-        Axis(f"bits per byte, difference to {outcome.plan.baseline} (left is better)", "relative"), y, tuple(series),
+        Axis(f"difference to {outcome.plan.baseline} (left is better)", "relative"), y, tuple(series),
         rules=(Rule(-margin, margin, f"margin ± {100 * margin:g} %"), Rule(0.0)),
     )  # fmt: skip
     level = f"{outcome.plan.confidence:.0%}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from archbench.presentation.quantities import ABSENT, count, quantity, spread
+from archbench.presentation.quantities import ABSENT, count, number, quantity, spread
 from archbench.presentation.tables import Cell, Column, Table, table
+from archbench.report.basis import basis, phases_disturbed
 from archbench.report.kernel_tables import case_name
 from archbench.results.doubts import doubts
 
@@ -50,12 +52,14 @@ _SUMMARY = (
 )
 """Phase, name, metric and unit of the lines; a name with B and P has a line for each batch and prompt."""
 
+_MEASURED = ("train", "quality", "prefill", "decode")
+
 _CHANGING = ("loss", "learning_rate", "grad_norm", "validation_loss", "validation_bits_per_byte")
 """Training metrics that change with the step; they are shown by their last value."""
 
 
 def run_table(evidence: Evidence) -> Table | None:
-    """One line for each run, the newest first; None if all are trainings of a probe, which are hundreds."""
+    """One line for each run, the best of each text first; None if all are trainings of a probe, which are hundreds."""
     columns = (
         Column("run", "code"),
         Column("architecture", "name"),
@@ -65,18 +69,23 @@ def run_table(evidence: Evidence) -> Table | None:
         Column("corpus", "text"),
         *(Column(title, unit=unit) for _, _, title, unit in _RUN_METRICS),
         Column("outcome", "text"),
+        Column("checks", "text", hint="level of the conformance checks passed, or unchecked"),
+        Column("contaminated", "text", hint="phases that other work on the machine disturbed"),
     )
     runs = evidence.rows[evidence.rows.phase != "probe"].groupby("run_id", sort=False)
-    rows = [_run(str(run_id), own) for run_id, own in runs]
-    caption = "Medians over repeats; speeds of all cases of a run together."
+    rows = sorted((_run(str(run_id), own) for run_id, own in runs), key=_best_first)
+    caption = (
+        "The best of each text first. Medians over repeats, with half the interquartile range and the number of "
+        "samples; speeds of all cases of a run together."
+    )
     return table("runs", "Runs", columns, rows, caption=caption, notes=doubts(evidence.rows)) if rows else None
 
 
 def _run(run_id: str, own: pd.DataFrame) -> list[Any]:
     first, modelled = own.iloc[0], own.architecture.iloc[0] != "none"
     medians = [
-        own[(own.phase == phase) & (own.metric == metric)].value.dropna().median()
-        for phase, metric, _, _ in _RUN_METRICS
+        _with_spread(own[(own.phase == phase) & (own.metric == metric)].value.dropna(), unit)
+        for phase, metric, _, unit in _RUN_METRICS
     ]
     failed, diverged = own[own.status != "ok"], own[own.metric == "diverged"]
     ended = "finished" if failed.empty else f"failed in {failed.phase.iloc[0]}: {failed.status.iloc[0]}"
@@ -85,12 +94,38 @@ def _run(run_id: str, own: pd.DataFrame) -> list[Any]:
         run_id, Cell(str(first["name"]) if modelled else "kernels", str(first["name"])),
         Cell(str(first.preset) if modelled else ABSENT, str(first.preset)), Cell(str(first.seed), int(first.seed)),
         integer(own.parameters.max()), ", ".join(map(str, own.corpus.dropna().unique())) or ABSENT,
-        *(None if value != value else float(value) for value in medians), ended,
+        *medians, ended, checks(own), ", ".join(phases_disturbed(own)) or "none found",
     ]  # fmt: skip
 
 
+def _best_first(row: Sequence[Any]) -> tuple[str, bool, float]:
+    score = row[6]
+    return row[5], score is None, 0.0 if score is None else score.value
+
+
+def _with_spread(values: pd.Series[float], unit: str) -> Cell | None:
+    """The median, half the interquartile range as a share of it, and the number of samples."""
+    if values.empty:
+        return None
+    median, reach = float(values.median()), float(values.quantile(0.75) - values.quantile(0.25)) / 2
+    spread = f" ± {reach / median:.0%} ({len(values):,})" if len(values) > 1 and median else ""
+    return Cell(number(median, unit) + spread, median)
+
+
+def checks(rows: pd.DataFrame) -> str:
+    """The conformance of a run in a word: the level passed, unchecked, or what failed."""
+    known = rows.conformance.dropna()
+    if known.empty:
+        return "not known"
+    found = str(known.iloc[0])
+    return f"level {found}" if found.isdecimal() else found
+
+
 def side_by_side(frames: Sequence[pd.DataFrame]) -> Table:
-    """Finished runs side by side, in the order of measurement."""
+    """Finished runs side by side, the best first."""
+    frames = sorted(frames, key=lambda frame: _longest(frame, "quality", "bits_per_byte", "") or math.inf)
+    import pandas as pd
+
     seeds = {int(frame.seed.iloc[0]) for frame in frames}
     several_presets = len({frame.preset.iloc[0] for frame in frames}) > 1
     columns = [Column("", "name"), Column("parameters", show=count)]
@@ -108,7 +143,10 @@ def side_by_side(frames: Sequence[pd.DataFrame]) -> Table:
         note += f" First and next token, and the state that decoding keeps: after {P} tokens × {B}."
     if len(seeds) == 1:
         note += " One seed: a difference in bits/byte may be chance (--seed 1 --seed 2 measures more)."
-    return table("runs", "", columns, rows, notes=[*(doubt for frame in frames for doubt in doubts(frame)), note])
+    doubtful = [doubt for frame in frames for doubt in doubts(frame)]
+    everything = pd.concat([frame.assign(name=frame.architecture) for frame in frames])
+    notes = [*doubtful, note, *basis(everything[everything.phase.isin(_MEASURED)])]
+    return table("runs", "", columns, rows, notes=notes)
 
 
 def _longest(frame: pd.DataFrame, phase: str, metric: str, unit: str) -> float | None:
@@ -120,9 +158,9 @@ def _longest(frame: pd.DataFrame, phase: str, metric: str, unit: str) -> float |
 
 
 def summary_table(frame: pd.DataFrame) -> Table:
-    """The main measurements of one run: median, IQR and a remark."""
+    """The main measurements of one run: median, IQR, number of samples and a remark."""
     columns = (
-        Column("", "text"), Column("measured", "text"), Column("median", show=str), Column("IQR", "text"),
+        Column("", "text"), Column("measured", "text"), Column("median", show=str), Column("IQR", "text"), Column("n"),
         Column("", "text"),
     )  # fmt: skip
     return table("summary", "", columns, _summary(frame), grouped=1)
@@ -138,7 +176,9 @@ def _summary(frame: pd.DataFrame) -> Iterator[Sequence[Any]]:
                 low, high = (float(values.quantile(share)) for share in (0.25, 0.75))
                 iqr = spread(low, high, unit) if len(values) >= 4 else ""
                 median = quantity(float(values.median()), unit)
-                yield phase, name.format(B=B, P=P), median, iqr, _remark(rows, metric)
+                disturbed = ["contaminated"] if phase in phases_disturbed(rows) else []
+                remark = "; ".join([*filter(None, [_remark(rows, metric)]), *disturbed])
+                yield phase, name.format(B=B, P=P), median, iqr, len(values), remark
 
 
 def _remark(rows: pd.DataFrame, metric: str) -> str:
@@ -166,15 +206,17 @@ def _remark(rows: pd.DataFrame, metric: str) -> str:
 
 
 def measurement_table(rows: pd.DataFrame) -> Table:
-    """Every measurement of one run: median, IQR and number of repeats."""
+    """Every measurement of one run: median, IQR, number of repeats, and whether other work disturbed it."""
     columns = (
         Column("phase", "text"), Column("metric", "text"), Column("batch × prompt", "text"),
-        Column("value", show=str), Column("IQR", "text"), Column("n"),
+        Column("value", show=str), Column("IQR", "text"), Column("n"), Column("", "text"),
     )  # fmt: skip
+    disturbed = phases_disturbed(rows)
     lines = [
         (
             line["phase"], line["metric"], "" if line["prompt_length"] is None else _case(line),
             quantity(line["median"], line["unit"]), _iqr(line), line["n"],
+            "contaminated" if line["phase"] in disturbed else "",
         )
         for line in summarise(rows)
     ]  # fmt: skip

@@ -1,14 +1,15 @@
-"""Colours and markers: one of each for every architecture, the same in all figures.
+"""Colours and markers: they belong to an architecture, on every page.
 
 The colours are near Okabe and Ito's (2008, "Color Universal Design"), without their yellow, which is too pale for lines
 on white. They are moved just enough that any two are 13 apart in CIELAB, for readers without red or green cones too.
-Dark backgrounds have lighter ones. The baseline is grey. Markers differ too, for print without colours.
+Dark backgrounds have lighter ones. Markers differ too, for print without colours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 LIGHT = (
@@ -17,7 +18,7 @@ LIGHT = (
 DARK = (
     "#C5C6CA", "#6DB3ED", "#F38351", "#4DD69F", "#DE89C3", "#FFCB5A", "#8AD4FA", "#D36D8B", "#9D98FE", "#B8B62F",
 )  # fmt: skip
-"""By number; :data:`LIGHT` on white, :data:`DARK` on nearly black. The first is the baseline's."""
+"""By number; :data:`LIGHT` on white, :data:`DARK` on nearly black."""
 
 HEAT = ((0.0, "#f1f5fa"), (0.5, "#7fb3d9"), (1.0, "#0b3c6f"))
 """Colours of a heat map, from 0 to 1: one hue, so values differ in lightness alone."""
@@ -38,7 +39,7 @@ MARKERS = (
 
 @dataclass(frozen=True)
 class Style:
-    """The look of one architecture: indices into :data:`LIGHT`/:data:`DARK` and :data:`MARKERS`, and its lines."""
+    """The look of an architecture: indices into :data:`LIGHT`/:data:`DARK` and :data:`MARKERS`, and its lines."""
 
     colour: int
     marker: int
@@ -54,18 +55,38 @@ class Style:
         return MARKERS[self.marker]
 
 
-def styles_of(names: Sequence[str], baseline: str | None = None) -> dict[str, Style]:
-    """A style for each name, all different for up to 81 names.
+_BUILT_IN = (
+    "gpt1", "llama", "gpt2", "mamba2", "gated-deltanet", "rwkv7", "hybrid", "mistral", "gemma", "mixtral",
+)  # fmt: skip
+"""The built-in architectures, in the order of their colours."""
 
-    Names beyond the number of colours share a colour, with dashed lines and other markers.
+
+def style_of(architecture: str) -> Style:
+    """The style of an architecture wherever it appears: one of its own for each built-in, and for any other one, with
+    dashed lines, that its name decides."""
+    if architecture in _BUILT_IN:
+        number = _BUILT_IN.index(architecture)
+        return Style(number, (number + number // len(MARKERS)) % len(MARKERS))
+    marker, colour = divmod(zlib.crc32(architecture.encode()), len(LIGHT))
+    return Style(colour, marker % len(MARKERS), dashed=True)
+
+
+def styles_of(architectures: Mapping[str, str]) -> dict[str, Style]:
+    """The style of each name: that of its architecture. A further set of runs of one architecture, and one whose name
+    happens to give the look of another, has the next marker.
+
+    Args:
+        architectures: name of an architecture or of a set of its runs -> the architecture.
     """
-    styles = {} if baseline is None else {baseline: Style(0, 0)}
-    others = [name for name in names if name != baseline]
-    colours = len(LIGHT) - 1
-    for number, name in enumerate(others):
-        round_ = number // colours
-        styles[name] = Style(1 + number % colours, (1 + number + round_) % len(MARKERS), dashed=round_ % 2 == 1)
-    return styles
+    styles: dict[str, Style] = {}
+    for name in sorted(architectures, key=lambda name: (architectures[name] not in _BUILT_IN, name)):
+        style = style_of(architectures[name])
+        for _ in MARKERS:
+            if style not in styles.values():
+                break
+            style = replace(style, marker=(style.marker + 1) % len(MARKERS))
+        styles[name] = style
+    return {name: styles[name] for name in architectures}
 
 
 def ink_on(value: float) -> str:

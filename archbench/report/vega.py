@@ -9,9 +9,11 @@ import json
 import re
 from collections.abc import Callable
 from functools import cache
+from statistics import fmean
+from textwrap import wrap
 from typing import Any
 
-from archbench.presentation.quantities import quantity
+from archbench.presentation.quantities import counted, quantity
 from archbench.report.figures import Axis, Figure, HeatMap, Panel, Rule, Series, tick_text
 from archbench.report.styles import HEAT, LIGHT, Style, ink_on
 
@@ -75,7 +77,7 @@ def image(figure: Figure, form: str = "png", *, heading: str = "") -> bytes:
 
     Args:
         form: png, svg or pdf.
-        heading: stands above the panels.
+        heading: stands above the panels; by default, the figure's title.
     """
     import vl_convert
 
@@ -88,8 +90,8 @@ def image(figure: Figure, form: str = "png", *, heading: str = "") -> bytes:
             made["title"] = panel.title
         panels.append(made)
     spec: dict[str, Any] = {"concat": panels, "columns": columns, "config": _CONFIG | {"background": "white"}}
-    if heading:
-        spec["title"] = heading
+    under = {"subtitle": wrap(" ".join(figure.basis), 105), "subtitleColor": _MUTED, "subtitlePadding": 4}
+    spec["title"] = {"text": heading or figure.title, **under, "offset": 12}
     text = re.sub(r"var\(--series-(\d+)\)", lambda found: LIGHT[int(found[1])], json.dumps(spec, default=float))
     text = re.sub(r"var\(--(\w+)\)", lambda found: _PAPER[found[1]], text)
     if form == "svg":
@@ -254,23 +256,38 @@ def _rule(rule: Rule, panel: Panel) -> list[dict[str, Any]]:
 
 
 def _heat(heat: HeatMap) -> dict[str, Any]:
-    rows = [
-        {
-            "row": row, "column": column, "value": value, "text": f"{value:.2f}", "ink": ink_on(value),
-            "tip": {"title": f"{row}, {column}", "accuracy": f"{value:.3f}"},
-        }
-        for row, values in zip(heat.rows, heat.values, strict=True)
-        for column, value in zip(heat.columns, values, strict=True)
-        if value is not None
-    ]  # fmt: skip
-    axis = {"title": None, "labelColor": _INK, "labelLimit": 160, "ticks": False, "domain": False}
-    across = axis | {"labelAngle": -25 if len(heat.columns) > 3 else 0}
+    rows: list[dict[str, Any]] = []
+    for row, values, chance in zip(heat.rows, heat.values, heat.chance, strict=True):
+        for column, seeds in zip(heat.columns, values, strict=True):
+            if seeds:
+                value = fmean(seeds)
+                share = max(0.0, (value - chance) / (1 - chance))
+                hover = {
+                    "title": f"{row}, {column}", "accuracy": f"{value:.3f}", "chance": f"{chance:.3f}",
+                    "range": f"{min(seeds):.3f} to {max(seeds):.3f}, {counted(len(seeds), 'seed')}",
+                }  # fmt: skip
+                drawn = {"value": share, "text": f"{value:.2f}", "ink": ink_on(share), "tip": hover}
+                rows.append({"row": row, "column": column, **drawn})
+    chances = dict(zip(heat.rows, (f"chance {chance:.2g}" for chance in heat.chance), strict=True))
+    axis: dict[str, Any] = {
+        "title": None, "labelColor": _INK, "labelLimit": 160, "ticks": False, "domain": False, "labelOverlap": False,
+    }  # fmt: skip
+    across = axis | {"labelAngle": -35 if len(heat.columns) > 3 else 0}
+    down = axis | {"labelExpr": f"[datum.label, {json.dumps(chances)}[datum.label]]", "labelLineHeight": 12}
     steps, shades = zip(*HEAT, strict=True)
     colour = {
         "field": "value",
         "type": "quantitative",
         "scale": {"domain": steps, "range": shades},
-        "legend": {"title": "accuracy", "orient": "right", "direction": "vertical", "titleColor": _MUTED},
+        "legend": {
+            "title": "from chance to all right",
+            "orient": "top",
+            "direction": "horizontal",
+            "titleColor": _MUTED,
+            "format": ".0%",
+            "values": [0, 0.5, 1],
+            "gradientLength": 120,
+        },
     }
     tip = {"tooltip": {"expr": "datum.tip"}}
     number = {"type": "text", "color": {"expr": "datum.ink"}} | tip
@@ -278,7 +295,7 @@ def _heat(heat: HeatMap) -> dict[str, Any]:
         "data": {"values": rows},
         "encoding": {
             "x": {"field": "column", "type": "nominal", "sort": heat.columns, "axis": across},
-            "y": {"field": "row", "type": "nominal", "sort": heat.rows, "axis": axis},
+            "y": {"field": "row", "type": "nominal", "sort": heat.rows, "axis": down},
         },
         "layer": [
             {"mark": {"type": "rect"} | tip, "encoding": {"color": colour}},

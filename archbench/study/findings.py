@@ -87,14 +87,18 @@ class HeldOut:
     Attributes:
         fitted: the law of the smaller sizes.
         forecasts: one for each budget.
-        error: mean absolute relative error of the forecasts.
-        unchanged: the same for taking the next smaller size's losses; None if one of them is missing.
+        error: mean absolute relative error of the forecasts; ``worst`` is the largest.
+        unchanged: the mean for taking the next smaller size's losses; None if one of them is missing.
     """
 
     fitted: Fit
     forecasts: tuple[Forecast, ...]
     error: float
     unchanged: float | None
+
+    @property
+    def worst(self) -> float:
+        return max(abs(one.error) for one in self.forecasts)
 
 
 @dataclass(frozen=True)

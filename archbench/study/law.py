@@ -11,13 +11,13 @@ that has not converged is not reported.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import numpy.typing as npt
 import pydantic
-from scipy import optimize, special
+from scipy import optimize
 
 from archbench.errors import UsageError
 from archbench.study.outcome import Interval
@@ -35,12 +35,15 @@ STARTS_REFINED = 60
 
 RESAMPLES = 400
 
-VANISHED = 1e-8
-"""Smallest E, in nats per token; it counts as zero. The best fit has it if the points show no floor."""
+VANISHED = 1.01e-8
+"""Largest E, in nats per token, that is no floor. A fit without a floor has E = 0; earlier ones had 1e-8."""
+
+OPEN = 0.99
+"""Share of the bound of an exponent from which on an interval has no upper end."""
 
 _POWERS = np.arange(0, 2.5, 0.5)
-_GRID = (np.arange(0, 30, 5.0), np.arange(0, 30, 5.0), np.arange(-1, 1.5, 0.5), _POWERS, _POWERS)
-"""Starts of log A, log B, log E, α and β (Hoffmann et al. 2022, appendix D.3)."""
+_GRID = (np.arange(0, 30, 5.0), np.arange(0, 30, 5.0), np.exp(np.arange(-1, 1.5, 0.5)), _POWERS, _POWERS)
+"""Starts of log A, log B, E, α and β (Hoffmann et al. 2022, appendix D.3)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,11 @@ class Law:
         """Nats per token, of the shape that N and D broadcast to."""
         n, d = np.asarray(N, dtype=np.float64), np.asarray(D, dtype=np.float64)
         return np.asarray(self.E + self.A * n**-self.alpha + self.B * d**-self.beta)
+
+    @property
+    def floorless(self) -> bool:
+        """Whether E lies at its bound: the points show no floor, which does not mean that there is none."""
+        return self.E <= VANISHED
 
     @property
     def exponent(self) -> float:
@@ -90,9 +98,10 @@ class Fit:
         return self.promise <= CONVERGED
 
 
-_LOWEST = np.array([-50, -50, np.log(VANISHED), -10, -10])
-_HIGHEST = np.array([300, 300, 50, 10, 10])
-"""Bounds of log A, log B, log E, α and β; they matter for terms of the law that the points do not show."""
+_LOWEST = np.array([-50.0, -50.0, 0.0, -10.0, -10.0])
+_HIGHEST = np.array([300.0, 300.0, 1e6, 10.0, 10.0])
+"""Bounds of log A, log B, E, α and β; they matter for terms of the law that the points do not show. E itself, not its
+logarithm: where E is near 0, that has no slope, and a fit would stay where it started."""
 
 
 def fit(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Fit:
@@ -109,19 +118,26 @@ def fit(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Fit:
     points = _logs(N, D, L)
     grid = np.array(list(itertools.product(*_GRID)))  # (S, 5)
     starts = grid[np.argsort(_objectives(grid, points))[:STARTS_REFINED]]
-    best = min(
-        (_minimum(start, points, roughly=True) for start in starts), key=lambda theta: objective(theta, points)[0]
-    )
+    best = _best((_minimum(start, points, roughly=True) for start in starts), points)
     return _fit(_minimum(best, points), points)
 
 
 def bootstrap(
     N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike, found: Fit, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """95 % intervals of each parameter and of ``exponent``: percentiles of :func:`resampled`."""
+    """95 % intervals of each parameter and of ``exponent``: percentiles of :func:`resampled`.
+
+    Resamples of few points may all lie on one side of the estimate; the interval then reaches to it. An end at the
+    bound of an exponent is None: the points do not limit it.
+    """
     values = resampled(N, D, L, found, resamples=resamples, seed=seed)
-    edges = {name: np.percentile(each, [2.5, 97.5]) for name, each in values.items()}
-    return {name: Interval(low=float(low), high=float(high)) for name, (low, high) in edges.items()}
+    intervals = {}
+    for name, each in values.items():
+        estimate = getattr(found.law, name)
+        low, high = (float(edge) for edge in np.percentile(each, [2.5, 97.5]))
+        open_end = name in ("alpha", "beta") and high > OPEN * _HIGHEST[-1]
+        intervals[name] = Interval(low=min(low, estimate), high=None if open_end else max(high, estimate))
+    return intervals
 
 
 def resampled(
@@ -129,22 +145,26 @@ def resampled(
 ) -> dict[str, Floats]:
     """Each parameter and ``exponent`` of fits to points drawn with replacement: name -> (resamples,).
 
-    Each fit starts from the fit of all points. A resample that lacks a size or budget may leave a parameter free, which
-    widens the interval.
+    Each fit starts from the fit of all points, and from two with a floor if that one has none: otherwise few
+    resamples would find one. A resample that lacks a size or budget may leave a parameter free, which widens the
+    interval.
     """
     points = _logs(N, D, L)
     random = np.random.default_rng(seed)
-    start = _theta(found.law)
+    starts = [_theta(found.law)]
+    if found.law.floorless:
+        halved = np.array([np.log(2), np.log(2), -np.exp(points[2].min()) / 2, 0, 0])
+        starts += [starts[0] - halved, np.array([5, 5, 1, 0.5, 0.5])]
     laws = []
     for _ in range(resamples):
-        chosen = random.integers(points.shape[1], size=points.shape[1])
-        laws.append(_law(_minimum(start, points[:, chosen], roughly=True)))
+        own = points[:, random.integers(points.shape[1], size=points.shape[1])]
+        laws.append(_law(_best((_minimum(start, own, roughly=True) for start in starts), own)))
     names = (*(field.name for field in fields(Law)), "exponent")
     return {name: np.array([getattr(law, name) for law in laws]) for name in names}
 
 
 def objective(theta: Floats, points: Floats) -> tuple[float, Floats]:
-    """Sum of Huber losses / δ², and its gradient (5,), at (log A, log B, log E, α, β) (5,).
+    """Sum of Huber losses / δ², and its gradient (5,), at (log A, log B, E, α, β) (5,).
 
     Args:
         points: log N, log D and log L, (3, P).
@@ -166,7 +186,7 @@ def promise(theta: Floats, points: Floats) -> float:
     value, gradient = objective(theta, points)
     residual, jacobian = _residuals(theta, points)
     weights = np.minimum(1.0, DELTA / np.maximum(np.abs(residual), 1e-300))
-    if theta[2] <= _LOWEST[2] + 1e-3:  # E is zero and cannot fall
+    if theta[2] <= VANISHED and gradient[2] >= 0:  # E is zero and cannot fall
         jacobian, gradient = np.delete(jacobian, 2, axis=1), np.delete(gradient, 2)
     curvature = jacobian.T @ (weights[:, None] * jacobian) / DELTA**2  # (5, 5)
     step = np.linalg.lstsq(curvature, gradient, rcond=1e-12)[0]
@@ -186,33 +206,47 @@ def _logs(N: npt.ArrayLike, D: npt.ArrayLike, L: npt.ArrayLike) -> Floats:
 
 def _residuals(theta: Floats, points: Floats) -> tuple[Floats, Floats]:
     """log of the law minus log L, (P,), and its derivatives by theta, (P, 5)."""
-    (log_n, log_d, log_l), (a, b, e, alpha, beta) = points, theta
-    terms = np.empty((3, log_n.size))
-    terms[0], terms[1], terms[2] = a - alpha * log_n, b - beta * log_d, e
-    largest = terms.max(axis=0)  # written out: a fit spent most of its time in special.logsumexp's preparations
-    total = largest + np.log(np.exp(terms - largest).sum(axis=0))
-    share = np.exp(terms - total)
-    jacobian = np.empty((log_n.size, 5))
-    jacobian[:, :3] = share.T
-    jacobian[:, 3], jacobian[:, 4] = -share[0] * log_n, -share[1] * log_d
-    return total - log_l, jacobian
+    (log_n, log_d, log_l), (a, b, floor, alpha, beta) = points, theta
+    terms = np.exp(np.stack([a - alpha * log_n, b - beta * log_d]))  # (2, P)
+    total = floor + terms.sum(axis=0)
+    by_n, by_d = terms / total
+    jacobian = np.stack([by_n, by_d, 1 / total, -by_n * log_n, -by_d * log_d], axis=1)
+    return np.log(total) - log_l, jacobian
 
 
 def _objectives(thetas: Floats, points: Floats) -> Floats:
     """The objective at each of (S, 5), without gradients."""
-    a, b, e, alpha, beta = (column[:, None] for column in thetas.T)
-    terms = np.stack(np.broadcast_arrays(a - alpha * points[0], b - beta * points[1], e))  # (3, S, P)
-    size = np.abs(special.logsumexp(terms, axis=0) - points[2])
+    a, b, floor, alpha, beta = (column[:, None] for column in thetas.T)
+    size = np.abs(np.log(floor + np.exp(a - alpha * points[0]) + np.exp(b - beta * points[1])) - points[2])
     return np.asarray(np.where(size <= DELTA, size**2 / 2, DELTA * (size - DELTA / 2)).sum(axis=1) / DELTA**2)
 
 
+def _best(thetas: Iterable[Floats], points: Floats) -> Floats:
+    return min(thetas, key=lambda theta: objective(theta, points)[0])
+
+
 def _minimum(start: Floats, points: Floats, *, roughly: bool = False) -> Floats:
-    """The minimum near ``start``, by scipy's trust region; ``roughly`` suffices to compare minima."""
+    """The minimum near ``start``, with E = 0 if that is no worse; ``roughly`` suffices to compare minima."""
+    found = _descended(start, points, slice(None), roughly=roughly)
+    if found[2] > 0.05 * np.exp(points[2].min()):
+        return found
+    floorless = _descended(np.where(np.arange(5) == 2, 0.0, found), points, [0, 1, 3, 4], roughly=roughly)
+    return _best((floorless, found), points)
+
+
+def _descended(start: Floats, points: Floats, free: slice | list[int], *, roughly: bool) -> Floats:
+    """``start`` with its parameters ``free`` at a minimum, by scipy's trust region."""
+
+    def whole(theta: Floats) -> Floats:
+        every = start.copy()
+        every[free] = theta
+        return every
+
     found = optimize.least_squares(
-        lambda theta: _residuals(theta, points)[0],
-        np.clip(start, _LOWEST + 1e-3, _HIGHEST - 1e-3),
-        jac=lambda theta: _residuals(theta, points)[1],
-        bounds=(_LOWEST, _HIGHEST),
+        lambda theta: _residuals(whole(theta), points)[0],
+        np.clip(start[free], _LOWEST[free] + 1e-3, _HIGHEST[free] - 1e-3),
+        jac=lambda theta: _residuals(whole(theta), points)[1][:, free],
+        bounds=(_LOWEST[free], _HIGHEST[free]),
         loss="huber",
         f_scale=DELTA,
         x_scale="jac",
@@ -221,8 +255,7 @@ def _minimum(start: Floats, points: Floats, *, roughly: bool = False) -> Floats:
         gtol=1e-15,
         max_nfev=200 if roughly else 1000,
     )
-    theta: Floats = found.x
-    return theta
+    return whole(found.x)
 
 
 def _fit(theta: Floats, points: Floats) -> Fit:
@@ -230,9 +263,9 @@ def _fit(theta: Floats, points: Floats) -> Fit:
 
 
 def _law(theta: Sequence[float] | Floats) -> Law:
-    a, b, e, alpha, beta = (float(value) for value in theta)
-    return Law(E=float(np.exp(e)), A=float(np.exp(a)), B=float(np.exp(b)), alpha=alpha, beta=beta)
+    a, b, floor, alpha, beta = (float(value) for value in theta)
+    return Law(E=floor, A=float(np.exp(a)), B=float(np.exp(b)), alpha=alpha, beta=beta)
 
 
 def _theta(law: Law) -> Floats:
-    return np.array([np.log(law.A), np.log(law.B), np.log(law.E), law.alpha, law.beta])
+    return np.array([np.log(law.A), np.log(law.B), law.E, law.alpha, law.beta])

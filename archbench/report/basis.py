@@ -1,0 +1,124 @@
+"""What numbers rest on: how many runs and samples, whether other work disturbed them, and which checks came first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from archbench.presentation.quantities import counted
+from archbench.results.schema import UNCHECKED
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from archbench.presentation.tables import Table
+
+_CONFIRM = ("confirm",)
+_SPEED = ("train", "prefill", "decode")
+_RESTS_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "verdict": (("quality",), _CONFIRM),
+    "difference": (("quality",), _CONFIRM),
+    "runs": (("quality", *_SPEED), ()),
+    "sizes": (("train",), _CONFIRM),
+    "costs": (_SPEED, ("timing",)),
+    "pareto": (("quality", *_SPEED), ("confirm", "timing")),
+    "loss": (("train",), _CONFIRM),
+    "validation": (("train",), _CONFIRM),
+    "context": (("prefill", "decode"), ("cost",)),
+    "position": (("positions",), _CONFIRM),
+    "learning-rate": (("quality",), ("trial",)),
+    "probes": (("probe",), ()),
+    "probe-state": (("probe",), ()),
+    "scores": (("probe",), ()),
+    "kernels": (("kernel",), ()),
+    **dict.fromkeys(("laws", "losses", "forecasts", "size", "tokens", "compute"), (("quality",), _CONFIRM)),
+}
+"""Key of a table or figure -> phases and roles of the rows that it shows."""
+
+_TIMES = ("step_seconds", "seconds_to_first_token", "seconds_per_token", "forward_seconds", "backward_seconds")
+
+
+def basis_of(key: str, rows: pd.DataFrame) -> tuple[str, ...]:
+    """What the numbers of a table or figure rest on; nothing for one whose rows are not here.
+
+    Args:
+        rows: tidy rows with the column ``name``, null for kernels.
+    """
+    if key not in _RESTS_ON:
+        return ()
+    phases, roles = _RESTS_ON[key]
+    own = rows[rows.phase.isin(phases) & rows.value.notna() & ~rows.metric.str.startswith("audit_")]
+    return basis(own[own.role.isin(roles)] if roles and own.role.isin(roles).any() else own)
+
+
+def resting(made: Sequence[Table | None], rows: pd.DataFrame) -> tuple[Table, ...]:
+    """The tables that there are, each with what its numbers rest on among its notes."""
+    return tuple(replace(one, notes=(*one.notes, *basis_of(one.key, rows))) for one in made if one is not None)
+
+
+def basis(rows: pd.DataFrame) -> tuple[str, ...]:
+    """Sentences: number of runs and samples, disturbance, conformance."""
+    if rows.empty:
+        return ()
+    sentences = [_samples(rows), _disturbed(rows)]
+    if rows["name"].notna().any():
+        sentences.append(conformance(rows))
+    return tuple(sentences)
+
+
+def _samples(rows: pd.DataFrame) -> str:
+    runs = rows.groupby("name").run_id.nunique()
+    if runs.empty:
+        text = f"From {counted(rows.run_id.nunique(), 'run')}"
+    elif runs.nunique() == 1:
+        text = f"From {counted(int(runs.iloc[0]), 'run')}{' of each' if len(runs) > 1 else ''}"
+    else:
+        text = f"Number of runs: {', '.join(f'{name} {number}' for name, number in runs.items())}"
+    timed = rows[rows.metric.isin(_TIMES)]
+    cases = ["run_id", "metric", "batch_size", "prompt_length", "context_length", "attention", "operation"]
+    sizes = timed.groupby(cases, dropna=False).size()
+    if len(sizes):
+        low, high = int(sizes.min()), int(sizes.max())
+        text += f", with {low if low == high else f'{low} to {high}'} samples of each time"
+    return f"{text}."
+
+
+def _disturbed(rows: pd.DataFrame) -> str:
+    known = rows[rows.contaminated.notna()]
+    if known.empty:
+        return "Whether other work disturbed the machine was not recorded."
+    by_run = known.groupby("run_id").contaminated.any()
+    number = int(by_run.sum())
+    if not number:
+        return "No other work was detected on the machine."
+    runs = "every run" if number == len(by_run) else f"{number} of {len(by_run)} runs"
+    return f"Contaminated: other work (a study's own, if it measures several runs at a time) disturbed {runs}."
+
+
+def conformance(rows: pd.DataFrame) -> str:
+    """Which conformance checks the architectures of these rows passed."""
+    sentences = []
+    by_name = rows[rows["name"].notna()].fillna({"conformance": ""}).groupby("name").conformance.unique()
+    found: dict[str, list[str]] = {}
+    for name, levels in by_name.items():
+        for level in levels:
+            found.setdefault(str(level), []).append(str(name))
+    for level, names in found.items():
+        who = "all" if len(names) == len(by_name) else ", ".join(names)
+        if not level:
+            sentences.append(f"conformance is not known ({who})")
+        elif level == UNCHECKED:
+            sentences.append(f"the conformance checks were left out ({who})")
+        elif level.isdecimal():
+            sentences.append(f"the conformance checks of level {level} were passed ({who})")
+        else:
+            sentences.append(f"conformance checks {level} ({who})")
+    text = "; ".join(sentences)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def phases_disturbed(rows: pd.DataFrame) -> Sequence[str]:
+    """Phases of these rows that other work disturbed."""
+    disturbed = rows[rows.contaminated.eq(True).fillna(False)]
+    return [str(phase) for phase in disturbed.phase.unique() if phase != "environment"]
