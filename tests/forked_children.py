@@ -62,17 +62,23 @@ def Popen(command: Sequence[str], *, env: dict[str, str], stderr: int | None, **
 class ForkedCommand:
     """``archbench ARGUMENTS`` in a process and a group of its own, which can be killed and interrupted.
 
+    Args:
+        stderr: a descriptor to write to, such as a terminal's; without it standard error is kept.
+
     Attributes:
         process: its ``pid``, ``send_signal`` and ``kill``.
     """
 
-    def __init__(self, *arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, *arguments: str | Path, cwd: Path, env: dict[str, str] | None = None, stderr: int | None = None
+    ) -> None:
         variables = {**os.environ, **(env or {})}
         server = _server(variables)
         assert server is not None
         self._arguments = [str(argument) for argument in arguments]
         self._out, self._error = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        descriptors = [os.open(os.devnull, os.O_RDONLY), os.dup(self._out.fileno()), os.dup(self._error.fileno())]
+        error = self._error.fileno() if stderr is None else stderr
+        descriptors = [os.open(os.devnull, os.O_RDONLY), os.dup(self._out.fileno()), os.dup(error)]
         self.process = Fork(server, "command", self._arguments, descriptors, variables, str(cwd))
 
     def finished(self) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,6 @@ import os
 import pty
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from archbench.testing.evaluation import LEVEL
+from forked_children import ForkedCommand
 from installations import RunCLI
 from test_import_cost import imported  # noqa: F401  a fixture
 
@@ -73,7 +73,7 @@ def test_gpt1_conforms_in_under_a_minute_and_triton_is_left_alone(cli: RunCLI, i
 @pytest.mark.parametrize(
     ("line", "evidence"),
     [
-        ("time.sleep(1000)", "5 s (HERE: time.sleep(1000)). If it is slow rather than stuck, --limit"),
+        ("time.sleep(1000)", "2 s (HERE: time.sleep(1000)). If it is slow rather than stuck, --limit"),
         ("os._exit(3)", "exit code 3"),
         pytest.param("ctypes.string_at(0)", "SIGSEGV (HERE: ctypes.string_at(0))", marks=pytest.mark.slow),
         pytest.param("sys.exit('enough')", "SystemExit: enough (HERE: sys.exit('enough'))", marks=pytest.mark.slow),
@@ -84,7 +84,7 @@ def test_a_check_that_does_not_come_back_has_failed_and_the_others_are_judged(
     line: str, evidence: str, cli: RunCLI, hostile: Hostile
 ) -> None:
     path = hostile(generate=line)
-    done = cli("check", "hostile", "--plugin", path, "--limit", 5, *ONLY, env={"COLUMNS": "400"})
+    done = cli("check", "hostile", "--plugin", path, "--limit", 2, *ONLY, env={"COLUMNS": "400"})
     assert done.returncode == 9
     number = path.read_text().splitlines().index(f"    {line}") + 1
     rows = {row.split()[0]: row for row in done.stdout.splitlines() if row.startswith(CHECKS)}
@@ -160,20 +160,18 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(cli: RunCLI, hostile
     assert "hostile" in done.stdout.splitlines()[-1]
 
 
-def test_the_progress_of_a_terminal_does_not_take_over_standard_output(hostile: Hostile) -> None:
+def test_the_progress_of_a_terminal_does_not_take_over_standard_output(hostile: Hostile, tmp_path: Path) -> None:
     ours, terminal = pty.openpty()
-    command = [Path(sys.executable).with_name("archbench"), "check", "hostile", "--plugin", hostile(), "--json", *ONLY]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=terminal, text=True) as process:
-        os.close(terminal)
-        shown = b""
-        while True:
-            try:
-                shown += os.read(ours, 4096)
-            except OSError:  # what Linux says when the last writer has closed a terminal
-                break
-        assert process.stdout is not None
-        out = process.stdout.read()
+    command = ForkedCommand("check", "hostile", "--plugin", hostile(), "--json", *ONLY, cwd=tmp_path, stderr=terminal)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # what Linux says when the last writer has closed a terminal
+            break
     os.close(ours)
+    out = command.finished().stdout
     assert [json.loads(line).get("check") for line in out.splitlines()] == [*CHECKS, None]
     assert b"save_load (3 of 3)" in shown
     assert b"passed" not in shown
@@ -239,17 +237,15 @@ def test_an_interruption_ends_all_that_a_plugin_has_begun(hostile: Hostile, tmp_
     began = tmp_path / "began"
     sleeper = "subprocess.Popen(['sleep', '1000']).pid"
     start = f"print({sleeper}, file=open({str(began)!r}, 'w'), end=' ', flush=True); time.sleep(1000)"
-    command = [Path(sys.executable).with_name("archbench"), "check", "hostile", "--plugin", hostile(generate=start)]
-    process = subprocess.Popen([*command, *ONLY], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = ForkedCommand("check", "hostile", "--plugin", hostile(generate=start), *ONLY, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not (began.exists() and began.read_text().endswith(" ")):
-        assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
-    assert process.returncode == 130
-    assert said.splitlines()[-1] == "Interrupted"
+    command.process.send_signal(signal.SIGINT)
+    done = command.finished()
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == "Interrupted"
     while _runs(int(began.read_text())):
         assert time.monotonic() < deadline, "the plugin's process goes on"
         time.sleep(0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
+from archbench.child.pool import run_all
 from archbench.config import DataConfig
 from archbench.data import dataset
 from archbench.data.dataset import prepare
 from archbench.errors import StorageError
+from forked_children import forked_children
 
 HARD = "naïve 👩‍👩‍👧‍👦\r\n\0 漢字 e\u0301 <|endoftext|>\n"
 
@@ -103,17 +106,11 @@ def test_damaged_tokens_are_made_again_and_it_is_said(
 
 
 def test_processes_may_prepare_the_same_data_at_once(tmp_path: Path) -> None:
-    code = (
-        "import hashlib, sys, pathlib; from archbench.config import DataConfig; "
-        "from archbench.data.dataset import prepare; "
-        "data = prepare(DataConfig(corpus='shakespeare', tokenizer='bpe:300'), cache=pathlib.Path(sys.argv[1]));"
-        "print(len(data.train), hashlib.sha256(data.train.tobytes()).hexdigest())"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(3)]
-    answers = {process.communicate()[0] for process in processes}
-    assert [process.returncode for process in processes] == [0] * 3
-    assert len(answers) == 1
+    config = DataConfig(corpus="shakespeare", tokenizer="bpe:300")
+    with forked_children():
+        made = [data for _, data in run_all(partial(prepare, cache=tmp_path), [config] * 3, 3, culprit="the data")]
+    assert len(made) == 3
+    assert len({data.train.tobytes() for data in made}) == 1
     assert len(list((tmp_path / "tokens").iterdir())) == 2, "the tokens and their record, and nothing half-written"
 
 

@@ -24,6 +24,7 @@ from archbench.data.tokenizers import load_tokenizer
 from archbench.errors import CheckpointError, DataError
 from archbench.training.checkpoints import load_weights
 from archbench.training.published_config import read_published
+from forked_children import forked_children
 from small_runs import value, with_small_corpus
 
 pytest.importorskip("transformers")
@@ -314,7 +315,8 @@ def test_one_model_scores_the_same_from_both_layouts_and_no_size_is_named(
             "--weights", weights, "--corpus", "small.txt", "--phases", "quality", "--profile", "smoke",
             "--set", "context_length=48", "--threads", "1", "--unchecked", "--quiet",
         ]  # fmt: skip
-        code, said = main(["run", "llama", *arguments]), capsys.readouterr()
+        with forked_children():
+            code, said = main(["run", "llama", *arguments]), capsys.readouterr()
         assert code == 0, said.err
         frames[weights] = read_results(tmp_path / "results").query("run_id == run_id.max()")
         name = "tiny.F32" if weights == str(file) else "tiny"

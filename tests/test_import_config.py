@@ -26,6 +26,7 @@ from archbench.errors import (
 )
 from archbench.runs.check import FLOPS, SHORTEST, _affordable
 from archbench.runs.preparation import start
+from forked_children import forked_children
 from small_runs import with_small_corpus
 
 transformers = pytest.importorskip("transformers")
@@ -255,7 +256,8 @@ def test_a_pickle_is_refused_and_not_run(folder: Path, capsys: pytest.CaptureFix
 
     (folder / "model" / "pytorch_model.bin").write_bytes(pickle.dumps({"a.weight": Malicious()}))
     arguments = ["--weights", "model", "--tokenizer", "byte", "--corpus", "small.txt", "--profile", "smoke", "--quiet"]
-    code = main(["run", "llama", *arguments, "--unchecked", "--phases", "quality", "--set", "n_layer=1"])
+    with forked_children():
+        code = main(["run", "llama", *arguments, "--unchecked", "--phases", "quality", "--set", "n_layer=1"])
     assert_one_paragraph(code, 6, r"pytorch_model\.bin: .*archbench runs no code from files", capsys)
     assert not (folder / "ran").exists()
 

@@ -41,11 +41,17 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("module", [False, True], ids=["command", "python -m"])
-def test_a_hostile_folder_is_no_danger_to_stand_in(module: bool, hostile: Path, cli: RunCLI) -> None:
-    done = cli("list", "--json", cwd=hostile, module=module, fresh=True)
+@pytest.mark.parametrize(
+    ("module", "arguments", "printed"),
+    [(False, ["list", "--json"], '"gpt1"'), (True, ["--help"], "generate")],
+    ids=["command", "python -m"],
+)
+def test_a_hostile_folder_is_no_danger_to_stand_in(
+    module: bool, arguments: list[str], printed: str, hostile: Path, cli: RunCLI
+) -> None:
+    done = cli(*arguments, cwd=hostile, module=module, fresh=True)
     assert done.returncode == 0, done.stderr
-    assert '"gpt1"' in done.stdout
+    assert printed in done.stdout
     assert "hostile" not in done.stdout
     assert not (hostile / "sprung").exists()
 

@@ -17,6 +17,7 @@ import pytest
 from archbench import read_results
 from archbench.results.metrics import METRICS
 from command_line import archbench
+from forked_children import ForkedCommand
 from small_runs import UNCHECKED, losses, value, with_small_corpus
 
 
@@ -143,15 +144,13 @@ def test_a_run_killed_in_training_goes_on_with_the_same_losses(finished: tuple[P
 def test_an_interrupted_run_ends_at_once_and_says_how_to_go_on(finished: tuple[Path, str]) -> None:
     folder, _ = finished
     command = ["run", "gpt1", *UNCHECKED, "--phases", "train", "--steps", "100000", "--out", "interrupted"]
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "archbench", *command], cwd=folder, stderr=subprocess.PIPE, text=True
-    )
+    run = ForkedCommand(*command, cwd=folder)
     _wait_for(folder, "interrupted/*/checkpoints/step-*")
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "archbench run gpt1 --resume" in stderr
-    assert "Traceback" not in stderr
+    run.process.send_signal(signal.SIGINT)
+    done = run.finished()
+    assert done.returncode == 130
+    assert "archbench run gpt1 --resume" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def _wait_for(folder: Path, pattern: str) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 
 from archbench import read_results
 from command_line import archbench
+from forked_children import ForkedCommand
 from small_runs import losses, with_small_corpus
 
 EXAMPLE = Path(__file__).parent / "example_plugins" / "bigram.py"
@@ -109,18 +108,17 @@ def test_a_plugin_that_ignores_interrupts_does_not_hold_one_up(tmp_path: Path) -
     stubborn += "    while True:\n        try:\n            time.sleep(60)\n"
     stubborn += "        except KeyboardInterrupt:\n            pass\n"
     write_plugin(tmp_path, STEP, stubborn)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "archbench", "run", "bad", "--plugin", "bad.py", *OPTIONS],
-        cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    with (tmp_path / "bad.py").open("a") as plugin:
+        plugin.write("\n\nfrom archbench.child import process\n\nprocess.GRACE = 0.5\n")  # 5 s would do as well
+    run = ForkedCommand("run", "bad", "--plugin", "bad.py", *OPTIONS, cwd=tmp_path)
     deadline = time.monotonic() + 60
     while not started.exists() or not started.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: its foreground processes, all of them
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "archbench run bad --resume" in stderr
+    os.killpg(run.process.pid, signal.SIGINT)  # as a terminal does: its foreground processes, all of them
+    done = run.finished()
+    assert done.returncode == 130
+    assert "archbench run bad --resume" in done.stderr
     with pytest.raises(ProcessLookupError):
         os.kill(int(started.read_text()), 0)
     assert not list((tmp_path / "results").glob("*.parquet")), "an interruption is no failure of the architecture's"

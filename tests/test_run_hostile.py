@@ -9,23 +9,14 @@ import pandas as pd
 import pytest
 
 from archbench import read_results
-from command_line import own_process
+from forked_children import ForkedCommand
 from small_runs import with_small_corpus
 
 EXAMPLE = Path(__file__).parent / "example_plugins" / "bigram.py"
 OPTIONS = [
-    "--profile",
-    "smoke",
-    "--corpus",
-    "small.txt",
-    "--steps",
-    "1",
-    "--set",
-    "context_length=16",
-    "--threads",
-    "1",
+    "--profile", "smoke", "--corpus", "small.txt", "--steps", "1", "--set", "context_length=16", "--threads", "1",
     "--quiet",
-]
+]  # fmt: skip
 
 IMPORTS = "from torch import nn\n"
 INIT = "        self.config = config\n"
@@ -78,7 +69,8 @@ def run(
         (folder / f"{name}.py").write_text(source)
         plugins += ["--plugin", f"{name}.py"]
     good = ["gpt1"] if besides else []
-    done = own_process("run", *architectures, *good, *plugins, *OPTIONS, *more, cwd=with_small_corpus(folder))
+    options = [*plugins, *OPTIONS, *more]
+    done = ForkedCommand("run", *architectures, *good, *options, cwd=with_small_corpus(folder)).finished()
     errors = [line for line in done.stderr.splitlines() if line.startswith("Error: ")]
     assert "Traceback" not in done.stderr
     of = {name: line for line in errors for name in architectures if f"/{name}.py" in line or f"({name})" in line}
@@ -166,7 +158,7 @@ def test_unchecked_they_still_cost_only_themselves(
 @pytest.mark.parametrize(
     ("more", "where", "seconds"),
     [
-        (("--unchecked",), "phase decode", 10),
+        (("--unchecked",), "phase decode", 2),
         pytest.param((), "in the check generate", 20, marks=pytest.mark.slow),
     ],
     ids=["unchecked", "checked"],

@@ -25,9 +25,9 @@ ROWS = 3000
 
 # Each run's rows carry random values, so that the file is big enough to be killed in the middle of.
 WRITER = """
-import random, sys, time
+import json, random, sys, time
 from archbench.results.store import new_run_id, write_run
-from test_results_schema import COMMON
+COMMON = json.loads(sys.argv[6])
 out, name, rows, runs, pause = sys.argv[1], *map(int, sys.argv[2:5]), float(sys.argv[5])
 random.seed(name)
 print("ready", flush=True)
@@ -43,12 +43,12 @@ for _ in range(runs):
 
 
 def start_writer(out: Path, name: int, log: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     with log.open("w") as output:
         # The first writer never rests, so that it can be caught in the middle; the folder stays small enough to read.
         runs, pause = (10_000, 0.0) if name == 0 else (RUNS, 0.1)
-        command = [sys.executable, "-c", WRITER, str(out), str(name), str(ROWS), str(runs), str(pause)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, text=True, env=environment)
+        arguments = [str(out), str(name), str(ROWS), str(runs), str(pause), json.dumps(COMMON)]
+        command = [sys.executable, "-c", WRITER, *arguments]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, text=True)
 
 
 def complete_runs(out: Path) -> dict[str, int]:
@@ -107,20 +107,19 @@ def _kill_in_mid_write(writer: subprocess.Popen[str], out: Path) -> None:
 
 def test_one_run_written_by_many_processes_at_once_is_one_writers_whole(tmp_path: Path) -> None:
     code = """
-import sys
+import json, sys
 from archbench.errors import StorageError
 from archbench.results.store import write_run
-from test_results_schema import COMMON
 sys.stdin.readline()
 row = {"phase": "quality", "metric": "loss", "value": float(sys.argv[2])}
 try:
-    write_run(sys.argv[1], "20260101T000000-aaaaaa", [row], {}, COMMON)
+    write_run(sys.argv[1], "20260101T000000-aaaaaa", [row], {}, json.loads(sys.argv[3]))
 except StorageError as error:
     print(error)
 """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    writers = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(name)], **pipes) for name in range(4)]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(name), json.dumps(COMMON)], **pipes) for name in range(4)]
     answers = [writer.communicate("go\n")[0] for writer in writers]
     refused = [answer for answer in answers if "already written" in answer]
     assert (len(refused), answers.count("")) == (3, 1)

@@ -8,7 +8,6 @@ import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,7 @@ from archbench.trackers.feed import FEED, Feed, FeedReader
 from archbench.trackers.following import followed_by
 from archbench.trackers.tracker import summary
 from command_line import archbench
+from forked_children import ForkedCommand
 from small_runs import UNCHECKED, losses, with_small_corpus
 
 STRANGERS_TRACKER = '''
@@ -210,16 +210,15 @@ def test_what_a_tracker_prints_is_not_among_the_rows(tracked: tuple[Path, Any], 
 
 def test_a_run_that_is_killed_and_resumed_is_one_run_to_its_tracker(tmp_path: Path) -> None:
     folder = with_small_corpus(tmp_path)
-    rare = ["--config", "training.validate_every=100", "--config", "training.checkpoint_every=40"]
-    options = [*UNCHECKED, *rare, "--phases", "train", "--steps", "300"]
-    command = [sys.executable, "-P", "-m", "archbench", "run", "gpt1", *options, "--track", "recorder"]
-    process = subprocess.Popen(command, cwd=folder, start_new_session=True)
+    rare = ["--config", "training.validate_every=100", "--config", "training.checkpoint_every=20"]
+    options = [*UNCHECKED, *rare, "--phases", "train", "--steps", "150"]
+    run = ForkedCommand("run", "gpt1", *options, "--track", "recorder", cwd=folder)
     wait_for(lambda: any(folder.glob("results/*/checkpoints/step-*")))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    os.killpg(run.process.pid, signal.SIGKILL)
+    assert run.finished().returncode == -signal.SIGKILL
     wait_for(lambda: recorded(folder / "results")[-1].get("status") == "interrupted")
     before = len(logged(recorded(folder / "results"), "train/loss"))
-    assert 40 <= before < 300
+    assert 20 <= before < 150
     done = archbench("run", "gpt1", "--resume", "last", "--quiet", cwd=folder)
     assert done.returncode == 0, done.stderr
     told = recorded(folder / "results")
