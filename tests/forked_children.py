@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from subprocess import DEVNULL, PIPE  # noqa: F401  of what stands for the module subprocess
 from typing import Any
@@ -134,11 +134,14 @@ class Fork:
 
 def _server(variables: dict[str, str]) -> bytes | None:
     """The address of a server with these environment variables; None in a fork that would have to start it."""
-    early = {name: value for name, value in variables.items() if not name.startswith(READ_LATE)}
-    key: Variables = frozenset(early.items())
+    key = _early(variables)
     if key not in _servers and __name__ != "__main__":  # a fork's own server would end with it
-        _servers[key] = _new_server({**early, "OMP_NUM_THREADS": "1"})
+        _servers[key] = _new_server({**dict(key), "OMP_NUM_THREADS": "1"})
     return _servers.get(key)
+
+
+def _early(variables: Mapping[str, str]) -> Variables:
+    return frozenset(item for item in variables.items() if not item[0].startswith(READ_LATE))
 
 
 def _new_server(variables: dict[str, str]) -> bytes:
@@ -167,12 +170,12 @@ def serve(owner: int, listener: socket.socket) -> None:
     from archbench.child import process
     from archbench.kernels.triton_guard import without_triton
 
+    key = _early(os.environ)  # before torch sets some
     with without_triton():  # as the children do on a CPU
         for name in IMPORTED:
             importlib.import_module(name)
     process.subprocess = sys.modules[__name__]  # type: ignore[assignment]
-    early = {name: value for name, value in os.environ.items() if not name.startswith(READ_LATE)}
-    _servers[frozenset(early.items())] = listener.getsockname()
+    _servers[key] = listener.getsockname()
     signal.signal(signal.SIGTERM, lambda *_: _end())
     gc.freeze()
     ended = os.pidfd_open(owner)
