@@ -24,8 +24,8 @@ from typing import Any
 
 IMPORTED = ("archbench.runs.worker", "archbench.testing.check_worker", "archbench.study.run_study", "torch._dynamo")
 
-READ_LATE = ("ARCHBENCH_", "COLUMNS", "OMP_NUM_THREADS", "PYTEST_", "PYTHONPATH")
-"""Beginnings of the names of environment variables that need not be set when a process begins."""
+READ_EARLY = ("CUDA_", "LD_", "MALLOC_", "PYTHON", "TRITON_INTERPRET")
+"""Beginnings of the names of environment variables that have to be set when a process begins."""
 
 Variables = frozenset[tuple[str, str]]
 Message = dict[str, Any]
@@ -136,12 +136,14 @@ def _server(variables: dict[str, str]) -> bytes | None:
     """The address of a server with these environment variables; None in a fork that would have to start it."""
     key = _early(variables)
     if key not in _servers and __name__ != "__main__":  # a fork's own server would end with it
-        _servers[key] = _new_server({**dict(key), "OMP_NUM_THREADS": "1"})
+        without_path = {name: value for name, value in variables.items() if name != "PYTHONPATH"}
+        _servers[key] = _new_server({**without_path, "OMP_NUM_THREADS": "1"})
     return _servers.get(key)
 
 
 def _early(variables: Mapping[str, str]) -> Variables:
-    return frozenset(item for item in variables.items() if not item[0].startswith(READ_LATE))
+    early = (name for name in variables if name.startswith(READ_EARLY) and name != "PYTHONPATH")
+    return frozenset((name, variables[name]) for name in early)
 
 
 def _new_server(variables: dict[str, str]) -> bytes:
@@ -170,7 +172,7 @@ def serve(owner: int, listener: socket.socket) -> None:
     from archbench.child import process
     from archbench.kernels.triton_guard import without_triton
 
-    key = _early(os.environ)  # before torch sets some
+    key = _early(os.environ)
     with without_triton():  # as the children do on a CPU
         for name in IMPORTED:
             importlib.import_module(name)
