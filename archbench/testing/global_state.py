@@ -256,7 +256,7 @@ class Watch:
         changes = []
         for setting, before in self._before:
             after = setting.read()
-            if after != before:
+            if before != after:  # in this order: what is before may be wrapped after
                 wrapper = before.wrapped_in(after) if isinstance(before, Functions) else ""
                 changes.append(
                     Change(f"it changed {_difference(setting.name, before, after)}", setting.advice, wrapper)
@@ -276,7 +276,7 @@ class Watch:
         """Put everything back."""
         _Forks.watches -= 1
         for setting, before in self._before:
-            if setting.read() != before:
+            if before != setting.read():
                 setting.restore(before)
 
 
