@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from archbench.study.compare_results import unit_scores
 from archbench.study.outcome import Record
 from archbench.study.records import read_record, write_record
 from archbench.study.run_cells import RunCell, cell_key
+from forked_children import forked_children
 from installations import RunCLI
 
 SMALL = (
@@ -179,6 +181,13 @@ def test_a_run_that_fails_is_a_record_and_not_the_end(tmp_path: Path, hostile: P
     assert read_record(Record, tmp_path, cell.key) == record
 
 
+@pytest.fixture
+def _forked() -> Iterator[None]:
+    with forked_children():
+        yield
+
+
+@pytest.mark.usefixtures("_forked")
 def test_checks_of_the_same_model_are_taken_over_and_of_another_are_not(tmp_path: Path, corpus: Path) -> None:
     small = {"n_layer": 1, "context_length": 32}
     config = RunConfig(
