@@ -49,9 +49,9 @@ PATCHED = (
         "time.perf_counter_ns",
     ),
     WrongPlugin(
-        "the forward pass replaces AdamW's step", "side_effects",
-        (after(EMBEDDED, "torch.optim.AdamW.step = lambda self, closure=None: None"),),
-        "torch.optim",
+        "the forward pass replaces SGD's step", "side_effects",
+        (after(EMBEDDED, "torch.optim.SGD.step = lambda self, closure=None: None"),),
+        "torch.optim.sgd.SGD.step",
     ),
 )  # fmt: skip
 

@@ -77,7 +77,7 @@ DERIVATIVES = (
     WrongPlugin(
         "a trained tensor is no parameter", "gradients",
         (after(NORM, "self.extra = torch.zeros(config.d_model, requires_grad=True)"),
-         after(EMBEDDED, "x = x + self.extra.to(x.device)")),
+         after(EMBEDDED, "x = x + self.extra.to(x)")),
         "extra",
     ),
     WrongPlugin(

@@ -173,6 +173,7 @@ MOVES = (
         (after("        self.norm = RMSNorm(config.d_model)",
                'self.register_buffer("own", 0.02 * torch.randn(config.vocab_size, config.vocab_size))'),
          ("return self.head(x) if logits else x", "return self.head(x) + self.own[tokens]"),
+         ("        return self.head(x[:, -1])", "        return self.head(x[:, -1]) + self.own[tokens[:, -1]]"),
          ("    def head_parameters(", "    def _head_parameters("),
          *trained(
              "own = state.module.own.requires_grad_()",
