@@ -81,6 +81,15 @@ DERIVATIVES = (
         "extra",
     ),
     WrongPlugin(
+        "a tied head is counted twice", "hooks",
+        (after(OUTPUT, "self.output.weight = self.embedding.weight"),
+         ("    def head(self, x):",
+          "    def named_parameters(self, prefix='', recurse=True, remove_duplicate=True):\n"
+          "        return super().named_parameters(prefix, recurse, remove_duplicate=False)\n\n"
+          "    def head(self, x):")),
+        "more than once",
+    ),
+    WrongPlugin(
         "parameters() leaves some out", "hooks",
         (("    def head(self, x):",
           "    def named_parameters(self, *args, **kwargs):\n"

@@ -299,6 +299,19 @@ LOSSES = (
         "targets of id 0",
     ),
     WrongPlugin(
+        "targets of the last id are ignored", "train_step",
+        trained(
+            "micros, total = state.split(batch), torch.zeros(())",
+            "for micro in micros:",
+            "    logits = state.model(micro.inputs).flatten(0, 1)",
+            "    state.backward(F.cross_entropy(logits, micro.targets.flatten(), ignore_index=60), 1 / len(micros))",
+            "    total += F.cross_entropy(logits, micro.targets.flatten()).detach() / len(micros)",
+            "state.update()",
+            "return total",
+        ),
+        "those of id 60",
+    ),
+    WrongPlugin(
         "labels are smoothed in the loss that is returned", "train_step",
         trained(
             "total = torch.zeros(())",

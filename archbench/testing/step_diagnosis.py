@@ -29,6 +29,9 @@ SAME = 0.02
 BESIDE = 0.5
 """Of a gradient's length, that an auxiliary loss or smoothed labels may make up. Mixtral's balancing loss is 0.1."""
 
+SPECIAL = 8
+"""First targets of a batch, each of which may be the one that is left out, as padding is."""
+
 UNLIKE = 0.2
 """Of a gradient's length, from which on other losses are looked at to explain it."""
 
@@ -182,7 +185,7 @@ def wrong_gradient(step: Step, model: nn.Module) -> str:
                 f"{told} of parameter {name!r} is {0 if name in zero else ratio:.2g} times that of the loss, where "
                 "other parameters' is another multiple: one recipe has to train all parameters"
             )
-    if off > UNLIKE and (likely := _recognised(step, model, found, wanted)):
+    if likely := _recognised(step, model, found, wanted, off):
         return f"{told} {likely}"
     step.beside = off
     if off > BESIDE:
@@ -212,11 +215,15 @@ def _scaled(factor: float, step: Step) -> str:
     )
 
 
-def _recognised(step: Step, model: nn.Module, found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+def _recognised(step: Step, model: nn.Module, found: dict[str, Tensor], wanted: dict[str, Tensor], off: float) -> str:
     """Which loss, of those that are often taken by mistake, has that gradient, a clause; "" for none."""
-    if step.earlier and _explained(found, [wanted, step.earlier[-1].reference]):
+    losses = dict(_LOSSES) if off > UNLIKE else {}
+    if not step.earlier:
+        ids = step.batch.targets[0].tolist()
+        losses |= {f"the targets but those of id {token}": partial(_cost_without, token) for token in ids[:SPECIAL]}
+    if off > UNLIKE and step.earlier and _explained(found, [wanted, step.earlier[-1].reference]):
         return "is that of the loss and of the update before: gradients were kept and not cleared, or mixed into these"
-    for what, part in _LOSSES.items():
+    for what, part in losses.items():
         gradient = _at_earlier_weights(step, model, partial(_gradient, step, model, part))
         if gradient and _explained(found, [gradient]):
             return f"is that of another loss, of {what}, and not of the one that was returned"
@@ -224,6 +231,8 @@ def _recognised(step: Step, model: nn.Module, found: dict[str, Tensor], wanted: 
 
 
 _Part = Callable[[Tensor, Batch], Tensor]
+"""Logits (B, T, V) and the batch -> a loss."""
+
 _LOSSES: dict[str, _Part] = {
     "the tokens read, and not of those that follow": lambda x, b: _cost(x, b.inputs),
     "targets that were shifted a second time": lambda x, b: _cost(x[:, :-1], b.targets[:, 1:]),
@@ -283,6 +292,10 @@ def _mean(logits: Tensor, targets: Tensor) -> float:
 def _cost(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean over all tokens, shape (), nats/token."""
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+
+
+def _cost_without(token: int, logits: Tensor, batch: Batch) -> Tensor:
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch.targets.flatten(), ignore_index=token)
 
 
 def _norm(tensors: dict[str, Tensor]) -> float:

@@ -79,6 +79,13 @@ def _check_describe(subject: Subject) -> list[str]:
 def _check_registered(model: nn.Module) -> None:
     """No module or parameter is kept where torch does not look: in a plain list, tuple or dict."""
     known = {*map(id, model.modules()), *map(id, model.parameters())}
+    listed = [*map(id, model.parameters())]
+    if len(listed) > len({*listed}):
+        twice = next(name for name, parameter in model.named_parameters() if listed.count(id(parameter)) > 1)
+        raise Fault(
+            f"model.parameters() gives {twice} more than once, so it is counted and trained twice: leave parameters() "
+            "and named_parameters() to torch, which gives a shared parameter once"
+        )
     for name, module in model.named_modules():
         for own, parameter in module._parameters.items():
             if parameter is not None and id(parameter) not in known:
