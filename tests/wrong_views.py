@@ -148,6 +148,7 @@ VIEWS = (
         "the next is seen where gradients are recorded", "causality",
         (after(EMBEDDED, "if self.training and torch.is_grad_enabled():", f"    x = x + {NEXT}.detach()"),),
         "in training mode",
+        ("gradients", "train_step"),
     ),
     WrongPlugin(
         "experts choose among positions in training", "causality",

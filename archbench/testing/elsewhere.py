@@ -34,8 +34,13 @@ class Elsewhere:
 
 def _living() -> list[Tensor]:
     """Tensors with memory that Python can reach."""
-    found = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    kinds = _kinds(Tensor)
+    found = [thing for thing in gc.get_objects() if type(thing) in kinds]
     return [tensor for tensor in found if tensor.layout == torch.strided and not tensor.is_meta and _place(tensor)]
+
+
+def _kinds(kind: type) -> set[type]:
+    return {kind}.union(*map(_kinds, type.__subclasses__(kind)))
 
 
 def _bytes_without(places: set[int]) -> int:

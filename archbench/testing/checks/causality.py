@@ -21,7 +21,7 @@ GRADIENT_TOLERANCE = 1e-5
 """Of the largest gradient. Masked attention, scans and cumulative sums leave exact zeros; convolutions by FFT leave
 rounding, 1e-6 of the largest after 12 layers at 512 positions."""
 
-SHORT, BATCH_POSITIONS, TRAINED_POSITIONS = 128, 64, 32
+SHORT, BATCH_POSITIONS, TRAINED_POSITIONS = 128, 48, 24
 """Positions read where the whole context would cost minutes of a large model: for the gradients in evaluation mode,
 where values are held against each other too; and to see whether sequences mix, which any position shows."""
 
@@ -54,7 +54,7 @@ def check_causality(subject: Subject) -> str:
     S = min(T, SHORT)
     seen = [_check_future_gradients(future.passes, tokens[:, :S], min(S // 2 + 1, S - 1))]
     future = Future(subject, Passes(model, training=True))
-    largest = max(largest, *(future.check_some_cuts(length) for length in {T, max(2, min(T - 1, BATCH_POSITIONS))}))
+    largest = max(largest, *(future.check_some_cuts(length) for length in {T, max(2, min(T - 1, TRAINED_POSITIONS))}))
     seen.append(_check_future_gradients(future.passes, tokens, min(T // 2 + 1, T - 1)))
     return f"earlier logits move by at most {largest:.1g} of their standard deviation; {_by_gradient(seen)}"
 
