@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ _ATTENTION = {
     "T": "context_length", "B": "batch_size", "H": "query_heads", "G": "kv_heads", "D": "head_width", "W": "window",
 }  # fmt: skip
 _LOSS = {"N": "context_length", "C": "model_width", "V": "vocab_size"}
+_WHOLE = "cross_entropy"
+"""The loss of all logits at once, with which the others are compared."""
+
 CASE = [*_ATTENTION.values(), "model_width", "vocab_size"]
 
 _COSTS = (
@@ -107,7 +111,7 @@ def _loss_table(rows: pd.DataFrame) -> Table:
     ]  # fmt: skip
     lines = []
     for label, case, trial in _trials(rows, varying, "operation"):
-        whole = case[case.operation == "cross_entropy"]
+        whole = case[case.operation == _WHOLE]
         lines.append([
             *label, _median(_values(trial, "forward_seconds"))[0], _median(_values(trial, "backward_seconds"))[0],
             *_median(_together(trial)), _first(trial, "flops_per_second"), *_costs(trial),
@@ -129,11 +133,21 @@ def _sizes(rows: pd.DataFrame, letters: dict[str, str]) -> tuple[dict[str, str],
 def _trials(
     rows: pd.DataFrame, varying: dict[str, str], candidate: str
 ) -> Iterator[tuple[list[Cell], pd.DataFrame, pd.DataFrame]]:
-    """Label cells, rows of the case and rows of the candidate, in the order measured."""
+    """Label cells, rows of the case and rows of the candidate, the fastest first."""
     for _, case in rows.groupby(list(varying.values()) or ["phase"], sort=False, dropna=False):
         sizes = [_size(case[name].iloc[0]) for name in varying.values()]
-        for name, trial in case.groupby(candidate, sort=False):
-            yield [*(Cell(size, size) for size in sizes), Cell(str(name), str(name))], case, trial
+        measured = sorted(case.groupby(candidate, sort=False), key=lambda one: _speed_rank(one[1]))
+        for name, trial in measured:
+            own = str(name)
+            marked = f"{own} (baseline)" if own == _WHOLE else own
+            yield [*(Cell(size, size) for size in sizes), Cell(marked, own)], case, trial
+
+
+def _speed_rank(trial: pd.DataFrame) -> float:
+    """Seconds of forward and backward, or of forward alone; infinite if neither was measured."""
+    seconds = _together(trial)
+    seconds = _values(trial, "forward_seconds") if seconds.empty else seconds
+    return float(seconds.median()) if len(seconds) else math.inf
 
 
 def _size(value: Any) -> str:
