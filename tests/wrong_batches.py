@@ -35,8 +35,7 @@ BATCHES = (
     ),
     WrongPlugin(
         "experts have room for 256 tokens of a batch", "batch_invariance",
-        (after(EMBEDDED, "wants = torch.ones_like(tokens).flatten()",
-               "place = torch.arange(len(wants), device=x.device).view(tokens.shape)",
+        (after(EMBEDDED, "place = torch.arange(tokens.numel(), device=x.device).view(tokens.shape)",
                "x = x * (1 + (place < 256))[..., None]"),),
         "the rest of the batch",
     ),
@@ -68,10 +67,10 @@ BATCHES = (
     WrongPlugin(
         "in training a batch is quantised by its largest value", "batch_invariance",
         (after(EMBEDDED, "if self.training:",
-               "    own = torch.nn.functional.layer_norm(x, x.shape[-1:])",
                "    scale = x.detach().abs().amax((0, 2), keepdim=True) / 7",
                "    x = x + ((x / scale).round() * scale - x).detach()"),),
         "in training mode",
+        ("gradients",),
     ),
     WrongPlugin(
         "every sequence but the first is read from the second on", "batch_invariance",

@@ -143,6 +143,7 @@ VIEWS = (
                "    scale = x.detach().abs().amax((1, 2), keepdim=True) / 7",
                "    x = x + ((x / scale).round() * scale - x).detach()")),
         "in training mode",
+        ("gradients",),
     ),
     WrongPlugin(
         "the next is seen where gradients are recorded", "causality",
