@@ -29,8 +29,8 @@ from archbench.measure.scoring import score
 from archbench.runs.audit import scoring_leaves_alone
 from archbench.runs.models import build_model, load_architecture
 from archbench.runs.preparation import start
-from archbench.training.audit import Finding, StepAudit
 from archbench.training.state import TrainState
+from archbench.training.step_audit import Finding, StepAudit
 
 TURNS = {"training step": 20, "scoring": 4, "decoding": 4}
 

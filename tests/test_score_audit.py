@@ -15,7 +15,7 @@ from archbench.inference.decoding import decode_without_cache
 from archbench.inference.sampling import Sampling
 from archbench.measure.score_audit import ScoreAudit, greedy_finding
 from archbench.measure.scoring import score
-from archbench.training.audit import Finding
+from archbench.training.step_audit import Finding
 from training_setup import T, V, model_config
 
 BYTES = np.random.default_rng(3).choice(V, size=3_000, p=np.random.default_rng(4).dirichlet(np.full(V, 0.3)))

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from archbench.data.batches import Batch
 from archbench.measure.clock import CPUClock
-from archbench.training.audit import Finding, StepAudit, fingerprint
 from archbench.training.history import TrainingHistory
 from archbench.training.loop import train
 from archbench.training.state import TrainState
+from archbench.training.step_audit import Finding, StepAudit, fingerprint
 from archbench.training.steps import next_token_loss, next_token_step
 from training_setup import losses, new_state, recipe, sampler
 

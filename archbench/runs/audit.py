@@ -11,7 +11,7 @@ from torch import nn
 from archbench.errors import ConformanceError
 from archbench.runs.folder import RunFolder
 from archbench.runs.rows import Rows
-from archbench.training.audit import Finding, fingerprint
+from archbench.training.step_audit import Finding, fingerprint
 
 
 class Audit:

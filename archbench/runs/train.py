@@ -23,10 +23,10 @@ from archbench.runs.models import count_parameters, initial_model, load_architec
 from archbench.runs.quality import score_validation
 from archbench.runs.rows import Rows
 from archbench.trackers.feed import Feed
-from archbench.training.audit import StepAudit
 from archbench.training.loop import train
 from archbench.training.progress import Progress
 from archbench.training.state import TrainState
+from archbench.training.step_audit import StepAudit
 
 
 def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:

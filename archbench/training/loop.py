@@ -24,7 +24,7 @@ from archbench.training.steps import next_token_step
 if TYPE_CHECKING:
     from archbench.config import TrainingConfig
     from archbench.data.batches import Batch
-    from archbench.training.audit import StepAudit
+    from archbench.training.step_audit import StepAudit
 
 CUDA_READ_EVERY = 16
 """Updates between two readings of losses and times on a GPU: reading makes the CPU wait for the GPU."""
