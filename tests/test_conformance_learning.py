@@ -47,7 +47,9 @@ def test_right_plugins_pass(name: str) -> None:
     assert "nats/token in" in check_overfit(subject)
 
 
-@pytest.mark.parametrize("sizes", [{"context_length": 1}, {"context_length": 2}, {"vocab_size": 4}])
+@pytest.mark.parametrize(
+    "sizes", [{"context_length": 1}, {"context_length": 2}, {"vocab_size": 4}, {"vocab_size": 32}], ids=str
+)
 def test_a_context_and_a_vocabulary_of_any_size_can_be_checked(sizes: dict[str, int]) -> None:
     subject = tiny("gpt1", **sizes)
     for check in (check_initial_loss, check_train_step, check_gradients):

@@ -54,7 +54,7 @@ class Step:
         expected: their mean cross-entropy, nats/token.
         reference: name -> gradient of that, sampled as in ``audit``.
         flops: of those forward and backward passes.
-        inside: tokens and output of each forward pass in ``train_step``.
+        inside: tokens and output of each forward pass in ``train_step``, and whether that is hidden states.
         loss: what ``train_step`` returned.
         flops_done: in ``train_step``.
         where: a clause for messages: " in update 3".
@@ -71,7 +71,7 @@ class Step:
     expected: float = math.nan
     reference: dict[str, Tensor] = field(default_factory=dict)
     flops: int = 0
-    inside: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    inside: list[tuple[Tensor, Tensor, bool]] = field(default_factory=list)
     loss: float = math.nan
     flops_done: int = 0
     where: str = ""
@@ -134,16 +134,16 @@ def wrong_loss(step: Step, model: nn.Module, after: Tensor) -> str:
 def other_inside(step: Step, model: nn.Module) -> str:
     """How the forward passes inside ``train_step`` differ from the core's own; "" for not at all."""
     rows = {tuple(row) for row in step.batch.inputs.tolist()}
-    read = [tuple(row) for tokens, _ in step.inside for row in tokens.tolist()]
+    read = [tuple(row) for tokens, *_ in step.inside for row in tokens.tolist()]
     if len(read) < len(rows) and read and set(read) <= rows:
         return f"the model read {len(read)} of the batch's {len(rows)} sequences: read all of state.split(batch)"
     if not set(read) <= rows:
         return "inside train_step the model read other tokens than the batch's: train on batch.inputs as they are"
     micros = [micro.inputs for micro in step.batch.split(step.accumulation)]
-    for (tokens, output), inputs, logits in zip(step.inside, micros, step.logits, strict=False):
+    for (tokens, output, hidden), inputs, logits in zip(step.inside, micros, step.logits, strict=False):
         if not torch.equal(tokens, inputs.to(tokens.device)):
             continue
-        if output.shape != logits.shape and isinstance(model, LinearHeadModel):
+        if hidden and isinstance(model, LinearHeadModel):
             output = _at_earlier_weights(step, model, partial(model.head, output.float())).detach()
         if output.shape == logits.shape and not Difference.between(output, logits).negligible:
             return (

@@ -141,7 +141,7 @@ class _Trial:
             tokens = given[0] if given else named.get("tokens")
             output = output[0] if isinstance(output, tuple) else output
             if isinstance(tokens, Tensor) and isinstance(output, Tensor):
-                inside.append((tokens.detach(), output.detach()))
+                inside.append((tokens.detach(), output.detach(), named.get("logits") is False))
 
         handle = self.model.register_forward_hook(record, with_kwargs=True)
         try:
@@ -161,7 +161,7 @@ class _Trial:
             yield counter.get_total_flops
 
     def _assert_work(self, step: Step) -> None:
-        asked, read = step.batch.inputs.numel(), sum(tokens.numel() for tokens, _ in step.inside)
+        asked, read = step.batch.inputs.numel(), sum(tokens.numel() for tokens, *_ in step.inside)
         if read > asked:
             raise Fault(
                 f"in train_step the model read {read / asked:.3g} times the tokens of its batch{step.where}, {read} "
