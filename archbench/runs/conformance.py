@@ -53,7 +53,7 @@ class Findings:
 
 
 def take_over(checked: Path, run: RunFolder) -> None:
-    """Copy the findings of an earlier run, if both have the same model, plugin and device and its checks ended.
+    """Copy the findings of an earlier run of the same model, plugin and device, if its checks ended and are of this level.
 
     Otherwise nothing is copied, and ``run`` is checked itself.
     """
@@ -64,7 +64,8 @@ def take_over(checked: Path, run: RunFolder) -> None:
     same &= other.model == run.model
     same &= all(other.facts[name] == run.facts[name] for name in ("plugin_package", "plugin_version", "versions"))
     findings = read_findings(other)
-    if not same or findings is None or findings.running is not None or not other.rows_file(CHECK).exists():
+    ended = findings is not None and findings.running is None and other.rows_file(CHECK).exists()
+    if not same or not ended or findings is None or findings.level != LEVEL:
         return
     replace(findings, taken_from=other.run_id).write(run)
     run.write_rows(CHECK, other.read_rows(CHECK))

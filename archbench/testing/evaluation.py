@@ -17,7 +17,7 @@ from archbench.testing.plugin_lines import root_cause_line
 if TYPE_CHECKING:
     from archbench.testing.subject import Subject
 
-LEVEL = 1
+LEVEL = 2
 """Version of the set of checks, stored with results. Raised whenever a check is added or becomes stricter."""
 
 Status = Literal["passed", "noted", "failed", "expected failure", "unexpected pass", "not applicable", "not run"]
