@@ -340,14 +340,11 @@ def _difference(name: str, before: Any, after: Any) -> str:
         return f"{name}: {function} from {_shown(one)} to {_shown(other)}"
     if not isinstance(before, dict):
         return f"{name} from {before} to {after}"
-    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    key = changed[0]
+    key = min(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     return f"{name}: {key} from {_shown(before.get(key))} to {_shown(after.get(key))}"
 
 
 def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
-    with contextlib.suppress(AttributeError):
-        return str(value.__qualname__)
-    return repr(value)[:60]
+    return str(getattr(value, "__qualname__", repr(value)[:60]))
