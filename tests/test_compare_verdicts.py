@@ -61,7 +61,7 @@ class Simulation:
         return found
 
 
-@repeated(300, 2000)
+@repeated(500, 2000)
 @pytest.mark.parametrize("others", [1, 3])
 @pytest.mark.parametrize("by_text", [0.0, BY_TEXT], ids=["the same architecture", "equal on all text together"])
 def test_where_nothing_differs_a_difference_is_claimed_in_at_most_5_percent(
