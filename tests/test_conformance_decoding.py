@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from archbench.testing.checks import check_cached_decode, check_state_bytes
 from archbench.testing.evaluation import Fault, NotApplicable, run_check
@@ -302,3 +304,10 @@ def test_state_on_the_model_is_caught(tmp_path: Path, edit: Edit, message: str |
         return
     with pytest.raises(Fault, match=message):
         check_state_bytes(subject)
+
+
+def test_tensors_without_memory_that_others_keep_are_no_state(tmp_path: Path) -> None:
+    with FakeTensorMode():
+        kept = torch.zeros(3)
+    check_state_bytes(edited(tmp_path, "gpt1"))
+    del kept

@@ -80,7 +80,7 @@ def test_a_loss_besides_that_is_trained_on_and_not_returned_is_right(tmp_path: P
     check_overfit(subject)
     (tmp_path / "wrong").mkdir()
     returned = step("entropy + 0.01 * (logits.logsumexp(-1) ** 2).mean()", "total + 0.17")
-    with pytest.raises(Fault, match=r"a loss of 4\.7.* is 4\.5.* trained on besides .* not into what is returned"):
+    with pytest.raises(Fault, match=r"a loss of .* trained on besides .* not into what is returned"):
         check_train_step(edited(tmp_path / "wrong", "bigram", *returned))
 
 

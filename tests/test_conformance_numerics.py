@@ -249,11 +249,11 @@ COMPILES_TO_SOMETHING_ELSE = {
     "asks for a value": ({"forward": "if x.sum().item() > 0:\n    x = x + 1"}, "(PATH: if x.sum().item() > 0:)"),
     "other logits": (
         {"forward": "x = x * (1.1 if torch.compiler.is_compiling() else 1.0)"},
-        "compiled, its logits of 24 positions are off by ",
+        "in evaluation mode, its logits of 24 positions are off by ",
     ),
     "other logits at a second length": (
         {"forward": "x = x * (1.1 if torch.compiler.is_compiling() and x.shape[1] < 20 else 1.0)"},
-        "compiled, its logits of 13 positions are off by ",
+        "in training mode, its logits of 13 positions are off by ",
     ),
     "other gradients": (
         {"forward": "x = x if not torch.compiler.is_compiling() else x.detach() / 2 + x / 2"},

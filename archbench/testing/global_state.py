@@ -6,7 +6,6 @@ copy of it would continue measuring beside the original.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import os
 import signal
