@@ -53,7 +53,7 @@ class Findings:
 
 
 def take_over(checked: Path, run: RunFolder) -> None:
-    """Copy the findings of an earlier run of the same model, plugin and device, if its checks ended and are of this level.
+    """Copy the findings of a run of the same model, plugin and device, if its checks ended and are of this level.
 
     Otherwise nothing is copied, and ``run`` is checked itself.
     """
