@@ -289,6 +289,7 @@ def test_each_distinct_decision_is_logged_once(caplog: pytest.LogCaptureFixture)
     assert "reference" in second
 
 
+@pytest.mark.slow
 def test_compiled_code_decides_too_with_changing_lengths() -> None:
     torch._dynamo.reset()
     attention_backends._decided.cache_clear()

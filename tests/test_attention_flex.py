@@ -70,6 +70,7 @@ def test_a_growing_cache_is_not_a_new_kernel_for_every_token() -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # for the first length, and for all
 
 
+@pytest.mark.slow
 def test_as_part_of_a_compiled_graph_it_is_the_definition_too() -> None:
     """As on GPUs; torch.compile's own code generator for CPUs refuses it, and so does causal_attention."""
     torch.manual_seed(0)

@@ -25,11 +25,11 @@ names = pytest.mark.parametrize("name", NAMES)
 
 
 class TestConformance(ArchitectureChecks):
-    """Every check on the preset ``nano`` of each, but ``compile``, which has tests of its own below."""
+    """Every check on the preset ``nano`` of each, at a context of a chunk and a half; ``compile`` is tested below."""
 
     @classmethod
     def examinations(cls, config: pytest.Config) -> dict[str, Examination]:
-        return {f"{name}-": Examination(name) for name in NAMES}
+        return {f"{name}-": Examination(name, overrides={"context_length": 96}) for name in NAMES}
 
     def test_conformance(self, examination: Examination, check: Check, request: pytest.FixtureRequest) -> None:
         if check is COMPILE:

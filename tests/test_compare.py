@@ -25,6 +25,7 @@ from archbench.study.compare_results import unit_scores
 from archbench.study.outcome import Record
 from archbench.study.records import read_record, write_record
 from archbench.study.run_cells import RunCell, cell_key
+from archbench.testing.evaluation import LEVEL
 from forked_children import forked_children
 from installations import RunCLI
 
@@ -198,7 +199,7 @@ def test_checks_of_the_same_model_are_taken_over_and_of_another_are_not(tmp_path
     for overrides, taken in ((small, first), ({**small, "context_length": 16}, None)):
         other = config.override(seed=1, overrides=overrides)
         frame = archbench.run(other, quiet=True, checked_by=tmp_path / first)
-        assert set(frame.conformance) == {"1"}
+        assert set(frame.conformance) == {str(LEVEL)}
         assert {"causality", "cached_decode"} <= set(frame[frame.phase == "check"].metric)
         findings = json.loads((tmp_path / frame.run_id.iloc[0] / "check.json").read_text())
         assert findings["taken_from"] == taken

@@ -118,6 +118,7 @@ def test_dropout_acts_where_the_published_model_has_it_and_only_in_training() ->
         assert torch.equal(model(tokens), model(tokens)), rate
 
 
+@pytest.mark.slow
 def test_compiled_model_drops_out() -> None:
     torch.manual_seed(0)
     torch._dynamo.reset()

@@ -224,6 +224,7 @@ def gradients_names(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters()]
 
 
+@pytest.mark.slow
 def test_compiled_training_step_is_one_graph_and_the_same_update() -> None:
     torch._dynamo.reset()
     tokens = torch.randint(V, (4, T + 1), generator=torch.Generator().manual_seed(0))

@@ -127,6 +127,7 @@ def test_sessions_that_do_not_use_it_import_neither_torch_nor_archbench(pytester
     pytester.runpytest_subprocess().assert_outcomes(passed=1)
 
 
+@pytest.mark.slow
 def test_a_class_of_one_line_runs_each_check_as_a_test(classes: Session) -> None:
     found = {check: classes.outcome("TestRight", check) for check in ("hooks", "logits", "causality", "state_bytes")}
     assert found == {"hooks": "PASSED", "logits": "PASSED", "causality": "PASSED", "state_bytes": "SKIPPED"}

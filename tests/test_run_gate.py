@@ -12,6 +12,7 @@ import pytest
 from archbench import RunConfig, read_results
 from archbench.results.metrics import METRICS
 from archbench.testing.checks import GATE
+from archbench.testing.evaluation import LEVEL
 from command_line import archbench
 from small_runs import with_small_corpus
 
@@ -72,7 +73,7 @@ def test_an_architecture_that_passes_is_measured_and_every_row_says_at_which_lev
     assert set(checks.metric) == {check.name for check in GATE}
     assert set(checks.value) == {1.0}
     assert {"check", "decode", "environment"} == set(gpt1.phase)
-    assert set(gpt1.conformance) == {"1"}
+    assert set(gpt1.conformance) == {str(LEVEL)}
     assert set(gpt1.status) == {"ok"}
     assert gpt1.parameters.notna().all()
     assert "gpt1 nano" in done[1]
@@ -104,7 +105,7 @@ def test_a_resumed_run_is_not_checked_again(done: tuple[Path, str, str]) -> None
     assert (results / run_id / "check.json").stat().st_mtime_ns == before
     again = rows(done, "gpt1")
     assert {"check", "decode", "environment"} == set(again.phase)
-    assert set(again.conformance) == {"1"}
+    assert set(again.conformance) == {str(LEVEL)}
 
 
 def test_whether_it_was_checked_and_how_long_it_may_take_are_no_other_configuration() -> None:
