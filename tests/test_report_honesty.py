@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from archbench.presentation.tables import Table
-from archbench.report.basis import basis
+from archbench.report.basis import basis, basis_of
 from archbench.report.contents import Contents, read
 from archbench.report.run_tables import measurement_table, run_table, side_by_side, summary_table
 from archbench.report.vega import chart
@@ -152,3 +152,11 @@ def test_the_table_of_runs_leads_with_the_best_of_a_text() -> None:
     assert made is not None
     scores = [score for score in cells(made, "bits per byte") if isinstance(score, float)]
     assert scores == sorted(scores)
+
+
+def test_a_table_of_learning_rates_rests_on_the_trials() -> None:
+    rows = read_results(REFERENCE / "compare-nano" / "runs.parquet", trials=True)
+    trials = rows[(rows.role == "trial") & (rows.architecture == "gpt1")].run_id.nunique()
+    text = " ".join(basis_of("tuning", rows.assign(name=rows.architecture)))
+    assert f"gpt1 {trials}" in text or f"From {trials} runs" in text
+    assert "other work" in text

@@ -38,9 +38,9 @@ def print_tuning(outcome: TuningOutcome, folder: Path) -> None:
     from archbench.report.comparison_tables import heading, tuning_table
 
     typer.echo(heading(outcome))
-    show(tuning_table(outcome))
+    _show(lambda _: [tuning_table(outcome)], outcome, folder)
     typer.echo(
-        f"\nIn {folder}: tuning.json, runs.parquet. archbench compare with the same options continues from here."
+        f"In {folder}: tuning.json, runs.parquet. archbench compare with the same options continues from here."
     )
 
 
@@ -66,7 +66,7 @@ def print_scale(outcome: ScaleOutcome, folder: Path) -> None:
 
 def _show(
     build: Callable[[pd.DataFrame | None], Sequence[Table | None]],
-    outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome,
+    outcome: ComparisonOutcome | TuningOutcome | ProbeOutcome | ScaleOutcome,
     folder: Path,
 ) -> None:
     """Print the tables that ``build`` makes of the rows, with what their numbers rest on, if any run finished."""

@@ -27,7 +27,7 @@ _RESTS_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "validation": (("train",), _CONFIRM),
     "context": (("prefill", "decode"), ("cost",)),
     "position": (("positions",), _CONFIRM),
-    "learning-rate": (("quality",), ("trial",)),
+    **dict.fromkeys(("learning-rate", "tuning"), (("quality",), ("trial",))),
     "probes": (("probe",), ()),
     "probe-state": (("probe",), ()),
     "scores": (("probe",), ()),
