@@ -39,9 +39,7 @@ def print_tuning(outcome: TuningOutcome, folder: Path) -> None:
 
     typer.echo(heading(outcome))
     _show(lambda _: [tuning_table(outcome)], outcome, folder)
-    typer.echo(
-        f"In {folder}: tuning.json, runs.parquet. archbench compare with the same options continues from here."
-    )
+    typer.echo(f"In {folder}: tuning.json, runs.parquet. archbench compare with the same options continues from here.")
 
 
 def print_probe(outcome: ProbeOutcome, folder: Path) -> None:
