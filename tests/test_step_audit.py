@@ -25,7 +25,7 @@ Step = Callable[[TrainState, Batch], Tensor]
 
 
 def audited(step: Step, state: TrainState | None = None, **values: Any) -> tuple[list[Finding], TrainingHistory]:
-    """What is found in some steps of which the first and two others are watched."""
+    """The findings of a short training, of which the audit watches three steps, the first among them."""
     config = recipe(steps=STEPS, weight_decay=0.1, grad_clip=1.0, **values)
     state = new_state(config) if state is None else state
     found: list[Finding] = []

@@ -23,6 +23,7 @@ from wrong_caches import CACHES
 from wrong_decoding import DECODING
 from wrong_globals import GLOBALS
 from wrong_gradients import MODELS
+from wrong_losses import LOSSES
 from wrong_training import TRAINING
 from wrong_updates import UPDATES
 from wrong_views import VIEWS
@@ -212,4 +213,4 @@ FORWARD = (
     ),
 )  # fmt: skip
 
-WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES, *GLOBALS, *MODELS, *VIEWS, *BATCHES, *CACHES)
+WRONG_PLUGINS = (*FORWARD, *DECODING, *TRAINING, *UPDATES, *LOSSES, *GLOBALS, *MODELS, *VIEWS, *BATCHES, *CACHES)

@@ -207,7 +207,7 @@ def context_figure(evidence: Evidence) -> Figure | None:
     ]
     return Figure(
         "context", f"Cost against {across.title}",
-        "One sequence at a time. Bars of times: the middle half of the samples, which says nothing about another run. "
+        "One sequence at a time. Bars of times: the IQR of the samples, which says nothing about another run. "
         + ("" if len(lengths) > 2 else "Two lengths show no trend, and are not joined. ")
         + "Scales are logarithmic, except for quantities that change little.", tuple(panels),
         remarks=tuple(causes),

@@ -228,7 +228,7 @@ def _best(thetas: Iterable[Floats], points: Floats) -> Floats:
 def _minimum(start: Floats, points: Floats, *, roughly: bool = False) -> Floats:
     """The minimum near ``start``, with E = 0 if that is no worse; ``roughly`` suffices to compare minima."""
     found = _descended(start, points, slice(None), roughly=roughly)
-    if found[2] > 0.05 * np.exp(points[2].min()):
+    if found[2] > 0.05 * np.exp(points[2].min()):  # clearly a floor: a fit without one is worse
         return found
     floorless = _descended(np.where(np.arange(5) == 2, 0.0, found), points, [0, 1, 3, 4], roughly=roughly)
     return _best((floorless, found), points)
