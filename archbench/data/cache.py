@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import secrets
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from archbench.errors import storing
+from archbench.files.writing import replace_atomically
 
 
 def cache_folder() -> Path:
@@ -27,36 +27,6 @@ def cache_folder() -> Path:
 def content_key(*parts: str) -> str:
     """A hash of ``parts``, short enough for a file name."""
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
-
-
-def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Replace ``path`` by the file that ``write`` fills; readers see the old or the new content, never a part.
-
-    Several processes may write the same path: the last one wins.
-
-    Raises:
-        OSError: the folder cannot be written, or the disk is full; ``path`` is unchanged.
-    """
-    # Not tempfile, whose files are private: a cache may be shared.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def flush(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:

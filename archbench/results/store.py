@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archbench.data.cache import flush, replace_atomically
 from archbench.errors import StorageError
+from archbench.files.writing import flush, replace_atomically
 from archbench.results.metrics import UNITS
 from archbench.results.reading import run_failed
 from archbench.results.schema import COLUMNS, OK, SCHEMA_VERSION, Column, arrow_schema, did_you_mean_column

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from archbench.errors import ConformanceError
+from archbench.files.writing import write_text
 from archbench.results.schema import UNCHECKED
-from archbench.runs.folder import RunFolder, open_run, write_text
+from archbench.runs.folder import RunFolder, open_run
 from archbench.testing.evaluation import LEVEL
 
 CHECK = "check"

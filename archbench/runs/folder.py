@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from archbench.config import RunConfig
-from archbench.data.cache import replace_atomically
 from archbench.errors import StorageError, UnknownNameError, did_you_mean, storing
+from archbench.files.writing import write_text
 
 CONFIG = "config.json"
 
@@ -126,12 +126,3 @@ def open_run(out: str | Path, run_id: str) -> RunFolder:
         raise StorageError(
             f"{path / CONFIG}", f"it cannot be read ({error})", "Delete the folder, or restore the file"
         ) from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees all of it or none.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    replace_atomically(path, lambda file: file.write(text.encode()))

@@ -13,11 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
 
 from archbench.errors import StorageError
+from archbench.files.loader import read_json, validated
+from archbench.files.writing import write_text
 from archbench.results.schema import ROWS
-from archbench.runs.folder import write_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,21 +132,13 @@ class Outcome(Part):
             cause = f"its {cls.noun} is unfinished: it has a {cls.plan_file} and no {cls.file}"
             step = f"Finish it with the {cls.command_name} command that began it"
             raise StorageError(str(folder), cause, f"{step}, or show its runs: {folder}/runs/*/*.parquet")
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise StorageError(str(file), f"it is damaged ({' '.join(str(error).split())})", again) from error
+        content = read_json(file, next_step=again)
         if not isinstance(content, dict) or not isinstance(content.get("format"), int):
             raise StorageError(str(file), "it does not state its format", again)
         if content["format"] > cls.newest:
             cause = f"its format is {content['format']}, and this archbench reads formats up to {cls.newest}"
             raise StorageError(str(file), cause, "Install the newest archbench")
-        try:
-            return cls.model_validate(content)
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
-            raise StorageError(str(file), f"the field {place} is wrong ({first['msg']})", again) from error
+        return validated(cls, content, error=StorageError, culprit=str(file), next_step=again)
 
     def as_json(self) -> dict[str, Any]:
         """The content of the file. Fields that were absent from an older file stay absent."""

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from archbench import __version__
 from archbench.errors import StorageError
-from archbench.runs.folder import write_text
+from archbench.files.loader import read_model
+from archbench.files.writing import write_text
 from archbench.study.outcome import Record
 
 R = TypeVar("R", bound=Record)
@@ -43,12 +44,9 @@ def read_record(kind: type[R], folder: Path, key: str) -> R | None:
         StorageError: the record cannot be read.
     """
     file = _record_file(folder, key)
-    try:
-        return kind.model_validate_json(file.read_text())
-    except FileNotFoundError:
+    if not file.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise StorageError(str(file), f"it cannot be read ({error})", "Delete it to measure that cell again") from error
+    return read_model(kind, file, next_step="Delete it to measure that cell again")
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -77,14 +75,9 @@ class PlanFile:
         Raises:
             StorageError: it cannot be read.
         """
-        try:
-            content: dict[str, Any] = json.loads(self.path.read_text())
-        except FileNotFoundError:
+        if not self.path.exists():
             return {}
-        except (OSError, ValueError) as error:
-            cause = f"it cannot be read ({error})"
-            raise StorageError(str(self.path), cause, "Delete it; what was measured is kept") from error
-        return content
+        return read_model(dict[str, Any], self.path, next_step="Delete it; what was measured is kept")
 
     def write(self, content: dict[str, Any]) -> None:
         """Replace the content.

@@ -28,8 +28,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from archbench.data.cache import flush
 from archbench.errors import CheckpointError, StorageError, one_line
+from archbench.files.writing import flush
 from archbench.training.weights import WEIGHTS, read_torch_file, read_weights, write_weights
 
 TRAINING = "training.pt"

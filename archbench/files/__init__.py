@@ -1,0 +1,1 @@
+"""Reading and writing files: bounded, validated, and whole or not at all."""

@@ -1,0 +1,146 @@
+"""Reading files that anybody may have written: regular ones only, of bounded size, and validated.
+
+A file in a results folder, a run file or a tokenizer may be damaged, enormous, a pipe or a device. Everything that
+archbench reads as a whole goes through here, so that such a file ends in an error that names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from archbench.errors import ArchbenchError, StorageError, one_line
+
+M = TypeVar("M")
+
+LIMIT = 64 << 20
+"""Most bytes of a file that is read as a whole, unless its reader allows more. The largest ones that archbench writes
+(an outcome of a thousand cells) have a few MiB."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a regular file for reading; never waits, as opening a pipe would.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file; ``strerror`` says what it is.
+    """
+    # O_NONBLOCK: opening a pipe nobody writes to would wait for ever.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'a special file')}, not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(
+    path: str | Path,
+    *,
+    limit: int = LIMIT,
+    error: type[ArchbenchError] = StorageError,
+    culprit: str | None = None,
+    next_step: str,
+) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
+
+    Args:
+        limit: bytes; no more than that is ever held in memory.
+        error: what to raise.
+        culprit: the file's name in the error; None for its path.
+        next_step: what the user does about an unreadable file.
+
+    Raises:
+        ArchbenchError: of the class ``error``: the file is missing, larger, not regular, or cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            content = file.read(limit + 1)
+    except (OSError, ValueError) as cause:  # ValueError: a NUL in the path
+        reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
+        raise error(culprit or str(path), f"it cannot be read ({reason})", next_step) from cause
+    if len(content) > limit:
+        size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
+        raise error(culprit or str(path), f"it is larger than {size}, the most that such a file has", next_step)
+    return content
+
+
+def read_text(
+    path: str | Path,
+    *,
+    limit: int = LIMIT,
+    error: type[ArchbenchError] = StorageError,
+    culprit: str | None = None,
+    next_step: str,
+) -> str:
+    """As :func:`read_bytes`, decoded from UTF-8."""
+    content = read_bytes(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as cause:
+        _damaged(error, culprit or str(path), f"byte {cause.start} is not UTF-8", next_step, cause)
+
+
+def read_json(
+    path: str | Path,
+    *,
+    limit: int = LIMIT,
+    error: type[ArchbenchError] = StorageError,
+    culprit: str | None = None,
+    next_step: str,
+) -> Any:
+    """As :func:`read_text`, parsed as JSON; NaN and infinities, which results may hold, are allowed."""
+    text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as cause:
+        _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
+
+
+def read_model(
+    kind: type[M],
+    path: str | Path,
+    *,
+    limit: int = LIMIT,
+    error: type[ArchbenchError] = StorageError,
+    culprit: str | None = None,
+    next_step: str,
+) -> M:
+    """As :func:`read_json`, validated by pydantic as any type that it knows; the error names the field."""
+    content = read_json(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    return validated(kind, content, error=error, culprit=culprit or str(path), next_step=next_step)
+
+
+def validated(kind: type[M], content: Any, *, error: type[ArchbenchError], culprit: str, next_step: str) -> M:
+    """``content``, parsed JSON, as a ``kind``.
+
+    Raises:
+        ArchbenchError: of the class ``error``: the first wrong field and what is wrong with it.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except (ValidationError, RecursionError) as cause:
+        reason = one_line(cause)
+        if isinstance(cause, ValidationError):
+            first = cause.errors(include_url=False)[0]
+            place = ".".join(map(str, first["loc"]))
+            reason = f"the field {place} is wrong: {first['msg']}" if place else first["msg"]
+        _damaged(error, culprit, reason, next_step, cause)
+
+
+def _damaged(error: type[ArchbenchError], culprit: str, reason: str, next_step: str, cause: BaseException) -> NoReturn:
+    raise error(culprit, f"it is damaged ({' '.join(reason.split())})", next_step) from cause
