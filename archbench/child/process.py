@@ -17,9 +17,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from archbench.child.environment import clean_environment
 from archbench.child.own_time import OwnTime
 from archbench.errors import PhaseError, from_dict
-from archbench.plugin.importing import clean_environment
 
 ENTRY = Path(__file__).with_name("entry.py")
 

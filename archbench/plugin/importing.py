@@ -15,12 +15,10 @@ from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+from archbench.child.environment import changes_for_this_process_only
 from archbench.errors import PluginImportError, one_line
 from archbench.hookspecs import GROUP
 from archbench.plugin.discovery import Entry
-
-_overwritten: dict[str, str | None] = {}
-"""Environment variables that plugins have changed in this process: their values before, None where there was none."""
 
 
 @contextmanager
@@ -29,22 +27,13 @@ def plugin_code() -> Iterator[None]:
 
     Standard output is for results; a forked process that continued would do everything a second time.
     """
-    process, before = os.getpid(), dict(os.environ)
+    process = os.getpid()
     try:
-        with redirect_stdout(sys.stderr):
+        with changes_for_this_process_only(), redirect_stdout(sys.stderr):
             yield
     finally:
         if os.getpid() != process:
             os._exit(1)
-        for name in before.keys() | os.environ.keys():
-            if before.get(name) != os.environ.get(name):
-                _overwritten.setdefault(name, before.get(name))
-
-
-def clean_environment() -> dict[str, str]:
-    """This process's environment variables without plugins' changes, for child processes."""
-    variables = {**os.environ, **_overwritten}
-    return {name: value for name, value in variables.items() if value is not None}
 
 
 def import_installed(entry: Entry) -> object:

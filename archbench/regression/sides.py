@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from archbench.child.environment import clean_environment
 from archbench.child.process import Child, LostError
 from archbench.errors import ArchbenchError, PhaseError
 from archbench.plugin.discovery import PLUGINS_VARIABLE
-from archbench.plugin.importing import clean_environment
 
 BENCHMARK = Path(__file__).with_name("benchmark.py")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
