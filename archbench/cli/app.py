@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import sys
 import traceback
@@ -32,6 +33,8 @@ from archbench.cli.run import run
 from archbench.cli.scale import scale
 from archbench.cli.show import show
 from archbench.errors import ArchbenchError, ArchbenchWarning
+from archbench.presentation.characters import visible
+from archbench.presentation.terminal import echo
 
 DEBUG_VARIABLE = "ARCHBENCH_DEBUG"
 BUG = 70
@@ -53,7 +56,7 @@ app = typer.Typer(
 
 def _print_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"archbench {__version__}")
+        echo(f"archbench {__version__}")
         raise typer.Exit
 
 
@@ -106,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in options or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0", "false")
     given = [option for option in options if option != "--debug"] + given[len(options) :]
     warnings.showwarning = _show_warning(warnings.showwarning)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: an encoding may lack some characters
     try:
         code = app(given or ["--help"], prog_name="archbench", standalone_mode=False, obj=debug)
         sys.stdout.flush()
@@ -122,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 141
     except Exception as error:  # noqa: BLE001  (the last resort: no traceback without --debug)
         if debug:
-            traceback.print_exc()
+            echo(traceback.format_exc().rstrip(), error=True)
         return _report(error, debug)
     return code if isinstance(code, int) else 0
 
@@ -156,6 +161,6 @@ def _show_warning(otherwise: Any) -> Any:
         if issubclass(category, ArchbenchWarning):
             say("Warning", str(message))
         else:
-            otherwise(message, category, *place, **more)
+            otherwise(visible(str(message)), category, *place, **more)
 
     return show_warning

@@ -12,6 +12,7 @@ import typer
 from archbench.cli.options import Device, Json, Name, Plugins, Preset, Quiet, Set, assignments, named
 from archbench.cli.output import print_json
 from archbench.errors import ConformanceError
+from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
     from archbench.testing.evaluation import Result
@@ -105,7 +106,7 @@ def check(
         )
     else:
         _print_table(found)
-        typer.echo(f"\n{_verdict(request, found, seconds)}")
+        echo(f"\n{_verdict(request, found, seconds)}")
     if failed := _failed(found):
         raise _failure(request, failed, found, plugin or [])
 

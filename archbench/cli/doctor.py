@@ -11,6 +11,7 @@ import typer
 from archbench.cli.options import Json, Plugins
 from archbench.presentation.quantities import quantity
 from archbench.presentation.tables import Column, Table, table
+from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ def doctor(
         else:
             found = list(facts)  # measures
             if number:
-                typer.echo()
+                echo()
             if made is None:
                 _print_noise(found)
             else:

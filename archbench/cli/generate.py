@@ -10,6 +10,7 @@ import typer
 
 from archbench.cli.options import Device, Name, named
 from archbench.errors import DataError, UsageError
+from archbench.presentation.terminal import put
 
 
 def generate(
@@ -114,5 +115,4 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
 
 def _write(text: str) -> None:
     if text:
-        # As bytes, because the terminal's encoding may lack some characters.
-        typer.echo(text.encode("utf-8", "surrogateescape"), nl=False)
+        put(text)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 from archbench.errors import UsageError
+from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
     from archbench_kernelcheck import Result
@@ -65,7 +65,7 @@ class _Progress:
 
     def __call__(self, result: Result, total: int) -> None:
         self._done += 1
-        print(f"[{self._done}/{total}] compiled {result.launch} for {result.chip}", file=sys.stderr, flush=True)
+        echo(f"[{self._done}/{total}] compiled {result.launch} for {result.chip}", error=True)
 
 
 def _own(head_widths: Sequence[int] | None, dtype: str | None) -> Launches:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from archbench.cli.options import Json, Plugins
 from archbench.cli.output import print_json
 from archbench.presentation.tables import Column, table
+from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
     from archbench.plugin.discovery import Entry
@@ -78,6 +77,6 @@ def _print_table(found: list[dict[str, Any]]) -> None:
         if row["error"] is not None:
             out.print(f"\nbroken: {row['error']['message']}", style="red", soft_wrap=True)
     if not found:
-        typer.echo("No architectures found. Reinstall archbench: even its built-in plugins are missing.")
+        echo("No architectures found. Reinstall archbench: even its built-in plugins are missing.")
     elif good:
         out.print(f"\nNext: archbench show {good[0]['name']}", style="dim")

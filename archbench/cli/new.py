@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from archbench.cli.options import Plugins, named
+from archbench.presentation.terminal import echo
 
 
 def new(
@@ -36,10 +37,10 @@ def new(
     folder = out.expanduser() / name
     write_package(folder, written)
     place = shlex.quote(os.path.normpath(folder))
-    typer.echo(f"{place}: {', '.join(written)}")
-    typer.echo("Next:")
-    typer.echo(f"  cd {place}")
-    typer.echo("  pytest                   # does it pass the conformance checks?")
-    typer.echo("  pip install -e .")
-    typer.echo(f"  archbench check {name}")
-    typer.echo(f"  archbench run {name}")
+    echo(f"{place}: {', '.join(written)}")
+    echo("Next:")
+    echo(f"  cd {place}")
+    echo("  pytest                   # does it pass the conformance checks?")
+    echo("  pip install -e .")
+    echo(f"  archbench check {name}")
+    echo(f"  archbench run {name}")

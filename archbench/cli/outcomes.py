@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from archbench.presentation.quantities import duration
-from archbench.presentation.terminal import show
+from archbench.presentation.terminal import echo, show
 from archbench.results.schema import ROWS
 
 if TYPE_CHECKING:
@@ -28,7 +26,7 @@ def print_comparison(outcome: ComparisonOutcome, folder: Path) -> None:
     from archbench.report.contents import comparison_tables
 
     found = conclusions(outcome)
-    typer.echo(f"{heading(outcome)}\n\n{found.headline}\n{found.details}\n")
+    echo(f"{heading(outcome)}\n\n{found.headline}\n{found.details}\n")
     _show(lambda rows: comparison_tables(outcome, rows), outcome, folder)
     _end(outcome, folder)
 
@@ -37,9 +35,9 @@ def print_tuning(outcome: TuningOutcome, folder: Path) -> None:
     """The learning-rate curve of each architecture."""
     from archbench.report.comparison_tables import heading, tuning_table
 
-    typer.echo(heading(outcome))
+    echo(heading(outcome))
     _show(lambda _: [tuning_table(outcome)], outcome, folder)
-    typer.echo(f"In {folder}: tuning.json, runs.parquet. archbench compare with the same options continues from here.")
+    echo(f"In {folder}: tuning.json, runs.parquet. archbench compare with the same options continues from here.")
 
 
 def print_probe(outcome: ProbeOutcome, folder: Path) -> None:
@@ -56,9 +54,9 @@ def print_scale(outcome: ScaleOutcome, folder: Path) -> None:
     from archbench.report.ladder_texts import law_sentences, notes
 
     plan = outcome.plan
-    typer.echo(f"{plan.text} as {plan.tokenizer}, context {plan.context_length:,}\n")
+    echo(f"{plan.text} as {plan.tokenizer}, context {plan.context_length:,}\n")
     _show(lambda _: [loss_table(outcome)], outcome, folder)
-    typer.echo("\n".join([*law_sentences(outcome), *notes(outcome), ""]))
+    echo("\n".join([*law_sentences(outcome), *notes(outcome), ""]))
     _end(outcome, folder)
 
 
@@ -75,12 +73,12 @@ def _show(
     made = build(rows)
     for table in filter(None, made) if rows is None else resting(made, rows):
         show(table)
-        typer.echo()
+        echo()
 
 
 def _end(outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome, folder: Path) -> None:
     seconds = outcome.seconds
-    typer.echo(
+    echo(
         f"Took {duration(seconds.measured)}, predicted {duration(seconds.predicted)}. In {folder}: {outcome.file}, "
         f"runs.parquet\nNext: archbench report {folder} -o report.html"
     )

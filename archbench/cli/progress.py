@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-import typer
-
 from archbench.cli.output import say
 from archbench.presentation.quantities import duration
+from archbench.presentation.terminal import console, echo
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -52,22 +51,24 @@ class StudyProgress:
         if self._bar is not None:
             self._bar.stop()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            typer.echo(f"The same command resumes it: finished runs are kept in {self._folder}", err=True)
+            echo(f"The same command resumes it: finished runs are kept in {self._folder}", error=True)
 
     def piloting(self, cells: int) -> None:
         if not self._quiet and sys.stderr.isatty():  # elsewhere nobody waits
-            typer.echo(f"{cells} short runs first, to predict how long it will take", err=True)
+            echo(f"{cells} short runs first, to predict how long it will take", error=True)
 
     def began(self, seconds: float, left: float, cells: int, known: int) -> None:
         self._cells, self._known, self._left, self._began = cells, known, left, time.monotonic()
         if self._quiet:
             return
         again = f", {known} of them known, about {duration(left)} left" if known else ""
-        typer.echo(f"About {duration(seconds)} in all: {cells} runs{again}; in {self._folder}", err=True)
+        echo(f"About {duration(seconds)} in all: {cells} runs{again}; in {self._folder}", error=True)
         if sys.stderr.isatty():
             from rich.progress import BarColumn, TextColumn
 
-            self._bar = _bar(BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.description}"))
+            self._bar = _bar(
+                BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.description}", markup=False)
+            )
             self._bar.add_task("", total=cells, completed=known)
 
     def finished(self, cell: Any, record: Record) -> None:
@@ -82,11 +83,11 @@ class StudyProgress:
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=done, total=self._cells, description=text)
         else:
-            typer.echo(f"[{done}/{self._cells}] {text}", err=True)
+            echo(f"[{done}/{self._cells}] {text}", error=True)
 
     def note(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(text)
         else:
             say("Note", text)
 
@@ -113,7 +114,7 @@ class CheckProgress:
         if changing:
             from rich.progress import SpinnerColumn, TextColumn
 
-            self._bar = _bar(SpinnerColumn(), TextColumn("{task.description}"))
+            self._bar = _bar(SpinnerColumn(), TextColumn("{task.description}", markup=False))
             self._bar.add_task("loading")
 
     def __enter__(self) -> Self:
@@ -131,17 +132,15 @@ class CheckProgress:
     def ended(self, result: Result) -> None:
         """A check has ended."""
         if self._plain:
-            print(f"{result.name:<18}{result.status:<18}{result.seconds:.1f} s", file=sys.stderr, flush=True)
+            echo(f"{result.name:<18}{result.status:<18}{result.seconds:.1f} s", error=True)
 
 
 def _bar(*columns: ProgressColumn) -> Progress:
     """A started line on standard error. Rich would take standard output over as well, which programs may read."""
-    from rich.console import Console
     from rich.progress import Progress
 
-    bar = Progress(
-        *columns, console=Console(stderr=True), transient=True, redirect_stdout=False, redirect_stderr=False
-    )  # fmt: skip
+    screen = console(sys.stderr)
+    bar = Progress(*columns, console=screen, transient=True, redirect_stdout=False, redirect_stderr=False)
     bar.start()
     return bar
 

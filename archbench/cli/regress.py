@@ -10,6 +10,7 @@ import typer
 
 from archbench.cli.options import Json, Preset, Quiet, Set, assignments
 from archbench.errors import MissingBaselineError, RegressionError, UsageError, did_you_mean
+from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
     from archbench.regression.gate import Counted, Plan
@@ -88,7 +89,7 @@ def regress(
 
         def say(text: str) -> None:
             if not quiet:
-                typer.echo(text, err=True)
+                echo(text, error=True)
 
         say(f"counting: {', '.join(names)}")
         rows = _rows(trees, names, timed_names, sides, plan, judged=device == "cpu" or exclusive, say=say)
@@ -211,7 +212,7 @@ def _conclude(rows: Sequence[Row], title: str, *, json: bool, require_baseline: 
         print_json({"title": title, "conclusion": verdict, "failed": failed, "new": new})
     else:
         show(row_table(rows))
-        typer.echo(f"\n{verdict}.")
+        echo(f"\n{verdict}.")
     if failed:
         step = f"Undo what costs more, or say that it is meant: --accept '{failed[0].partition(':')[2]}=why'"
         raise RegressionError(title, f"{len(failed)} of {len(rows)} regressed ({', '.join(failed)})", step)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from archbench.presentation.terminal import echo
+
 
 def report(
     runs: Annotated[
@@ -40,9 +42,9 @@ def report(
     images = [] if png is None else write_images(contents, png)
     size = page.stat().st_size / 1e6
     for part in contents:
-        typer.echo(part.title if part.verdict is None else part.verdict.headline)
-    typer.echo(f"{page} ({size:.1f} MB, {counted(sum(len(part.figures) for part in contents), 'figure')})")
+        echo(part.title if part.verdict is None else part.verdict.headline)
+    echo(f"{page} ({size:.1f} MB, {counted(sum(len(part.figures) for part in contents), 'figure')})")
     if png is not None:
-        typer.echo(f"{Path(png)}: {counted(sum(len(part) for part in images), 'PNG file')}")
+        echo(f"{Path(png)}: {counted(sum(len(part) for part in images), 'PNG file')}")
     if md is not None:
-        typer.echo(str(write_markdown(contents, md, images)))
+        echo(str(write_markdown(contents, md, images)))

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.options import Json
+from archbench.presentation.characters import harmless
+from archbench.presentation.terminal import console, echo, put, show
 from archbench.results.schema import FAILED, TRIALS, UNCHECKED
 
 if TYPE_CHECKING:
@@ -60,7 +62,7 @@ def results(
     frame = everything if asked else everything[~everything.role.isin(TRIALS)]
     if hidden := everything.run_id.nunique() - frame.run_id.nunique():
         # Programs read standard output.
-        typer.echo(f"{hidden} trials and pilots of studies are left out; --trials has them too.", err=True)
+        echo(f"{hidden} trials and pilots of studies are left out; --trials has them too.", error=True)
     total = frame.run_id.nunique()
     shown = (total if csv or json else SHOWN_RUNS) if limit is None else limit or total
     frame = frame[frame.run_id.isin(frame.run_id.drop_duplicates().head(shown))]
@@ -70,19 +72,18 @@ def results(
         print_rows(frame, path)
     if csv is None and not json:
         if frame.empty:
-            typer.echo(
+            echo(
                 f"No {'matching ' if where else ''}results in {path}."
                 + ("" if where or hidden else " Start with: archbench run gpt1")
             )
             return
         (_print_raw if raw else _print_summary)(frame, hide_incidental=not any("phase" in text for text in where or []))
         if total > shown:
-            typer.echo(f"\n{total - shown} older runs not shown; --limit 0 shows all.")
+            echo(f"\n{total - shown} older runs not shown; --limit 0 shows all.")
 
 
 def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
     from archbench.cli.summary import UNCHECKED_REMARK, failures
-    from archbench.presentation.terminal import console, show
     from archbench.report.kernel_tables import kernel_tables, not_measured
     from archbench.report.run_tables import checks, integer, measurement_table
     from archbench.results.doubts import doubts
@@ -113,7 +114,6 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
 
 def _print_raw(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
     from archbench.cli.summary import failures
-    from archbench.presentation.terminal import console, show
     from archbench.report.run_tables import raw_table
 
     show(raw_table(frame))
@@ -136,11 +136,15 @@ def _title(row: Mapping[Any, Any]) -> str:
 
 
 def _write_csv(frame: pd.DataFrame, target: str) -> None:
-    """Write all columns, or no file at all."""
+    """Write all columns, or no file at all; no text of it is a formula."""
+    shown = frame.copy(deep=False)
+    for name in frame.select_dtypes(["object", "string"]):
+        shown[name] = frame[name].map(harmless, na_action="ignore")
+    text = shown.to_csv(index=False)
     if target == "-":
-        print(frame.to_csv(index=False), end="")
+        put(text)
         return
     from archbench.report.files import write
 
-    write(target, frame.to_csv(index=False).encode(), option="--csv", new_folder=False)
-    typer.echo(f"{len(frame):,} rows written to {target}", err=True)
+    write(target, text.encode(), option="--csv", new_folder=False)
+    echo(f"{len(frame):,} rows written to {target}", error=True)

@@ -26,6 +26,7 @@ from archbench.cli.options import (
 )
 from archbench.cli.output import say
 from archbench.errors import ArchbenchError, ConfigError, StorageError, UsageError
+from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool
             raise
         except ArchbenchError as error:
             if debug:
-                traceback.print_exception(error)
+                echo("".join(traceback.format_exception(error)).rstrip(), error=True)
             say("Error", str(error))
             several_seeds = len({one.seed for one in runs}) > 1
             failed.append((config.architecture + (f" seed {config.seed}" if several_seeds else ""), error.exit_code))
@@ -136,7 +137,7 @@ def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool
 
         print_side_by_side(finished)
     if failed:
-        typer.echo(f"Failed: {', '.join(f'{name} (exit code {code})' for name, code in failed)}", err=True)
+        echo(f"Failed: {', '.join(f'{name} (exit code {code})' for name, code in failed)}", error=True)
         raise typer.Exit(failed[0][1])
 
 
@@ -201,7 +202,7 @@ def _saying_how_to_resume() -> Iterator[None]:
         yield
     except KeyboardInterrupt as interruption:
         if str(interruption):  # empty if no run had begun
-            typer.echo(str(interruption), err=True)
+            echo(str(interruption), error=True)
         raise
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archbench.presentation.terminal import console, show
+from archbench.presentation.characters import json_escaped
+from archbench.presentation.terminal import console, put, show
 from archbench.results.doubts import doubts
 from archbench.results.schema import FAILED, UNCHECKED
 
@@ -36,8 +37,9 @@ def failures(frame: pd.DataFrame) -> list[str]:
 
 def print_rows(frame: pd.DataFrame, out: str) -> None:
     """Print every row as a JSON object, one a line; null for unknown values."""
-    for line in frame.to_json(orient="records", lines=True, date_format="iso", double_precision=15).splitlines():
-        print(line)
+    text = frame.to_json(orient="records", lines=True, date_format="iso", double_precision=15)
+    if not frame.empty:  # of which pandas makes an empty line
+        put(json_escaped(text))
 
 
 def print_summary(frame: pd.DataFrame, out: str) -> None:

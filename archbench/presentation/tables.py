@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from archbench.presentation.characters import visible
 from archbench.presentation.quantities import ABSENT, number
 
 Kind = Literal["name", "text", "number", "verdict", "code", "list"]
@@ -108,6 +109,6 @@ DECISIVE = ("better", "worse", "FAIL", "NEW")
 
 def escaped(text: str) -> str:
     """``text`` as Markdown shows it unchanged, also inside a table's cell."""
-    text = " ".join(text.split())
-    text = re.sub(r"([\\`*_\[\]|~#])", r"\\\1", text)
+    text = visible(" ".join(text.split()))
+    text = re.sub(r"([\\`*_\[\]|~#$]|^[-+](?=[-+\s]|$)|(?:(?<=^\d)|(?<=^\d\d))[.)](?=\s|$))", r"\\\1", text)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

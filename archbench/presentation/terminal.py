@@ -1,18 +1,20 @@
-"""Tables in the terminal."""
+"""Lines and tables in the terminal. Nothing else prints there: what is printed here cannot command the terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TextIO
 
+from archbench.presentation.characters import visible
 from archbench.presentation.tables import Column, Table
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table as RichTable
     from rich.text import Text
+
+    from archbench.presentation.screen import Screen
 
 PIPE_WIDTH = 160
 """Width of a table that goes to a file or a pipe."""
@@ -30,11 +32,24 @@ _STYLES = {
 _STYLE_OF = {text: style for style, texts in _STYLES.items() for text in texts}
 
 
-def console() -> Console:
-    """Standard output for tables, as wide as the terminal, or :data:`PIPE_WIDTH` without one."""
-    from rich.console import Console
+def echo(text: str = "", *, error: bool = False, stream: TextIO | None = None) -> None:
+    """Print a line, on standard output, on standard error (``error``) or on ``stream``."""
+    print(visible(text), file=stream or (sys.stderr if error else sys.stdout), flush=True)
 
-    return Console(width=None if _has_width() else PIPE_WIDTH, highlight=False, markup=False, emoji=False)
+
+def put(text: str) -> None:
+    """Write text that programs may read to standard output: as it is, but made visible where it is a terminal."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
+
+
+def console(stream: TextIO | None = None, *, width: int | None = None) -> Screen:
+    """Standard output for tables, or ``stream``: as wide as the terminal, or :data:`PIPE_WIDTH` without one."""
+    from archbench.presentation.screen import Screen
+
+    if width is None and stream is None and not _has_width():
+        width = PIPE_WIDTH
+    return Screen(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
 def show(shown: Table) -> None:
@@ -69,7 +84,7 @@ def drawn(shown: Table, kept: Sequence[int] | None = None) -> RichTable:
     for column in (shown.columns[index] for index in kept):
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
         fixed = column.kind in ("number", "name", "verdict")
-        made.add_column(Text(column.title), justify=justify, no_wrap=fixed, overflow="fold")
+        made.add_column(Text(visible(column.title)), justify=justify, no_wrap=fixed, overflow="fold")
     above: tuple[str, ...] = ()
     for row in shown.rows:
         texts = tuple(cell.text for cell in row)
@@ -84,6 +99,7 @@ def drawn(shown: Table, kept: Sequence[int] | None = None) -> RichTable:
 def _cell(column: Column, text: str) -> Text:
     from rich.text import Text
 
+    text = visible(text, lines=column.kind in ("text", "list", "code"))
     return Text(text, style=_STYLE_OF.get(text, "") if column.kind == "verdict" else "")
 
 

@@ -194,7 +194,7 @@ def _value(value: float | None, row: Row) -> str:
 
 def markdown(rows: Sequence[Row], title: str, conclusion: str) -> str:
     """The table and its conclusion, followed by the meaning of each verdict but "ok"."""
-    lines = [f"### {title}", "", conclusion, "", *tables.markdown(row_table(rows))]
+    lines = [f"### {tables.escaped(title)}", "", tables.escaped(conclusion), "", *tables.markdown(row_table(rows))]
     met = [verdict for verdict in MEANING if any(row.verdict == verdict for row in rows) and verdict != "ok"]
     lines += [*(f"- {verdict}: {MEANING[verdict]}" for verdict in met), ""]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from archbench.presentation import tables
+from archbench.presentation.characters import visible
 from archbench.presentation.tables import escaped
 from archbench.report.contents import NO_VERDICT, Contents
 
@@ -53,5 +54,6 @@ def _part(part: Contents, images: Mapping[str, str]) -> list[str]:
 
 
 def _code(value: str) -> str:
+    value = visible(" ".join(value.split()))
     fence = "`" * (max((len(run) for run in re.findall(r"`+", value)), default=0) + 1)
     return f"{fence}{value}{fence}" if fence == "`" else f"{fence} {value} {fence}"

@@ -8,6 +8,7 @@ from importlib import resources
 from typing import Any
 
 from archbench import __version__
+from archbench.presentation.characters import visible
 from archbench.report.contents import NO_VERDICT, Contents
 from archbench.report.figures import Figure, data_of
 from archbench.report.styles import DARK, LIGHT
@@ -28,6 +29,7 @@ def page(contents: Sequence[Contents], *, title: str) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=lambda value: visible(value) if type(value) is str else value,
     )
     environment.filters["embedded"] = embedded
     figures = {
@@ -58,11 +60,17 @@ def embedded(value: Any) -> str:
 
 def _embedded(figure: Figure) -> dict[str, Any]:
     columns, rows = data_of(figure)
-    return {
-        "panels": [chart(panel, height=height_of(figure, panel)) for panel in figure.panels],
-        "columns": columns,
-        "rows": rows,
-    }
+    panels = [chart(panel, height=height_of(figure, panel)) for panel in figure.panels]
+    made: dict[str, Any] = _visible({"panels": panels, "columns": columns, "rows": rows})
+    return made
+
+
+def _visible(value: Any) -> Any:
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {_visible(name): _visible(one) for name, one in value.items()}
+    return [_visible(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _template(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,7 @@ from archbench.config import ModelConfig
 from archbench.data.dataset import prepare
 from archbench.errors import ArchbenchError
 from archbench.plugin.architecture import Architecture
+from archbench.presentation.terminal import echo
 from archbench.runs.conformance import Findings
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture
@@ -70,10 +70,10 @@ def run_check(
         seconds = sum(result["seconds"] for result in results)
         label = f"{run.config.architecture} {run.config.preset}"
         shorter = f", reading {subject.T:,} positions" if model_config.context_length > subject.T else ""
-        print(f"{label}: passed the conformance checks in {seconds:.1f} s{shorter}", file=sys.stderr, flush=True)
+        echo(f"{label}: passed the conformance checks in {seconds:.1f} s{shorter}", error=True)
         for result in results:
             if result["status"] == "noted":
-                print(f"{label}: {result['name']}: {result['evidence']}", file=sys.stderr, flush=True)
+                echo(f"{label}: {result['name']}: {result['evidence']}", error=True)
 
 
 def _affordable(architecture: Architecture, config: ModelConfig, device: torch.device) -> ModelConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from archbench.config import KernelConfig
 from archbench.errors import DeviceError, PhaseError
 from archbench.measure import environment
 from archbench.measure.machine import describe, versions
+from archbench.presentation.terminal import echo
 from archbench.results.store import new_run_id, prepare_folder, write_run
 from archbench.runs.device import measuring
 from archbench.runs.kernel_timing import run_kernel
@@ -102,7 +102,7 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
 
     def say(line: str) -> None:
         if not quiet:
-            print(line, file=sys.stderr, flush=True)
+            echo(line, error=True)
 
     with measuring("kernel", config) as (device, rows):
         left_out = run_kernel(config, device, rows, progress=say)

@@ -104,12 +104,10 @@ class BaselineSession:
             terminal.write_line(f"baseline of {architecture}: {path}")
         if self.mode != "compare":
             return
-        from rich.console import Console
-
-        from archbench.presentation.terminal import drawn
+        from archbench.presentation.terminal import console, drawn
 
         text = io.StringIO()
-        Console(file=text, width=WIDTH, markup=False, highlight=False).print(drawn(row_table(self.rows)))
+        console(text, width=WIDTH).print(drawn(row_table(self.rows)))
         terminal.section(TITLE)
         terminal.write_line(text.getvalue().rstrip())
         terminal.write_line(f"{conclusion(self.rows)}.")

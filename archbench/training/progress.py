@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from archbench.presentation.quantities import duration
+from archbench.presentation.terminal import console, echo
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -89,22 +90,21 @@ class Progress:
 
     def _write(self, line: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(line)
         else:
-            print(line, file=self.stream, flush=True)
+            echo(line, stream=self.stream)
 
     def _open_bar(self, progress: float) -> None:
-        from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn
         from rich.progress import Progress as RichProgress
 
         # No refreshing thread: it would compete with the timed step.
         self._bar = RichProgress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=30),
             TaskProgressColumn(),
             TextColumn("{task.fields[text]}", markup=False),
-            console=Console(file=self.stream),
+            console=console(self.stream),
             auto_refresh=False,
             redirect_stdout=False,
         )
