@@ -206,6 +206,7 @@ def test_the_page_shows_hostile_names_and_obeys_none(folder: Path) -> None:
     shown = page(contents, title=title_of(contents))
     body = re.sub(r"<script.*?</script>", "", shown[shown.index("<body>") :], flags=re.DOTALL)
     assert "<b>" not in body
+    assert not re.search(r"unsafe|<\w[^>]* (on\w+|style)=", shown[: shown.index("<style>")] + body)
     assert "[red]&lt;b&gt;" in body
     assert OBEYED.findall(body) == []
 

@@ -258,3 +258,18 @@ def test_on_paper_plots_are_light_and_not_cut_off_and_controls_are_gone(dark: Se
     assert not page.locator("details").first.is_visible()
     assert not page.locator("nav").is_visible()
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+def test_nothing_runs_or_styles_but_the_page_s_own_script_and_style(browser: Any, file: Path) -> None:
+    seen = opened(browser, file)
+    seen.page.evaluate("""() => {
+        const script = document.createElement("script");
+        script.textContent = "window.ran = true";
+        document.body.append(script);
+        document.body.insertAdjacentHTML("beforeend", "<img src='data:,' onerror='window.ran = true'>");
+        document.body.insertAdjacentHTML("beforeend", "<style>main { display: none }</style>");
+    }""")
+    until(seen.page, "document.images.length > 0 && [...document.images].every(image => image.complete)", True)
+    assert seen.page.evaluate("window.ran === undefined") is True
+    assert seen.page.evaluate("getComputedStyle(document.querySelector('main')).display") != "none"
+    assert len([text for text in seen.complaints if "Content Security Policy" in text]) >= 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Sequence
 from importlib import resources
@@ -35,6 +37,7 @@ def page(contents: Sequence[Contents], *, title: str) -> str:
     figures = {
         f"{number}-{figure.key}": _embedded(figure) for number, part in enumerate(contents) for figure in part.figures
     }
+    style, scripts = _style(), (script(), _template("page.js"))
     return environment.get_template("page.html.j2").render(
         title=title,
         parts=contents,
@@ -42,11 +45,30 @@ def page(contents: Sequence[Contents], *, title: str) -> str:
         version=__version__,
         height=height_of,
         figures=figures,
-        light=LIGHT,
-        dark=DARK,
-        css=_template("page.css"),
-        script=_template("page.js"),
-        vega=script(),
+        policy=_policy(style, scripts),
+        style=style,
+        scripts=scripts,
+    )
+
+
+def _style() -> str:
+    light, dark = (
+        " ".join(f"--series-{number}: {colour};" for number, colour in enumerate(colours)) for colours in (LIGHT, DARK)
+    )
+    dark = f"@media screen and (prefers-color-scheme: dark) {{ :root:not(.light) {{ {dark} }} }}"
+    return f":root {{ {light} }}\n{dark}\n{_template('page.css')}"
+
+
+def _policy(style: str, scripts: Sequence[str]) -> str:
+    """What the page allows itself: its own scripts and style, named by their digests, and images that they make."""
+
+    def digests(*texts: str) -> str:
+        found = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts)
+        return " ".join(f"'sha256-{digest}'" for digest in found)
+
+    return (
+        f"default-src 'none'; base-uri 'none'; form-action 'none'; script-src {digests(*scripts)}; "
+        f"style-src {digests(style)}; img-src data: blob:"
     )
 
 

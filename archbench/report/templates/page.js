@@ -92,7 +92,8 @@
 
   function csv(rows) {
     const quoted = (cell) => {
-      const text = cell === null || cell === undefined ? "" : String(cell);
+      let text = cell === null || cell === undefined ? "" : String(cell);
+      if (/^[=+\-@\t]/.test(text) && Number.isNaN(Number(text))) text = `'${text}`; // no formula of a spreadsheet
       return /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
     };
     return rows.map((row) => row.map(quoted).join(",")).join("\n") + "\n";
@@ -160,6 +161,9 @@
       }
     });
   }
+
+  // Room for the plots before they are drawn; from here, because the page forbids itself attributes of style.
+  for (const plot of document.querySelectorAll(".plot")) plot.style.minHeight = `${plot.dataset.height}px`;
 
   drawAll().then(() => { document.documentElement.dataset.ready = "true"; });
 })();
