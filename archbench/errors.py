@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
+import os
+import re
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
@@ -105,6 +108,12 @@ class DeviceError(ArchbenchError):
     exit_code = 5
 
 
+class ResourceError(ArchbenchError):
+    """Memory, threads, processes or open files that the system does not give."""
+
+    exit_code = 5
+
+
 class CheckpointError(ArchbenchError):
     """A checkpoint or weights file that cannot be read."""
 
@@ -121,6 +130,10 @@ class PhaseError(ArchbenchError):
     """A phase's process died, or took too long."""
 
     exit_code = 8
+
+
+class KilledError(PhaseError):
+    """A process was killed from outside, usually because memory ran out."""
 
 
 class ConformanceError(ArchbenchError):
@@ -161,6 +174,75 @@ def storing(culprit: str, next_step: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(culprit, f"it cannot be written ({error.strerror or error})", next_step) from error
+
+
+_REFUSED_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.ESTALE}
+_NO_MEMORY = re.compile(
+    r"can.t allocate memory|cannot allocate memory|not enough memory|out of memory|bad_alloc|alloc_cpu\.cpp"
+    r"|ALLOC_FAILED|failed to map segment",
+    re.IGNORECASE,
+)
+_NO_PROCESS = re.compile(r"can't start new thread|can't fork|Resource temporarily unavailable", re.IGNORECASE)
+_OS_ERROR = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)
+_ASKED = re.compile(r"allocate (\d+) bytes")
+
+
+def refusal(error: BaseException | None, culprit: str) -> ArchbenchError | None:
+    """What the system refused, where that is why ``error`` was raised: neither archbench nor a plugin is at fault.
+
+    The exceptions that caused it are looked at too: who catches them wraps them in words of its own. This is the one
+    place that knows how Python, torch, NumPy, Arrow and safetensors say that memory or a disk is full.
+
+    Args:
+        culprit: what was being done; a file that was refused is named instead.
+
+    Returns:
+        A ResourceError, a StorageError, or None if it was something else.
+    """
+    while error is not None:
+        if isinstance(error, ResourceError | StorageError):
+            return error
+        found = _number(error)
+        if found in _REFUSED_WRITES:
+            file = getattr(error, "filename", None)
+            cause = f"the disk refuses it ({os.strerror(found)})"
+            return StorageError(str(file or culprit), cause, "Make room or choose a disk that can be written")
+        if isinstance(error, MemoryError) or found == errno.ENOMEM or _says(error, _NO_MEMORY):
+            asked = _ASKED.search(str(error))
+            more = f", asking for {int(asked[1]) / (1 << 30):.3g} GiB more" if asked else ""
+            step = f"Lower the batch size, the context or the preset, or allow it more memory{_allowed()}"
+            return ResourceError(culprit, f"it ran out of memory{more} ({one_line(error)})", step)
+        if found in (errno.EMFILE, errno.ENFILE):
+            step = "Close other programs, use fewer --jobs, or raise the limit (ulimit -n)"
+            return ResourceError(culprit, "the system lets it open no more files", step)
+        if found == errno.EAGAIN or _says(error, _NO_PROCESS):
+            step = "End other programs, use fewer --threads or --jobs, or raise the limit (ulimit -u)"
+            return ResourceError(culprit, f"the system starts no more processes or threads ({one_line(error)})", step)
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return None
+
+
+def _number(error: BaseException) -> int | None:
+    """The ``errno`` of an error, which libraries in Rust and C++ say in their message."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    said = None if isinstance(error, ArchbenchError) else _OS_ERROR.search(str(error))
+    return int(said[1] or said[2]) if said else None
+
+
+def _says(error: BaseException, words: re.Pattern[str]) -> bool:
+    library = isinstance(error, RuntimeError | ImportError) or type(error).__name__ == "SafetensorError"
+    return library and words.search(str(error)) is not None
+
+
+def _allowed() -> str:
+    """The limit of this process on its memory, where it has one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return ""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return "" if limit == resource.RLIM_INFINITY else f" than {limit / (1 << 30):.3g} GiB (ulimit -v)"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -47,8 +47,12 @@ class Parent:
         self._write({"message": message})
 
     def send_error(self, error: BaseException) -> None:
-        """The parent raises it: an ArchbenchError as it is, any other as a PhaseError."""
+        """The parent raises it: an ArchbenchError as it is, and what the system refused; others as a PhaseError."""
         as_dict: Callable[[], dict[str, str]] | None = getattr(error, "as_dict", None)
+        with contextlib.suppress(ImportError):  # the archbench of an earlier revision
+            from archbench.errors import refusal
+
+            as_dict = as_dict or getattr(refusal(error, ""), "as_dict", None)
         text = " ".join(str(error).split()).rstrip(".")
         unexpected = f"{type(error).__name__}: {text[:400]}{' …' * (len(text) > 400)}" if text else type(error).__name__
         known = as_dict() if as_dict is not None else None

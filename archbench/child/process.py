@@ -159,7 +159,7 @@ class Child:
         if "error" not in content:
             return content["message"]
         if content["error"] is not None:
-            error = from_dict(content["error"])
+            error = from_dict({**content["error"], "culprit": content["error"]["culprit"] or self._culprit})
         else:
             cause = f"it failed with {content['unexpected']}"
             error = PhaseError(self._culprit, cause, "Run again with --debug for the traceback")

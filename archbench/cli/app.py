@@ -32,7 +32,7 @@ from archbench.cli.results import results
 from archbench.cli.run import run
 from archbench.cli.scale import scale
 from archbench.cli.show import show
-from archbench.errors import ArchbenchError, ArchbenchWarning
+from archbench.errors import ArchbenchError, ArchbenchWarning, refusal
 from archbench.presentation.characters import visible
 from archbench.presentation.terminal import echo
 
@@ -134,9 +134,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _report(error: Exception, debug: bool) -> int:
     """Print one paragraph about an error on stderr. Returns the exit code."""
-    if isinstance(error, ArchbenchError):
-        say("Error", str(error))
-        return error.exit_code
+    if (known := error if isinstance(error, ArchbenchError) else refusal(error, "archbench")) is not None:
+        say("Error", str(known))
+        return known.exit_code
     if isinstance(error, _TyperUsageError):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "archbench"
@@ -147,9 +147,6 @@ def _report(error: Exception, debug: bool) -> int:
         place = error.filename if error.filename is not None else "the system"
         say("Error", f"{place}: {error.strerror}. Correct it and run the command again.")
         return 7
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        say("Error", f"out of memory: {cause}. Take a smaller batch, context or preset, or a larger machine.")
-        return 5
     frame = traceback.extract_tb(error.__traceback__)[-1]
     step = "Please report it" if debug else "Rerun with --debug for the traceback, and report it"
     say("Error", f"a bug in archbench or in a plugin: {cause} ({frame.filename}:{frame.lineno}). {step}.")

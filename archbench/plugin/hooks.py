@@ -23,6 +23,7 @@ from archbench.errors import (
     MisspeltHookError,
     did_you_mean,
     one_line,
+    refusal,
 )
 from archbench.hookspecs import GROUP, OPTIONAL_HOOKS, REQUIRED_HOOKS, ArchitectureInfo
 from archbench.plugin.discovery import Entry
@@ -61,6 +62,7 @@ class Hooks:
         Raises:
             MissingHookError: the plugin does not have this optional hook.
             HookFailedError: the hook raised; archbench's own errors pass through.
+            ResourceError, StorageError: the hook raised because memory or a disk is full.
             HookResultError: it returned None, or something else.
         """
         if hook in OPTIONAL_HOOKS and not self.offers(hook):
@@ -75,7 +77,10 @@ class Hooks:
             raise self.wrong(hook, result, expected)
         return result
 
-    def failed(self, hook: str, error: BaseException) -> HookFailedError:
+    def failed(self, hook: str, error: BaseException) -> ArchbenchError:
+        """The error of a hook that raised ``error``; without memory or room on the disk none is to blame."""
+        if (refused := refusal(error, f"the {hook} hook of {self.culprit}")) is not None:
+            return refused
         step = "Rerun with --debug for the traceback, and tell the plugin's author"
         return HookFailedError(self.culprit, f"its {hook} hook raised {one_line(error)}", step)
 

@@ -21,11 +21,13 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from archbench.config import RunConfig
-from archbench.errors import StorageError, UnknownNameError, did_you_mean, storing
+from archbench.errors import ArchbenchError, ResourceError, StorageError, UnknownNameError, did_you_mean, storing
 from archbench.files.writing import write_text
+
+E = TypeVar("E", bound=ArchbenchError | None)
 
 CONFIG = "config.json"
 
@@ -63,6 +65,12 @@ class RunFolder:
         """The command that continues the run."""
         out = shlex.quote(str(self.path.parent))
         return f"archbench run {self.config.architecture} --resume {self.run_id} --out {out}"
+
+    def resumable(self, error: E) -> E:
+        """The error; of what the system refused, the next step names the command that continues the run."""
+        if isinstance(error, ResourceError | StorageError) and self.resume_command not in error.next_step:
+            error.next_step += f", then continue with: {self.resume_command}"
+        return error
 
     def storing(self, file: Path) -> AbstractContextManager[None]:
         """Within this context an OSError becomes a StorageError that says how to continue the run."""

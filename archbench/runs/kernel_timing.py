@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from archbench.config import KernelConfig
-from archbench.errors import ArchbenchError
+from archbench.errors import ArchbenchError, ResourceError, refusal
 from archbench.kernels import record_attention
 from archbench.measure.clock import Clock, Mark, clock_for
 from archbench.measure.memory import peak_extra_bytes
@@ -154,7 +154,9 @@ def _first_call(candidate: Candidate, exact: Callable[[], Exact], clock: Clock) 
     trial.columns = {**candidate.columns, **({"attention": "+".join(sorted(ran))} if ran else {})}
     try:
         wanted = exact()
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not isinstance(refusal(error, "the reference"), ResourceError):
+            raise
         return None, "there is not enough memory for the float64 reference"
     trial.output_error = _error(output, wanted.output)
     if trial.backward:
@@ -267,7 +269,6 @@ def _reason(error: Exception) -> str:
     """Why a backend did not run, in a line."""
     if isinstance(error, ArchbenchError):
         return error.cause
-    message = " ".join(str(error).split())
-    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in message:
+    if isinstance(refusal(error, "the call"), ResourceError):
         return "there is not enough memory"
-    return f"{type(error).__name__}: {message[:300]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from archbench.child.process import Child, LostError
 from archbench.config import KernelConfig, RunConfig
-from archbench.errors import PhaseError
+from archbench.errors import KilledError, PhaseError
 from archbench.measure import environment
 from archbench.measure.environment import Environment
 from archbench.measure.machine import versions
@@ -107,6 +107,6 @@ def _lost(folder: RunFolder, phase: str, lost: LostError, limit: float | None, d
         return PhaseError(culprit, f"it took longer than {limit:g} s{during}", step)
     if lost.killed:
         cause = f"its process was killed{during}, usually because memory ran out"
-        return PhaseError(culprit, cause, f"Use a smaller batch or preset, or continue with: {again}")
+        return KilledError(culprit, cause, f"Use a smaller batch or preset, or continue with: {again}")
     cause = f"its process {lost}{during}{' and without its rows' if lost.code == 0 else ''}"
     return PhaseError(culprit, cause, f"See what it printed above, then continue with: {again}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from archbench.config import RunConfig
-from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError
+from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError, refusal
 from archbench.measure.machine import device_name, versions
 from archbench.plugin.registry import load
 from archbench.results.reading import read_results, run_failed
@@ -115,11 +115,13 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
                 break  # speed and quality of a diverged model cannot be compared
         written = _write(folder, rows)
         status = "finished"
-    except StorageError:
-        raise  # the failure could not be stored either
-    except ArchbenchError as error:
-        _record_failure(folder, rows, phase, error)
-        raise
+    except Exception as error:
+        known = folder.resumable(error if isinstance(error, ArchbenchError) else refusal(error, f"phase {phase}"))
+        if known is None:
+            raise
+        if not isinstance(known, StorageError):  # which is a failure that could not be stored either
+            _record_failure(folder, rows, phase, known)
+        raise known from (error if known is not error else error.__cause__)
     except KeyboardInterrupt:
         status = "interrupted"
         raise

@@ -92,7 +92,12 @@ class Cell(Protocol[RecordKind]):
     @property
     def architecture(self) -> str: ...
     def measure(self, folder: Path, trackers: Sequence[str]) -> RecordKind:
-        """Measure. The record has an error that ended the measurement; a StorageError is raised."""
+        """Measure. The record has an error that ended the measurement.
+
+        Raises:
+            StorageError: nothing can be stored, which ends the study.
+            ResourceError, KilledError: memory ran out: the cell fails, and the same command measures it again.
+        """
         ...
 
 

@@ -11,12 +11,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, cast
 
 from archbench.child.pool import run_all
-from archbench.errors import UsageError
+from archbench.errors import KilledError, ResourceError, UsageError
 from archbench.measure.machine import device_name, versions
 from archbench.results.doubts import doubts
 from archbench.results.lock import locked
@@ -81,7 +81,6 @@ class Session(Generic[P, C, R, O]):
 
         Raises:
             StorageError: the folder cannot be written; what was measured before is kept.
-            PhaseError: a measuring process was killed.
         """
         jobs = jobs or self.study.plan.jobs
         records = {cell.key: record for cell in cells if (record := self._known(cell)) is not None}
@@ -89,8 +88,10 @@ class Session(Generic[P, C, R, O]):
             self._planned.append((list(cells), jobs))
             return records
         self._before += sum(record.seconds for record in records.values()) / jobs
-        waiting = [(cell, self.folder, self.trackers) for cell in cells if cell.key not in records]
-        for (cell, _, _), found in run_all(_measure, waiting, jobs, culprit=str(self.folder)):
+        unknown = [cell for cell in cells if cell.key not in records]
+        waiting = [Job(cell, self.folder, self.trackers, self.study.record) for cell in unknown]
+        for job, found in run_all(_measure, waiting, jobs, culprit=str(self.folder), lost=_lost):
+            cell = cast("C", job.cell)
             records[cell.key] = cast("R", found)
             if not quietly:
                 self.progress.finished(cell, found)
@@ -207,11 +208,34 @@ def together(seconds: Sequence[float], jobs: int) -> float:
     return max(free)
 
 
-def _measure(job: tuple[Cell[Record], Path, tuple[str, ...]]) -> Record:
+@dataclass(frozen=True)
+class Job:
+    """A cell to measure, and how its record is made if the machine lets it down."""
+
+    cell: Cell[Record]
+    folder: Path
+    trackers: tuple[str, ...]
+    record: type[Record]
+
+    def lost(self, cause: str, seconds: float = 0.0) -> Record:
+        """The record of a cell whose process was killed, or that ran out of memory.
+
+        It is not written: neither the architecture nor the plan is at fault, so the same command measures it again.
+        """
+        return self.record(key=self.cell.key, run_id=None, outcome="failed", cause=cause, seconds=seconds)
+
+
+def _lost(job: Job, how: str) -> Record:
+    return job.lost(f"its process {how}")
+
+
+def _measure(job: Job) -> Record:
     """Runs in a process of the pool: measure a cell and keep its record."""
-    cell, folder, trackers = job
     start = time.monotonic()
-    record = cell.measure(folder, trackers)
+    try:
+        record = job.cell.measure(job.folder, job.trackers)
+    except (ResourceError, KilledError) as error:
+        return job.lost(f"{error.culprit}: {error.cause}", time.monotonic() - start)
     record = record.model_copy(update={"seconds": time.monotonic() - start})
-    write_record(folder, record)
+    write_record(job.folder, record)
     return record

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 
 from archbench.config import RunConfig
-from archbench.errors import ArchbenchError, StorageError
+from archbench.errors import ArchbenchError, KilledError, ResourceError, StorageError
 from archbench.measure.machine import usable_cpus
 from archbench.plugin.architecture import Architecture
 from archbench.results.reading import read_results, run_failed
@@ -93,11 +93,12 @@ class RunCell:
 
         Raises:
             StorageError: the folder cannot be written.
+            ResourceError, KilledError: memory ran out.
         """
         out = folder / "runs" / self.key
         try:
             frame = self._frame(folder, out, trackers)
-        except StorageError:
+        except (StorageError, ResourceError, KilledError):
             raise
         except ArchbenchError as error:
             cause = f"{error.culprit}: {error.cause}"

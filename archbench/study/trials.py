@@ -16,7 +16,7 @@ from torch import nn
 
 from archbench.config import ModelConfig, TrainingConfig
 from archbench.data.tasks import Task, TaskSampler
-from archbench.errors import ArchbenchError, ConformanceError, one_line
+from archbench.errors import ArchbenchError, ConformanceError, ResourceError, StorageError, one_line, refusal
 from archbench.measure.accuracy import accuracy
 from archbench.measure.clock import clock_for
 from archbench.measure.malloc import tune_malloc
@@ -75,7 +75,11 @@ class Trial:
         return (self.architecture, self.task) == (architecture, task)
 
     def measure(self, folder: Path, trackers: Sequence[str]) -> TrialRecord:
-        """Train and score. The record has an error of the architecture or the task."""
+        """Train and score. The record has an error of the architecture or the task.
+
+        Raises:
+            ResourceError, StorageError: memory or a disk is full.
+        """
         malloc = tune_malloc()
         torch.set_num_threads(self.plan.threads)
         record = TrialRecord(key=self.key, run_id=new_run_id(), outcome="ok", malloc=malloc)
@@ -87,9 +91,13 @@ class Trial:
                 record = _tracked(self, record, folder, trackers)
             else:
                 record = _trial(self, record, None)
+        except (ResourceError, StorageError):
+            raise
         except ArchbenchError as error:
             record = _with(record, outcome="failed", cause=f"{error.culprit}: {error.cause}")
-        except Exception as error:  # noqa: BLE001  (a plugin's model is called directly, not through a hook)
+        except Exception as error:  # a plugin's model is called directly, not through a hook
+            if (refused := refusal(error, f"architecture {self.architecture}")) is not None:
+                raise refused from error
             cause = f"architecture {self.architecture}: it raised {one_line(error)}"
             record = _with(record, outcome="failed", cause=cause)
         return _with(record, cpu_seconds=record.cpu_seconds or time.process_time() - cpu)

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from archbench.errors import ArchbenchError, HookFailedError, UsageError, did_you_mean, one_line
+from archbench.errors import (
+    ArchbenchError,
+    HookFailedError,
+    ResourceError,
+    StorageError,
+    UsageError,
+    did_you_mean,
+    one_line,
+    refusal,
+)
 from archbench.testing.plugin_lines import root_cause_line
 
 if TYPE_CHECKING:
@@ -150,6 +159,9 @@ def run_check(check: Check, subject: Subject) -> Result:
     """Run one check; whatever the architecture raises becomes the result, whatever it changes is put back.
 
     So what a hook does to the whole process is found by the check for that, and spoils no other check.
+
+    Raises:
+        ResourceError, StorageError: memory or a disk is full, which is no fault of the architecture's.
     """
     from archbench.testing.global_state import NUMERICS, SURROUNDINGS, Watch  # torch, which this module does without
 
@@ -161,7 +173,9 @@ def run_check(check: Check, subject: Subject) -> Result:
         return Result(check.name, status, evidence, time.perf_counter() - start, trace)
 
     try:
-        seen = check.run(subject)
+        seen = _run(check, subject)
+    except (ResourceError, StorageError):
+        raise
     except Fault as fault:
         return ended("failed", str(fault), traceback.format_exc() if fault.__cause__ else "")
     except NotApplicable as reason:
@@ -175,6 +189,15 @@ def run_check(check: Check, subject: Subject) -> Result:
     finally:
         watch.close()
     return ended("noted", "; ".join([*subject.notes, seen])) if subject.notes else ended("passed", seen)
+
+
+def _run(check: Check, subject: Subject) -> str:
+    try:
+        return check.run(subject)
+    except Exception as error:
+        if (refused := refusal(error, f"the check {check.name}")) is not None:
+            raise refused from error
+        raise
 
 
 def selected(names: Iterable[str], checks: Iterable[Check]) -> tuple[Check, ...]:
