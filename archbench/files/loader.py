@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NoReturn, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from archbench.errors import ArchbenchError, StorageError, one_line
+from archbench.files.seal import Sealing, unsealed
 
 M = TypeVar("M")
 
@@ -102,13 +103,36 @@ def read_json(
     error: type[ArchbenchError] = StorageError,
     culprit: str | None = None,
     next_step: str,
+    sealing: Sealing = "none",
 ) -> Any:
-    """As :func:`read_text`, parsed as JSON; NaN and infinities, which results may hold, are allowed."""
+    """As :func:`read_text`, parsed as JSON; NaN and infinities, which results may hold, are allowed.
+
+    Args:
+        sealing: whether its seal (:mod:`archbench.files.seal`) is checked; it is not part of what is returned.
+    """
     text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
     try:
-        return json.loads(text)
+        return unsealed(json.loads(text), sealing)
     except (ValueError, RecursionError) as cause:
         _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
+
+
+def read_lines(
+    path: str | Path,
+    *,
+    limit: int = LIMIT,
+    error: type[ArchbenchError] = StorageError,
+    culprit: str | None = None,
+    next_step: str,
+    sealing: Sealing = "none",
+) -> list[dict[str, Any]]:
+    """As :func:`read_json`, of a file with a JSON object in each line."""
+    text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    try:
+        lines = unsealed([json.loads(line) for line in text.splitlines()], sealing)
+    except (ValueError, RecursionError) as cause:
+        _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
+    return validated(list[dict[str, Any]], lines, error=error, culprit=culprit or str(path), next_step=next_step)
 
 
 def read_model(
@@ -119,9 +143,10 @@ def read_model(
     error: type[ArchbenchError] = StorageError,
     culprit: str | None = None,
     next_step: str,
+    sealing: Sealing = "none",
 ) -> M:
     """As :func:`read_json`, validated by pydantic as any type that it knows; the error names the field."""
-    content = read_json(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    content = read_json(path, limit=limit, error=error, culprit=culprit, next_step=next_step, sealing=sealing)
     return validated(kind, content, error=error, culprit=culprit or str(path), next_step=next_step)
 
 
