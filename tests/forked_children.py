@@ -245,6 +245,7 @@ def _become(request: Message, descriptors: list[int]) -> None:
         os.dup2(descriptor, target)
         os.close(descriptor)
     os.chdir(request["folder"])
+    tempfile.tempdir = None  # it follows TMPDIR
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))

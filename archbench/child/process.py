@@ -222,6 +222,6 @@ def end_group(leader: int) -> None:
 
 
 def _new_file() -> Path:
-    handle, name = tempfile.mkstemp(prefix="archbench-position-")
+    handle, name = tempfile.mkstemp(prefix=f"archbench-position-{os.getpid()}-")
     os.close(handle)
     return Path(name)

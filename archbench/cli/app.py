@@ -17,6 +17,7 @@ from typer.core import TyperCommand
 
 from archbench import __version__
 from archbench.cli.check import check
+from archbench.cli.clean import clean
 from archbench.cli.compare import compare, tune
 from archbench.cli.doctor import doctor
 from archbench.cli.fields import completed
@@ -98,7 +99,7 @@ def _add(panel: str, *functions: Callable[..., None]) -> None:
 
 
 _add("Measure", run, compare, tune, probe, scale, kernels, results, report, generate)
-_add("Look", list_architectures, show, doctor)
+_add("Look", list_architectures, show, doctor, clean)
 _add("Add your own", new, check, regress)
 
 

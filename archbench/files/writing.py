@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,7 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None
     Raises:
         OSError: the folder cannot be written, or the disk is full; ``path`` is unchanged.
     """
-    # Not tempfile, whose files are private: a cache may be shared.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("xb") as file:
             write(file)
@@ -28,6 +28,23 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new hidden name in the same folder, which tells this process.
+
+    Not tempfile's, whose files are private: a cache may be shared.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+_TEMPORARY = re.compile(r"\..*\.(\d+)[-.][0-9a-f]{6,8}(\.tmp)?")
+
+
+def writer(path: Path) -> int | None:
+    """The pid of the process that made this temporary name; None for other names."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return int(found[1]) if found else None
 
 
 def flush(path: Path) -> None:

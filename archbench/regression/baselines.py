@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from archbench.errors import StorageError, one_line
+from archbench.files.writing import write_text
 from archbench.measure.machine import device_name, versions
 from archbench.regression import estimates
 from archbench.regression.gate import SAMPLES, Plan
@@ -90,9 +90,7 @@ def save(folder: Path, baseline: Baseline) -> Path:
     path = path_of(folder, baseline.key, baseline.architecture)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps({"format": FORMAT, **asdict(baseline)}, indent=1) + "\n")
-        temporary.replace(path)
+        write_text(path, json.dumps({"format": FORMAT, **asdict(baseline)}, indent=1) + "\n")
     except OSError as error:
         raise StorageError(str(folder), f"it cannot be written to ({error.strerror})", "Name another folder") from error
     return path

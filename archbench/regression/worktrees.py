@@ -67,7 +67,7 @@ def checked_out(folder: Path, revisions: Sequence[str]) -> Iterator[list[Tree]]:
     project = _project(folder.resolve(), repository.resolve()).relative_to(repository.resolve())
     commits = [_commit(repository, revision) for revision in revisions]
     made: list[Path] = []
-    with _terminable(), tempfile.TemporaryDirectory(prefix="archbench-regress-") as place:
+    with _terminable(), tempfile.TemporaryDirectory(prefix=f"archbench-regress-{os.getpid()}-") as place:
         try:
             for number, commit in enumerate(commits):
                 path = Path(place, str(number))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
 from archbench.errors import StorageError, UsageError
+from archbench.files.writing import temporary_beside
 from archbench.report.contents import Contents
 from archbench.report.figures import Figure
 
@@ -92,7 +92,7 @@ def write(path: str | Path, content: bytes, *, option: str = "", new_folder: boo
         StorageError: it cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+    temporary = temporary_beside(path)
     try:
         if new_folder:
             path.parent.mkdir(parents=True, exist_ok=True)

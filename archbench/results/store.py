@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.errors import StorageError
-from archbench.files.writing import flush, replace_atomically
+from archbench.files.writing import flush, replace_atomically, temporary_beside
 from archbench.results.metrics import UNITS
 from archbench.results.reading import run_failed
 from archbench.results.schema import COLUMNS, OK, SCHEMA_VERSION, Column, arrow_schema, did_you_mean_column
@@ -55,7 +55,7 @@ def prepare_folder(out: str | Path) -> Path:
         StorageError: it cannot be created or written.
     """
     folder = Path(out)
-    trial = folder / f".{secrets.token_hex(6)}.tmp"
+    trial = temporary_beside(folder / "trial")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(trial, "xb") as file:
@@ -134,7 +134,7 @@ def _publish(path: Path, content: bytes, *, replace: bool) -> None:
     if replace:
         replace_atomically(path, lambda file: file.write(content))
     else:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}.tmp")
+        temporary = temporary_beside(path)
         replace_atomically(temporary, lambda file: file.write(content))
         try:
             _link(temporary, path)

@@ -38,6 +38,7 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("show gpt1 --preset nanno", 2, "'nanno'"),
     ("check lama --quiet", 2, "'lama'"),
     ("new gpt1", 2, "gpt1"),
+    ("clean --only result", 2, "'result'"),
     ("new My_Arch", 2, "My_Arch"),
     ("new my-arch --from lama", 2, "lama"),
     ("probe", 2, "archbench probe"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from itertools import combinations
@@ -24,7 +25,7 @@ def check_save_load(subject: Subject) -> str:
     saved, loaded = subject.model(), subject.build(subject.seed + 1).eval()
     tokens = subject.tokens(2, subject.T)
     expected = logits_of(saved, tokens, seed=0)  # before it is saved: what a forward pass leaves behind is saved too
-    with tempfile.TemporaryDirectory(prefix="archbench-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"archbench-reload-{os.getpid()}-") as folder:
         path = Path(folder) / WEIGHTS
         try:
             write_weights(saved, path)

@@ -1,0 +1,109 @@
+"""``archbench clean``: what takes space and can go."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from archbench.cli.options import Json
+from archbench.cli.output import print_json, say
+from archbench.errors import ArchbenchError, UnknownNameError, did_you_mean
+from archbench.presentation.quantities import counted, duration, quantity
+from archbench.presentation.tables import Column, table
+from archbench.presentation.terminal import echo, show
+
+if TYPE_CHECKING:
+    from archbench.results.leftovers import Leftover
+
+
+def clean(
+    folder: Annotated[str, typer.Argument(help="A folder of results, with the studies in it")] = "results",
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Remove only these: checkpoints, unfinished, cache or temporary (repeatable)",
+            show_default="all but unfinished",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking")] = False,
+    json: Json = False,
+) -> None:
+    """Show what takes space and can go, and remove it after asking. Results stay, and so does what is in use.
+
+    Checkpoints of finished runs serve archbench generate only. The cache has encoded texts and trained tokenizers,
+    which are made again when needed. Temporary files are those of processes that have ended. Unfinished and failed
+    runs can still be resumed: they go only with --only unfinished.
+    """
+    from archbench.results.leftovers import ASKED, KINDS, leftovers
+
+    for kind in only or ():
+        if kind not in KINDS:
+            raise UnknownNameError("--only", f"there is no kind {kind!r}", did_you_mean(kind, KINDS))
+    found = list(leftovers(Path(folder)))
+    chosen = [one for one in found if one.owner is None and one.kind in (only or ASKED)]
+    if not json:
+        _print_table(found, folder)
+    size = quantity(sum(one.bytes for one in chosen), "B")
+    removes = bool(chosen) and not dry_run and (yes or _agreed(len(chosen), size, json=json))
+    removed, failure = _removed(chosen) if removes else ([], None)
+    if json:
+        for one in found:
+            print_json({**_plain(one), "chosen": one in chosen, "removed": one in removed})
+    elif removes:
+        echo(f"{counted(len(removed), 'item')} removed, {quantity(sum(one.bytes for one in removed), 'B')}.")
+    elif chosen and not dry_run and not sys.stdin.isatty():
+        echo(f"Nothing is removed. --yes removes {counted(len(chosen), 'item')}, {size}.")
+    if failure is not None:
+        raise failure
+
+
+def _removed(chosen: list[Leftover]) -> tuple[list[Leftover], ArchbenchError | None]:
+    """Those that could be removed, and the last error."""
+    removed: list[Leftover] = []
+    failure: ArchbenchError | None = None
+    for one in chosen:
+        try:
+            one.remove()
+            removed.append(one)
+        except ArchbenchError as error:
+            if failure is not None:
+                say("Warning", str(failure))
+            failure = error
+    return removed, failure
+
+
+def _agreed(number: int, size: str, *, json: bool) -> bool:
+    """Whether the user agrees; without a terminal there is nobody to ask."""
+    return sys.stdin.isatty() and not json and typer.confirm(f"Remove {counted(number, 'item')}, {size}?")
+
+
+def _plain(one: Leftover) -> dict[str, object]:
+    return {
+        "kind": one.kind,
+        "paths": [str(path) for path in one.paths],
+        "bytes": one.bytes,
+        "age_seconds": one.age,
+        "loses": one.loses,
+        "owner": one.owner,
+    }
+
+
+def _print_table(found: list[Leftover], folder: str) -> None:
+    if not found:
+        echo(f"Nothing to clean in {folder}, in the cache or among temporary files.")
+        return
+    columns = (
+        Column("kind", "name"), Column("what", "name"), Column("size", unit="B"), Column("age", show=duration),
+        Column("what is lost", "text", priority=1),
+    )  # fmt: skip
+    rows = ((one.kind, str(one.paths[-1]), one.bytes, one.age, one.owner or one.loses) for one in found)
+    show(table("leftovers", "", columns, rows))
+    left = [one for one in found if one.kind == "unfinished" and one.owner is None]
+    if left:
+        size = quantity(sum(one.bytes for one in left), "B")
+        echo(f"\n{counted(len(left), 'unfinished run')}, {size}: resume, or remove with --only unfinished.")
