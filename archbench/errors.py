@@ -203,6 +203,9 @@ def refusal(error: BaseException | None, culprit: str) -> ArchbenchError | None:
         if isinstance(error, ResourceError | StorageError):
             return error
         found = _number(error)
+        if isinstance(error, FileNotFoundError) and "temporary directory" in str(error):  # of Python's tempfile
+            cause, step = "there is no folder for temporary files that can be written", "Set TMPDIR to one with room"
+            return StorageError(f"{culprit}: TMPDIR", cause, step)
         if found in _REFUSED_WRITES:
             file = getattr(error, "filename", None)
             cause = f"the disk refuses it ({os.strerror(found)})"

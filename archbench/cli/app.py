@@ -33,7 +33,7 @@ from archbench.cli.results import results
 from archbench.cli.run import run
 from archbench.cli.scale import scale
 from archbench.cli.show import show
-from archbench.errors import ArchbenchError, ArchbenchWarning, refusal
+from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, refusal
 from archbench.presentation.characters import visible
 from archbench.presentation.terminal import echo
 
@@ -113,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: an encoding may lack some characters
     try:
+        _require_working_directory()
         code = app(given or ["--help"], prog_name="archbench", standalone_mode=False, obj=debug)
         sys.stdout.flush()
         if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this code
@@ -152,6 +153,14 @@ def _report(error: Exception, debug: bool) -> int:
     step = "Please report it" if debug else "Rerun with --debug for the traceback, and report it"
     say("Error", f"a bug in archbench or in a plugin: {cause} ({frame.filename}:{frame.lineno}). {step}.")
     return BUG
+
+
+def _require_working_directory() -> None:
+    """Raise a StorageError if it was deleted: relative paths lead nowhere, and torch's libraries end the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise StorageError("the working directory", "it has been deleted", "Change to a folder that exists") from None
 
 
 def _show_warning(otherwise: Any) -> Any:

@@ -9,19 +9,28 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from archbench.errors import storing
+from archbench.errors import StorageError, storing
 from archbench.files.writing import replace_atomically
 
 
 def cache_folder() -> Path:
-    """``$ARCHBENCH_CACHE``, or archbench's folder in the platform's caches (Linux: ``~/.cache/archbench``)."""
+    """``$ARCHBENCH_CACHE``, or archbench's folder in the platform's caches (Linux: ``~/.cache/archbench``).
+
+    Raises:
+        StorageError: the user has no home folder.
+    """
     if chosen := os.environ.get("ARCHBENCH_CACHE"):
         return Path(chosen)
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "archbench"
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "archbench" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "archbench"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "archbench"
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        raise StorageError(
+            "the cache folder", "this user has no home folder", "Set ARCHBENCH_CACHE to a folder that can be written"
+        ) from None
 
 
 def content_key(*parts: str) -> str:

@@ -12,12 +12,13 @@ import errno
 import json
 import os
 import secrets
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archbench.errors import StorageError
+from archbench.errors import ArchbenchWarning, StorageError
 from archbench.files.writing import flush, replace_atomically, temporary_beside
 from archbench.results.metrics import UNITS
 from archbench.results.reading import run_failed
@@ -27,11 +28,42 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _TIME_FORMAT = "%Y%m%dT%H%M%S"
+_SHOWN = "%Y-%m-%d %H:%M:%S UTC"
 
 
-def new_run_id() -> str:
-    """A new run's id, such as ``20261123T004455-3f9a2c``: the UTC time, so that ids sort by age, and random digits."""
-    return f"{datetime.now(UTC).strftime(_TIME_FORMAT)}-{secrets.token_hex(3)}"
+STEP_BACK = timedelta(minutes=1)
+"""How far a clock is set back when it is corrected over the network; its drift in a day is a few seconds."""
+
+
+def new_run_id(out: str | Path | None = None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> str:
+    """A new run's id, such as ``20261123T004455-3f9a2c``: the UTC time, so that ids sort by age, and random digits.
+
+    Args:
+        out: the results folder. If its newest run is of the same second, or the clock has been set back since then by
+            no more than :data:`STEP_BACK`, the new run gets the second after it, so that their order is that of age.
+        now: the clock.
+    """
+    time = now().replace(microsecond=0)
+    newest = max((found for name in _run_names(out) if (found := _time_of(name)) is not None), default=None)
+    if newest is not None and time <= newest <= time + STEP_BACK:
+        time = newest + timedelta(seconds=1)
+    elif newest is not None and newest > time:
+        ahead = f"{out}: its newest run began at {newest:{_SHOWN}}, and by this machine's clock it is {time:{_SHOWN}}"
+        step = "Correct the clock; until then name the new run by its id, because the last one is the newest by time"
+        warnings.warn(f"{ahead}. {step}.", ArchbenchWarning, stacklevel=2)
+    return f"{time.strftime(_TIME_FORMAT)}-{secrets.token_hex(3)}"
+
+
+def _run_names(out: str | Path | None) -> list[str]:
+    with contextlib.suppress(OSError):  # the folder is not there yet
+        return [] if out is None else os.listdir(out)
+    return []
+
+
+def _time_of(name: str) -> datetime | None:
+    with contextlib.suppress(StorageError):
+        return run_time(name)
+    return None
 
 
 def run_time(run_id: str) -> datetime:
@@ -64,7 +96,10 @@ def prepare_folder(out: str | Path) -> Path:
     except OSError as error:
         with contextlib.suppress(OSError):
             trial.unlink(missing_ok=True)
-        cause = f"results cannot be written there ({error.strerror or error})"
+        reason = "it is a file" if folder.is_file() else error.strerror or error
+        if folder.is_symlink() and not folder.exists():
+            reason = f"it is a link to {os.readlink(folder)}, which does not exist"
+        cause = f"results cannot be written there ({reason})"
         raise StorageError(str(folder), cause, "Choose a folder that can be written with --out") from error
     return folder
 

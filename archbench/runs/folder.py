@@ -66,6 +66,11 @@ class RunFolder:
         out = shlex.quote(str(self.path.parent))
         return f"archbench run {self.config.architecture} --resume {self.run_id} --out {out}"
 
+    @property
+    def has_vanished(self) -> bool:
+        """Whether somebody has deleted, renamed or unmounted it."""
+        return not (self.path / CONFIG).exists()
+
     def resumable(self, error: E) -> E:
         """The error; of what the system refused, the next step names the command that continues the run."""
         if isinstance(error, ResourceError | StorageError) and self.resume_command not in error.next_step:

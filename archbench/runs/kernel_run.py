@@ -52,7 +52,7 @@ def measure_kernels(config: KernelConfig, *, quiet: bool = False) -> KernelRun:
         ArchbenchError: the child process raised it.
     """
     prepare_folder(config.out)
-    run_id = new_run_id()
+    run_id = new_run_id(config.out)
     before = environment.snapshot(config.device)
     rows, left_out = _measured_apart(config, quiet=quiet)
     rows = with_environment(rows, before, environment.snapshot(config.device))

@@ -51,7 +51,7 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
         BatchSampler(data.train, batch_size=1, context_length=model_config.context_length, seed=0)
 
     folder = RunFolder(
-        path=Path(config.out) / new_run_id(),
+        path=Path(config.out) / new_run_id(config.out),
         config=config,
         model=model_config.model_dump(mode="json"),
         facts={

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -9,6 +11,7 @@ from torch import nn
 
 from archbench.config import RunConfig
 from archbench.data.dataset import Dataset, prepare
+from archbench.files.writing import replace_atomically
 from archbench.measure.memory import peak_memory
 from archbench.measure.score_audit import ScoreAudit
 from archbench.measure.scoring import QualityScore, score
@@ -102,4 +105,4 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     for name, table in (("documents", documents), ("blocks", blocks)):
         file = run.path / f"{name}.parquet"
         with run.storing(file):
-            pq.write_table(table, file)
+            replace_atomically(file, partial(pq.write_table, table))

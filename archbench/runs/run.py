@@ -117,6 +117,8 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
         status = "finished"
     except Exception as error:
         known = folder.resumable(error if isinstance(error, ArchbenchError) else refusal(error, f"phase {phase}"))
+        if folder.has_vanished:
+            known = StorageError(str(folder.path), "it has vanished while the run was measured", "Start a new run")
         if known is None:
             raise
         if not isinstance(known, StorageError):  # which is a failure that could not be stored either

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 
 from archbench.errors import StorageError
 from archbench.files.loader import read_json, validated
-from archbench.files.writing import write_text
+from archbench.files.writing import replace_atomically, write_text
 from archbench.results.schema import ROWS
 
 if TYPE_CHECKING:
@@ -155,9 +155,8 @@ class Outcome(Part):
 
         try:
             if tables:
-                temporary = folder / f".{ROWS}.tmp"
-                pq.write_table(pa.concat_tables(tables), temporary, compression="zstd")
-                temporary.replace(folder / ROWS)
+                rows = pa.concat_tables(tables)
+                replace_atomically(folder / ROWS, lambda file: pq.write_table(rows, file, compression="zstd"))
             text = json.dumps(self.as_json(), indent=1, ensure_ascii=False, allow_nan=False)
             write_text(folder / self.file, text + "\n")
         except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 
 from archbench.config import RunConfig
-from archbench.errors import ArchbenchError, KilledError, ResourceError, StorageError
+from archbench.errors import ArchbenchError, KilledError, ResourceError, StorageError, storing
 from archbench.measure.machine import usable_cpus
 from archbench.plugin.architecture import Architecture
 from archbench.results.reading import read_results, run_failed
@@ -24,7 +24,7 @@ from archbench.runs.folder import CONFIG, open_run
 from archbench.runs.run import resume, run
 from archbench.study.contract import Contender, Plan
 from archbench.study.outcome import Record
-from archbench.study.records import identity_key, read_record
+from archbench.study.records import MAKE_ROOM, identity_key, read_record
 
 Stage = Literal["pilot", "tune", "seed", "speed", "cost", "point"]
 
@@ -110,7 +110,8 @@ class RunCell:
                 cause = f"its loss was no longer finite at update {diverged.iloc[0]:.0f}"
                 record = record.model_copy(update={"outcome": "diverged", "cause": cause})
         for checkpoints in out.glob("*/checkpoints"):  # nobody reads them, and many runs would leave gigabytes
-            shutil.rmtree(checkpoints)
+            with storing(str(checkpoints), MAKE_ROOM):
+                shutil.rmtree(checkpoints)
         return record
 
     def _frame(self, folder: Path, out: Path, trackers: Sequence[str]) -> pd.DataFrame:

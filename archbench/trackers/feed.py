@@ -43,7 +43,9 @@ class Feed:
         line = json.dumps({"step": step, "tokens": tokens, "values": named}) + "\n"
         try:
             self._file = self._file or self._opened()
-            self._file.write(line.encode())
+            left = line.encode()
+            while left:  # a disk that fills up takes a part of it first
+                left = left[self._file.write(left) :]
         except OSError as error:
             self._given_up = True
             message = (

@@ -95,7 +95,7 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
         raise StorageError(
             f"checkpoint {final}",
             f"it cannot be written ({_cause(error)}){kept}",
-            "Free space or make the folder writable, then continue with --resume",
+            "Free space or make the folder writable",
         ) from error
     return final
 
