@@ -81,6 +81,10 @@ class ForkedCommand:
         descriptors = [os.open(os.devnull, os.O_RDONLY), os.dup(self._out.fileno()), os.dup(error)]
         self.process = Fork(server, "command", self._arguments, descriptors, variables, str(cwd))
 
+    def said(self) -> str:
+        """What has been written to standard error by now."""
+        return os.pread(self._error.fileno(), 1 << 20, 0).decode(errors="replace")
+
     def finished(self) -> subprocess.CompletedProcess[str]:
         """Wait for its end: exit code and all that it and its processes have printed."""
         code = self.process.wait()
@@ -224,7 +228,7 @@ def _attend(connection: socket.socket) -> None:
         with contextlib.suppress(ProcessLookupError):
             ready, _, _ = select.select([os.pidfd_open(request["parent"]), itself], [], [])
         if itself not in ready:
-            os.kill(child, signal.SIGKILL)
+            os.kill(child, signal.SIGUSR2)  # its guard ends everything
     _, status = os.waitpid(child, 0)
     with contextlib.suppress(BrokenPipeError):
         connection.send(str(os.waitstatus_to_exitcode(status)).encode())

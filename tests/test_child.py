@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -45,6 +47,19 @@ def main(parent, request):
                 time.sleep(1000)
             parent.send(sleeper.pid)
             os._exit(0)
+        if order == "start elsewhere":
+            started = [subprocess.Popen(["sleep", "1000"], start_new_session=True).pid]
+            reading, writing = os.pipe()
+            if os.fork() == 0:
+                os.setsid()
+                if os.fork() == 0:
+                    os.write(writing, str(os.getpid()).encode())
+                    time.sleep(1000)
+                os._exit(0)
+            parent.send([*started, int(os.read(reading, 20)), os.getpid()])
+            if request == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(1000)
         if order == "fork":
             if os.fork() == 0:
                 parent.send("from the copy")
@@ -122,6 +137,56 @@ def test_what_a_child_started_ends_with_it(target: str) -> None:
         with pytest.raises(LostError, match="exit code 0"):  # although a forked copy holds the pipe
             child.receive(20)
         wait_for(lambda: not runs(sleeper))
+
+
+@pytest.mark.parametrize("end", ["child", "killed child", "parent", "killed parent"])
+def test_what_a_child_started_in_another_session_ends_too(target: str, tmp_path: Path, end: str) -> None:
+    place = tmp_path / "processes"
+    request = "die" if end == "killed child" else None
+    program = f"""
+import json, sys, time
+from pathlib import Path
+from archbench.child.process import Child
+with Child({target!r}, {request!r}, culprit="it") as child:
+    child.send("start elsewhere")
+    Path({str(place)!r} + "~").write_text(json.dumps(child.receive(20)))
+    Path({str(place)!r} + "~").rename({str(place)!r})
+    sys.stdin.readline()
+sys.stdin.readline()
+"""
+    parent = subprocess.Popen([sys.executable, "-P", "-c", program], stdin=subprocess.PIPE)
+    assert parent.stdin is not None
+    wait_for(place.exists)
+    started = json.loads(place.read_text())
+    if end == "child":
+        parent.stdin.write(b"\n")
+        parent.stdin.flush()
+    elif end != "killed child":
+        parent.send_signal(signal.SIGTERM if end == "parent" else signal.SIGKILL)
+    wait_for(lambda: not any(map(runs, started)), seconds=5)
+    parent.kill()
+    parent.wait()
+
+
+def test_a_child_outlives_the_thread_that_started_it(target: str) -> None:
+    children: list[Child] = []
+    thread = threading.Thread(target=lambda: children.append(Child(target, 1, culprit="it")))
+    thread.start()
+    thread.join()
+    with children[0] as child:
+        child.send("order")
+        assert child.receive(20) == [1, "order"]
+        time.sleep(0.2)
+        child.send("order")
+        assert child.receive(20) == [1, "order"]
+
+
+def test_a_signal_to_the_child_alone_is_said_to_be_one(target: str) -> None:
+    with Child(target, None, culprit="it") as child:
+        child.send("sleep")
+        os.kill(child.receive(20), signal.SIGTERM)
+        with pytest.raises(LostError, match="was ended by SIGTERM"):
+            child.receive(20)
 
 
 def test_an_interrupted_child_puts_its_files_in_order(target: str, tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def test_architectures_that_are_added_are_timed_in_turns_with_the_baseline_in_sw
     )
     keys = {cell.key for cell in speed_cells(two, contenders(two))}
     study = Comparison(three)
-    session = Session(study, tmp_path, StudyProgress(tmp_path, quiet=True))
+    session = Session(study, tmp_path, StudyProgress(tmp_path, "archbench compare", quiet=True))
     session.contenders, session.kept = contenders(three), {"plan": two.model_dump(mode="json")}
     for _ in range(2):  # in the session that adds it, and in a later one
         session.kept["turns"] = turn_groups(session.kept, three.architectures)

@@ -89,7 +89,7 @@ def test_validations_and_step_seconds_of_before_are_kept(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         once(tmp_path, stop_at=2)
     resumed, unbroken = once(tmp_path), once(None)
-    assert resumed.resumed_from == 8
+    assert resumed.resumed_from == 9, "interrupted amid a validation it has a checkpoint of just before"
     assert resumed.validations == unbroken.validations
     assert resumed.steps == unbroken.steps, "a budget in seconds goes on where it stood"
 

@@ -4,8 +4,13 @@ PARENT is the parent's process id, LINGERS is 1 for a child that outlives its pa
 where the process hangs or crashes ("" for none), TARGET a module or the path of a file. Its ``main(parent, request)``
 is called with the :class:`Parent` and the first message. The child ends when ``main`` returns; an exception is sent.
 
-Standard library only: the process asks to end with its parent before anything slow is imported, and the benchmark of
-``archbench regress`` runs beside the archbench of other revisions.
+On Linux it is two processes: a guard, which sleeps, and a copy of it, which works (:func:`guarded`). The guard kills
+all that is left when the copy ends or the parent does, however they end, and also what has left their session. A cgroup
+would do the same where one may be made, which is seldom so for a user. Elsewhere there is no guard: the parent kills
+what is left in the child's process group, while it lives.
+
+Standard library only: the guard stands before anything slow is imported, and the benchmark of ``archbench regress``
+runs beside the archbench of other revisions.
 """
 
 from __future__ import annotations
@@ -15,13 +20,19 @@ import importlib
 import importlib.util
 import json
 import os
+import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
-INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+PATIENCE = 2.0
+"""Seconds after which a process that does not die is named and left."""
 
 
 class Parent:
@@ -70,15 +81,141 @@ class Parent:
                 line = line[os.write(self._answers, line) :]
 
 
-def end_with_parent(parent: int) -> None:
-    """Have Linux kill this process when its parent dies, however it dies; end now if that has happened already."""
-    if sys.platform == "linux":
-        import ctypes
+def guarded(parent: int, *, lingers: bool) -> None:
+    """Fork: the copy returns, in a process group of its own; this process guards it, and never returns.
 
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    The guard adopts what the copy's processes leave behind (PR_SET_CHILD_SUBREAPER). It passes on INT, TERM, HUP and
+    USR1, and on USR2 ends everything. It ends as the copy did. The copy is killed if the guard dies
+    (PR_SET_PDEATHSIG, which looks at the thread that forked: the guard has only one).
+
+    Args:
+        parent: whose end is the end of all.
+        lingers: not even then: the copy ends by itself.
+    """
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    watched: list[int] = []
+    if not lingers:
+        try:
+            watched.append(os.pidfd_open(parent))
+        except ProcessLookupError:
+            os._exit(1)
+        except OSError:  # before Linux 5.3, or forbidden
+            prctl(PR_SET_PDEATHSIG, signal.SIGUSR2, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
+    guard = os.getpid()
+    copy = os.fork()
+    if copy == 0:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != guard:
+            os._exit(1)
+        os.setpgid(0, 0)
+        for descriptor in watched:
+            os.close(descriptor)
+        return
+    prctl(PR_SET_NAME, b"archbench-guard", 0, 0, 0)
+    _guard(copy, watched)
+
+
+def _guard(copy: int, watched: list[int]) -> None:
+    """Wait for the end of the copy or of the parent, end what is left, and end as the copy did."""
+    ended: dict[int, int] = {}
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        if copy not in ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(copy, number)
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _end_children(ended)
+        os._exit(1)
+
+    waking, woken = os.pipe()
+    os.set_blocking(woken, False)
+    signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)  # it wakes
+    signal.signal(signal.SIGUSR2, end)
+    for number in (*INTERRUPTING, signal.SIGUSR1):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for pipe in (0, 1):  # their ends are seen when the copy ends
+        os.dup2(nothing, pipe)
+    _collect(ended)
+    while copy not in ended:
+        ready, _, _ = select.select([waking, *watched], [], [])
+        if waking not in ready:
+            break  # the parent has ended
+        os.read(waking, 512)
+        _collect(ended)
+    _end_children(ended)
+    code = os.waitstatus_to_exitcode(ended.get(copy, signal.SIGKILL))
+    if code < 0:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the copy has left its core, if any
+        if code != -signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _collect(ended: dict[int, int]) -> bool:
+    """Note the status of each child that has ended; whether any is left."""
+    while True:
+        try:
+            process, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return False
+        if process == 0:
+            return True
+        ended[process] = status
+
+
+def _end_children(ended: dict[int, int]) -> None:
+    """Kill all that is below this process, which adopts what they leave; name what cannot be killed."""
+    late = time.monotonic() + PATIENCE
+    while _collect(ended):
+        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            left = file.read().split()
+        if time.monotonic() > late:
+            os.write(2, f"archbench: still running, and cannot be ended: process {', '.join(left)}\n".encode())
+            return
+        for process in left:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(int(process), signal.SIGKILL)
+        time.sleep(0.002)
+
+
+def interruptible(begun: list[str]) -> list[int]:
+    """The numbers of the signals that interrupt, as they are received from now on.
+
+    While ``begun`` is empty, the first one ends the process: code that is being imported may lose an exception. Later
+    it raises KeyboardInterrupt, with the signal's name; more change nothing, for the parent will not wait long.
+    """
+    received: list[int] = []
+    owner = os.getpid()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != owner:  # a fork of this process is not what it was
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if not begun:
+            os._exit(128 + number)
+        if not received:
+            received.append(number)
+            raise KeyboardInterrupt(signal.Signals(number).name)
+
+    for number in INTERRUPTING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    return received
 
 
 def write_position_to(path: str) -> None:
@@ -105,20 +242,26 @@ def main_of(target: str) -> Callable[[Parent, Any], None]:
 
 
 def run(parent_id: str, lingers: str, trace: str, target: str) -> int:
-    """Serve one parent; the exit code is 0, also after an error that was sent."""
-    if lingers != "1":
-        end_with_parent(int(parent_id))
+    """Serve one parent; the exit code is 0, also after an error that was sent, or 128 + the signal that interrupted."""
+    received: list[int] = []
+    begun: list[str] = []
     try:
+        guarded(int(parent_id), lingers=lingers == "1")
+        received = interruptible(begun)
         parent = Parent()
         if trace:
             write_position_to(trace)
         request = parent.receive()
         try:
-            main_of(target)(parent, request)
-        except (Exception, SystemExit) as error:  # noqa: BLE001  the boundary of the process: the parent raises it
+            main = main_of(target)
+            begun.append(target)
+            main(parent, request)
+        except (Exception, SystemExit) as error:
+            if received:
+                raise KeyboardInterrupt from error  # it came amid code that made another error of it
             parent.send_error(error)
     except KeyboardInterrupt:
-        return INTERRUPTED  # the parent was interrupted too, and says so
+        return 128 + (received or [signal.SIGINT])[0]
     return 0
 
 

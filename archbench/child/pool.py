@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from archbench.child.process import Child, Inbox, LostError
+from archbench.child.process import GRACE, Child, Inbox, LostError
 from archbench.errors import PhaseError
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ def run_all(
     with ExitStack() as children:
 
         def start() -> None:
-            child = children.enter_context(Child(__name__, _packed(function), culprit=culprit, inbox=inbox))
+            grace = GRACE + 1.0  # what it measures may be in a child of its own
+            child = Child(__name__, _packed(function), culprit=culprit, inbox=inbox, grace=grace)
+            children.enter_context(child)
             give(child)
 
         def give(child: Child) -> None:
@@ -79,9 +81,9 @@ def run_all(
                     if waiting:
                         give(child)
                 yield item, result
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interruption:
             for child in running:
-                child.interrupt()
+                child.interrupt(interruption)
             raise
 
 

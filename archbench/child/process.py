@@ -20,11 +20,15 @@ from typing import Any, Self
 from archbench.child.environment import clean_environment
 from archbench.child.own_time import OwnTime
 from archbench.errors import PhaseError, from_dict
+from archbench.interruption import SIGNALS, exit_code, underway
 
 ENTRY = Path(__file__).with_name("entry.py")
 
-GRACE = 5.0
-"""Seconds that an interrupted child has to write its files."""
+GRACE = 2.5
+"""Seconds that an interrupted child has to write its files; one that waits for children of its own has one more."""
+
+PATIENCE = 4.0
+"""Seconds in which a guard has surely ended its processes: twice what it gives one that does not die."""
 
 LONGEST_WAIT = 20.0
 """Wall time, as a multiple of a limit by another clock, after which a child has taken too long by any."""
@@ -54,9 +58,9 @@ Inbox = queue.SimpleQueue[tuple["Child", bytes | None]]
 class Child:
     """A process that runs ``main(parent, request)`` of ``target``, in a process group of its own.
 
-    Leaving the context kills the group. A KeyboardInterrupt that ends the context is passed to the child, which then
-    has :data:`GRACE` seconds. On Linux the child also dies when its parent dies. A waiting parent sleeps, so it does
-    not disturb what the child measures.
+    Leaving the context kills it and all that it has started, in whatever session (on Linux; elsewhere its process
+    group). A KeyboardInterrupt that ends the context is passed to the child, which then has ``grace`` seconds. On Linux
+    the child also dies when its parent dies. A waiting parent sleeps, so it does not disturb what the child measures.
 
     Args:
         target: a module, or the path of a file (:mod:`archbench.child.entry`).
@@ -67,6 +71,7 @@ class Child:
         traced: record the child's stack when it takes too long or crashes, for :meth:`position`.
         lingers: the child outlives its parent. It then gets no more messages, and ends by itself.
         inbox: where its messages arrive; shared by the children of a pool.
+        grace: seconds to end after an interruption.
     """
 
     def __init__(
@@ -80,10 +85,13 @@ class Child:
         traced: bool = False,
         lingers: bool = False,
         inbox: Inbox | None = None,
+        grace: float | None = None,
     ) -> None:
         self._culprit = culprit
+        self._grace = GRACE if grace is None else grace
         self._inbox: Inbox = inbox or queue.SimpleQueue()
         self._ended = threading.Event()
+        self._begun = contextlib.ExitStack()
         self._interrupted = False
         self._trace = _new_file() if traced else None
         wanted = {**clean_environment(), **(variables or {})}
@@ -103,20 +111,20 @@ class Child:
         self.send(request)
 
     def __enter__(self) -> Self:
+        self._begun.enter_context(underway())
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is not None and issubclass(kind, KeyboardInterrupt):
-                self.interrupt()
-                self._ended.wait(GRACE)
+            if isinstance(error, KeyboardInterrupt):
+                self.interrupt(error)
+                self._ended.wait(self._grace)
         finally:  # also if the user interrupts again
             self._kill()
-            assert self._process.stdin is not None
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+            self._begun.close()
+            self.leave()
             if self._trace is not None:
                 self._trace.unlink(missing_ok=True)
 
@@ -166,11 +174,17 @@ class Child:
         error.add_note(f"in the process for {self._culprit}:\n{content['traceback']}")
         raise error
 
-    def interrupt(self) -> None:
-        """Pass on an interruption: a terminal interrupts its own process group, and the child has another."""
+    def interrupt(self, interruption: KeyboardInterrupt) -> None:
+        """Pass on the signal: a terminal interrupts its own process group, and the child has another."""
         if not self._interrupted and not self._ended.is_set():
             self._interrupted = True
-            self._process.send_signal(signal.SIGINT)
+            self._process.send_signal(exit_code(interruption) - 128)
+
+    def leave(self) -> None:
+        """Send no more: a child that lingers ends by itself."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(OSError):
+            self._process.stdin.close()
 
     def position(self) -> str:
         """The stack of a ``traced`` child when it took too long or crashed; "" if there is none."""
@@ -191,6 +205,9 @@ class Child:
         self._ended.set()
 
     def _kill(self) -> None:
+        if sys.platform == "linux":
+            self._process.send_signal(signal.SIGUSR2)  # the guard ends everything (archbench.child.entry)
+            self._ended.wait(PATIENCE)
         end_group(self._process.pid)
         self._process.kill()  # a process can leave its group
         self._ended.wait()
@@ -207,6 +224,8 @@ class Child:
 
 def ending(code: int) -> str:
     """How a process ended, as a verb phrase."""
+    if code - 128 in SIGNALS:
+        return f"was ended by {signal.Signals(code - 128).name}"
     if code >= 0:
         return f"ended with exit code {code}"
     if code == -signal.SIGKILL:

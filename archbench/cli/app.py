@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import io
 import os
@@ -34,6 +35,7 @@ from archbench.cli.run import run
 from archbench.cli.scale import scale
 from archbench.cli.show import show
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, refusal
+from archbench.interruption import exit_code, interruptible
 from archbench.presentation.characters import visible
 from archbench.presentation.terminal import echo
 
@@ -45,6 +47,7 @@ BUG = 70
 _TyperUsageError: Any = next(kind for kind in reversed(typer.BadParameter.__mro__) if hasattr(kind, "format_message"))
 
 INTERRUPTED = 130
+"""What Typer makes of a KeyboardInterrupt."""
 
 app = typer.Typer(
     name="archbench",
@@ -112,26 +115,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning(warnings.showwarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: an encoding may lack some characters
+    received: list[str] = []
     try:
-        _require_working_directory()
-        code = app(given or ["--help"], prog_name="archbench", standalone_mode=False, obj=debug)
-        sys.stdout.flush()
-        if code == INTERRUPTED:  # Typer turns a KeyboardInterrupt into this code
-            raise KeyboardInterrupt
+        with interruptible() as received:
+            _require_working_directory()
+            code = app(given or ["--help"], prog_name="archbench", standalone_mode=False, obj=debug)
+            sys.stdout.flush()
+            if code == INTERRUPTED:
+                raise KeyboardInterrupt
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except (KeyboardInterrupt, typer.Abort):
-        say("Interrupted", "")
-        return INTERRUPTED
+        return _interrupted(received)
     except BrokenPipeError:
         # The reader closed the pipe (| head): print nothing more, not even at interpreter exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except Exception as error:  # noqa: BLE001  (the last resort: no traceback without --debug)
+        if received:  # code amid which it came made another error of it, or the terminal is gone
+            return _interrupted(received)
         if debug:
             echo(traceback.format_exc().rstrip(), error=True)
         return _report(error, debug)
     return code if isinstance(code, int) else 0
+
+
+def _interrupted(received: Sequence[str]) -> int:
+    interruption = KeyboardInterrupt(*received)
+    with contextlib.suppress(OSError):  # the terminal is gone
+        say("Interrupted", f"by {interruption}" if str(interruption) not in ("", "SIGINT") else "")
+    return exit_code(interruption)
 
 
 def _report(error: Exception, debug: bool) -> int:

@@ -33,13 +33,17 @@ class StudyProgress:
     """Progress of a study, while this is entered: an :class:`archbench.study.contract.Progress`.
 
     Args:
-        folder: of the study, to say how to resume it.
+        folder: of the study.
+        command: resumes it.
         quiet: show only notes and failed cells.
         describe: a cell in a few words; None for the cells of a comparison.
     """
 
-    def __init__(self, folder: Path, *, quiet: bool, describe: Callable[[Any], str] | None = None) -> None:
-        self._folder, self._quiet, self._describe = folder, quiet, describe or describe_cell
+    def __init__(
+        self, folder: Path, command: str, *, quiet: bool, describe: Callable[[Any], str] | None = None
+    ) -> None:
+        self._folder, self._command = folder, command
+        self._quiet, self._describe = quiet, describe or describe_cell
         self._bar: Progress | None = None
         self._cells = self._known = self._measured = 0
         self._left = self._began = 0.0
@@ -51,7 +55,7 @@ class StudyProgress:
         if self._bar is not None:
             self._bar.stop()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            echo(f"The same command resumes it: finished runs are kept in {self._folder}", error=True)
+            echo(f"Finished runs are kept in {self._folder}. Continue with: {self._command}", error=True)
 
     def piloting(self, cells: int) -> None:
         if not self._quiet and sys.stderr.isatty():  # elsewhere nobody waits

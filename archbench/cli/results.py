@@ -10,7 +10,7 @@ import typer
 from archbench.cli.options import Json
 from archbench.presentation.characters import harmless
 from archbench.presentation.terminal import console, echo, put, show
-from archbench.results.schema import FAILED, TRIALS, UNCHECKED
+from archbench.results.schema import ENDED, TRIALS, UNCHECKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -96,7 +96,7 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
         out.print(f"{run_id}  {title} · checks: {checks(rows)}", style="bold", soft_wrap=True)
         contaminated, unchecked, failed = rows.contaminated, rows.conformance == UNCHECKED, failures(rows)
         doubtful = doubts(rows)
-        rows = rows[rows.metric != FAILED]
+        rows = rows[~rows.metric.isin(ENDED)]
         if hide_incidental:
             rows = rows[~rows.phase.isin(_INCIDENTAL) & ~rows.metric.str.startswith("audit_")]
         kernels, rows = rows[rows.phase == "kernel"], rows[rows.phase != "kernel"]

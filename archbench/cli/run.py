@@ -197,12 +197,12 @@ def _resume(
 
 @contextmanager
 def _saying_how_to_resume() -> Iterator[None]:
-    """Print the message of an interrupted run, because Typer swallows it."""
+    """Print the note of an interrupted run, because Typer swallows it."""
     try:
         yield
     except KeyboardInterrupt as interruption:
-        if str(interruption):  # empty if no run had begun
-            echo(str(interruption), error=True)
+        for note in getattr(interruption, "__notes__", ()):  # none if no run had begun
+            echo(note, error=True)
         raise
 
 

@@ -44,8 +44,9 @@ def study(
     from archbench.cli.progress import StudyProgress
 
     folder = Path(out) if out is not None else Path("results") / f"{kind}-{plan.digest()}"
-    with StudyProgress(folder, quiet=quiet, describe=describe) as progress:
-        outcome = measure(plan, folder, progress, shlex.join(["archbench", *sys.argv[1:]]), track or ())
+    command = shlex.join(["archbench", *sys.argv[1:]])
+    with StudyProgress(folder, command, quiet=quiet, describe=describe) as progress:
+        outcome = measure(plan, folder, progress, command, track or ())
     if json:
         print_json(outcome.as_json())
     else:

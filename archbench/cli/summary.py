@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from archbench.presentation.characters import json_escaped
 from archbench.presentation.terminal import console, put, show
 from archbench.results.doubts import doubts
-from archbench.results.schema import FAILED, UNCHECKED
+from archbench.results.schema import ENDED, FAILED, UNCHECKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,9 +30,10 @@ UNCHECKED_REMARK = (
 
 
 def failures(frame: pd.DataFrame) -> list[str]:
-    """One line for each failed run in ``frame``: the phase and the error."""
-    failed = frame[frame.metric == FAILED]
-    return [f"Run {row.run_id} failed in phase {row.phase}: {row.status}" for row in failed.itertuples()]
+    """One line for each run in ``frame`` that an error or a signal ended: the phase and which."""
+    ended = frame[frame.metric.isin(ENDED)]
+    how = {name: "failed" if name == FAILED else "was interrupted" for name in ENDED}
+    return [f"Run {row.run_id} {how[str(row.metric)]} in phase {row.phase}: {row.status}" for row in ended.itertuples()]
 
 
 def print_rows(frame: pd.DataFrame, out: str) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from archbench.interruption import underway
+
 
 def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Replace ``path`` by the file that ``write`` fills; readers see the old or the new content, never a part.
@@ -19,15 +21,16 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None
         OSError: the folder cannot be written, or the disk is full; ``path`` is unchanged.
     """
     temporary = temporary_beside(path)
-    try:
-        with temporary.open("xb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with underway():
+        try:
+            with temporary.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def temporary_beside(path: Path) -> Path:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import tempfile
-import threading
 import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from archbench.errors import UsageError
 from archbench.hookspecs import GROUP
+from archbench.interruption import interruptible, underway
 
 _SITE = ".archbench-site"
-TERMINATED = 128 + signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Tree:
 
 @contextmanager
 def checked_out(folder: Path, revisions: Sequence[str]) -> Iterator[list[Tree]]:
-    """Work trees of ``revisions``; removed when the context ends, also by an error, an interrupt or SIGTERM.
+    """Work trees of ``revisions``; removed when the context ends, also by an error or a signal that interrupts.
 
     Args:
         folder: within the project, in the repository.
@@ -67,7 +64,11 @@ def checked_out(folder: Path, revisions: Sequence[str]) -> Iterator[list[Tree]]:
     project = _project(folder.resolve(), repository.resolve()).relative_to(repository.resolve())
     commits = [_commit(repository, revision) for revision in revisions]
     made: list[Path] = []
-    with _terminable(), tempfile.TemporaryDirectory(prefix=f"archbench-regress-{os.getpid()}-") as place:
+    with (
+        interruptible(),
+        underway(),
+        tempfile.TemporaryDirectory(prefix=f"archbench-regress-{os.getpid()}-") as place,
+    ):
         try:
             for number, commit in enumerate(commits):
                 path = Path(place, str(number))
@@ -160,20 +161,3 @@ def _run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] 
         )
     except OSError:
         return None
-
-
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Turn SIGTERM, by which a CI system cancels, into an exception, so that everything is cleaned up."""
-
-    def terminate(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(TERMINATED)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.errors import StorageError
 from archbench.report.styles import Style, styles_of
-from archbench.results.schema import FAILED, ROWS
+from archbench.results.schema import ENDED, ROWS
 from archbench.study.comparison_outcome import ComparisonOutcome, Spent
 from archbench.study.costs import CostCurve, CostRow, Position
 from archbench.study.learning_rates import Tuning
@@ -133,7 +133,7 @@ def of_runs(rows: pd.DataFrame, places: tuple[str, ...]) -> Evidence:
     """
     rows = rows.assign(name=_names(rows))
     names = tuple(dict.fromkeys(rows.name.dropna().sort_values()))
-    measured = rows[(rows.metric != FAILED) & rows.value.notna() & rows.name.notna()]
+    measured = rows[~rows.metric.isin(ENDED) & rows.value.notna() & rows.name.notna()]
     first = rows.iloc[0]
     versions = f"archbench {first.archbench_version}, torch {first.torch_version}, Python {first.python_version}"
     devices = ", ".join(rows.device_name.drop_duplicates().astype(str))

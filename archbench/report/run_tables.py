@@ -11,6 +11,7 @@ from archbench.presentation.tables import Cell, Column, Table, table
 from archbench.report.basis import basis, phases_disturbed
 from archbench.report.kernel_tables import case_name
 from archbench.results.doubts import doubts
+from archbench.results.schema import INTERRUPTED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +89,8 @@ def _run(run_id: str, own: pd.DataFrame) -> list[Any]:
         for phase, metric, _, unit in _RUN_METRICS
     ]
     failed, diverged = own[own.status != "ok"], own[own.metric == "diverged"]
-    ended = "finished" if failed.empty else f"failed in {failed.phase.iloc[0]}: {failed.status.iloc[0]}"
+    how = "interrupted" if (failed.metric == INTERRUPTED).any() else "failed"
+    ended = "finished" if failed.empty else f"{how} in {failed.phase.iloc[0]}: {failed.status.iloc[0]}"
     ended = ended if diverged.empty else f"diverged at step {diverged.value.iloc[0]:.0f}"
     return [
         run_id, Cell(str(first["name"]) if modelled else "kernels", str(first["name"])),

@@ -1,25 +1,30 @@
-"""A folder for one process alone, so that two equal commands do not measure at the same time."""
+"""A folder for one process alone: the folder of a study, and that of a run, so that no two measure the same."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
 
-from archbench.errors import UsageError
+from archbench.errors import StorageError, UsageError, storing
+from archbench.interruption import underway
 from archbench.results.store import prepare_folder
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, step: str = "Wait for it, or choose another folder with --out") -> Iterator[None]:
     """Within this context the folder, created if missing, belongs to this process alone; death releases it.
 
+    Args:
+        step: what the user can do if another process has it.
+
     Raises:
-        StorageError: it cannot be made or written.
+        StorageError: it cannot be made or written, or its file system has no locks.
         UsageError: another process has it; the message names the process.
     """
     prepare_folder(folder)
@@ -28,12 +33,26 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout:
-        who = f" ({owner.read_text()})" if owner.exists() else ""
-        cause = f"another process is measuring in it{who}"
-        raise UsageError(str(folder), cause, "Wait for it, or choose another folder with --out") from None
+        raise UsageError(str(folder), f"another process is measuring in it ({_written(owner)})", step) from None
+    except (OSError, NotImplementedError) as error:
+        cause = f"it cannot be locked ({getattr(error, 'strerror', None) or error})"
+        raise StorageError(str(folder), cause, "Choose a folder on another file system with --out") from error
     try:
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
-        yield
+        with storing(str(owner), step):
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+        with underway():
+            yield
     finally:
-        owner.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may be gone
+            owner.unlink(missing_ok=True)
         lock.release()
+
+
+def _written(owner: Path) -> str:
+    """Who has the lock; it writes that just after it has got it."""
+    for _ in range(20):
+        with contextlib.suppress(OSError):
+            if text := owner.read_text(errors="replace")[:200]:
+                return text
+        time.sleep(0.05)
+    return "which has not said who it is"

@@ -80,7 +80,7 @@ def read_results(
 
 
 def run_failed(file: str | Path) -> bool:
-    """Whether an error ended the run in that Parquet file: a row's ``status`` says so.
+    """Whether an error or a signal ended the run in that Parquet file: a row's ``status`` says so.
 
     Raises:
         StorageError: as :func:`read_results`.

@@ -30,6 +30,11 @@ UNCHECKED = "unchecked"
 FAILED = "failed"
 """``metric`` of the row of the error that ended a run; its ``status`` is the error, its value null."""
 
+INTERRUPTED = "interrupted"
+"""``metric`` of the row of the signal that ended a run; the same, and ``--resume`` replaces it."""
+
+ENDED = (FAILED, INTERRUPTED)
+
 Role = Literal["trial", "confirm", "timing", "cost", "pilot"]
 """What a run of a study is for."""
 
@@ -207,7 +212,8 @@ def data_dictionary() -> str:
         "run's list of phases, from 0.",
         "",
         f"A run that an error ended keeps the rows of its finished phases, and has one more row: the metric "
-        f"`{FAILED}` of the failed phase, without a value, whose `status` is the error. All others have `{OK}`.",
+        f"`{FAILED}` of the failed phase, without a value, whose `status` is the error. If a signal ended the run, "
+        f"the metric is `{INTERRUPTED}`. All others have `{OK}`.",
         "",
         "| phase | metric | unit | definition |",
         "|---|---|---|---|",

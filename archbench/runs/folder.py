@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,8 @@ from typing import Any, TypeVar
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, ResourceError, StorageError, UnknownNameError, did_you_mean, storing
 from archbench.files.writing import write_text
+from archbench.results.lock import locked
+from archbench.results.reading import run_failed
 
 E = TypeVar("E", bound=ArchbenchError | None)
 
@@ -77,6 +79,16 @@ class RunFolder:
             error.next_step += f", then continue with: {self.resume_command}"
         return error
 
+    @property
+    def finished(self) -> bool:
+        """Whether its results are written, and it has not failed."""
+        results = self.path.with_suffix(".parquet")
+        return results.exists() and not run_failed(results)
+
+    def owned(self) -> AbstractContextManager[None]:
+        """Within this context the run belongs to this process alone; a UsageError names another that has it."""
+        return locked(self.path, "Wait for its end, or end it")
+
     def storing(self, file: Path) -> AbstractContextManager[None]:
         """Within this context an OSError becomes a StorageError that says how to continue the run."""
         return storing(str(file), f"Make room, then continue with: {self.resume_command}")
@@ -90,14 +102,15 @@ class RunFolder:
             "facts": self.facts,
         }
 
-    def create(self) -> None:
-        """Make the folder and write ``config.json``.
+    def create(self, save_tokenizer: Callable[[Path], object]) -> None:
+        """Make the folder with the tokenizer, and write ``config.json`` last: a run without it has not begun.
 
         Raises:
             StorageError: the output folder cannot be written.
         """
         with storing(f"output folder {self.path.parent}", "Choose another with --out"):
             self.path.mkdir(parents=True)
+            save_tokenizer(self.tokenizer)
             write_text(self.path / CONFIG, json.dumps(self.as_dict(), indent=2) + "\n")
 
     def rows_file(self, phase: str) -> Path:

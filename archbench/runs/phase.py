@@ -25,7 +25,6 @@ def run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, A
 
     Raises:
         ArchbenchError: the phase raised it; a PhaseError if its process died or took too long.
-        KeyboardInterrupt: its message says how to continue the run.
     """
     device = folder.config.device
     before = environment.snapshot(device)
@@ -83,8 +82,6 @@ def _measured_apart(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[
     except LostError as lost:
         running = None if findings is None else findings.running
         raise _lost(folder, phase, lost, limit, f" in the check {running}" if running else "") from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Continue with: {folder.resume_command}") from None
     finally:
         if findings is not None:
             findings.write(folder)

@@ -69,8 +69,7 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
             "machine": describe(config.device),
         },
     )
-    folder.create()
-    data.tokenizer.save(folder.tokenizer)
+    folder.create(data.tokenizer.save)
     return folder
 
 

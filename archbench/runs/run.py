@@ -13,8 +13,8 @@ from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError, refusal
 from archbench.measure.machine import device_name, versions
 from archbench.plugin.registry import load
-from archbench.results.reading import read_results, run_failed
-from archbench.results.schema import FAILED, Role
+from archbench.results.reading import read_results
+from archbench.results.schema import FAILED, INTERRUPTED, Role
 from archbench.results.store import write_run
 from archbench.runs.conformance import CHECK, conformance, require_conformance, take_over
 from archbench.runs.device import resolve_device
@@ -45,12 +45,14 @@ def run(
     Raises:
         ConformanceError: the architecture fails the conformance checks; nothing else was measured.
         ArchbenchError: another error ended the run; it is stored as a row, after those of the finished phases.
+        KeyboardInterrupt: a signal did; it is stored as well. A note says how to continue the run.
     """
     with followed_by(config.trackers, quiet=quiet) as trackers:
         folder = start(config, role)
-        if checked_by is not None and config.checked:
-            take_over(checked_by, folder)
-        return _measure(folder, trackers, quiet=quiet)
+        with folder.owned():
+            if checked_by is not None and config.checked:
+                take_over(checked_by, folder)
+            return _measure(folder, trackers, quiet=quiet)
 
 
 def resume(
@@ -72,19 +74,31 @@ def resume(
 
     Raises:
         UnknownNameError: no such run under ``out``.
-        UsageError: the run is finished, of another architecture, or was started with another torch or plugin.
+        UsageError: the run is finished, still running, of another architecture, or was started with another torch or
+            plugin.
         ArchbenchError: as :func:`run`.
     """
     folder = open_run(out, run_id)
-    finished = folder.path.with_suffix(".parquet")
     if folder.config.architecture != architecture:
         raise UsageError(
             f"run {folder.run_id}",
             f"its architecture is {folder.config.architecture}, not {architecture}",
             f"Use: {folder.resume_command}",
         )
-    if finished.exists() and not run_failed(finished):
-        raise UsageError(f"run {folder.run_id}", "it is finished", f"Read it with: archbench results {finished}")
+    with folder.owned():
+        _refuse_other(folder)
+        if time_limit is not None:
+            folder = dataclasses.replace(folder, config=folder.config.override(time_limit=time_limit))
+        with followed_by(folder.config.trackers, quiet=quiet) as trackers:
+            return _measure(folder, trackers, quiet=quiet)
+
+
+def _refuse_other(folder: RunFolder) -> None:
+    """Raise a UsageError if the run is finished, or this is another torch or plugin than it was started with."""
+    if folder.finished:
+        results = folder.path.with_suffix(".parquet")
+        raise UsageError(f"run {folder.run_id}", "it is finished", f"Read it with: archbench results {results}")
+    architecture = folder.config.architecture
     started, now = folder.facts["versions"]["torch_version"], versions()["torch_version"]
     if started != now:
         raise UsageError(
@@ -94,10 +108,6 @@ def resume(
     if measured != found:
         cause = f"it was started with version {measured} of {architecture}, and this is {found}"
         raise UsageError(f"run {folder.run_id}", cause, "Start a new run")
-    if time_limit is not None:
-        folder = dataclasses.replace(folder, config=folder.config.override(time_limit=time_limit))
-    with followed_by(folder.config.trackers, quiet=quiet) as trackers:
-        return _measure(folder, trackers, quiet=quiet)
 
 
 def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFrame:
@@ -122,10 +132,13 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
         if known is None:
             raise
         if not isinstance(known, StorageError):  # which is a failure that could not be stored either
-            _record_failure(folder, rows, phase, known)
+            _record_end(folder, rows, phase, FAILED, f"{type(known).__name__}: {known.culprit}: {known.cause}")
         raise known from (error if known is not error else error.__cause__)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         status = "interrupted"
+        if not folder.finished:
+            _record_end(folder, rows, phase, INTERRUPTED, f"Interrupted: by {str(interruption) or 'SIGINT'}")
+        interruption.add_note(f"Continue with: {folder.resume_command}")
         raise
     finally:
         trackers.finish(rows, status)
@@ -137,21 +150,15 @@ def _write(folder: RunFolder, rows: list[dict[str, Any]]) -> Path:
     return write_run(folder.path.parent, folder.run_id, rows, folder.as_dict(), _common(folder), replace=True)
 
 
-def _record_failure(folder: RunFolder, rows: list[dict[str, Any]], phase: str, error: ArchbenchError) -> None:
-    """Store the rows of the finished phases, and a row for the error."""
-    failed = {
-        **_where(folder, rows),
-        "phase": phase,
-        "metric": FAILED,
-        "unit": "1",
-        "status": " ".join(f"{type(error).__name__}: {error.culprit}: {error.cause}".split()),
-    }
+def _record_end(folder: RunFolder, rows: list[dict[str, Any]], phase: str, metric: str, how: str) -> None:
+    """Store the rows of the finished phases, and a row that says how the run ended."""
+    last = {**_where(folder, rows), "phase": phase, "metric": metric, "unit": "1", "status": " ".join(how.split())}
     try:
-        _write(folder, [*rows, failed])
+        _write(folder, [*rows, last])
         if phase == CHECK:  # a resumed run is checked again
             folder.rows_file(CHECK).unlink(missing_ok=True)
     except (StorageError, OSError) as storage:
-        warnings.warn(f"this run's failure could not be recorded: {storage}", ArchbenchWarning, stacklevel=2)
+        warnings.warn(f"the end of this run could not be recorded: {storage}", ArchbenchWarning, stacklevel=2)
 
 
 def _where(folder: RunFolder, rows: list[dict[str, Any]]) -> dict[str, Any]:

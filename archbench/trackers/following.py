@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from archbench.child.process import Child, LostError
@@ -53,8 +54,12 @@ class Trackers:
         self._order(LONGEST_START, "start", run_id, configuration, str(folder.resolve()))
 
     def finish(self, rows: Sequence[Mapping[str, Any]], status: Status) -> None:
-        """The run is over, with the rows of its finished phases."""
-        self._order(LONGEST_FINISH, "finish", rows, status)
+        """The run is over, with the rows of its finished phases. An interrupted one does not wait for the trackers."""
+        if status == "interrupted":
+            for process in self._processes:
+                process.send(("finish", rows, status))
+        else:
+            self._order(LONGEST_FINISH, "finish", rows, status)
 
     def _order(self, limit: float, *order: Any) -> None:
         asked = [process for process in self._processes if not process.failed]
@@ -76,6 +81,15 @@ class TrackerProcess(Child):
         self.name = entry.name
         self.failed = False
         self._entry = entry
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self._begun.close()
+            self.leave()
+        else:
+            super().__exit__(kind, error, trace)
 
     def wait_until_loaded(self) -> None:
         """Raises as :func:`followed_by` does."""

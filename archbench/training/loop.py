@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from archbench.errors import HookFailedError, HookResultError
+from archbench.interruption import held_back
 from archbench.training import resume
 from archbench.training.budgets import Budget, Spent
 from archbench.training.compilation import compile_error
@@ -86,7 +87,7 @@ def train(
     observe: Observer | None = None,
     audit: StepAudit | None = None,
 ) -> TrainingHistory:
-    """Train until the budget is spent or the run diverges.
+    """Train until the budget is spent or the run diverges. An interrupted one writes a checkpoint between two updates.
 
     Args:
         state: the model and its optimizer; continued in place.
@@ -110,6 +111,7 @@ def train(
         CheckpointError: the newest checkpoint is damaged, or of another run.
         StorageError: a checkpoint cannot be written; the last complete one is intact.
         DeviceError: ``torch.compile`` failed.
+        KeyboardInterrupt: a signal came (:mod:`archbench.interruption`).
     """
     budget = Budget.from_config(config, flops_per_token)
     ledger = _Ledger(state, budget, clock, progress or Progress("silent"), observe)
@@ -118,41 +120,57 @@ def train(
         ledger.continue_from(restored)
     state.model.train()
     ledger.open()
+    saved, whole = state.step, True
+
+    def enough_after_validation() -> bool:
+        """Validate if that is due here; a resumed run owes the validation in which it was interrupted."""
+        due = state.step > 0 and (_is_due(config.validate_every, state.step) or ledger.finished)
+        if validate is None or not due or ledger.validated:
+            return False
+        ledger.add_validation(_validation_loss(state, validate))
+        return enough is not None and enough()
+
     try:
-        while not ledger.finished:
-            number = state.step
-            batch = sampler.batch(number).to(state.device)
-            tokens = batch.targets.numel()
-            lr = learning_rate(config, ledger.progress_amid(tokens))
-            state.set_learning_rate(lr)
-            watched = audit is not None and audit.due(number)
-            if audit is not None and watched:
-                audit.start(batch)
+        done = enough_after_validation()
+        while not (done or ledger.finished):
+            with held_back():
+                whole = False
+                number = state.step
+                batch = sampler.batch(number).to(state.device)
+                tokens = batch.targets.numel()
+                lr = learning_rate(config, ledger.progress_amid(tokens))
+                state.set_learning_rate(lr)
+                watched = audit is not None and audit.due(number)
+                if audit is not None and watched:
+                    audit.start(batch)
 
-            start = clock.mark()
-            loss = step(state, batch)
-            end = clock.mark()
+                start = clock.mark()
+                loss = step(state, batch)
+                end = clock.mark()
 
-            if state.step != number + 1:
-                raise HookResultError(
-                    "train_step", f"it made {state.step - number} updates", "Call state.update() exactly once"
+                if state.step != number + 1:
+                    raise HookResultError(
+                        "train_step", f"it made {state.step - number} updates", "Call state.update() exactly once"
+                    )
+                pauses = audit.end(loss) if audit is not None and watched else []
+                state.tokens += tokens
+                checkpoint_due = _is_due(config.checkpoint_every, state.step)
+                ledger.add(
+                    _Unread(number, start, end, loss.detach(), state.grad_norm, lr, tokens, pauses),
+                    read=checkpoint_due or _is_due(config.validate_every, state.step),
                 )
-            pauses = audit.end(loss) if audit is not None and watched else []
-            state.tokens += tokens
-            validation_due = _is_due(config.validate_every, state.step)
-            checkpoint_due = _is_due(config.checkpoint_every, state.step)
-            ledger.add(
-                _Unread(number, start, end, loss.detach(), state.grad_norm, lr, tokens, pauses),
-                read=validation_due or checkpoint_due,
-            )
+                whole = True
             if ledger.diverged:
                 break
-            if validate is not None and (validation_due or ledger.finished):
-                ledger.add_validation(_validation_loss(state, validate))
-                if enough is not None and enough():
-                    break
-            if checkpoints is not None and (checkpoint_due or ledger.finished):
-                resume.save(checkpoints, state, ledger.history, run)
+            done = enough_after_validation()
+            if checkpoints is not None and (checkpoint_due or ledger.finished) and not done:
+                with held_back():
+                    resume.save(checkpoints, state, ledger.history, run)
+                    saved = state.step
+    except KeyboardInterrupt:
+        if checkpoints is not None and whole and state.step > saved and not ledger.read_diverged():
+            resume.save(checkpoints, state, ledger.history, run)
+        raise
     except (RuntimeError, HookFailedError) as error:
         if (failure := compile_error(error)) is not None:
             raise failure from error
@@ -215,6 +233,17 @@ class _Ledger:
     @property
     def diverged(self) -> bool:
         return self.history.diverged_at is not None
+
+    @property
+    def validated(self) -> bool:
+        """Whether the last validation was after the last update."""
+        return bool(self.history.validations) and self.history.validations[-1][0] == self._state.step
+
+    def read_diverged(self) -> bool:
+        """Whether training has diverged by now, all updates read."""
+        if self._unread:
+            self._read()
+        return self.diverged
 
     def progress_amid(self, tokens: int) -> float:
         """The spent share of the budget in the middle of the next update; at its start warm-up would be 0."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from archbench.presentation.quantities import duration
@@ -70,7 +71,8 @@ class Progress:
             self._write(f"{self.label} {progress:4.0%}  {text}")
         else:
             self._bar.update(self._bar.task_ids[0], completed=progress, text=text)
-            self._bar.refresh()
+            with suppress(OSError):
+                self._bar.refresh()
 
     def validated(self, *, step: int, loss: float) -> None:
         """A validation after ``step`` updates gave ``loss``, nats/token."""
@@ -85,14 +87,16 @@ class Progress:
     def close(self) -> None:
         """Training is over: remove the bar."""
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
             self._bar = None
 
     def _write(self, line: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(line)
-        else:
-            echo(line, stream=self.stream)
+        with suppress(OSError):  # nobody reads on: the terminal is gone, or a pipe's other end
+            if self._bar is not None:
+                self._bar.console.print(line)
+            else:
+                echo(line, stream=self.stream)
 
     def _open_bar(self, progress: float) -> None:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn

@@ -1,0 +1,161 @@
+"""Signals that interrupt a command: SIGINT (Ctrl+C), SIGTERM (a scheduler), SIGHUP (the terminal is gone).
+
+A command ends at once while nothing is :func:`underway`: code that is being imported may make any error of an
+exception, or lose it. Otherwise each of them is a KeyboardInterrupt with the signal's name as its message, so that
+whoever has begun something puts it in order (:func:`interruptible`). An update of a model is made whole first
+(:func:`held_back`). A signal that was ignored when the process began, as SIGHUP
+is by ``nohup``, stays ignored. Standard library only: it is imported first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import NoReturn
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+
+LONGEST = 4.5
+"""Seconds from the first signal to the end of the process, whatever it does then."""
+
+_current: list[list[str]] = []
+"""What has been received in the context :func:`interruptible` of this process, if there is one."""
+
+_begun: list[None] = []
+"""One for each context :func:`underway`, in whatever thread."""
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+def exit_code(interruption: BaseException) -> int:
+    """128 + the signal's number, as shells have it: 130, 143, 129."""
+    return 128 + getattr(signal, str(interruption), signal.SIGINT)
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Within this context a signal ends the process with one line: nothing has begun that would need an order."""
+
+    with _handled_by(lambda number, frame: _end(number)):
+        yield
+
+
+@contextlib.contextmanager
+def underway() -> Iterator[None]:
+    """Within this context something has begun that an interruption has to put in order."""
+    _begun.append(None)
+    try:
+        yield
+    finally:
+        _begun.pop()
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[list[str]]:
+    """Within this context the first signal, if something is :func:`underway`, raises KeyboardInterrupt, and its name is
+    in the list.
+
+    A second one ends the process at once; so does time, if putting things in order takes longer than
+    :data:`LONGEST` seconds. The guards of child processes then end those.
+    """
+    if _current:  # within another such context
+        yield _current[0]
+        return
+    received: list[str] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if not _begun:
+            _end(number)
+        if not received:
+            received.append(signal.Signals(number).name)
+            raise KeyboardInterrupt(received[0])
+
+    _current.append(received)
+    try:
+        with _handled_by(interrupt) as numbers, _watched(numbers):
+            yield received
+    finally:
+        _current.clear()
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Within this context a signal waits for its end, which an update of a model must not be divided by."""
+    waiting: list[int] = []
+    before: dict[int, Handler] = {}
+    with _handled_by(lambda number, frame: waiting.append(number), before, only_handled=True):
+        yield
+    for number in waiting[:1]:
+        before[number](number, None)
+
+
+@contextlib.contextmanager
+def _handled_by(
+    handler: Handler, before: dict[int, Handler] | None = None, *, only_handled: bool = False
+) -> Iterator[list[int]]:
+    """Handle those signals that are not ignored; with ``only_handled`` those that Python code handles already."""
+    found = {number: signal.getsignal(number) for number in SIGNALS}
+    own = {n: now for n, now in found.items() if callable(now) or (now is signal.SIG_DFL and not only_handled)}
+    if threading.current_thread() is not threading.main_thread():
+        own = {}  # only the main thread may, and it gets the signals
+    if before is not None:
+        before.update({number: now for number, now in own.items() if callable(now)})
+    try:
+        for number in own:
+            signal.signal(number, handler)
+        yield list(own)
+    finally:
+        for number, now in own.items():
+            signal.signal(number, now)
+
+
+@contextlib.contextmanager
+def _watched(numbers: list[int]) -> Iterator[None]:
+    """A thread ends the process on a second signal and after :data:`LONGEST` seconds, also amid a long call to C."""
+    if not numbers or sys.platform == "win32":
+        yield
+        return
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    thread = threading.Thread(target=_watch, args=(ours, numbers), daemon=True)
+    thread.start()
+    before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.write(theirs, b"\0")
+        thread.join()
+        os.close(theirs)
+        os.close(ours)
+
+
+def _watch(descriptor: int, numbers: list[int]) -> None:
+    """Read the numbers of signals as they come; 0 ends it."""
+    first, end = 0, 0.0
+    while True:
+        ready, _, _ = select.select([descriptor], [], [], max(0.0, end - time.monotonic()) if first else None)
+        if not ready:
+            _end(first)
+        for number in os.read(descriptor, 64):
+            if number == 0:
+                return
+            if number not in numbers:
+                continue
+            if first and number != getattr(signal, "SIGHUP", None):  # a closing terminal sends several
+                _end(number)
+            first = first or number
+            end = end or time.monotonic() + LONGEST
+
+
+def _end(number: int) -> NoReturn:
+    with contextlib.suppress(OSError):
+        os.write(2, b"Interrupted\n")
+    os._exit(128 + number)
