@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from archbench.data import corpora
 from archbench.data.corpora import EMBEDDED, load_corpus
-from archbench.data.documents import Document, make_corpus
+from archbench.data.documents import TextDocument, make_corpus
 from archbench.data.splitting import split_documents
 from archbench.errors import ArchbenchWarning, DataError
 
@@ -108,7 +108,7 @@ def test_a_file_that_repeats_another_cannot_leak_into_validation(text: Callable[
     st.floats(0.01, 0.99),
 )
 def test_a_split_loses_and_repeats_nothing(texts: list[str], fraction: float) -> None:
-    documents = [Document(str(i), text) for i, text in enumerate(texts)]
+    documents = [TextDocument(str(i), text) for i, text in enumerate(texts)]
     try:
         train, validation = split_documents(documents, fraction, culprit="corpus")
     except DataError:
@@ -122,7 +122,7 @@ def test_a_split_loses_and_repeats_nothing(texts: list[str], fraction: float) ->
 
 @pytest.mark.parametrize("sizes", [[100_000], [5_000, 95_000], [99_000, 500, 500], [1000] * 100])
 def test_validation_gets_about_the_share_asked_for(sizes: list[int]) -> None:
-    documents = [Document(str(i), "x" * size) for i, size in enumerate(sizes)]
+    documents = [TextDocument(str(i), "x" * size) for i, size in enumerate(sizes)]
     _, validation = split_documents(documents, 0.1, culprit="corpus")
     share = sum(len(document.text) for document in validation) / sum(sizes)
     assert 0.05 <= share <= 0.2
@@ -159,14 +159,14 @@ def test_a_misspelt_corpus_gets_a_suggestion() -> None:
 
 
 def test_a_lone_surrogate_is_refused_and_located() -> None:
-    documents = (Document("a", "ab\ud800cd"),)
+    documents = (TextDocument("a", "ab\ud800cd"),)
     with pytest.raises(DataError, match=r"character 2 is the lone surrogate U\+D800"):
         make_corpus("mine", {"train": documents, "validation": documents}, licence="", source="")
 
 
 def test_the_checksum_sees_text_and_boundaries() -> None:
     def checksum(*texts: str) -> str:
-        train = tuple(Document("same", text) for text in texts)
+        train = tuple(TextDocument("same", text) for text in texts)
         return make_corpus("mine", {"train": train, "validation": train}, licence="", source="").sha256
 
     assert checksum("ab", "c") == checksum("ab", "c")

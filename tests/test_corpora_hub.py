@@ -19,12 +19,21 @@ WITH_DATASETS = pytest.mark.skipif(
 )
 
 
-class Rows(dict[str, list[str]]):
-    """As much of ``datasets.Dataset`` as is used: columns, and their types."""
+class Rows:
+    """As much of ``datasets.Dataset`` as is used: slices of rows, their number, and the types of columns."""
+
+    def __init__(self, **columns: list[str]) -> None:
+        self.columns = columns
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+    def __getitem__(self, rows: slice) -> dict[str, list[str]]:
+        return {name: texts[rows] for name, texts in self.columns.items()}
 
     @property
     def features(self) -> dict[str, Any]:
-        return {name: SimpleNamespace(dtype="string") for name in self}
+        return {name: SimpleNamespace(dtype="string") for name in self.columns}
 
 
 @pytest.fixture

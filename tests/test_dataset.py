@@ -15,8 +15,8 @@ from tokenizers import models, pre_tokenizers
 
 from archbench.child.pool import run_all
 from archbench.config import DataConfig
-from archbench.data import dataset
 from archbench.data.dataset import prepare
+from archbench.data.token_file import TokenFile
 from archbench.errors import StorageError
 from forked_children import forked_children
 
@@ -68,7 +68,7 @@ def test_tokens_are_memory_mapped_in_the_smallest_type_that_fits(tmp_path: Path)
 def test_tokens_are_made_once(corpus: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DataConfig(corpus=corpus, tokenizer="bpe:300")
     first = prepare(config, cache=tmp_path)
-    monkeypatch.setattr(dataset, "_write", None)
+    monkeypatch.setattr(TokenFile, "write", None)
     again = prepare(config, cache=tmp_path)
     assert again.train.tolist() == first.train.tolist()
     assert again.lossless == first.lossless

@@ -6,7 +6,7 @@ import json
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 import archbench
 from archbench import read_results
 from archbench.cli.app import main
-from archbench.data import subword
+from archbench.data import text_cuts
 from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.gguf import read_gguf
 from archbench.data.tokenizers import load_tokenizer
@@ -116,7 +116,7 @@ def test_texts_have_the_ids_of_llama_cpp_and_their_bytes_add_up(pre: str, tmp_pa
         assert tokenizer.decode(ids) == text
 
 
-@pytest.mark.parametrize("pre", ["gpt-2", "smollm"])
+@pytest.mark.parametrize("pre", VOCABULARY["ids"])
 def test_a_long_text_read_in_pieces_has_the_ids_it_has_whole(
     pre: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,16 +124,8 @@ def test_a_long_text_read_in_pieces_has_the_ids_it_has_whole(
     tokenizer = with_tokenizer(tmp_path, pre=pre, token_type=ordinary)
     text = "".join(f"{text}{i}\n{text}\n\n" for i, text in enumerate(VOCABULARY["texts"] * 3))
     whole = tokenizer.encode(text).tolist()
-    pieces = []
-    cut = subword._pieces
-
-    def short_pieces(text: str) -> Iterator[str]:
-        for piece in cut(text):
-            pieces.append(piece)
-            yield piece
-
-    monkeypatch.setattr(subword, "_PIECE", 50)
-    monkeypatch.setattr(subword, "_pieces", short_pieces)
+    monkeypatch.setattr(text_cuts, "PIECE", 50)
+    pieces = [piece for batch in tokenizer.batches([text]) for piece in batch]
     assert tokenizer.encode(text).tolist() == whole
     assert len(pieces) > 20
 

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from archbench.data import subword
+from archbench.data import text_cuts
 from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.corpora import load_corpus
-from archbench.data.documents import Corpus, Document, make_corpus
+from archbench.data.documents import Corpus, TextDocument, make_corpus
 from archbench.data.tokenizers import load_tokenizer
 from archbench.errors import DataError, UnknownNameError, UsageError
 
@@ -41,7 +41,7 @@ TEXTS = st.text(alphabet=st.one_of(st.characters(exclude_categories=["Cs"]), st.
 @pytest.fixture(scope="session")
 def sonnet() -> Corpus:
     text = load_corpus("shakespeare").splits["train"][0].text
-    train, validation = (Document("train", text[:30_000]), Document("validation", text[30_000:33_000]))
+    train, validation = (TextDocument("train", text[:30_000]), TextDocument("validation", text[30_000:33_000]))
     return make_corpus("sonnet", {"train": (train,), "validation": (validation,)}, licence="", source="")
 
 
@@ -135,8 +135,8 @@ def test_encoding_in_pieces_changes_no_token(lossless: dict[str, Tokenizer], tex
     tokenizer = lossless["bpe:400"]
     whole = tokenizer.encode(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(subword, "_PIECE", 1)
-        patch.setattr(subword, "_PIECES_AT_ONCE", 2)
+        patch.setattr(text_cuts, "PIECE", 1)
+        patch.setattr(text_cuts, "BATCH", 2)
         assert tokenizer.encode(text).tolist() == whole.tolist()
 
 
@@ -144,13 +144,13 @@ def test_bpe_has_the_ids_asked_for_and_shortens_text(sonnet: Corpus, lossless: d
     tokenizer = lossless["bpe:400"]
     assert (tokenizer.vocab_size, tokenizer.separator) == (400, 399)
     data = sonnet.splits["validation"][0]
-    assert len(tokenizer.encode(data.text)) < 0.7 * len(data.to_bytes())
+    assert len(tokenizer.encode(data.text)) < 0.7 * data.n_bytes
 
 
 def test_bpe_is_trained_on_the_training_split_alone(sonnet: Corpus, tmp_path: Path) -> None:
     other = make_corpus(
         "sonnet",
-        {"train": sonnet.splits["train"], "validation": (Document("z", "qzxj" * 9999),)},
+        {"train": sonnet.splits["train"], "validation": (TextDocument("z", "qzxj" * 9999),)},
         licence="",
         source="",
     )
@@ -233,7 +233,7 @@ def test_an_impossible_vocabulary_is_refused(sonnet: Corpus, spec: str) -> None:
 
 
 def test_a_vocabulary_larger_than_the_text_gives_says_how_large_it_may_be(sonnet: Corpus, tmp_path: Path) -> None:
-    train = (Document("a", sonnet.splits["train"][0].text[:500]),)
+    train = (TextDocument("a", sonnet.splits["train"][0].text[:500]),)
     short = make_corpus("short", {"train": train, "validation": train}, licence="", source="")
     with pytest.raises(DataError, match=r"too short: it gives (\d+) tokens.*bpe:\1 or fewer") as raised:
         load_tokenizer("bpe:5000", corpus=short, cache=tmp_path)
@@ -247,9 +247,9 @@ def test_misspelt_and_unreadable_tokenizers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"absent\.json.*No such file"):
         load_tokenizer(f"file:{tmp_path}/absent.json")
     (tmp_path / "other.json").write_text('{"a": 1}')
-    with pytest.raises(DataError, match="not a Hugging Face tokenizer"):
+    with pytest.raises(DataError, match=r"other\.json.*field model"):
         load_tokenizer(f"file:{tmp_path}/other.json")
-    with pytest.raises(DataError, match="holds no saved tokenizer"):
+    with pytest.raises(DataError, match=r"archbench_tokenizer\.json.*No such file"):
         load_tokenizer(f"saved:{tmp_path}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from archbench.data.documents import utf8
+from archbench.files.writing import write_text
 
 SAVED_AS = "archbench_tokenizer.json"
 """The file in which a saved tokenizer's folder names it."""
@@ -26,6 +27,7 @@ class Tokenizer(Protocol):
             text: :func:`archbench.data.dataset.prepare` checks.
         separator: id of the token between documents, from which a document's first token is predicted. No text
             encodes to it, except if it is a file's ``<unk>``, the last resort without an end-of-text token.
+        is_linear: whether its work and memory are known to be in proportion to the text, whatever the text.
         fingerprint: changes if the ids of some text may change; part of the cache's key.
     """
 
@@ -38,14 +40,30 @@ class Tokenizer(Protocol):
     @property
     def separator(self) -> int: ...
     @property
+    def is_linear(self) -> bool: ...
+    @property
     def fingerprint(self) -> str: ...
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         """Token ids, shape (N,); nothing is added, and special tokens are ordinary text.
 
         Raises:
-            DataError: the text holds a lone surrogate.
+            DataError: the text holds a lone surrogate, or the tokenizer fails at it.
         """
+        ...
+
+    def batches(self, blocks: Iterable[str]) -> Iterator[list[str]]:
+        """A text, given in blocks that may end anywhere, in pieces whose tokens are together those of the whole.
+
+        A batch of pieces has about :data:`archbench.data.text_cuts.BATCH` characters, unless the text cannot be cut.
+
+        Raises:
+            DataError: too long a text, or part of one, cannot be cut.
+        """
+        ...
+
+    def encode_batch(self, pieces: Sequence[str]) -> npt.NDArray[np.int64]:
+        """The tokens of pieces that follow each other, as :meth:`encode`."""
         ...
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
@@ -68,10 +86,17 @@ class ByteTokenizer:
     vocab_size = 257
     lossless = True
     separator = 256
+    is_linear = True
     fingerprint = "byte"
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         return np.frombuffer(utf8(text, "text"), dtype=np.uint8).astype(np.int64)
+
+    def batches(self, blocks: Iterable[str]) -> Iterator[list[str]]:
+        return ([block] for block in blocks)
+
+    def encode_batch(self, pieces: Sequence[str]) -> npt.NDArray[np.int64]:
+        return self.encode("".join(pieces))
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
         return bytes(int(i) for i in ids if i != self.separator).decode("utf-8", errors="replace")
@@ -81,4 +106,4 @@ class ByteTokenizer:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / SAVED_AS).write_text(json.dumps({"name": self.name}), encoding="utf-8")
+        write_text(folder / SAVED_AS, json.dumps({"name": self.name}))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from archbench.data.documents import Corpus, Document, make_corpus
+from archbench.data.documents import Corpus, Document, TextDocument, make_corpus
 from archbench.data.hub import read_hub
-from archbench.data.local_text import read_path
+from archbench.data.local_text import check_files, list_files
 from archbench.data.splitting import split_documents
+from archbench.data.text_index import TextIndex
 from archbench.errors import DataError, did_you_mean
 
 _FOLDER = Path(__file__).parent / "embedded"
@@ -59,28 +60,54 @@ EMBEDDED: Mapping[str, EmbeddedCorpus] = {
 }
 
 
-def load_corpus(spec: str, *, validation_fraction: float = 0.1) -> Corpus:
+def load_corpus(spec: str, *, validation_fraction: float = 0.1, cache: Path | None = None) -> Corpus:
     """The corpus that ``spec`` names.
 
     Args:
         spec: a name in :data:`EMBEDDED`, a UTF-8 text file, a folder of them, or ``hf:NAME[:CONFIG]``.
         validation_fraction: share of the bytes held out, at the end, if the corpus has no validation split. 1 is for a
             text that is only scored: it is its own validation split.
+        cache: folder in which the checksums of files are kept, so that unchanged files are not read again; None reads
+            them.
 
     Raises:
-        DataError: there is no such corpus; a file is missing, empty, binary or not UTF-8; the text is too short.
+        DataError: there is no such corpus; a file is missing, empty, binary, not UTF-8, or not a regular file; the
+            text is too short.
+        StorageError: the cache folder cannot be written.
     """
     if spec in EMBEDDED:
         embedded = EMBEDDED[spec]
-        found = {split: _read_embedded(embedded, *file) for split, file in embedded.files.items()}
-        licence, source = embedded.licence, embedded.source
-    elif spec.startswith("hf:"):
-        found, licence, source = read_hub(spec.removeprefix("hf:")), "unknown", f"Hugging Face hub, {spec[3:]}"
-    elif os.path.exists(spec):
-        found, licence, source = {"train": tuple(read_path(Path(spec)))}, "unknown", f"local text, {spec}"
-    else:
-        next_step = f"Give an existing path, or the name of an embedded corpus. {did_you_mean(spec, EMBEDDED)}"
-        raise DataError(f"corpus {spec!r}", "there is no such file, folder or embedded corpus", next_step)
+        found: dict[str, Sequence[Document]] = {
+            split: _read_embedded(embedded, *file) for split, file in embedded.files.items()
+        }
+        return _split(spec, found, validation_fraction, licence=embedded.licence, source=embedded.source)
+    if spec.startswith("hf:"):
+        found, source = read_hub(spec.removeprefix("hf:")), f"Hugging Face hub, {spec[3:]}"
+        return _split(spec, found, validation_fraction, licence="unknown", source=source)
+    if os.path.exists(spec):
+        return _read_local(spec, validation_fraction, cache)
+    next_step = f"Give an existing path, or the name of an embedded corpus. {did_you_mean(spec, EMBEDDED)}"
+    raise DataError(f"corpus {spec!r}", "there is no such file, folder or embedded corpus", next_step)
+
+
+def _read_local(spec: str, validation_fraction: float, cache: Path | None) -> Corpus:
+    path = Path(spec)
+    files = list_files(path)
+    index = None if cache is None else TextIndex(cache, files, validation_fraction)
+    known = index and index.read()
+    if known:
+        return replace(known, name=spec, source=f"local text, {spec}")
+    documents = check_files(files, path)
+    corpus = _split(spec, {"train": documents}, validation_fraction, licence="unknown", source=f"local text, {spec}")
+    if index is not None:
+        index.write(corpus)
+    return corpus
+
+
+def _split(
+    spec: str, found: dict[str, Sequence[Document]], validation_fraction: float, *, licence: str, source: str
+) -> Corpus:
+    """A corpus of the splits ``found``, with a validation split cut from the training text if it has none."""
     held_out = "the validation split"
     if "validation" not in found and validation_fraction == 1:
         found["validation"], held_out = found["train"], "the whole text"
@@ -89,12 +116,12 @@ def load_corpus(spec: str, *, validation_fraction: float = 0.1) -> Corpus:
         found["train"], found["validation"] = split_documents(
             documents, validation_fraction, culprit=f"corpus {spec!r}"
         )
-        held, whole = (sum(len(one.to_bytes()) for one in part) for part in (found["validation"], documents))
+        held, whole = (sum(one.n_bytes for one in part) for part in (found["validation"], documents))
         held_out = f"the last {held / whole:.1%} of the bytes"
     return make_corpus(spec, found, licence=licence, source=source, held_out=held_out)
 
 
-def _read_embedded(embedded: EmbeddedCorpus, file_name: str, sha256: str) -> tuple[Document, ...]:
+def _read_embedded(embedded: EmbeddedCorpus, file_name: str, sha256: str) -> tuple[TextDocument, ...]:
     path = _FOLDER / file_name
     try:
         data = path.read_bytes()
@@ -106,4 +133,6 @@ def _read_embedded(embedded: EmbeddedCorpus, file_name: str, sha256: str) -> tup
     titles = list(embedded.title.finditer(text))
     ends = [title.start() for title in titles[1:]] + [len(text)]
     assert titles[0].start() == 0, f"{file_name} starts before its first document"
-    return tuple(Document(title["name"], text[title.start() : end]) for title, end in zip(titles, ends, strict=True))
+    return tuple(
+        TextDocument(title["name"], text[title.start() : end]) for title, end in zip(titles, ends, strict=True)
+    )

@@ -13,7 +13,9 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
 
 from archbench.data.gguf import GGUF, read_gguf
-from archbench.data.subword import END_OF_TEXT, SubwordTokenizer
+from archbench.data.subword import END_OF_TEXT, SubwordTokenizer, from_definition
+from archbench.data.text_cuts import DEFAULT_GGUF_PATTERNS, gpt4_pattern
+from archbench.data.tokenizer_file import MOST_IDS, library
 from archbench.errors import DataError
 
 PreTokenizer = pre_tokenizers.PreTokenizer
@@ -27,21 +29,11 @@ def _cut(*patterns: str) -> list[PreTokenizer]:
     return [*(pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in patterns), _BYTES]
 
 
-def _gpt4(numbers: str) -> list[PreTokenizer]:
-    rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-    return _cut(rf"'(?i:[sdmt]|re|ve|ll)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}|{rest}")
-
-
 PRE_TOKENIZERS: dict[str, list[PreTokenizer]] = {
-    "default": _cut(
-        r"[\p{P}$+<=>^~|]+",
-        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-        r"\p{N}+",
-        r"[0-9]{3}",
-    ),
+    "default": _cut(*DEFAULT_GGUF_PATTERNS),
     "gpt-2": [_GPT2],
-    "llama-bpe": _gpt4(r"\p{N}{1,3}"),
-    "qwen2": _gpt4(r"\p{N}"),
+    "llama-bpe": _cut(gpt4_pattern(r"\p{N}{1,3}")),
+    "qwen2": _cut(gpt4_pattern(r"\p{N}")),
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
 }
 """How text is cut before merging, by ``tokenizer.ggml.pre``; their token ids are verified against llama.cpp."""
@@ -52,8 +44,10 @@ _BEGINS_TEXTS = {"llama-bpe"}
 
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
 
+NEXT_STEP = "Name the model's own with --tokenizer file:tokenizer.json, or hf:NAME"
 
-def from_gguf(path: Path, *, name: str) -> SubwordTokenizer:
+
+def from_gguf(path: Path, *, name: str, cache: Path | None = None) -> SubwordTokenizer:
     """The tokenizer in the GGUF file at ``path``.
 
     Its separator is the token before each text in the model's training (``bos``, if ``add_bos_token`` says so), or
@@ -71,11 +65,10 @@ def from_gguf(path: Path, *, name: str) -> SubwordTokenizer:
     if pre not in PRE_TOKENIZERS:
         known = ", ".join(PRE_TOKENIZERS)
         raise _unusable(name, f"its pre-tokenizer is {pre!r}, but archbench knows {known}")
-    try:
+    with library(name, "its tokens and merges do not form a tokenizer", NEXT_STEP):
         tokenizer, separator = _built(file, str(pre))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise _unusable(name, f"its tokens and merges do not form a tokenizer ({error!r})") from None
-    return SubwordTokenizer(tokenizer.to_str(), name=name, separator=separator)
+        definition = tokenizer.to_str()
+    return from_definition(definition, name=name, separator=separator, cache=cache)
 
 
 def _built(file: GGUF, pre: str) -> tuple[tokenizers.Tokenizer, int | None]:
@@ -83,6 +76,8 @@ def _built(file: GGUF, pre: str) -> tuple[tokenizers.Tokenizer, int | None]:
         return file.metadata.get(f"tokenizer.ggml.{name}", default)
 
     tokens: list[str] = key("tokens")
+    if len(tokens) > MOST_IDS:
+        raise ValueError(f"{len(tokens):,} tokens are more than {MOST_IDS:,}")
     ids = {token: i for i, token in enumerate(tokens)}
     # A merge is two tokens separated by a space, and the first may begin with a space.
     merges = [(merge[:cut], merge[cut + 1 :]) for merge in key("merges") for cut in [merge.index(" ", 1)]]
@@ -92,10 +87,12 @@ def _built(file: GGUF, pre: str) -> tuple[tokenizers.Tokenizer, int | None]:
     types = list(zip(tokens, key("token_type", []), strict=False))
     tokenizer.add_special_tokens([_added(token) for token, kind in types if kind in (_UNKNOWN, _CONTROL)])
     tokenizer.add_tokens([_added(token) for token, kind in types if kind == _USER_DEFINED])
-    if key("add_bos_token", pre in _BEGINS_TEXTS) and (bos := key("bos_token_id")) is not None:
-        return tokenizer, int(bos)
     by_name = (ids[token] for token in END_OF_TEXT if token in ids and token != "<unk>")
-    return tokenizer, next(by_name, key("eos_token_id"))
+    bos = key("bos_token_id") if key("add_bos_token", pre in _BEGINS_TEXTS) else None
+    separator = next(by_name, key("eos_token_id")) if bos is None else bos
+    if separator is not None and int(separator) not in range(len(tokens)):
+        raise ValueError(f"{separator} is given as the id of its first or last token, but is none of a token")
+    return tokenizer, separator if separator is None else int(separator)
 
 
 def _added(token: str) -> AddedToken:
@@ -103,5 +100,4 @@ def _added(token: str) -> AddedToken:
 
 
 def _unusable(name: str, cause: str) -> DataError:
-    step = "Name the model's own with --tokenizer file:tokenizer.json, or hf:NAME"
-    return DataError(f"tokenizer {name!r}", cause, step)
+    return DataError(f"tokenizer {name!r}", cause, NEXT_STEP)

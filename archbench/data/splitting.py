@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-from archbench.data.documents import Document
+from archbench.data.documents import BLOCK, Document
 from archbench.errors import DataError
 
 
@@ -16,12 +16,12 @@ def split_documents(
 
     The cut is the document boundary nearest to the wanted position, if that leaves between half and twice the wanted
     share for validation. Otherwise (one document, or very uneven ones) the document at that position is cut: after a
-    line end if one is near, else between two characters.
+    line end if one is near, else between two characters. Only the text around the cut is read.
 
     Raises:
         DataError: the text is too short for two splits.
     """
-    sizes = [len(document.to_bytes()) for document in documents]
+    sizes = [document.n_bytes for document in documents]
     total = sum(sizes)
     wanted = total * (1 - validation_fraction)
     boundaries = list(accumulate(sizes))[:-1]
@@ -46,12 +46,25 @@ def split_documents(
 
 
 def _cut(document: Document, offset: int, validation_bytes: float) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-    data = document.to_bytes()
-    line = data.rfind(b"\n", 0, offset) + 1
     # Move to a line end, unless validation would grow by more than a tenth.
-    cut = line if line > 0 and offset - line <= 0.1 * validation_bytes else offset
-    while 0 < cut < len(data) and data[cut] & 0xC0 == 0x80:  # a UTF-8 continuation byte
+    most = 0.1 * validation_bytes
+    line = _line_before(document, offset, int(most) + 1)
+    cut = line if line > 0 and offset - line <= most else offset
+    while 0 < cut < document.n_bytes and document.read(cut, cut + 1)[0] & 0xC0 == 0x80:  # a UTF-8 continuation byte
         cut -= 1
-    parts = (data[:cut].decode("utf-8"), data[cut:].decode("utf-8"))
-    before, after = (((Document(document.name, part),) if part else ()) for part in parts)
+    before = (document.part(0, cut),) if cut else ()
+    after = (document.part(cut, document.n_bytes),) if cut < document.n_bytes else ()
     return before, after
+
+
+def _line_before(document: Document, offset: int, most: int) -> int:
+    """The byte after the last line end before ``offset``, or 0 if there is none in the ``most`` bytes before it."""
+    lowest = max(0, offset - most - 1)
+    end = offset
+    while end > lowest:
+        start = max(lowest, end - BLOCK)
+        found = document.read(start, end).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
+    return 0

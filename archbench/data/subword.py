@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,16 @@ import numpy.typing as npt
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from archbench.data import text_cuts
 from archbench.data.byte_tokenizer import SAVED_AS
 from archbench.data.cache import cache_folder, content_key, write_atomically
-from archbench.data.documents import Corpus, utf8
-from archbench.errors import DataError, one_line
+from archbench.data.documents import Corpus, text_blocks, utf8
+from archbench.data.text_cuts import steps
+from archbench.data.tokenizer_file import MOST_BYTES, check_definition, library
+from archbench.data.tokenizer_trial import try_out
+from archbench.errors import DataError, StorageError, one_line
+from archbench.files.loader import read_text
+from archbench.files.writing import write_text
 
 _log = logging.getLogger(__name__)
 
@@ -26,9 +32,6 @@ SMALLEST_BPE = 257
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]", "<unk>")
 """Names of end-of-text tokens. ``<unk>`` is the last resort for files without one, such as GPT-1's: a new id would
 change V, and published weights could not be scored."""
-_PIECE = 1 << 18
-"""Least characters of a piece of text that is encoded at once."""
-_PIECES_AT_ONCE = 64
 
 
 class SubwordTokenizer:
@@ -45,20 +48,21 @@ class SubwordTokenizer:
 
     def __init__(self, definition: str, *, name: str, separator: int | None = None) -> None:
         self.name = name
-        try:
+        check_definition(definition, name)
+        with library(name, "it is not a Hugging Face tokenizer", "Give a tokenizer.json"):
             self._tokenizer = tokenizers.Tokenizer.from_str(definition)
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-            cause = f"it is not a Hugging Face tokenizer ({error})"
-            raise DataError(f"tokenizer {name!r}", cause, "Give a tokenizer.json") from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        ids = self._tokenizer.get_vocab(with_added_tokens=True)
+            self._tokenizer.no_truncation()
+            self._tokenizer.no_padding()
+            ids = self._tokenizer.get_vocab(with_added_tokens=True)
+            self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
         if not ids:
             raise DataError(f"tokenizer {name!r}", "its vocabulary is empty", "Give a tokenizer.json with a vocabulary")
-        self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
         if separator is None:
             names = (_put_before_texts(self._definition), *END_OF_TEXT)
             separator = next((ids[token] for token in names if token in ids), max(ids.values()) + 1)
+        if separator > max(ids.values()) + 1:
+            cause = f"its separator is {separator}, and its highest id {max(ids.values())}"
+            raise DataError(f"tokenizer {name!r}", cause, "Restore the file that names the separator")
         self.separator: int = separator
         self.vocab_size: int = max(*ids.values(), separator) + 1
         self._make_special_tokens_ordinary()
@@ -67,7 +71,8 @@ class SubwordTokenizer:
         self.fingerprint = content_key(
             json.dumps(self._definition, sort_keys=True), str(separator), f"tokenizers {tokenizers.__version__}"
         )
-        self._cuts_at_lines = _is_gpt2_pattern(self._definition)
+        self._cuts = text_cuts.cuts(self._definition)
+        self.is_linear = text_cuts.is_linear(self._definition)
 
     def _make_special_tokens_ordinary(self) -> None:
         # encode_special_tokens covers the added tokens marked special. The separator must be one of them: otherwise
@@ -77,56 +82,84 @@ class SubwordTokenizer:
                 token["special"] = True
                 self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(self._definition))
         self._tokenizer.encode_special_tokens = True
+        self._tokenizer.post_processor = None  # a template might repeat the text
 
     def encode(self, text: str) -> npt.NDArray[np.int64]:
         utf8(text, "text")
-        pieces = list(_pieces(text)) if self._cuts_at_lines else [text]
-        ids = []
-        for i in range(0, len(pieces), _PIECES_AT_ONCE):
-            encodings = self._tokenizer.encode_batch_fast(pieces[i : i + _PIECES_AT_ONCE], add_special_tokens=False)
-            ids += [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-        return np.concatenate(ids)
+        ids = [self.encode_batch(batch) for batch in self.batches([text])]
+        return np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
+
+    def batches(self, blocks: Iterable[str]) -> Iterator[list[str]]:
+        return text_cuts.batches(text_cuts.pieces(blocks, self._cuts, culprit=f"tokenizer {self.name!r}"))
+
+    def encode_batch(self, pieces: Sequence[str]) -> npt.NDArray[np.int64]:
+        with library(self.name, "it fails at a text", "Use another tokenizer"):
+            encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+            ids = np.concatenate([np.array(encoding.ids, dtype=np.int64) for encoding in encodings])
+        if len(ids) and ids.max() >= self.vocab_size:
+            raise DataError(
+                f"tokenizer {self.name!r}", f"it gives the id {ids.max()}, which has no token", "Use another"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids if i != self.separator], skip_special_tokens=False)
+        with library(self.name, "it fails at decoding", "Use another tokenizer"):
+            return self._tokenizer.decode([int(i) for i in ids if i != self.separator], skip_special_tokens=False)
 
     def token_bytes(self) -> tuple[bytes, ...] | None:
         return self._token_bytes
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE_NAME).write_text(json.dumps(self._definition, ensure_ascii=False), encoding="utf-8")
-        saved = {"name": self.name, "separator": self.separator}
-        (folder / SAVED_AS).write_text(json.dumps(saved), encoding="utf-8")
+        definition = json.dumps(self._definition, ensure_ascii=False)
+        write_text(folder / FILE_NAME, definition)
+        digest = hashlib.sha256(definition.encode()).hexdigest()
+        write_text(folder / SAVED_AS, json.dumps({"name": self.name, "separator": self.separator, "sha256": digest}))
 
 
-def from_file(path: Path, *, name: str, separator: int | None = None) -> SubwordTokenizer:
+def from_file(
+    path: Path, *, name: str, separator: int | None = None, sha256: str | None = None, cache: Path | None = None
+) -> SubwordTokenizer:
     """The tokenizer in the ``tokenizer.json`` at ``path``.
 
+    Args:
+        sha256: of the file's content when it was written; None if nobody kept it.
+
     Raises:
-        DataError: the file is missing, unreadable, or not a tokenizer.
+        DataError: the file is missing, unreadable, too large, changed, or not a tokenizer that can be used.
     """
-    try:
-        definition = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise DataError(f"file {str(path)!r}", f"it cannot be read ({reason})", "Give a tokenizer.json") from None
+    culprit = f"file {str(path)!r}"
+    definition = read_text(path, limit=MOST_BYTES, error=DataError, culprit=culprit, next_step="Give a tokenizer.json")
+    if sha256 is not None and hashlib.sha256(definition.encode()).hexdigest() != sha256:
+        raise DataError(culprit, "it is damaged (its checksum differs from when it was written)", "Restore the file")
+    return from_definition(definition, name=name, separator=separator, cache=cache)
+
+
+def from_definition(definition: str, *, name: str, separator: int | None, cache: Path | None) -> SubwordTokenizer:
+    """The tokenizer that anybody may have written: it is tried out in another process if it might never end.
+
+    Raises:
+        DataError: it is not a tokenizer, or takes too long, or too much memory, or fails at a text.
+    """
+    try_out(definition, name, cache or cache_folder())
     return SubwordTokenizer(definition, name=name, separator=separator)
 
 
-def from_hub(hub_name: str, *, name: str) -> SubwordTokenizer:
+def from_hub(hub_name: str, *, name: str, cache: Path | None = None) -> SubwordTokenizer:
     """The tokenizer of the hub's repository ``hub_name``.
 
     Raises:
-        DataError: there is no network, no such repository, or no ``tokenizer.json`` in it.
+        DataError: there is no network, no such repository, no ``tokenizer.json`` in it, or none that can be used.
     """
     try:
-        tokenizer = tokenizers.Tokenizer.from_pretrained(hub_name)
+        from huggingface_hub import hf_hub_download
+
+        path = Path(hf_hub_download(hub_name, FILE_NAME))
     except Exception as error:  # the hub's errors have no common base
         cause = f"it cannot be fetched from the Hugging Face hub ({one_line(error)})"
         next_step = "Check the name and the network, or download its tokenizer.json and use file:tokenizer.json"
         raise DataError(f"tokenizer {name!r}", cause, next_step) from error
-    return SubwordTokenizer(tokenizer.to_str(), name=name)
+    return from_file(path, name=name, cache=cache)
 
 
 def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> SubwordTokenizer:
@@ -144,7 +177,7 @@ def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> Subword
     if path.exists():
         try:
             return from_file(path, name=name, separator=vocab_size - 1)
-        except DataError as error:
+        except (DataError, StorageError) as error:
             _log.warning("the cached tokenizer is damaged and is trained again: %s", error)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -154,45 +187,19 @@ def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> Subword
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    pieces = (piece for document in corpus.splits["train"] for piece in _pieces(document.text))
+    culprit = f"tokenizer {name!r}"
+    pieces = (
+        piece
+        for document in corpus.splits["train"]
+        for piece in text_cuts.pieces(text_blocks(document), text_cuts.KINDS, culprit=culprit)
+    )
     tokenizer.train_from_iterator(pieces, trainer)
     learnt = tokenizer.get_vocab_size() + 1
     if learnt < vocab_size:
         cause = f"the training text of {corpus.name!r} is too short: it gives {learnt} tokens, not {vocab_size}"
-        raise DataError(f"tokenizer {name!r}", cause, f"Ask for bpe:{learnt} or fewer, or give a longer text")
+        raise DataError(culprit, cause, f"Ask for bpe:{learnt} or fewer, or give a longer text")
     write_atomically(path, lambda file: file.write(tokenizer.to_str().encode()))
     return SubwordTokenizer(tokenizer.to_str(), name=name, separator=vocab_size - 1)
-
-
-_LINE_END = re.compile(r"(?<=\S)\n(?=\S)")
-
-
-def _is_gpt2_pattern(definition: dict[str, Any]) -> bool:
-    """Whether text is cut by GPT-2's pattern, after at most a cut at digits: then :func:`_pieces` changes nothing."""
-    *first, last = list(_steps(definition["pre_tokenizer"])) or [{"type": None}]
-    return (
-        all(step["type"] == "Digits" for step in first)
-        and last["type"] == "ByteLevel"
-        and bool(last["use_regex"])
-        and not last["add_prefix_space"]
-        and not definition.get("normalizer")
-        and all(token["special"] for token in definition["added_tokens"])
-    )
-
-
-def _pieces(text: str) -> Iterator[str]:
-    """``text`` in pieces that GPT-2's pattern separates anyway, to bound memory and use all cores.
-
-    To that pattern a newline between two non-space characters is a separate word, so a cut after it changes nothing.
-    """
-    start = 0
-    while start < len(text):
-        found = _LINE_END.search(text, start + _PIECE)
-        end = found.end() if found else len(text)
-        yield text[start:end]
-        start = end
-    if not text:
-        yield text
 
 
 def _put_before_texts(definition: dict[str, Any]) -> str | None:
@@ -212,7 +219,7 @@ def _token_bytes(
     definition: dict[str, Any], ids: dict[str, int], separator: int, vocab_size: int
 ) -> tuple[bytes, ...] | None:
     """The bytes of each id, if the file's alphabet is that of byte-level BPE: one character per byte."""
-    if not any(step["type"] == "ByteLevel" for step in _steps(definition["pre_tokenizer"])):
+    if not any(step["type"] == "ByteLevel" for step in steps(definition["pre_tokenizer"], "pretokenizers")):
         return None
     model = definition["model"]
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
@@ -231,25 +238,15 @@ def _token_bytes(
 
 
 def _keeps_every_byte(definition: dict[str, Any], ids: dict[str, int]) -> bool:
-    steps = list(_steps(definition["pre_tokenizer"]))
+    cuts = list(steps(definition["pre_tokenizer"], "pretokenizers"))
     return (
         not definition.get("normalizer")
         and definition["model"]["type"] == "BPE"
         and all(character in ids for character in _byte_alphabet())
-        and all(step["type"] in {"ByteLevel", "Split", "Digits", "Punctuation"} for step in steps)
-        and not any(step.get("add_prefix_space") or step.get("behavior") == "Removed" for step in steps)
+        and all(step["type"] in {"ByteLevel", "Split", "Digits", "Punctuation"} for step in cuts)
+        and not any(step.get("add_prefix_space") or step.get("behavior") == "Removed" for step in cuts)
         and not any(token["lstrip"] or token["rstrip"] for token in definition["added_tokens"] if not token["special"])
     )
-
-
-def _steps(pre_tokenizer: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
-    if pre_tokenizer is None:
-        return
-    if pre_tokenizer["type"] == "Sequence":
-        for step in pre_tokenizer["pretokenizers"]:
-            yield from _steps(step)
-    else:
-        yield pre_tokenizer
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -5,12 +5,16 @@ No torch here.
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from archbench.data.byte_tokenizer import SAVED_AS, ByteTokenizer, Tokenizer
-from archbench.errors import DataError, UnknownNameError, UsageError, did_you_mean, one_line
+from archbench.data.tokenizer_file import MOST_IDS
+from archbench.errors import DataError, UnknownNameError, UsageError, did_you_mean
+from archbench.files.loader import read_model
 
 if TYPE_CHECKING:
     from archbench.data.documents import Corpus
@@ -26,31 +30,31 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
             split; ``file:PATH``, a ``tokenizer.json`` of Hugging Face tokenizers; ``hf:NAME``, the same from the
             hub; ``gguf:FILE``, the one in a GGUF file; ``saved:FOLDER``, written by :meth:`Tokenizer.save`.
         corpus: needed by ``bpe:N`` only.
-        cache: folder of trained tokenizers; None for :func:`archbench.data.cache.cache_folder`.
+        cache: folder of trained and tried tokenizers; None for :func:`archbench.data.cache.cache_folder`.
 
     Raises:
         UsageError: there is no such kind of tokenizer, or N is too small.
-        DataError: the tokenizer cannot be read, fetched or trained.
+        DataError: the tokenizer cannot be read, fetched, trained or used.
         CheckpointError: the GGUF file cannot be read.
     """
     kind, _, argument = spec.partition(":")
     if spec == "byte":
         return ByteTokenizer()
     if kind == "saved":
-        return _load_saved(Path(argument))
+        return _load_saved(Path(argument), cache)
     if kind not in {"bpe", "file", "gguf", "hf"} or not argument:
         raise UnknownNameError(f"tokenizer {spec!r}", "there is no such tokenizer", did_you_mean(spec, KINDS))
     # Imported late: the library is slow to import, and a run on bytes does not need it.
     from archbench.data import subword
 
     if kind == "file":
-        return subword.from_file(Path(argument).expanduser(), name=spec)
+        return subword.from_file(Path(argument).expanduser(), name=spec, cache=cache)
     if kind == "gguf":
         from archbench.data.gguf_tokenizer import from_gguf
 
-        return from_gguf(Path(argument).expanduser(), name=spec)
+        return from_gguf(Path(argument).expanduser(), name=spec, cache=cache)
     if kind == "hf":
-        return subword.from_hub(argument, name=spec)
+        return subword.from_hub(argument, name=spec, cache=cache)
     if not argument.isascii() or not argument.isdigit() or int(argument) < subword.SMALLEST_BPE:
         raise UsageError(
             f"tokenizer {spec!r}",
@@ -62,16 +66,21 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
     return subword.train_bpe(corpus, int(argument), cache=cache)
 
 
-def _load_saved(folder: Path) -> Tokenizer:
-    path = folder / SAVED_AS
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        name, separator = saved["name"], saved.get("separator")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        cause = f"it holds no saved tokenizer ({one_line(error)})"
-        raise DataError(f"folder {str(folder)!r}", cause, "Give a folder that a run saved its tokenizer to") from None
-    if name == ByteTokenizer.name:
+@dataclass(frozen=True)
+class _Saved:
+    """What stands in :data:`SAVED_AS`; earlier archbenches wrote no digest of the file beside it."""
+
+    name: str
+    separator: Annotated[int, Field(ge=0, lt=MOST_IDS)] | None = None
+    sha256: str | None = None
+
+
+def _load_saved(folder: Path, cache: Path | None) -> Tokenizer:
+    next_step = "Give a folder that a run saved its tokenizer to"
+    saved = read_model(_Saved, folder / SAVED_AS, error=DataError, next_step=next_step)
+    if saved.name == ByteTokenizer.name:
         return ByteTokenizer()
     from archbench.data import subword
 
-    return subword.from_file(folder / subword.FILE_NAME, name=name, separator=separator)
+    file = folder / subword.FILE_NAME
+    return subword.from_file(file, name=saved.name, separator=saved.separator, sha256=saved.sha256, cache=cache)

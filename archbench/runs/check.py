@@ -51,7 +51,7 @@ def run_check(
         _affordable(architecture, model_config, device),
         device,
         import_changes=changes,
-        text=Text.of(prepare(run.config.data)),
+        text=Text.of(prepare(run.config.data, sha256=run.facts.get("corpus_sha256"))),
         batch_sizes=(run.config.quality.batch_size, *run.config.speed.batch_sizes),
     )
     results: list[dict[str, Any]] = []

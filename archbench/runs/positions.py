@@ -29,7 +29,7 @@ def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bo
     a table of positions has too few rows, so the window cannot be read.
     """
     architecture, trained = load_architecture(run)
-    data = prepare(run.config.data)
+    data = prepare(run.config.data, sha256=run.facts.get("corpus_sha256"))
     T = trained.context_length
     width = max(1, T // BUCKETS)
     for multiple in MULTIPLES:

@@ -15,7 +15,7 @@ from archbench.files.writing import replace_atomically
 from archbench.measure.memory import peak_memory
 from archbench.measure.score_audit import ScoreAudit
 from archbench.measure.scoring import QualityScore, score
-from archbench.measure.text_floors import floors
+from archbench.measure.text_floors import MOST_COUNTED, floors
 from archbench.runs.audit import Audit, scoring_leaves_alone
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model
@@ -64,7 +64,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     """
     config = run.config
     architecture, model_config = load_architecture(run)
-    data = prepare(config.data)
+    data = prepare(config.data, sha256=run.facts.get("corpus_sha256"))
     model = trained_model(run, architecture, model_config, device)
     rows.common |= {
         "parameters": count_parameters(model),
@@ -84,7 +84,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     rows.add("bytes_scored", result.bytes)
     rows.add("documents", len(result.documents))
     # A text that is scored as a whole leaves none to count n-grams in.
-    counted = None if config.data.validation_fraction == 1 else data.corpus.to_bytes("train")
+    counted = None if config.data.validation_fraction == 1 else data.corpus.to_bytes("train", MOST_COUNTED)
     for name, bits_per_byte in floors(counted, data.corpus.to_bytes("validation")).items():
         rows.add(f"floor_{name}", bits_per_byte)
     rows.add_memory(memory)

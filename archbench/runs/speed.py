@@ -140,7 +140,7 @@ def _prompts(run: RunFolder, device: torch.device) -> Iterator[tuple[int, int, T
     """
     lengths = run.config.speed.prompt_lengths
     assert lengths is not None, "prompt lengths are resolved before the first phase"
-    stream = prepare(run.config.data).train
+    stream = prepare(run.config.data, sha256=run.facts.get("corpus_sha256")).train
     for P, B in product(lengths, run.config.speed.batch_sizes):
         starts = np.linspace(0, len(stream) - P, B).astype(np.int64)
         prompt = np.stack([stream[start : start + P] for start in starts]).astype(np.int64)  # (B, P)

@@ -37,7 +37,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
     """
     config, recipe = run.config, run.config.training
     architecture, model_config = load_architecture(run)
-    data = prepare(config.data)
+    data = prepare(config.data, sha256=run.facts.get("corpus_sha256"))
     dtype = getattr(torch, config.dtype)
     T, B = model_config.context_length, recipe.batch_size
 
