@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
@@ -106,13 +106,24 @@ _add("Look", list_architectures, show, doctor, clean)
 _add("Add your own", new, check, regress)
 
 
+@contextlib.contextmanager
+def _showing_warnings() -> Iterator[None]:
+    """Within this context archbench's warnings are paragraphs on standard error."""
+    before = warnings.showwarning
+    warnings.showwarning = _show_warning(before)
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+@_showing_warnings()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns the exit code. Errors are one paragraph on stderr, without a traceback."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = given[: given.index("--")] if "--" in given else given
     debug = "--debug" in options or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0", "false")
     given = [option for option in options if option != "--debug"] + given[len(options) :]
-    warnings.showwarning = _show_warning(warnings.showwarning)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: an encoding may lack some characters
     received: list[str] = []

@@ -29,4 +29,4 @@ def say(kind: str, text: str) -> None:
     """One paragraph on standard error; ``kind`` is Error, Warning or another label."""
     colour = typer.colors.YELLOW if kind == "Warning" else typer.colors.RED
     label = kind if "NO_COLOR" in os.environ else typer.style(kind, fg=colour, bold=True)
-    typer.echo(f"{label}: {visible(text)}" if text else label, err=True)
+    typer.echo(f"{label}: {visible(text, lines=False)}" if text else label, err=True)
