@@ -20,6 +20,7 @@ import pytest
 import archbench
 from archbench.config import RunConfig
 from archbench.errors import StorageError
+from archbench.files.seal import unsealed
 from archbench.results.schema import ROLES
 from archbench.study.compare_results import unit_scores
 from archbench.study.engine import Job, _measure
@@ -71,7 +72,7 @@ def hostile(tmp_path: Path, minimal_plugin: str) -> Path:
 
 
 def outcome_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
+    found: dict[str, Any] = unsealed(json.loads((folder / "comparison.json").read_text()))
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import archbench as package
+from archbench.files.seal import unsealed
 from archbench.study.probe import verdict_of
 from command_line import archbench
 from installations import RunCLI, kill_when_said, write_package
@@ -66,7 +67,7 @@ def write_plugins(folder: Path) -> tuple[str, ...]:
 
 
 def outcome_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "probe.json").read_text())
+    found: dict[str, Any] = unsealed(json.loads((folder / "probe.json").read_text()))
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import archbench as package
+from archbench.files.seal import unsealed
 from archbench.report.contents import read
 from archbench.report.markdown import markdown
 from command_line import archbench
@@ -20,7 +21,7 @@ from installations import RunCLI, kill_when_said
 
 
 def outcome_of(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "scale.json").read_text())
+    found: dict[str, Any] = unsealed(json.loads((folder / "scale.json").read_text()))
     return found
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from archbench.errors import StorageError, UsageError
+from archbench.files.seal import unsealed
 from archbench.results.lock import locked
-from archbench.results.reading import read_results
+from archbench.results.reading import DIGESTS, read_results
 from archbench.results.store import write_run
 from test_results_schema import COMMON
 
@@ -57,7 +58,7 @@ def complete_runs(out: Path) -> dict[str, int]:
     counts: dict[str, int] = frame.groupby("run_id").size().to_dict() if len(frame) else {}
     assert set(counts.values()) <= {ROWS}
     for run_id in counts:
-        assert json.loads((out / f"{run_id}.json").read_text()).keys() == {"writer"}
+        assert unsealed(json.loads((out / f"{run_id}.json").read_text())).keys() == {"writer", DIGESTS}
     return counts
 
 
@@ -133,7 +134,7 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="already written"):
         write_run(tmp_path, "20260101T000000-aaaaaa", [{**row, "value": 2.0}], {"first": False}, COMMON)
     assert path.read_bytes() == before
-    assert json.loads(path.with_suffix(".json").read_text()) == {"first": True}
+    assert json.loads(path.with_suffix(".json").read_text())["first"] is True
     assert sorted(file.suffix for file in tmp_path.iterdir()) == [".json", ".parquet"], "no temporary file stays behind"
 
 

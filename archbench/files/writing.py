@@ -59,10 +59,15 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """:func:`replace_atomically` with a small text.
+def write_bytes(path: Path, content: bytes) -> None:
+    """:func:`replace_atomically` with a content that is made already.
 
     Raises:
         OSError: the folder cannot be written.
     """
-    replace_atomically(path, lambda file: file.write(text.encode()))
+    replace_atomically(path, lambda file: file.write(content))
+
+
+def write_text(path: Path, text: str) -> None:
+    """As :func:`write_bytes`."""
+    write_bytes(path, text.encode())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import glob
-import json
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from archbench.errors import ArchbenchWarning, StorageError
+from archbench.files.loader import read_json
+from archbench.files.parquet import read_parquet
 from archbench.results.filters import Where, conditions, matches
 from archbench.results.schema import (
     OK,
@@ -25,6 +27,12 @@ from archbench.results.schema import (
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
+
+DIGESTS = "parquet"
+"""Key in the JSON beside a run: size and SHA-256 of its Parquet file. A second entry is that of the record of a
+failure that the file replaces, in case the writer was killed between the two files."""
+
+_AGAIN = "Move it away and repeat the run; archbench fsck says whether its rows can be had again"
 
 
 def read_results(
@@ -114,20 +122,8 @@ def _finished(files: Any) -> list[Path]:
 
 
 def _read(file: Path) -> pa.Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        # Files are small; and a truncated memory map would crash.
-        table = pq.read_table(file, memory_map=False, use_threads=False, partitioning=None)
-    except FileNotFoundError:
-        raise StorageError(str(file), "there is no such file", "Name an existing file") from None
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        cause = f"it is corrupt or not a Parquet file ({reason})"
-        raise StorageError(
-            str(file), cause, "Move it away and repeat the run; its configuration is in the .json beside it"
-        ) from error
+    table, content = read_parquet(file, next_step=_AGAIN)
+    _check_pair(file, content)
     version = file_version(table.schema)
     if version is None:
         raise StorageError(
@@ -137,6 +133,29 @@ def _read(file: Path) -> pa.Table:
         cause = f"its schema version is {version}, but this archbench reads versions up to {SCHEMA_VERSION}"
         raise StorageError(str(file), cause, "Install the newest archbench")
     return _upgraded(table if version >= 4 else _with_roles(table, file), file)
+
+
+def digest(content: bytes) -> dict[str, Any]:
+    """What the JSON beside a run says of its Parquet file."""
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+
+
+def _check_pair(file: Path, content: bytes) -> None:
+    """Refuse a file that is whole, but another one than the JSON beside it describes.
+
+    A JSON file that is itself damaged stops nobody: rows have their own checksum. ``archbench fsck`` names it.
+    """
+    beside = file.with_suffix(".json")
+    if file.name == ROWS or not beside.is_file():
+        return
+    try:
+        described = read_json(beside, next_step="", sealing="optional")
+    except StorageError:
+        return
+    known = described.get(DIGESTS) if isinstance(described, dict) else None
+    if known is not None and digest(content) not in known:
+        cause = f"it is not the file that {beside.name} beside it describes"
+        raise StorageError(str(file), cause, f"Restore both files, or read it elsewhere, without {beside.name}")
 
 
 def _with_roles(table: pa.Table, file: Path) -> pa.Table:
@@ -166,10 +185,10 @@ def _roles(file: Path) -> dict[str, str]:
     outcomes = [file.with_name(name) for name in OUTCOMES if file.name == ROWS and file.with_name(name).is_file()]
     for outcome in outcomes:
         try:
-            content = json.loads(outcome.read_text(encoding="utf-8"))
+            content = read_json(outcome, next_step=_AGAIN, sealing="optional")
             cells = content.get("cells") or [{**trial, "stage": "point"} for trial in content["trials"]]
             roles |= {cell["run_id"]: ROLES[cell["stage"]] for cell in cells if cell["run_id"] is not None}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (StorageError, KeyError, TypeError, AttributeError) as error:
             cause = f"{outcome.name} beside it cannot be read ({error}), which says which rows are trials"
             raise StorageError(str(file), cause, "Run the study's command again to write both anew") from error
     if file.name == ROWS and not outcomes:

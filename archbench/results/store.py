@@ -1,27 +1,28 @@
 """Writing runs: one Parquet file a run, never overwritten, never visible half written.
 
 A file is written under a hidden temporary name in the same folder, flushed to disk and then linked to its own
-name, which fails if that name is taken. So readers see only whole files, and any number of processes write at once
-without locks. The configuration (JSON) appears before the rows, so every Parquet file has one beside it.
+name, which fails if that name is taken. So readers see only whole files, and any number of processes write at once.
+The configuration (JSON) appears before the rows, so every Parquet file has one beside it, with the file's digest.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import secrets
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.errors import ArchbenchWarning, StorageError
-from archbench.files.writing import flush, replace_atomically, temporary_beside
+from archbench.files.parquet import sealed_parquet
+from archbench.files.seal import sealed
+from archbench.files.writing import flush, temporary_beside, write_bytes
 from archbench.results.metrics import UNITS
-from archbench.results.reading import run_failed
+from archbench.results.reading import DIGESTS, digest, run_failed
 from archbench.results.schema import COLUMNS, OK, SCHEMA_VERSION, Column, arrow_schema, did_you_mean_column
 
 if TYPE_CHECKING:
@@ -121,7 +122,8 @@ def write_run(
         rows: one mapping a measurement, column name -> value. A missing nullable column is null, a missing
             ``repeat`` 0, a missing ``status`` ok, and a missing ``unit`` the one of
             :data:`archbench.results.metrics.METRICS`.
-        config: the frozen RunConfig, as JSON-ready values.
+        config: the frozen RunConfig, as JSON-ready values. The file has the digest of the rows too
+            (:data:`archbench.results.reading.DIGESTS`).
         common: columns that are the same in every row; a row's own value wins.
         replace: atomically replace this run's file if it says that the run failed (:func:`run_failed`).
 
@@ -135,15 +137,18 @@ def write_run(
     folder = Path(out)
     final = folder / f"{run_id}.parquet"
     table = run_table(run_id, rows, common or {})
-    settings = json.dumps(dict(config), indent=2, sort_keys=False, ensure_ascii=False).encode() + b"\n"
+    content = sealed_parquet(table)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        replaces = replace and final.exists() and run_failed(final)
-        if final.exists() and not replaces:
-            raise FileExistsError(errno.EEXIST, "File exists", str(final))
-        # A JSON file without its Parquet file is what a killed writer leaves; it may be replaced.
-        _publish(folder / f"{run_id}.json", settings, replace=True)
-        _publish(final, _parquet(table), replace=replaces)
+        with _alone_in(folder):
+            replaces = replace and final.exists() and run_failed(final)
+            if final.exists() and not replaces:
+                raise FileExistsError(errno.EEXIST, "File exists", str(final))
+            # A writer that is killed between the two leaves the replaced file, which its JSON must know too.
+            digests = [digest(content), *([digest(final.read_bytes())] if replaces else [])]
+            # A JSON file without its Parquet file is what a killed writer leaves; it may be replaced.
+            _publish(folder / f"{run_id}.json", sealed({**config, DIGESTS: digests}).encode(), replace=True)
+            _publish(final, content, replace=replaces)
     except FileExistsError as error:
         raise StorageError(str(final), "this run was already written", "Give the new run an id of its own") from error
     except OSError as error:
@@ -151,6 +156,23 @@ def write_run(
             str(folder), f"run {run_id} cannot be written ({error.strerror or error})", _rescue(folder, run_id)
         ) from error
     return final
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One writer at a time, so that the JSON beside a run is its own; death releases the folder."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # file systems without locks: run ids are random, so two never meet
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _rescue(folder: Path, run_id: str) -> str:
@@ -167,10 +189,10 @@ def _publish(path: Path, content: bytes, *, replace: bool) -> None:
     without them the check and the rename are two steps.
     """
     if replace:
-        replace_atomically(path, lambda file: file.write(content))
+        write_bytes(path, content)
     else:
         temporary = temporary_beside(path)
-        replace_atomically(temporary, lambda file: file.write(content))
+        write_bytes(temporary, content)
         try:
             _link(temporary, path)
         finally:
@@ -190,17 +212,6 @@ def _link(temporary: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(errno.EEXIST, "File exists", str(path)) from error
         os.rename(temporary, path)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    # Made in memory first: a run is small, and every disk error is then an OSError.
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
 
 
 def run_table(run_id: str, rows: Sequence[Mapping[str, Any]], common: Mapping[str, Any]) -> pa.Table:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
 from archbench.config import RunConfig
 from archbench.data.dataset import Dataset, prepare
-from archbench.files.writing import replace_atomically
+from archbench.files.parquet import sealed_parquet
+from archbench.files.writing import write_bytes
 from archbench.measure.memory import peak_memory
 from archbench.measure.score_audit import ScoreAudit
 from archbench.measure.scoring import QualityScore, score
@@ -105,4 +103,4 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     for name, table in (("documents", documents), ("blocks", blocks)):
         file = run.path / f"{name}.parquet"
         with run.storing(file):
-            replace_atomically(file, partial(pq.write_table, table))
+            write_bytes(file, sealed_parquet(table))

@@ -12,9 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyarrow as pa
 
-from archbench.errors import StorageError
+from archbench.files.parquet import read_parquet
 from archbench.study.compare_plan import ComparePlan
 from archbench.study.comparison_outcome import Cell, Model, Spent, Units
 from archbench.study.contract import Contender
@@ -168,8 +167,6 @@ def _bits(documents: pd.DataFrame) -> float:
 
 def _table(folder: Path, record: Record, name: str) -> pd.DataFrame:
     file = run_folder(folder, record) / f"{name}.parquet"
-    try:
-        return pd.read_parquet(file)
-    except (OSError, pa.ArrowException) as error:
-        step = f"Delete {folder / 'cells' / record.key}.json to measure that cell again"
-        raise StorageError(str(file), f"it cannot be read ({error})", step) from error
+    step = f"Delete {folder / 'cells' / record.key}.json to measure that cell again"
+    frame: pd.DataFrame = read_parquet(file, next_step=step)[0].to_pandas()
+    return frame

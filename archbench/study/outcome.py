@@ -6,7 +6,6 @@ Quantities are in base units (seconds, bytes, tokens, FLOP, bits per byte, nats 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,7 +16,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializ
 
 from archbench.errors import StorageError
 from archbench.files.loader import read_json, validated
-from archbench.files.writing import replace_atomically, write_text
+from archbench.files.parquet import sealed_parquet
+from archbench.files.seal import sealed
+from archbench.files.writing import write_bytes, write_text
 from archbench.results.schema import ROWS
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class Outcome(Part):
             cause = f"its {cls.noun} is unfinished: it has a {cls.plan_file} and no {cls.file}"
             step = f"Finish it with the {cls.command_name} command that began it"
             raise StorageError(str(folder), cause, f"{step}, or show its runs: {folder}/runs/*/*.parquet")
-        content = read_json(file, next_step=again)
+        content = read_json(file, next_step=again, sealing="optional")
         if not isinstance(content, dict) or not isinstance(content.get("format"), int):
             raise StorageError(str(file), "it does not state its format", again)
         if content["format"] > cls.newest:
@@ -151,14 +152,11 @@ class Outcome(Part):
             StorageError: the folder cannot be written.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
             if tables:
-                rows = pa.concat_tables(tables)
-                replace_atomically(folder / ROWS, lambda file: pq.write_table(rows, file, compression="zstd"))
-            text = json.dumps(self.as_json(), indent=1, ensure_ascii=False, allow_nan=False)
-            write_text(folder / self.file, text + "\n")
+                write_bytes(folder / ROWS, sealed_parquet(pa.concat_tables(tables)))
+            write_text(folder / self.file, sealed(self.as_json(), indent=1, allow_nan=False))
         except OSError as error:
             step = "Make room and run the same command again: what was measured is kept"
             raise StorageError(str(folder), f"the outcome cannot be written ({error.strerror})", step) from error

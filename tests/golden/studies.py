@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from archbench.files.seal import unsealed
 from golden import adapters
 
 HERE = Path(__file__).parent
@@ -49,13 +50,13 @@ def written_again(study: str, folder: Path) -> dict[str, Any]:
         command = COMPARE if study == "comparison" else SCALE
         code, out, error = adapters.output(*command, "--out", str(folder))
         assert code == 0, error
-        assert json.loads(out) == json.loads((folder / OUTCOMES[study]).read_text())
+        assert json.loads(out) == unsealed(json.loads((folder / OUTCOMES[study]).read_text()))
     return outcome_in(folder, study)
 
 
 def outcome_in(folder: Path, study: str) -> dict[str, Any]:
     """What a study's outcome says of what was measured."""
-    outcome = json.loads((folder / OUTCOMES[study]).read_text())
+    outcome = unsealed(json.loads((folder / OUTCOMES[study]).read_text()))
     return {name: _without_prose(value) for name, value in outcome.items() if name not in INCIDENTAL}
 
 
