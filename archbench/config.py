@@ -202,8 +202,10 @@ class RunConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _fill_from_profile(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(values, dict):
+            return values  # pydantic says that it must be one
         name = values.get("profile", "quick")
-        if name not in PROFILES:
+        if not isinstance(name, str) or name not in PROFILES:
             raise UnknownNameError(f"profile {name!r}", "there is no such profile", did_you_mean(str(name), PROFILES))
         published = {} if values.get("weights") is None else {"preset": PUBLISHED}
         return filled({**PROFILES[name], **published}, values)
@@ -211,6 +213,24 @@ class RunConfig(Frozen):
     def config_hash(self) -> str:
         """Twelve hex digits that agree for runs that differ only in seed and in what changes no number."""
         return _hash(self, {"seed", "out", "trackers", "profile", "checked", "time_limit"})
+
+
+class RunFile(BaseModel):
+    """The types of what the command reads of a run file by itself, before a :class:`RunConfig` validates all of it."""
+
+    model_config = ConfigDict(strict=True)
+
+    architecture: str = ""
+    device: str = ""
+    profile: str = ""
+    weights: str = ""
+    seed: int = 0
+    plugins: list[str] = []
+    data: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    quality: dict[str, Any] = {}
+    speed: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
 
 
 class KernelConfig(Frozen):

@@ -19,6 +19,7 @@ from archbench_plugins.gpt1 import GPT1
 from torch import nn
 
 from archbench.errors import ArchbenchError, CheckpointError, StorageError
+from archbench.files.seal import sealed, unsealed
 from archbench.training.checkpoints import latest_checkpoint, load_latest, load_weights, save_checkpoint
 from training_setup import FORKSERVER, losses, model_config, recipe, run
 
@@ -228,10 +229,10 @@ def test_a_checkpoint_runs_no_code_even_if_its_checksums_are_right(tmp_path: Pat
     newest = save(tmp_path, 1)
     marker = tmp_path / "ran"
     torch.save({"optimizer": Malicious(marker)}, newest / "training.pt")
-    manifest = json.loads((newest / "manifest.json").read_text())
+    manifest = unsealed(json.loads((newest / "manifest.json").read_text()))
     content = (newest / "training.pt").read_bytes()
     manifest["files"]["training.pt"] = {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
-    (newest / "manifest.json").write_text(json.dumps(manifest))
+    (newest / "manifest.json").write_text(sealed(manifest))
     with pytest.raises(CheckpointError, match="runs no code"):
         load_latest(tmp_path)
     assert not marker.exists()

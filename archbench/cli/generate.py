@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -104,13 +103,10 @@ def _prompt(prompt: str | None, prompt_file: str | None) -> str:
         raise UsageError("--prompt", "it is given beside --prompt-file", "Give one of the two")
     if prompt_file is None:
         return prompt or ""
-    try:
-        return Path(prompt_file).read_bytes().decode("utf-8")
-    except OSError as error:
-        raise DataError(f"--prompt-file {prompt_file}", f"{error.strerror}", "Name a text file") from error
-    except UnicodeDecodeError as error:
-        cause = f"it is not UTF-8 ({error.reason})"
-        raise DataError(f"--prompt-file {prompt_file}", cause, "Save it as UTF-8") from error
+    from archbench.files.loader import read_text
+
+    culprit = f"--prompt-file {prompt_file}"
+    return read_text(prompt_file, error=DataError, culprit=culprit, next_step="Name a text file in UTF-8")
 
 
 def _write(text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -238,10 +237,11 @@ def read_run_file(path: str) -> dict[str, Any]:
     Raises:
         UsageError: the file cannot be read, or it is not TOML.
     """
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--file {path}", f"it cannot be read ({error.strerror})", "Check the path") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        step = 'Write TOML, for instance: architecture = "gpt2", and below it [training] with steps = 2000'
-        raise UsageError(f"--file {path}", f"it is not TOML ({error})", step) from None
+    from archbench.config import RunFile
+    from archbench.files.loader import read_toml, validated
+
+    culprit = f"--file {path}"
+    step = 'Write TOML, for instance: architecture = "gpt2", and below it [training] with steps = 2000'
+    content = read_toml(path, error=UsageError, culprit=culprit, next_step=step)
+    validated(RunFile, content, error=UsageError, culprit=culprit, next_step="Correct that field")
+    return content

@@ -7,9 +7,11 @@ archbench reads as a whole goes through here, so that such a file ends in an err
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import os
 import stat
+import tomllib
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -118,24 +120,6 @@ def read_json(
         _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
 
 
-def read_lines(
-    path: str | Path,
-    *,
-    limit: int = LIMIT,
-    error: type[ArchbenchError] = StorageError,
-    culprit: str | None = None,
-    next_step: str,
-    sealing: Sealing = "none",
-) -> list[dict[str, Any]]:
-    """As :func:`read_json`, of a file with a JSON object in each line."""
-    text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
-    try:
-        lines = unsealed([json.loads(line) for line in text.splitlines()], sealing)
-    except (ValueError, RecursionError) as cause:
-        _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
-    return validated(list[dict[str, Any]], lines, error=error, culprit=culprit or str(path), next_step=next_step)
-
-
 def read_model(
     kind: type[M],
     path: str | Path,
@@ -151,6 +135,52 @@ def read_model(
     return validated(kind, content, error=error, culprit=culprit or str(path), next_step=next_step)
 
 
+def read_lines(
+    path: str | Path,
+    *,
+    limit: int = 4 * LIMIT,
+    error: type[ArchbenchError] = StorageError,
+    culprit: str | None = None,
+    next_step: str,
+    sealing: Sealing = "none",
+) -> list[dict[str, Any]]:
+    """As :func:`read_json`, of a file with a JSON object in each line."""
+    parsed: list[Any] = []
+    text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    try:
+        parsed.extend(map(json.loads, text.splitlines()))
+        lines = unsealed(parsed, sealing)
+    except (ValueError, RecursionError) as cause:
+        reason = f"line {len(parsed) + 1}: {one_line(cause)}" if len(parsed) < len(text.splitlines()) else str(cause)
+        _damaged(error, culprit or str(path), reason, next_step, cause)
+    return validated(list[dict[str, Any]], lines, error=error, culprit=culprit or str(path), next_step=next_step)
+
+
+def validated_line(kind: type[M], line: bytes, *, error: type[ArchbenchError], culprit: str, next_step: str) -> M:
+    """One JSON value as a ``kind``; see :func:`validated`."""
+    try:
+        found: M = _adapter(kind).validate_json(line)
+        return found
+    except ValidationError as cause:
+        _damaged(error, culprit, _first_finding(cause), next_step, cause)
+
+
+def read_toml(
+    path: str | Path,
+    *,
+    limit: int = 1 << 20,
+    error: type[ArchbenchError] = StorageError,
+    culprit: str | None = None,
+    next_step: str,
+) -> dict[str, Any]:
+    """As :func:`read_text`, parsed as TOML."""
+    text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as cause:
+        _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
+
+
 def validated(kind: type[M], content: Any, *, error: type[ArchbenchError], culprit: str, next_step: str) -> M:
     """``content``, parsed JSON, as a ``kind``.
 
@@ -158,14 +188,22 @@ def validated(kind: type[M], content: Any, *, error: type[ArchbenchError], culpr
         ArchbenchError: of the class ``error``: the first wrong field and what is wrong with it.
     """
     try:
-        return TypeAdapter(kind).validate_python(content)
+        found: M = _adapter(kind).validate_python(content)
+        return found
     except (ValidationError, RecursionError) as cause:
-        reason = one_line(cause)
-        if isinstance(cause, ValidationError):
-            first = cause.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            reason = f"the field {place} is wrong: {first['msg']}" if place else first["msg"]
+        reason = _first_finding(cause) if isinstance(cause, ValidationError) else one_line(cause)
         _damaged(error, culprit, reason, next_step, cause)
+
+
+_adapter: Any = functools.cache(TypeAdapter)
+
+
+def _first_finding(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))[:200]
+    said = first.get("ctx", {}).get("error")
+    message = f"{said.culprit}: {said.cause}" if isinstance(said, ArchbenchError) else first["msg"]
+    return f"the field {place} is wrong: {message}" if place else message
 
 
 def _damaged(error: type[ArchbenchError], culprit: str, reason: str, next_step: str, cause: BaseException) -> NoReturn:

@@ -10,13 +10,12 @@ import hashlib
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from archbench.errors import UsageError, one_line
+from archbench.errors import UsageError
 from archbench.hookspecs import GROUP
 
 PLUGINS_VARIABLE = "ARCHBENCH_PLUGINS"
@@ -144,17 +143,17 @@ def project_plugin(name: str, folder: Path) -> Path | None:
     such entry point, or one for a module inside a package, which cannot be loaded by its path.
 
     Raises:
-        UsageError: the ``pyproject.toml`` is not valid TOML.
+        UsageError: the ``pyproject.toml`` cannot be read.
     """
     files = (parent / "pyproject.toml" for parent in (folder, *folder.parents))
     settings = next((file for file in files if file.is_file()), None)
     if settings is None:
         return None
-    try:
-        project = tomllib.loads(settings.read_text("utf-8")).get("project", {})
-    except ValueError as error:
-        raise UsageError(str(settings), f"it cannot be read: {one_line(error)}", "Correct it") from error
-    module = project.get("entry-points", {}).get(GROUP, {}).get(name)
+    from archbench.plugin.pyproject import (
+        read_settings,
+    )  # late: it takes pydantic, and most commands ask for no project
+
+    module = read_settings(settings).project.entry_points.get(GROUP, {}).get(name)
     places = [settings.parent / root / f"{module}{end}" for root in (".", "src") for end in (".py", "")]
     return next((place for place in places if place.exists()), None) if module else None
 

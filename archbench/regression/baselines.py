@@ -10,7 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archbench.errors import StorageError, one_line
+from pydantic import FiniteFloat
+
+from archbench.errors import StorageError
+from archbench.files.loader import read_model, validated
 from archbench.files.writing import write_text
 from archbench.measure.machine import device_name, versions
 from archbench.regression import estimates
@@ -18,6 +21,8 @@ from archbench.regression.gate import SAMPLES, Plan
 from archbench.regression.sides import BENCHMARK
 
 FORMAT = 1
+
+_AGAIN = "Delete it, and save a new one on the base"
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,8 @@ class Baseline:
     key: Key
     architecture: str
     source: str = ""
-    exact: dict[str, float | None] = field(default_factory=dict)
-    timed: dict[str, list[float]] = field(default_factory=dict)
+    exact: dict[str, int | FiniteFloat | None] = field(default_factory=dict)
+    timed: dict[str, list[FiniteFloat]] = field(default_factory=dict)
 
 
 def path_of(folder: Path, key: Key, architecture: str) -> Path:
@@ -103,7 +108,12 @@ def read(folder: Path, key: Key, architecture: str) -> Baseline | None:
         StorageError: there is a file that is no baseline.
     """
     path = path_of(folder, key, architecture)
-    return _read(path) if path.exists() else None
+    if not path.exists():
+        return None
+    found = _read(path)
+    if (found.key, found.architecture) != (key, architecture):
+        raise StorageError(str(path), "it is the baseline of another machine or architecture", _AGAIN)
+    return found
 
 
 def others(folder: Path, key: Key, architecture: str) -> list[str]:
@@ -113,14 +123,10 @@ def others(folder: Path, key: Key, architecture: str) -> list[str]:
 
 
 def _read(path: Path) -> Baseline:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        if content.pop("format") != FORMAT:
-            raise ValueError("it is of another version of archbench")
-        return Baseline(**{**content, "key": Key(**content["key"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        cause = f"it is no baseline of archbench {FORMAT} ({one_line(error)})"
-        raise StorageError(str(path), cause, "Delete it, and save a new one on the base") from error
+    content = read_model(dict[str, Any], path, limit=1 << 20, next_step=_AGAIN)
+    if (form := content.pop("format", None)) != FORMAT:
+        raise StorageError(str(path), f"its format is {form!r}, and this archbench reads {FORMAT}", _AGAIN)
+    return validated(Baseline, content, error=StorageError, culprit=str(path), next_step=_AGAIN)
 
 
 def missing(rows: Sequence[str]) -> str:

@@ -6,16 +6,15 @@ import os
 import re
 import subprocess
 import tempfile
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from archbench.errors import UsageError
 from archbench.hookspecs import GROUP
 from archbench.interruption import interruptible, underway
+from archbench.plugin.pyproject import read_settings
 
 _SITE = ".archbench-site"
 
@@ -90,25 +89,18 @@ def describe(revision: str, commit: str, project: Path) -> Tree:
     ``tool.setuptools.package-dir`` names), and metadata declare its entry points. So compiled extensions are those of
     the environment.
     """
-    file = project / "pyproject.toml"
-    try:
-        settings = tomllib.loads(file.read_text("utf-8")) if file.is_file() else {}
-    except ValueError as error:
-        cause = f"its pyproject.toml at {revision} is no TOML ({error})"
-        raise UsageError(str(file), cause, "Correct it, or compare other revisions") from error
-    described: dict[str, Any] = settings.get("project", {})
-    points: dict[str, str] = described.get("entry-points", {}).get(GROUP, {})
+    settings = read_settings(project / "pyproject.toml")
+    points = settings.project.entry_points.get(GROUP, {})
     site = project / _SITE
     site.mkdir(parents=True, exist_ok=True)
     roots = [site, project / "src", project]
-    folders: dict[str, str] = settings.get("tool", {}).get("setuptools", {}).get("package-dir", {})
-    for package, folder in folders.items():
+    for package, folder in settings.tool.setuptools.package_dir.items():
         if package == "":
             roots.insert(1, project / folder)
         elif "." not in package and (project / folder).is_dir():
             (site / package).symlink_to(project / folder, target_is_directory=True)
-    if name := described.get("name"):
-        _write_metadata(site, name, str(described.get("version", "0")), points)
+    if name := settings.project.name:
+        _write_metadata(site, name, settings.project.version, points)
     there = tuple(name for name, module in points.items() if _exists(module.partition(":")[0], roots))
     return Tree(revision, commit, project, there, tuple(str(root) for root in roots if root.is_dir()))
 

@@ -17,6 +17,7 @@ from archbench.runs.conformance import Findings
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture
 from archbench.runs.rows import Rows
+from archbench.testing.evaluation import Result
 
 VALUES = {"passed": 1.0, "noted": 1.0, "failed": 0.0}
 
@@ -54,26 +55,26 @@ def run_check(
         text=Text.of(prepare(run.config.data, sha256=run.facts.get("corpus_sha256"))),
         batch_sizes=(run.config.quality.batch_size, *run.config.speed.batch_sizes),
     )
-    results: list[dict[str, Any]] = []
+    results: list[Result] = []
     outcomes = evaluate(subject, GATE)
     for check in GATE:
         tell(asdict(Findings(results, running=check.name, context_length=subject.T)))
-        results.append(asdict(next(outcomes)))
+        results.append(next(outcomes))
     findings = Findings(results, context_length=subject.T)
     tell(asdict(findings))
     for result in results:
-        rows.add(result["name"], VALUES.get(result["status"]))
+        rows.add(result.name, VALUES.get(result.status))
     if findings.failed:
         return
     rows.common |= {"parameters": count_parameters(subject.build()), "context_length": subject.T}
     if not quiet:
-        seconds = sum(result["seconds"] for result in results)
+        seconds = sum(result.seconds for result in results)
         label = f"{run.config.architecture} {run.config.preset}"
         shorter = f", reading {subject.T:,} positions" if model_config.context_length > subject.T else ""
         echo(f"{label}: passed the conformance checks in {seconds:.1f} s{shorter}", error=True)
         for result in results:
-            if result["status"] == "noted":
-                echo(f"{label}: {result['name']}: {result['evidence']}", error=True)
+            if result.status == "noted":
+                echo(f"{label}: {result.name}: {result.evidence}", error=True)
 
 
 def _affordable(architecture: Architecture, config: ModelConfig, device: torch.device) -> ModelConfig:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from archbench.errors import ConformanceError
+from pydantic import TypeAdapter
+
+from archbench.errors import ConformanceError, StorageError
+from archbench.files.loader import read_model
+from archbench.files.seal import Sealing, sealed
 from archbench.files.writing import write_text
 from archbench.results.schema import UNCHECKED
 from archbench.runs.folder import RunFolder, open_run
-from archbench.testing.evaluation import LEVEL
+from archbench.testing.evaluation import LEVEL, Result
 
 CHECK = "check"
 """The phase."""
@@ -26,22 +29,27 @@ class Findings:
     """The finished checks of a run's architecture.
 
     Attributes:
-        results: :class:`archbench.testing.evaluation.Result` as plain values, in the order they were run.
+        results: in the order they were run.
         running: the check that did not end; None when all are done.
         level: version of the set of checks.
         context_length: T of the checked models; None in files older than this field.
         taken_from: the run of the same model from which these findings were copied.
     """
 
-    results: Sequence[dict[str, Any]] = ()
+    results: Sequence[Result] = ()
     running: str | None = None
     level: int = LEVEL
     context_length: int | None = None
     taken_from: str | None = None
 
+    @classmethod
+    def of(cls, content: Any) -> Self:
+        """Undo :func:`dataclasses.asdict`."""
+        return TypeAdapter(cls).validate_python(content)
+
     @property
-    def failed(self) -> list[dict[str, Any]]:
-        return [result for result in self.results if result["status"] == "failed"]
+    def failed(self) -> list[Result]:
+        return [result for result in self.results if result.status == "failed"]
 
     def write(self, run: RunFolder) -> None:
         """Keep them in the run's folder.
@@ -50,7 +58,7 @@ class Findings:
             StorageError: it cannot be written.
         """
         with run.storing(run.path / FILE):
-            write_text(run.path / FILE, json.dumps(asdict(self), indent=2) + "\n")
+            write_text(run.path / FILE, sealed(asdict(self)))
 
 
 def take_over(checked: Path, run: RunFolder) -> None:
@@ -73,9 +81,17 @@ def take_over(checked: Path, run: RunFolder) -> None:
 
 
 def read_findings(run: RunFolder) -> Findings | None:
-    """What the checks found; None before they have run."""
+    """What the checks found; None before they have run.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
     file = run.path / FILE
-    return Findings(**json.loads(file.read_text())) if file.exists() else None
+    if not file.exists():
+        return None
+    step = f"Delete it and {run.rows_file(CHECK).name} to check the architecture again, with: {run.resume_command}"
+    sealing: Sealing = "required" if run.sealed else "optional"
+    return read_model(Findings, file, next_step=step, sealing=sealing)
 
 
 def conformance(run: RunFolder) -> str | None:
@@ -86,7 +102,7 @@ def conformance(run: RunFolder) -> str | None:
     if findings is None or findings.running is not None:
         return None
     if findings.failed:
-        return f"failed: {', '.join(result['name'] for result in findings.failed)}"
+        return f"failed: {', '.join(result.name for result in findings.failed)}"
     return str(findings.level)
 
 
@@ -95,9 +111,12 @@ def require_conformance(run: RunFolder) -> None:
 
     Raises:
         ConformanceError: naming the failed checks, with the evidence of the first.
+        StorageError: the findings are missing or damaged.
     """
     findings = read_findings(run)
-    assert findings is not None, "the findings are written before the rows of the phase check"
+    if findings is None:  # they are written before the rows of the phase check
+        step = f"Delete {run.rows_file(CHECK).name} beside it to check the architecture again"
+        raise StorageError(str(run.path / FILE), "it is missing, so nothing says what the checks found", step)
     if not findings.failed:
         return
     config = run.config
@@ -109,16 +128,16 @@ def require_conformance(run: RunFolder) -> None:
         "or measure it all the same with --unchecked",
     )
     for result in findings.failed:
-        if result["trace"]:
-            error.add_note(f"in the check {result['name']}:\n{result['trace']}")
+        if result.trace:
+            error.add_note(f"in the check {result.name}:\n{result.trace}")
     raise error
 
 
-def _cause(failed: Sequence[dict[str, Any]]) -> str:
+def _cause(failed: Sequence[Result]) -> str:
     """All failed checks by name, and the evidence of the first: the others often follow from it."""
     first, *others = failed
-    evidence = first["evidence"].rstrip(". ")
+    evidence = first.evidence.rstrip(". ")
     if not others:
-        return f"it fails the conformance check {first['name']}: {evidence}"
-    names = ", ".join(result["name"] for result in others)
-    return f"it fails the conformance checks {first['name']}, {names}. The first: {evidence}"
+        return f"it fails the conformance check {first.name}: {evidence}"
+    names = ", ".join(result.name for result in others)
+    return f"it fails the conformance checks {first.name}, {names}. The first: {evidence}"

@@ -15,23 +15,87 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, create_model
 
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, ResourceError, StorageError, UnknownNameError, did_you_mean, storing
+from archbench.files.loader import read_json, read_lines, validated
+from archbench.files.seal import is_sealed, sealed, sealed_lines
 from archbench.files.writing import write_text
 from archbench.results.lock import locked
 from archbench.results.reading import run_failed
+from archbench.results.schema import COLUMNS, Role
 
 E = TypeVar("E", bound=ArchbenchError | None)
 
 CONFIG = "config.json"
+
+
+class _Versions(BaseModel):
+    """The part of :func:`archbench.measure.machine.versions` that is asked for when a run is resumed."""
+
+    model_config = ConfigDict(extra="allow")
+
+    torch_version: str
+
+
+class _Facts(BaseModel):
+    """What was found before the first phase. Earlier archbenches wrote fewer facts, and later ones write more."""
+
+    model_config = ConfigDict(extra="allow")
+
+    plugin_package: str
+    plugin_version: str | None
+    plugin_revision: str | None = None
+    role: Role | None = None
+    corpus: str
+    tokenizer: str
+    lossless: bool
+    scored: str | None = None
+    weights_sha256: str | None = None
+    versions: _Versions
+
+
+class _ModelFields(BaseModel):
+    """The resolved model configuration: what every model has, and what the plugin's has beside it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    vocab_size: PositiveInt
+    context_length: PositiveInt
+
+
+class _Saved(BaseModel):
+    """The content of ``config.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str
+    run: RunConfig
+    model: _ModelFields
+    facts: _Facts
+
+
+_VALUES: dict[str, Any] = {
+    "string": str,
+    "int64": Annotated[int, Field(ge=-(2**63), lt=2**63)],
+    "double": float,
+    "bool": bool,
+    "timestamp": str,
+}
+_COLUMNS: dict[str, Any] = {
+    column.name: (_VALUES[column.type] | None, ... if column.name in ("phase", "metric") else None)
+    for column in COLUMNS
+}
+_Row = create_model("_Row", __config__=ConfigDict(extra="forbid", strict=True), **_COLUMNS)
+"""A line of ``rows-PHASE.jsonl``: some of the columns of the tidy table."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +107,14 @@ class RunFolder:
         config: the frozen configuration.
         model: the resolved model configuration's fields.
         facts: plugin, data, versions and machine, as found before the first phase.
+        sealed: whether its files have checksums; earlier archbenches wrote none.
     """
 
     path: Path
     config: RunConfig
     model: dict[str, Any]
     facts: dict[str, Any]
+    sealed: bool = True
 
     @property
     def run_id(self) -> str:
@@ -111,7 +177,7 @@ class RunFolder:
         with storing(f"output folder {self.path.parent}", "Choose another with --out"):
             self.path.mkdir(parents=True)
             save_tokenizer(self.tokenizer)
-            write_text(self.path / CONFIG, json.dumps(self.as_dict(), indent=2) + "\n")
+            write_text(self.path / CONFIG, sealed(self.as_dict()))
 
     def rows_file(self, phase: str) -> Path:
         return self.path / f"rows-{phase}.jsonl"
@@ -122,13 +188,22 @@ class RunFolder:
         Raises:
             StorageError: the folder cannot be written.
         """
-        text = "".join(json.dumps(dict(row)) + "\n" for row in rows)
         with self.storing(self.rows_file(phase)):
-            write_text(self.rows_file(phase), text)
+            write_text(self.rows_file(phase), sealed_lines(rows))
 
     def read_rows(self, phase: str) -> list[dict[str, Any]]:
-        """A finished phase's rows; JSON keeps every bit of their floats."""
-        return [json.loads(line) for line in self.rows_file(phase).read_text().splitlines()]
+        """A finished phase's rows; JSON keeps every bit of their floats.
+
+        Raises:
+            StorageError: the file is damaged.
+        """
+        file, step = self.rows_file(phase), f"Delete it to measure that phase again, with: {self.resume_command}"
+        lines = read_lines(file, next_step=step, sealing="required" if self.sealed else "optional")
+        rows = (
+            validated(_Row, line, error=StorageError, culprit=f"{file}, row {number}", next_step=step)
+            for number, line in enumerate(lines, 1)
+        )
+        return [row.model_dump(exclude_unset=True) for row in rows]
 
 
 def open_run(out: str | Path, run_id: str) -> RunFolder:
@@ -145,10 +220,11 @@ def open_run(out: str | Path, run_id: str) -> RunFolder:
     path = out / run_id
     if run_id not in known:
         raise UnknownNameError(f"run {run_id!r}", f"{out} has no such run", did_you_mean(run_id, known))
-    try:
-        content = json.loads((path / CONFIG).read_text())
-        return RunFolder(path, RunConfig(**content["run"]), content["model"], content["facts"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StorageError(
-            f"{path / CONFIG}", f"it cannot be read ({error})", "Delete the folder, or restore the file"
-        ) from error
+    file, step = path / CONFIG, "Restore the file, or delete the folder and start a new run"
+    content = read_json(file, next_step=step)
+    unsealed = read_json(file, next_step=step, sealing="optional")
+    saved = validated(_Saved, unsealed, error=StorageError, culprit=str(file), next_step=step)
+    if saved.run_id != run_id:
+        raise StorageError(str(file), f"it is of another run, {saved.run_id!r}, than its folder's name says", step)
+    model, facts = (part.model_dump(exclude_unset=True) for part in (saved.model, saved.facts))
+    return RunFolder(path, saved.run, model, facts, sealed=is_sealed(content))

@@ -10,19 +10,26 @@ from torch import Tensor, nn
 from archbench.config import ModelConfig
 from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.tokenizers import load_tokenizer
-from archbench.errors import CheckpointError
+from archbench.errors import CheckpointError, StorageError
+from archbench.files.loader import validated
 from archbench.measure.malloc import tune_malloc
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.registry import load
 from archbench.runs.device import resolve_device
-from archbench.runs.folder import RunFolder, open_run
+from archbench.runs.folder import CONFIG, RunFolder, open_run
 from archbench.training.checkpoints import latest_checkpoint, load_weights
 
 
 def load_architecture(run: RunFolder) -> tuple[Architecture, ModelConfig]:
-    """The run's plugin and its resolved model configuration."""
+    """The run's plugin and its resolved model configuration.
+
+    Raises:
+        StorageError: the plugin does not accept the configuration that the run's folder has.
+    """
     architecture = load(run.config.architecture, run.config.plugins)
-    return architecture, architecture.info.config(**run.model)
+    file, step = run.path / CONFIG, "Restore the file, or use the version of the plugin that the run was made with"
+    config = validated(architecture.info.config, run.model, error=StorageError, culprit=str(file), next_step=step)
+    return architecture, config
 
 
 def build_model(architecture: Architecture, config: ModelConfig, seed: int, device: torch.device) -> nn.Module:

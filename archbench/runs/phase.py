@@ -78,7 +78,7 @@ def _measured_apart(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[
             while "rows" not in message:
                 left = None if limit is None else max(0.0, limit - (clock() - start))
                 message = child.receive(left, clock)
-                findings = Findings(**message["findings"]) if "findings" in message else findings
+                findings = Findings.of(message["findings"]) if "findings" in message else findings
     except LostError as lost:
         running = None if findings is None else findings.running
         raise _lost(folder, phase, lost, limit, f" in the check {running}" if running else "") from None

@@ -261,7 +261,7 @@ def check_seconds(folder: Path, record: Record) -> float:
     """Seconds of the conformance checks of the cell's run, without the start of their process; 0 without checks."""
     path = run_folder(folder, record)
     findings = read_findings(open_run(path.parent, path.name))
-    return 0.0 if findings is None else sum(float(result["seconds"]) for result in findings.results)
+    return 0.0 if findings is None else sum(result.seconds for result in findings.results)
 
 
 def _run_id(out: Path) -> str | None:

@@ -7,14 +7,27 @@ no result, and only trackers read it.
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Self
 
-from archbench.errors import ArchbenchWarning
+from pydantic import BaseModel
+
+from archbench.errors import ArchbenchWarning, StorageError
+from archbench.files.loader import open_regular, validated_line
 
 FEED = "training.jsonl"
+
+_LONGEST = 1 << 20
+"""Bytes of a line."""
+
+
+class _Line(BaseModel):
+    step: int
+    tokens: int
+    values: dict[str, float]
 
 
 class Feed:
@@ -54,7 +67,12 @@ class Feed:
             warnings.warn(f"{message}; its results are not affected.", ArchbenchWarning, stacklevel=2)
 
     def _opened(self) -> IO[bytes]:
-        whole = self._path.read_bytes().rfind(b"\n") + 1 if self._path.exists() else 0
+        whole = 0
+        if self._path.exists():
+            with open_regular(self._path) as written:
+                start = max(0, written.seek(0, os.SEEK_END) - _LONGEST)
+                written.seek(start)
+                whole = start + written.read(_LONGEST).rfind(b"\n") + 1
         file = self._path.open("ab", buffering=0)
         file.truncate(whole)  # a process that was killed may leave half a line
         return file
@@ -73,25 +91,28 @@ class FeedReader:
         self._path = folder / FEED
         self._last_step: dict[str, int] = {}
         for line in self._lines(0, position):
-            self._last_step |= dict.fromkeys(line["values"], line["step"])
+            self._last_step |= dict.fromkeys(line.values, line.step)
 
     def read(self) -> Iterator[tuple[int, int, dict[str, float]]]:
         """Step, tokens and values that are new; steps that a resumed run repeats from a checkpoint are left out."""
         for line in self._lines(self.position, None):
-            step = line["step"]
-            new = {name: value for name, value in line["values"].items() if step > self._last_step.get(name, -1)}
+            step = line.step
+            new = {name: value for name, value in line.values.items() if step > self._last_step.get(name, -1)}
             self._last_step |= dict.fromkeys(new, step)
             if new:
-                yield step, line["tokens"], new
+                yield step, line.tokens, new
 
-    def _lines(self, start: int, end: int | None) -> Iterator[dict[str, Any]]:
+    def _lines(self, start: int, end: int | None) -> Iterator[_Line]:
         """Complete lines from ``start`` to ``end``; each advances the position."""
         if not self._path.exists():
             return
-        with self._path.open("rb") as file:
-            file.seek(start)
-            content = file.read(None if end is None else end - start)
         self.position = start
-        for line in content[: content.rfind(b"\n") + 1].splitlines(keepends=True):
-            self.position += len(line)
-            yield json.loads(line)
+        with open_regular(self._path) as file:
+            file.seek(start)
+            while end is None or self.position < end:
+                line = file.readline(_LONGEST)
+                if len(line) < _LONGEST and not line.endswith(b"\n"):
+                    return  # it is the end, or being written
+                self.position += len(line)
+                step = "Delete it; the trackers then see only what follows"
+                yield validated_line(_Line, line, error=StorageError, culprit=str(self._path), next_step=step)

@@ -7,7 +7,6 @@ training has written. When the run's process is gone, it finishes by itself.
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import threading
@@ -15,7 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, NonNegativeInt
+
 from archbench.errors import one_line
+from archbench.files.loader import read_model
+from archbench.files.writing import write_text
 from archbench.hookspecs import TRACKER_GROUP
 from archbench.trackers.feed import FeedReader
 from archbench.trackers.tracker import Tracker
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_READINGS = 1.0
 SECONDS_WITHOUT_PARENT = 60.0
 """Time for a tracker to finish when the run's process is gone."""
+
+
+class _Tracked(BaseModel):
+    """How many bytes of the feed a tracker has read."""
+
+    position: NonNegativeInt
 
 
 class Session:
@@ -39,7 +48,11 @@ class Session:
 
     def start(self, run_id: str, configuration: dict[str, Any], folder: str) -> None:
         self._record = Path(folder) / f"tracked-{self._name}.json"
-        position = json.loads(self._record.read_text())["position"] if self._record.exists() else 0
+        position = 0
+        if self._record.exists():
+            position = read_model(
+                _Tracked, self._record, next_step="Delete it; the tracker then reads all again"
+            ).position
         self._reader = FeedReader(Path(folder), position)
         self._tracker.start(run_id, configuration, Path(folder))
 
@@ -51,7 +64,7 @@ class Session:
         for step, tokens, values in self._reader.read():
             self._tracker.log(step, tokens, values)
         if self._reader.position != before:
-            self._record.write_text(json.dumps({"position": self._reader.position}))
+            write_text(self._record, _Tracked(position=self._reader.position).model_dump_json())
 
     def finish(self, rows: list[dict[str, Any]], status: Any) -> None:
         if self._reader is not None:

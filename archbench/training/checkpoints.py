@@ -16,7 +16,6 @@ newest is removed. Readers therefore find only complete checkpoints; checksums r
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,10 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from archbench.errors import CheckpointError, StorageError, one_line
+from archbench.files.loader import open_regular, read_model
+from archbench.files.seal import sealed
 from archbench.files.writing import flush
 from archbench.training.weights import WEIGHTS, read_torch_file, read_weights, write_weights
 
@@ -37,6 +39,21 @@ MANIFEST = "manifest.json"
 KEPT = 2
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{8,})")
+
+
+class _File(BaseModel):
+    sha256: str
+    bytes: int
+
+
+class _Manifest(BaseModel):
+    """The content of ``manifest.json``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int
+    step: int
+    files: dict[str, _File]
 
 
 @dataclass(frozen=True)
@@ -79,8 +96,8 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
         write_weights(module, partial / WEIGHTS)
         with (partial / TRAINING).open("wb") as file:
             torch.save(dict(training), file)
-        sums = {name: _facts(partial / name) for name in (WEIGHTS, TRAINING)}
-        (partial / MANIFEST).write_text(json.dumps({"format": _FORMAT, "step": step, "files": sums}, indent=2) + "\n")
+        sums = {name: _facts(partial / name).model_dump() for name in (WEIGHTS, TRAINING)}
+        (partial / MANIFEST).write_text(sealed({"format": _FORMAT, "step": step, "files": sums}))
         for name in (WEIGHTS, TRAINING, MANIFEST):
             flush(partial / name)
         flush(partial)
@@ -122,7 +139,8 @@ def load_latest(folder: Path) -> Checkpoint | None:
         return None
     step = _verify(path, (WEIGHTS, TRAINING))
     training = read_torch_file(path / TRAINING, f"checkpoint file {path / TRAINING}", _way_back(path))
-    assert isinstance(training, dict)
+    if not isinstance(training, dict):
+        raise _damaged(path, TRAINING, "it holds no mapping")
     return Checkpoint(path, step, read_weights(path / WEIGHTS), training)
 
 
@@ -153,28 +171,32 @@ def _listed(folder: Path) -> list[tuple[int, Path]]:
 
 def _verify(path: Path, names: tuple[str, ...]) -> int:
     """The checkpoint's step, after verifying the checksums of the files ``names``."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        step, form, files = int(manifest["step"]), manifest["format"], manifest["files"]
-        expected = {name: dict(files[name]) for name in (WEIGHTS, TRAINING)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, MANIFEST, f"it cannot be read ({error!r})") from None
-    if form != _FORMAT:
+    culprit = f"checkpoint file {path / MANIFEST}"
+    manifest = read_model(
+        _Manifest,
+        path / MANIFEST,
+        limit=1 << 20,
+        error=CheckpointError,
+        culprit=culprit,
+        next_step=_way_back(path),
+        sealing="optional",
+    )
+    if manifest.format != _FORMAT:
         raise CheckpointError(
             f"checkpoint {path}",
-            f"its format is {form!r}, but this version reads {_FORMAT}",
+            f"its format is {manifest.format}, but this version reads {_FORMAT}",
             "Use the archbench that wrote it",
         )
-    if path.name != f"step-{step:08d}":
-        raise _damaged(path, MANIFEST, f"it is the manifest of step {step}")
+    if path.name != f"step-{manifest.step:08d}":
+        raise _damaged(path, MANIFEST, f"it is the manifest of step {manifest.step}")
     for name in names:
         try:
             facts = _facts(path / name)
         except OSError as error:
             raise _damaged(path, name, _cause(error)) from None
-        if facts != expected[name]:
+        if facts != manifest.files.get(name):
             raise _damaged(path, name, "its checksum differs from when it was written")
-    return step
+    return manifest.step
 
 
 def _damaged(path: Path, name: str, cause: str) -> CheckpointError:
@@ -187,9 +209,9 @@ def _way_back(path: Path) -> str:
     return f"Delete the folder {path} to continue {fallback}"
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "bytes": path.stat().st_size}
+def _facts(path: Path) -> _File:
+    with open_regular(path) as file:
+        return _File(sha256=hashlib.file_digest(file, "sha256").hexdigest(), bytes=path.stat().st_size)
 
 
 def _cause(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from archbench.data.gguf import is_gguf
 from archbench.errors import CheckpointError
+from archbench.files.loader import read_json
 
 CONFIG = "config.json"
 
@@ -45,12 +45,9 @@ def read_published(weights: Path) -> Published | None:
     source = folder / CONFIG
     if not source.is_file():
         return None
-    try:
-        fields = json.loads(source.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"configuration {source}", f"it cannot be read as JSON ({error})", "Correct it, or get it again"
-        ) from None
+    fields = read_json(
+        source, error=CheckpointError, culprit=f"configuration {source}", next_step="Correct it, or get it again"
+    )
     if not isinstance(fields, dict) or "model_type" not in fields:
         return None
     return Published(folder.name, source, fields)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from archbench.data.gguf import is_gguf
 from archbench.errors import CheckpointError, one_line
+from archbench.files.loader import read_model
 
 WEIGHTS = "model.safetensors"
+_SHARDS = (".safetensors", ".bin")
+_AGAIN = "Get the file again, or name another"
 _FOLDER_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class _Index(BaseModel):
+    """The content of an ``.index.json``, as transformers writes it: name of each tensor -> its file."""
+
+    weight_map: dict[str, str]
 
 
 def write_weights(module: nn.Module, path: Path) -> None:
@@ -68,16 +77,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    try:
-        placed = json.loads(index.read_text())["weight_map"]
-        shards = sorted(set(placed.values()))
-        outside = [shard for shard in shards if Path(shard).name != shard]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _damaged(index, f"it is not an index of shards ({error!r})") from None
-    if outside:
+    placed = read_model(_Index, index, error=CheckpointError, culprit=f"weights {index}", next_step=_AGAIN).weight_map
+    shards = sorted(set(placed.values()))
+    if outside := [shard for shard in shards if Path(shard).name != shard or not shard.endswith(_SHARDS)]:
         raise CheckpointError(
             f"weights {index}",
-            f"it names a file outside its folder, {outside[0]!r}",
+            f"it names a file outside its folder, or none of weights: {outside[0]!r}",
             "Get the weights from a source you trust",
         )
     weights: dict[str, Tensor] = {}
@@ -129,4 +134,4 @@ def read_torch_file(path: Path, culprit: str, remedy: str) -> object:
 
 
 def _damaged(path: Path, cause: str) -> CheckpointError:
-    return CheckpointError(f"weights {path}", cause, "Get the file again, or name another")
+    return CheckpointError(f"weights {path}", cause, _AGAIN)

@@ -17,10 +17,13 @@ from pathlib import Path
 
 import torch
 import triton
+from pydantic import BaseModel
 from torch import Tensor
 from triton.runtime.cache import get_cache_manager
 from triton.runtime.errors import OutOfResources, PTXASError
 
+from archbench.errors import StorageError
+from archbench.files.loader import read_model
 from archbench.kernels.fused.configurations import Configuration, chip_of, configuration_for, family_of, tile_widths
 from archbench.kernels.launch import Launch
 
@@ -28,6 +31,13 @@ SMALLEST_BLOCK = 16
 FILE = "archbench-attention.json"
 COMPILER_GAVE_UP = "PassManager::run failed"
 """Message of Triton's RuntimeError if one of its passes fails."""
+
+
+class _Kept(BaseModel):
+    """The part of a kept choice that is read."""
+
+    fastest: int
+
 
 log = logging.getLogger("archbench")
 
@@ -75,9 +85,8 @@ def tuned(
         options = candidates(chip_of(q.device), kernel, q.shape[3], q.dtype)
         identity = repr((triton.__version__, _source_hash(), shape, options))
         cache = get_cache_manager(hashlib.sha256(identity.encode()).hexdigest())
-        if (path := cache.get_file(FILE)) is not None:
-            fastest = json.loads(Path(path).read_text(encoding="utf-8"))["fastest"]
-        else:
+        fastest = _chosen_before(cache.get_file(FILE), len(options))
+        if fastest is None:
             times = _times(kernel, options, launches_with)
             if not times:
                 return options[0]
@@ -86,6 +95,21 @@ def tuned(
             log.info("autotuning %s: %s is the fastest of %d", kernel, options[fastest], len(options))
         _choices[shape] = options[fastest]
     return _choices[shape]
+
+
+def _chosen_before(file: str | None, options: int) -> int | None:
+    """The number of the fastest option, as the cache has it; None if it has none, or a damaged one, which is logged."""
+    if file is None:
+        return None
+    try:
+        kept = read_model(_Kept, file, limit=1 << 20, next_step="It is timed again")
+    except StorageError as error:
+        log.warning("autotuning: %s", error)
+        return None
+    if not 0 <= kept.fastest < options:
+        log.warning("autotuning: %s: it names option %d of %d. It is timed again.", file, kept.fastest, options)
+        return None
+    return kept.fastest
 
 
 def seconds(call: Callable[[], None]) -> float:
