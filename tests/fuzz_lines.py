@@ -27,16 +27,38 @@ BEGINNINGS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "compare": (("gpt1", "llama", *SMALL, "--unchecked", "--no-tuning", "--seeds", "2"),),
     "tune": (("gpt1", *SMALL, "--unchecked"),),
-    "probe": (("gpt1", "--set", "n_layer=1", "--threads", "1", "--steps", "2", "--unchecked"),),
+    "probe": (
+        (
+            "bigram",
+            "--plugin",
+            "bigram.py",
+            "--parameters",
+            "0",
+            "--updates",
+            "2",
+            "--examples",
+            "10",
+            "--seeds",
+            "1",
+            "--task",
+            "state-parity",
+            "--learning-rate",
+            "0.01",
+            "--unchecked",
+        ),
+    ),
     "scale": (("gpt1", *SMALL[:4], "--sizes", "10k,20k", "--budgets", "1k,2k", "--no-tuning"),),
     "kernels": (("--lengths", "16", "--repeats", "2", "--losses", "8x8x8", "--heads", "2"),),
-    "check": (("bigram", "--plugin", "bigram.py", "--check", "shapes"),),
+    "check": (("bigram", "--plugin", "bigram.py", "--check", "hooks"),),
     "generate": (("bigram", "--run", RUNS["finished"], "--max-new-tokens", "3"),),
     "results": (("results",), ("study/runs.parquet",)),
     "report": (("results",), ("study", "-o", "new.html")),
     "show": (("gpt1",), ("bigram", "--plugin", "bigram.py")),
     "list": ((), ("--plugin", "bigram.py")),
     "new": (("my-own",),),
+    "clean": ((), ("results",), ("results", "--yes"), ("results", "--only", "unfinished", "--yes")),
+    "fsck": (("results",), ("study",)),
+    "trust": (("bigram.py",), ("results",)),
     "regress": (("HEAD", "HEAD"),),
 }
 """What a line of the command may begin with: a small amount of work, which later options can change."""
@@ -110,7 +132,7 @@ RIGHT: dict[str, tuple[str, ...]] = {
     "csv": ("-", "new.csv"),
     "png": ("new", "empty"), "plot": ("new.png", "new.svg"), "path": ("results", "study"), "runs": ("results", "study"),
     "prompt": ("Once", ""), "prompt_file": ("small.txt",), "plugin": ("bigram.py",), "plugins": ("bigram.py",),
-    "overrides": ("n_layer=1", "context_length=16"), "only": ("shapes", "flops"), "threads": ("1",), "jobs": ("1", "2"),
+    "overrides": ("n_layer=1", "context_length=16"), "only": ("hooks", "flops", "checkpoints", "cache"), "threads": ("1",), "jobs": ("1", "2"),
     "heads": ("2",), "head_widths": ("16",), "lengths": ("8,16",), "temperature": ("0.5",), "top_k": ("3",),
     "top_p": ("0.9",),
     "training_steps": ("1", "3"), "training_tokens": ("500",), "training_flops": ("1e7",), "training_seconds": ("0.2",),
@@ -203,7 +225,7 @@ def _value(parameter: Any, random_: random.Random, hostile: float) -> str:
         return random_.choice(COLUMNS)
     if "=" in kind:
         fields = (
-            FIELDS if "CHECK" not in kind and "METRIC" not in kind else ("shapes", "flops", "parameters", "gpt1:flops")
+            FIELDS if "CHECK" not in kind and "METRIC" not in kind else ("hooks", "flops", "parameters", "gpt1:flops")
         )
         return f"{random_.choice(fields)}={random_.choice((*JSON_VALUES, *NUMBERS))}"
     if kind == "RUN_ID":

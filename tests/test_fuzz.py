@@ -75,7 +75,10 @@ def scratch(filled: Path, tmp_path: Path) -> Scratch:
     return Scratch(tmp_path / "scratch", filled)
 
 
-def test_a_few_lines_are_measured_shown_or_refused(scratch: Scratch) -> None:
+def test_a_few_lines_are_measured_shown_or_refused(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most about a second each, also of what only reads: the large counts wait for the end of that."""
+    monkeypatch.setattr("test_fuzz.PATIENCE", 1.0)
+    monkeypatch.setattr(fuzz_lines, "MEASURING", fuzz_lines.commands())
     _try(scratch, (f"{SEED}:small:{number}" for number in range(IN_EVERY_RUN)), forked=True)
 
 
@@ -164,7 +167,7 @@ def _watch(scratch: Scratch, pid: int, words: Sequence[str]) -> tuple[bool, str]
         if now - began < 1.0:
             time.sleep(0.01)
             continue
-        time.sleep(0.1)
+        time.sleep(0.2)
         ours = list(_processes(scratch))
         large = {one: size for one in ours if (size := _memory(one)) > MEMORY}
         if large.keys() - {pid} and not interrupted:  # a batch that was asked for
