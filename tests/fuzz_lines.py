@@ -16,9 +16,10 @@ from fuzz_scratch import FILES, RUNS
 MEASURING = ("run", "compare", "tune", "probe", "scale", "kernels", "check", "doctor", "regress", "generate")
 """Commands that may be at work for long."""
 
+# fmt: off
 SMALL = (
     "--profile", "smoke", "--corpus", "small.txt", "--set", "n_layer=1", "--set", "context_length=32", "--threads", "1",
-)  # fmt: skip
+)
 BEGINNINGS: dict[str, tuple[tuple[str, ...], ...]] = {
     "run": (
         ("gpt1", *SMALL, "--steps", "2", "--batch-size", "2", "--unchecked", "--phases", "train"),
@@ -29,22 +30,8 @@ BEGINNINGS: dict[str, tuple[tuple[str, ...], ...]] = {
     "tune": (("gpt1", *SMALL, "--unchecked"),),
     "probe": (
         (
-            "bigram",
-            "--plugin",
-            "bigram.py",
-            "--parameters",
-            "0",
-            "--updates",
-            "2",
-            "--examples",
-            "10",
-            "--seeds",
-            "1",
-            "--task",
-            "state-parity",
-            "--learning-rate",
-            "0.01",
-            "--unchecked",
+            "bigram", "--plugin", "bigram.py", "--parameters", "0", "--updates", "2", "--examples", "10", "--seeds",
+            "1", "--task", "state-parity", "--learning-rate", "0.01", "--unchecked",
         ),
     ),
     "scale": (("gpt1", *SMALL[:4], "--sizes", "10k,20k", "--budgets", "1k,2k", "--no-tuning"),),
@@ -78,22 +65,9 @@ HOSTILE = (
     "hf:../x", "hf:", "file:", "file:pipe", "file:/dev/zero", "file:tokenizer.json", "gguf:model.gguf", "gguf:pipe",
     "bpe:0",
     "bpe:-1", "bpe:1e9", "bpe:99999999999", "byte", "saved:..", "saved:results", "bpe:300",
-)  # fmt: skip
+)
 NUMBERS = (
-    "0",
-    "1",
-    "2",
-    "3",
-    "8",
-    "16",
-    "1k",
-    "1.5k",
-    "2M",
-    "0.1",
-    "1e-3",
-    "1e-9",
-    "100000",
-    "100000000",
+    "0", "1", "2", "3", "8", "16", "1k", "1.5k", "2M", "0.1", "1e-3", "1e-9", "100000", "100000000",
     "1000000000000",
 )
 FIELDS = (
@@ -105,22 +79,9 @@ FIELDS = (
     "out",
     "overrides.n_layer", "plugins", "phases", "device", "nosuch", "training", "training.nosuch", "a.b", "", ".",
     "training.",
-)  # fmt: skip
+)
 JSON_VALUES = (
-    "1",
-    "0",
-    "-1",
-    "null",
-    "[1, 2]",
-    "[]",
-    "{}",
-    "true",
-    '"x"',
-    "1e400",
-    "NaN",
-    "Infinity",
-    "cosine",
-    "[" * 2000,
+    "1", "0", "-1", "null", "[1, 2]", "[]", "{}", "true", '"x"', "1e400", "NaN", "Infinity", "cosine", "[" * 2000,
     "",
 )
 RIGHT: dict[str, tuple[str, ...]] = {
@@ -132,7 +93,8 @@ RIGHT: dict[str, tuple[str, ...]] = {
     "csv": ("-", "new.csv"),
     "png": ("new", "empty"), "plot": ("new.png", "new.svg"), "path": ("results", "study"), "runs": ("results", "study"),
     "prompt": ("Once", ""), "prompt_file": ("small.txt",), "plugin": ("bigram.py",), "plugins": ("bigram.py",),
-    "overrides": ("n_layer=1", "context_length=16"), "only": ("hooks", "flops", "checkpoints", "cache"), "threads": ("1",), "jobs": ("1", "2"),
+    "overrides": ("n_layer=1", "context_length=16"), "only": ("hooks", "flops", "checkpoints", "cache"), "threads": ("1",),
+    "jobs": ("1", "2"),
     "heads": ("2",), "head_widths": ("16",), "lengths": ("8,16",), "temperature": ("0.5",), "top_k": ("3",),
     "top_p": ("0.9",),
     "training_steps": ("1", "3"), "training_tokens": ("500",), "training_flops": ("1e7",), "training_seconds": ("0.2",),
@@ -142,12 +104,13 @@ RIGHT: dict[str, tuple[str, ...]] = {
     "phases": ("train", "train,quality", "decode", "none"), "seeds": ("2",), "sweeps": ("1",), "sizes": ("10k,20k",),
     "budgets": ("1k,2k",), "seed": ("0", "7"), "limit": ("0", "1", "60"), "where": ("phase=train", "metric=loss",
     "seed=0"),
-}  # fmt: skip
+}
 """Parameter -> values that it takes."""
 
 COLUMNS = ("phase=decode", "phase=train", "metric=loss", "role=trial", "run_id=last", "seed=0", "seed=x", "nosuch=1",
            "value=1", "value=nan", "status=", "time_utc=2026", "architecture=bigram", "contaminated=true",
-           "phase")  # fmt: skip
+           "phase")
+# fmt: on
 
 
 @cache

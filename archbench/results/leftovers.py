@@ -28,8 +28,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 ASKED: tuple[Kind, ...] = ("checkpoints", "cache", "temporary")
 """Kinds that are removed without being named: no measurement is lost with them."""
 
-CACHES = ("tokens", "tokenizers")
-"""Folders of the cache. Neither is bounded by itself: each corpus and tokenizer used adds one entry."""
+CACHES = ("texts", "tokens", "tokenizers")
+"""Folders of the cache. None is bounded by itself: each corpus and tokenizer used adds an entry."""
 
 QUIET = 60.0
 """Seconds: what changed later than that may be in use, or about to be."""
