@@ -51,18 +51,18 @@ BEGINNINGS: dict[str, tuple[tuple[str, ...], ...]] = {
 """What a line of the command may begin with: a small amount of work, which later options can change."""
 
 NAMES = ("gpt1", "llama", "bigram", "rwkv7", "all", "nosuch", "gtp1", "none", "GPT1", "../gpt1", "gpt1,llama", "wrong")
-HOSTILE = (
+HOSTILE = (  # no folder or device of this machine that could be written to: null and zero are links
     "", " ", "\t", "\n", "a\nb", "\x1b[31mred\x1b[0m", "\x07", "\x7f", "\x9b31m", "é", "日本語", "\u202egnp.exe",
     "\ufeff",
     "🦙" * 50, "x" * 5000, "-", "--", "---", "-1", "0", "1e999", "nan", "inf", "-inf", "-0.0", "1e-400", "0x10",
     "1_000",
     "99999999999999999999", "1" + "0" * 5000, "1e12", "4294967296", "٣", "²", "1,,2", ",", "1,2,3,x", "=", "=1", "a=",
-    "a==b", "a.b.c=1", "..", "../..", "/", "~", "~root", "*", "**/*", "[", "{}", "[]", "null", "true", '"', "'",
+    "a==b", "a.b.c=1", "..", "../..", "/proc", "~", "~nosuch", "*", "**/*", "[", "{}", "[]", "null", "true", '"', "'",
     "$(id)", "`id`",
     "%s%n", "{0}", "\\", "\\x00", "=cmd|' /C calc'!A0", "<script>alert(1)</script>", "[bold]x[/bold]", "\udcff",
-    "/dev/null", "/dev/zero", "/dev/stdin", "/dev/fd/0", "/proc/self/mem", "/proc/self/environ", "/proc/kmsg", "/root",
+    "null", "zero", "/proc/self/fd/0", "/proc/self/mem", "/proc/self/environ", "/proc/kmsg", "/sys", "/proc/new",
     "CON", "NUL", ".", "a" * 300 + ".html", "last", "none", "auto", "cuda", "cuda:99", "cpu:1", "mps", "meta", "all",
-    "hf:../x", "hf:", "file:", "file:pipe", "file:/dev/zero", "file:tokenizer.json", "gguf:model.gguf", "gguf:pipe",
+    "hf:../x", "hf:", "file:", "file:pipe", "file:zero", "file:tokenizer.json", "gguf:model.gguf", "gguf:pipe",
     "bpe:0",
     "bpe:-1", "bpe:1e9", "bpe:99999999999", "byte", "saved:..", "saved:results", "bpe:300",
 )
@@ -93,7 +93,8 @@ RIGHT: dict[str, tuple[str, ...]] = {
     "csv": ("-", "new.csv"),
     "png": ("new", "empty"), "plot": ("new.png", "new.svg"), "path": ("results", "study"), "runs": ("results", "study"),
     "prompt": ("Once", ""), "prompt_file": ("small.txt",), "plugin": ("bigram.py",), "plugins": ("bigram.py",),
-    "overrides": ("n_layer=1", "context_length=16"), "only": ("hooks", "flops", "checkpoints", "cache"), "threads": ("1",),
+    "overrides": ("n_layer=1", "context_length=16"), "only": ("hooks", "flops", "checkpoints", "cache"),
+    "threads": ("1",),
     "jobs": ("1", "2"),
     "heads": ("2",), "head_widths": ("16",), "lengths": ("8,16",), "temperature": ("0.5",), "top_k": ("3",),
     "top_p": ("0.9",),

@@ -27,12 +27,14 @@ FILES = (
     f"results/{RUNS['finished']}.parquet", f"results/{RUNS['finished']}.json", f"results/{RUNS['broken off']}",
     f"results/{RUNS['finished']}/config.json", f"results/{RUNS['finished']}/checkpoints", "torn.parquet", "study",
     "study/runs.parquet", "study/comparison.json", "study/plan.json", "cells", "empty", "pipe", "link", "dangling",
-    "loop",
+    "loop", "null", "zero",
     "sparse", "a folder/ünï.txt", "nosuch", "nosuch/new", "new.html", "new.md", "new.csv", "new.png", "new.svg",
     "../home",
     "-dash",
 )  # fmt: skip
 """Names in the working folder; some are of nothing that is there."""
+
+LINKS = {"link": "small.txt", "dangling": "nosuch", "loop": "loop", "null": "/dev/null", "zero": "/dev/zero"}
 
 State = dict[str, tuple[int, ...] | str]
 
@@ -122,7 +124,7 @@ def filled(folder: Path) -> Path:
     }
     for name, whole in torn.items():
         (folder / name).write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    for name, target in {"link": "small.txt", "dangling": "nosuch", "loop": "loop"}.items():
+    for name, target in LINKS.items():
         (folder / name).symlink_to(target)
     for name in ("empty", "cells"):
         (folder / name).mkdir()

@@ -71,7 +71,7 @@ def one_study(number: int) -> None:
         ["probe", "bigram", "--parameters", "0", "--updates", "2", "--examples", "10", "--seeds", "1", "--unchecked",
          "--task", "state-parity", "--learning-rate", "0.01"],
         ["tune", "bigram", "--corpus", "small.txt", "--profile", "smoke", "--tokens", "256", "--threads", "1",
-         "--set", "context_length=16", "--config", "checked=false"],
+         "--set", "context_length=16", "--config", "checked=false", "--match", "tokens"],
     )  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()):
         code = main([*kinds[number % 2], *common])
