@@ -1,6 +1,6 @@
 """GGUF, llama.cpp's format: one file with a model's metadata, its tokenizer and its weights. No torch here.
 
-The package ``gguf`` (the extra of that name) reads the header and dequantises the blocks.
+The package ``gguf`` (the extra of that name) knows the types of tensors and dequantises their blocks.
 """
 
 from __future__ import annotations
@@ -14,19 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from archbench.data.gguf_header import LONGEST, MAGIC, Stored, parsed
 from archbench.errors import CheckpointError
-
-MAGIC = b"GGUF"
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies: its shape in torch's order, ggml's type, its first byte and number of bytes."""
-
-    shape: tuple[int, ...]
-    type: int
-    offset: int
-    n_bytes: int
+from archbench.files.loader import open_regular
 
 
 @dataclass(frozen=True)
@@ -85,28 +75,19 @@ def read_gguf(path: Path) -> GGUF:
 
 
 @functools.lru_cache(maxsize=1)
-def _read(path: Path, _changed: int, _size: int) -> GGUF:
+def _read(path: Path, _changed: int, size: int) -> GGUF:
     gguf = gguf_package(path)
+    blocks = {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()}
     try:
-        reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, KeyError, IndexError, TypeError, OverflowError, MemoryError) as error:
+        with open_regular(path) as file:
+            metadata, tensors = parsed(file.read(LONGEST), size, blocks)
+    except (OSError, ValueError) as error:
         step = "Get the file again: a download may have been cut short. Or try a newer reader: pip install -U gguf"
         raise CheckpointError(f"weights {path}", f"it cannot be read as GGUF ({error})", step) from None
-    if reader.byte_order == "S":
-        cause = "its numbers have the byte order of another machine"
-        raise CheckpointError(f"weights {path}", cause, "Convert the model again with llama.cpp on this machine")
     if (parts := metadata.get("split.count", 1)) != 1:
         raise CheckpointError(
             f"weights {path}", f"it is one of {parts} parts", "Join them first: llama-gguf-split --merge PART-1 WHOLE"
         )
-    # The reader's own arrays keep the whole file mapped, so each tensor is mapped when it is read.
-    tensors = {
-        tensor.name: Stored(
-            tuple(reversed(tensor.shape.tolist())), int(tensor.tensor_type), tensor.data_offset, tensor.n_bytes
-        )
-        for tensor in reader.tensors
-    }
     return GGUF(path, metadata, tensors)
 
 

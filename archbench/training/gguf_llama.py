@@ -30,6 +30,8 @@ _FIELDS = {
     "rope.freq_base": "rope_theta",
 }
 """llama.cpp's key, after ``llama.`` -> transformers' field."""
+_FRACTIONS = ("attention.layer_norm_rms_epsilon", "rope.freq_base")
+_REQUIRED = ("block_count", "embedding_length", "attention.head_count")
 _NO_FIELD = {"vocab_size", "rope.dimension_count", "attention.value_length"}
 """Keys implied by the others and the tensors' shapes; the two widths must be a head's."""
 _OFF = {"expert_count": 0, "expert_used_count": 0}
@@ -104,8 +106,8 @@ def _transformers_names(path: Path, n_layer: int) -> dict[str, str]:
 
 def _half_split(path: Path, name: str, weight: Tensor, n_head: int) -> Tensor:
     """Rows (heads × D, C) from llama.cpp's order, which rotates neighbours 2i and 2i + 1, to i and i + D/2."""
-    rows, C = weight.shape
-    if rows % (2 * n_head):
+    rows, C = weight.shape if weight.ndim == 2 else (len(weight), 0)
+    if rows % (2 * n_head) or not C:
         raise _unusable(
             path, f"tensor {name}", f"its {rows} rows are not {n_head} heads of an even width", "Get the file again"
         )
@@ -133,10 +135,14 @@ def _keys(file: GGUF) -> dict[str, Any]:
             cause = f"it is {str(value)[:60]}, which archbench's LLaMA does not support"
             step = "Use a model without it" + (" (this may be a Mixtral)" if key == "expert_count" else "")
             raise _unusable(file.path, f"metadata {ARCHITECTURE}.{key}", cause, step)
-    for key in ("block_count", "embedding_length", "attention.head_count"):
-        if not isinstance(value := keys.get(key), int) or value < 1:
+    for key in (*_FIELDS, *_NO_FIELD):
+        kinds = int | float if key in _FRACTIONS else int
+        if (key not in keys and key in _REQUIRED) or not isinstance(value := keys.get(key, 1), kinds) or not value > 0:
             cause = f"it is {value!r}, and must be a positive number" if key in keys else "it is missing"
             raise _unusable(file.path, f"metadata {ARCHITECTURE}.{key}", cause, "Convert the model again")
+    if keys["block_count"] > len(file.tensors):
+        cause = f"it is {keys['block_count']:,}, and the file has {len(file.tensors):,} tensors"
+        raise _unusable(file.path, f"metadata {ARCHITECTURE}.block_count", cause, "Get the file again")
     if "token_embd.weight" not in file.tensors:
         raise _unusable(file.path, "tensor token_embd.weight", "it is missing", "Convert the model again")
     return keys
