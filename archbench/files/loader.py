@@ -27,6 +27,9 @@ LIMIT = 64 << 20
 """Most bytes of a file that is read as a whole, unless its reader allows more. The largest ones that archbench writes
 (an outcome of a thousand cells) have a few MiB."""
 
+DEEPEST = 100
+"""Most levels of nested JSON."""
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -115,7 +118,7 @@ def read_json(
     """
     text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
     try:
-        return unsealed(json.loads(text), sealing)
+        return unsealed(_shallow(json.loads(text)), sealing)
     except (ValueError, RecursionError) as cause:
         _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
 
@@ -196,6 +199,21 @@ def validated(kind: type[M], content: Any, *, error: type[ArchbenchError], culpr
 
 
 _adapter: Any = functools.cache(TypeAdapter)
+
+
+def _shallow(content: Any) -> Any:
+    """Parsed JSON; what is nested so deeply that whoever walks it in Python may fail is a ValueError."""
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for value in level
+            if isinstance(value, dict | list)
+            for inner in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return content
+    raise ValueError(f"it is nested more than {DEEPEST} deep")
 
 
 def _first_finding(error: ValidationError) -> str:

@@ -7,6 +7,7 @@ Quantities are in base units (seconds, bytes, tokens, FLOP, bits per byte, nats 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,24 @@ Finite = Annotated[
 ]
 """A number; infinity and NaN become None, because JSON has neither."""
 
+
+def _plain(name: str) -> str:
+    """Of a run or cell whose files are looked for under that name: it leads to no other folder."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) is None:
+        raise ValueError(f"{name[:60]!r} is no name of a run or cell")
+    return name
+
+
+def _elapsed(seconds: float) -> float:
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{seconds} is no time")
+    return seconds
+
+
+Name = Annotated[str, AfterValidator(_plain)]
+Elapsed = Annotated[float, AfterValidator(_elapsed)]
+"""Seconds from a start to an end."""
+
 Time = Annotated[datetime, PlainSerializer(lambda time: time.isoformat(timespec="seconds"), return_type=str)]
 
 
@@ -50,7 +69,7 @@ class Part(BaseModel):
 class Keyed(Part):
     """A cell's key: 16 hex digits; cells that measure the same with the same code have the same key."""
 
-    key: str
+    key: Name
 
 
 class Ended(Part):
@@ -63,10 +82,10 @@ class Ended(Part):
         seconds: from start to end.
     """
 
-    run_id: str | None
+    run_id: Name | None
     outcome: OutcomeName
     cause: str | None = None
-    seconds: float = 0.0
+    seconds: Elapsed = 0.0
 
 
 class Record(Ended, Keyed):
@@ -83,8 +102,8 @@ class Interval(Part):
 class Seconds(Part):
     """Time of the whole study: as predicted, and as measured."""
 
-    predicted: float
-    measured: float
+    predicted: Elapsed
+    measured: Elapsed
 
 
 class Outcome(Part):

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from archbench import __version__
 from archbench.errors import StorageError
-from archbench.files.loader import read_model
+from archbench.files.loader import read_model, validated
+from archbench.files.seal import sealed
 from archbench.files.writing import write_text
-from archbench.study.outcome import Record
+from archbench.study.outcome import Elapsed, Record
 
 R = TypeVar("R", bound=Record)
 
@@ -46,7 +49,11 @@ def read_record(kind: type[R], folder: Path, key: str) -> R | None:
     file = _record_file(folder, key)
     if not file.exists():
         return None
-    return read_model(kind, file, next_step="Delete it to measure that cell again")
+    step = "Delete it to measure that cell again"
+    record = read_model(kind, file, next_step=step, sealing="optional")
+    if record.key != key:
+        raise StorageError(str(file), f"it is damaged (its key is {record.key!r}, unlike its name)", step)
+    return record
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -58,9 +65,39 @@ def write_record(folder: Path, record: Record) -> None:
     file = _record_file(folder, record.key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(record.model_dump()) + "\n")
+        write_text(file, sealed(record.model_dump(), indent=None))
     except OSError as error:
         raise StorageError(str(file), f"it cannot be written ({error.strerror})", MAKE_ROOM) from error
+
+
+class _Plan(BaseModel):
+    """What is asked of the plan of an earlier session, whatever the study."""
+
+    architectures: list[str]
+
+
+class _Analysis(BaseModel):
+    seeds: PositiveInt
+    margin: Annotated[float, Field(gt=0, lt=1)]
+
+
+class _Kept(BaseModel):
+    """The types of a plan file. All but the first three are of comparisons only, or of a later session."""
+
+    model_config = ConfigDict(strict=True)
+
+    digest: str
+    plan: _Plan
+    command: str
+    outcome: str | None = None
+    predicted_seconds: Elapsed = 0.0
+    measured_seconds: Elapsed = 0.0
+    budget: Annotated[
+        dict[Literal["flops", "tokens", "seconds"], Annotated[float, Field(gt=0, allow_inf_nan=False)]],
+        Field(min_length=1, max_length=1),
+    ] = {}
+    turns: list[list[str]] = []
+    looks: list[_Analysis] = []
 
 
 @dataclass(frozen=True)
@@ -77,7 +114,10 @@ class PlanFile:
         """
         if not self.path.exists():
             return {}
-        return read_model(dict[str, Any], self.path, next_step="Delete it; what was measured is kept")
+        step = "Delete it; what was measured is kept"
+        content = read_model(dict[str, Any], self.path, next_step=step, sealing="optional")
+        validated(_Kept, content, error=StorageError, culprit=str(self.path), next_step=step)
+        return content
 
     def write(self, content: dict[str, Any]) -> None:
         """Replace the content.
@@ -86,7 +126,7 @@ class PlanFile:
             StorageError: it cannot be written.
         """
         try:
-            write_text(self.path, json.dumps(content, indent=2) + "\n")
+            write_text(self.path, sealed(content))
         except OSError as error:
             raise StorageError(str(self.path), f"it cannot be written ({error.strerror})", MAKE_ROOM) from error
 
