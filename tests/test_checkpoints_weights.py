@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from archbench.errors import CheckpointError
 from archbench.training.checkpoints import load_weights
-from archbench.training.weights import write_weights
+from archbench.training.weights import digest_of, read_weights, require_numbers, write_weights
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "b.weight": torch.ones(4), "c": torch.tensor([1, 2])}
 
@@ -129,3 +129,29 @@ def test_unusable_weights_say_which_file_and_why(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=cause) as caught:
             load_weights(path)
         assert path.name in str(caught.value)
+
+
+def test_a_name_that_is_there_twice_and_a_shard_above_the_folder_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    header = (
+        b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    )
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(CheckpointError, match="'a' is there twice"):
+        read_weights(file)
+    index = tmp_path / "model.safetensors.index.json"
+    for shard in ("..", ".", "", "model.safetensors.index.json", "../model.safetensors"):
+        index.write_text(json.dumps({"weight_map": {"a": shard}}))
+        with pytest.raises(CheckpointError, match="outside its folder"):
+            read_weights(index)
+
+
+def test_nan_in_weights_is_said_and_their_digest_is_of_every_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors.*'b' holds NaN"):
+        require_numbers({"a": torch.ones(2), "b": torch.tensor([1.0, float("nan")])}, tmp_path / "model.safetensors")
+    write_shards(tmp_path, "safetensors")
+    before = digest_of(tmp_path)
+    assert digest_of(tmp_path) == before
+    shard = sorted(tmp_path.glob("*-of-*"))[-1]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x01")
+    assert digest_of(tmp_path) != before

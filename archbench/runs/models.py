@@ -18,6 +18,7 @@ from archbench.plugin.registry import load
 from archbench.runs.device import resolve_device
 from archbench.runs.folder import CONFIG, RunFolder, open_run
 from archbench.training.checkpoints import latest_checkpoint, load_weights
+from archbench.training.weights import digest_of, require_numbers
 
 
 def load_architecture(run: RunFolder) -> tuple[Architecture, ModelConfig]:
@@ -47,7 +48,12 @@ def initial_model(run: RunFolder, architecture: Architecture, config: ModelConfi
     if run.config.weights is None:
         return build_model(architecture, config, run.config.seed, device)
     # The model is built last: earlier, it would be a third copy beside the file's tensors and the hook's.
-    weights = architecture.import_weights(load_weights(Path(run.config.weights)), config)
+    path, before = Path(run.config.weights), run.facts.get("weights_sha256")
+    if before is not None and digest_of(path) != before:
+        raise CheckpointError(f"weights {path}", "they have changed since the run began", "Start a new run")
+    published = load_weights(path)
+    require_numbers(published, path)
+    weights = architecture.import_weights(published, config)
     model = build_model(architecture, config, run.config.seed, device)
     _fill(model, weights, run.config.weights)
     return model

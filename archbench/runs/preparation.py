@@ -19,6 +19,7 @@ from archbench.results.store import new_run_id, prepare_folder
 from archbench.runs.device import check_attention, check_dtype, resolve_device
 from archbench.runs.folder import RunFolder
 from archbench.runs.weights_config import resolve_published
+from archbench.training.weights import digest_of
 
 LONGEST_USUAL_CONTEXT = 2048
 LOGITS_AT_ONCE = 1 << 30
@@ -60,6 +61,7 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
             "plugin_revision": architecture.revision(),
             "role": role,
             "wrappers": list(architecture.wrappers),
+            "weights_sha256": None if config.weights is None else digest_of(Path(config.weights)),
             "corpus": data.corpus.name,
             "corpus_sha256": data.corpus.sha256,
             "scored": data.corpus.held_out,

@@ -82,13 +82,13 @@ class _Analysis(BaseModel):
 
 
 class _Kept(BaseModel):
-    """The types of a plan file. All but the first three are of comparisons only, or of a later session."""
+    """The types of a plan file. All but the first two may be missing: not every study or session has them."""
 
     model_config = ConfigDict(strict=True)
 
     digest: str
     plan: _Plan
-    command: str
+    command: str = ""
     outcome: str | None = None
     predicted_seconds: Elapsed = 0.0
     measured_seconds: Elapsed = 0.0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from archbench.errors import CheckpointError
+from archbench.errors import CheckpointError, one_line
 from archbench.training.checkpoints import load_latest, save_checkpoint
 from archbench.training.history import TrainingHistory
 
@@ -63,7 +63,14 @@ def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> Training
     if checkpoint is None:
         return None
     training = checkpoint.training
-    changed = [name for name in run if training["run"].get(name) != run[name]]
+    try:
+        random, tokens = dict(training["random"]), int(training["tokens"])
+        changed = [name for name in run if training["run"].get(name) != run[name]]
+        optimizer, history = training["optimizer"], TrainingHistory.from_tensors(training["history"])
+        scaler = dict(training["scaler"])
+    except (LookupError, ValueError, TypeError, AttributeError) as error:
+        cause = f"it lacks a part of the state of training ({one_line(error)})"
+        raise CheckpointError(f"checkpoint {checkpoint.path}", cause, "Delete its folder") from error
     if changed:
         raise CheckpointError(
             f"checkpoint {checkpoint.path}",
@@ -72,19 +79,18 @@ def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> Training
         )
     try:
         state.module.load_state_dict(checkpoint.weights)
-        state.optimizer.load_state_dict(training["optimizer"])
-    except (RuntimeError, ValueError) as error:
-        finding = str(error).strip().splitlines()[-1].strip().rstrip(".")
+        state.optimizer.load_state_dict(optimizer)
+        _set_generators(random, state.device)
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        finding = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
         raise CheckpointError(
             f"checkpoint {checkpoint.path}",
             f"it is of another model: {finding}",
             "Resume with the model's own configuration",
         ) from None
     if state.scaler is not None:
-        state.scaler.load_state_dict(training["scaler"])
-    _set_generators(training["random"], state.device)
-    state.step, state.tokens = checkpoint.step, training["tokens"]
-    history = TrainingHistory.from_tensors(training["history"])
+        state.scaler.load_state_dict(scaler)
+    state.step, state.tokens = checkpoint.step, tokens
     history.resumed_from = checkpoint.step
     return history
 

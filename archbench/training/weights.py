@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -13,11 +17,13 @@ from torch import Tensor, nn
 
 from archbench.data.gguf import is_gguf
 from archbench.errors import CheckpointError, one_line
-from archbench.files.loader import read_model
+from archbench.files.loader import open_regular, read_model
 
 WEIGHTS = "model.safetensors"
+_LONGEST_HEADER = 100_000_000
 _SHARDS = (".safetensors", ".bin")
 _AGAIN = "Get the file again, or name another"
+_INDEX = ".index.json"
 _FOLDER_FILES = (WEIGHTS, f"{WEIGHTS}.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -25,6 +31,22 @@ class _Index(BaseModel):
     """The content of an ``.index.json``, as transformers writes it: name of each tensor -> its file."""
 
     weight_map: dict[str, str]
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 over the files that :func:`read_weights` reads, in their order.
+
+    Raises:
+        CheckpointError: one cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in _files(path):
+        try:
+            with open_regular(file) as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        except OSError as error:
+            raise _damaged(file, f"it cannot be read ({error.strerror or error})") from None
+    return digest.hexdigest()
 
 
 def write_weights(module: nn.Module, path: Path) -> None:
@@ -58,8 +80,28 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, or a pickle that holds more than tensors.
     """
-    if not path.exists():
-        raise CheckpointError(f"weights {path}", "there is no such file or folder", "Check the path")
+    first, *shards = _files(path)
+    if first.name.endswith(_INDEX):
+        weights = {name: tensor for shard in shards for name, tensor in _read_file(shard).items()}
+        if missing := sorted(_placed(first).keys() - weights.keys()):
+            raise _damaged(first, f"its shards lack {missing[0]!r} and {len(missing) - 1} more")
+        return weights
+    return _read_file(first)
+
+
+def require_numbers(weights: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights with NaN in them: nothing that is measured of them means anything.
+
+    Raises:
+        CheckpointError: naming the tensor.
+    """
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and tensor.element_size() > 1 and bool(tensor.isnan().any()):
+            raise _damaged(path, f"its tensor {name!r} holds NaN")
+
+
+def _files(path: Path) -> list[Path]:
+    """The files that hold the weights at ``path``; an index comes first."""
     if path.is_dir():
         names = [name for name in _FOLDER_FILES if (path / name).is_file()]
         if not names:
@@ -67,8 +109,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 f"weights folder {path}", f"it holds none of {', '.join(_FOLDER_FILES)}", "Name the weights file itself"
             )
         path = path / names[0]
-    if path.name.endswith(".index.json"):
-        return _read_shards(path)
+    shards = sorted(set(_placed(path).values())) if path.name.endswith(_INDEX) else []
+    files = [path, *(path.parent / shard for shard in shards)]
+    if missing := [file for file in files if not file.is_file()]:
+        raise CheckpointError(f"weights {missing[0]}", "there is no such file", "Check the path")
+    return files
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     if is_gguf(path):
         from archbench.training.gguf_llama import gguf_weights
 
@@ -76,26 +124,21 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _placed(index: Path) -> dict[str, str]:
+    """Name of each tensor -> name of its file, beside the index."""
     placed = read_model(_Index, index, error=CheckpointError, culprit=f"weights {index}", next_step=_AGAIN).weight_map
-    shards = sorted(set(placed.values()))
-    if outside := [shard for shard in shards if Path(shard).name != shard or not shard.endswith(_SHARDS)]:
+    if outside := [shard for shard in placed.values() if Path(shard).name != shard or not shard.endswith(_SHARDS)]:
         raise CheckpointError(
             f"weights {index}",
             f"it names a file outside its folder, or none of weights: {outside[0]!r}",
             "Get the weights from a source you trust",
         )
-    weights: dict[str, Tensor] = {}
-    for shard in shards:
-        weights.update(read_weights(index.parent / shard))
-    missing = sorted(placed.keys() - weights.keys())
-    if missing:
-        raise _damaged(index, f"its shards lack {missing[0]!r} and {len(missing) - 1} more")
-    return weights
+    return placed
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        _refuse_doubled_names(path)
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             aliases = file.metadata() or {}
@@ -106,6 +149,23 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         if alias not in weights and name in weights:
             weights[alias] = weights[name]
     return weights
+
+
+def _refuse_doubled_names(path: Path) -> None:
+    """The library takes the last of several tensors of one name."""
+
+    def distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise ValueError(f"its name {max(names, key=names.count)!r} is there twice")
+        return found
+
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length <= _LONGEST_HEADER:  # the library refuses longer ones
+            with contextlib.suppress(RecursionError, json.JSONDecodeError, UnicodeDecodeError):  # as it does these
+                json.loads(file.read(length), object_pairs_hook=distinct)
 
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
@@ -126,6 +186,8 @@ def read_torch_file(path: Path, culprit: str, remedy: str) -> object:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise CheckpointError(culprit, f"it asks for more memory than there is ({one_line(error)})", remedy) from None
     except pickle.UnpicklingError:
         cause = "it is damaged, or a pickle that holds more than tensors; archbench runs no code from files"
         raise CheckpointError(culprit, cause, remedy) from None
