@@ -96,6 +96,12 @@ class DuplicateNameError(PluginError):
     """Two plugins claim one name."""
 
 
+class UntrustedCodeError(PluginError):
+    """A file that somebody else's file names, and that would have been run."""
+
+    exit_code = 12
+
+
 class DataError(ArchbenchError, ValueError):
     """A corpus or tokenizer that cannot be used."""
 

@@ -39,6 +39,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     return WorkStealingScheduling(config, log)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _settings_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What a developer trusts changes no test, and tests add nothing to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ARCHBENCH_CONFIG", str(tmp_path_factory.mktemp("settings")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _no_plugins_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own settings change no test."""

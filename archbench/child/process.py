@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from archbench.child.environment import clean_environment
+from archbench.child.inheritance import clean_environment
 from archbench.child.own_time import OwnTime
 from archbench.errors import PhaseError, from_dict
 from archbench.interruption import SIGNALS, exit_code, underway

@@ -34,6 +34,7 @@ from archbench.cli.results import results
 from archbench.cli.run import run
 from archbench.cli.scale import scale
 from archbench.cli.show import show
+from archbench.cli.trust import trust
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, refusal
 from archbench.interruption import exit_code, interruptible
 from archbench.presentation.characters import visible
@@ -103,7 +104,7 @@ def _add(panel: str, *functions: Callable[..., None]) -> None:
 
 _add("Measure", run, compare, tune, probe, scale, kernels, results, report, generate)
 _add("Look", list_architectures, show, doctor, clean)
-_add("Add your own", new, check, regress)
+_add("Add your own", new, check, regress, trust)
 
 
 @contextlib.contextmanager

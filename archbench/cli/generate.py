@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from archbench.cli.options import Device, Name, named
+from archbench.cli.options import Device, Name, Trust, named
 from archbench.errors import DataError, UsageError
 from archbench.presentation.terminal import put
 
@@ -29,6 +29,7 @@ def generate(
         int | None, typer.Option(min=0, help="Seed of the sampling", show_default="another text each time")
     ] = None,
     device: Device = "auto",
+    trust: Trust = False,
 ) -> None:
     """Continue a prompt with a trained model; the prompt and the text stream to standard output."""
     architecture = named(architecture, "generate")
@@ -39,6 +40,12 @@ def generate(
     from archbench.inference.sampling import Sampling
     from archbench.runs.device import default_device
     from archbench.runs.models import load_trained
+
+    if trust:
+        from archbench.plugin.trust import vouch
+        from archbench.runs.folder import open_run
+
+        vouch(open_run(out, run).config.plugins)
 
     if device == "auto":
         device = default_device()

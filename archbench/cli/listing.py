@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from archbench.cli.options import Json, Plugins
 from archbench.cli.output import print_json
 from archbench.presentation.tables import Column, table
 from archbench.presentation.terminal import echo
-
-if TYPE_CHECKING:
-    from archbench.plugin.discovery import Entry
 
 
 def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
@@ -19,44 +15,14 @@ def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
 
     A broken plugin is shown with its error; the exit code is still 0, because the others work.
     """
-    from archbench.errors import ArchbenchWarning
-    from archbench.plugin.registry import available
+    from archbench.plugin.description import described
 
-    claims: dict[str, list[Entry]] = {}
-    for entry in available(plugin or ()):
-        claims.setdefault(entry.name, []).append(entry)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ArchbenchWarning)  # about broken files, which have their own lines here
-        found = [_described(name, entries, plugin or []) for name, entries in claims.items()]
+    found = described(plugin or ())
     if json:
         for row in found:
             print_json(row)
     else:
         _print_table(found)
-
-
-def _described(name: str, entries: list[Entry], plugins: list[str]) -> dict[str, Any]:
-    """One architecture as plain values; ``error`` is null unless it is broken."""
-    from archbench.errors import ArchbenchError
-    from archbench.plugin.registry import load
-
-    row: dict[str, Any] = {
-        "name": name,
-        "packages": [f"{entry.package} {entry.version}" for entry in entries],
-        "sources": [entry.source for entry in entries],
-        "summary": None,
-        "paper": None,
-        "presets": [],
-        "wrappers": [],
-        "error": None,
-    }
-    try:
-        architecture = load(name, plugins)
-    except ArchbenchError as error:
-        return {**row, "error": {**error.as_dict(), "message": str(error)}}
-    info = architecture.info
-    wrappers = list(architecture.wrappers)
-    return {**row, "summary": info.summary, "paper": info.paper, "presets": list(info.presets), "wrappers": wrappers}
 
 
 def _print_table(found: list[dict[str, Any]]) -> None:

@@ -43,6 +43,9 @@ Out = Annotated[
     str | None,
     typer.Option("--out", help="Folder of the study", show_default="in results/, by its kind and a digest of the plan"),
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Trust the plugin files that the run's folder or the run file names")
+]
 Unchecked = Annotated[bool, typer.Option("--unchecked", help="Skip the conformance checks; the results say so")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON lines")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error")]

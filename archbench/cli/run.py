@@ -16,6 +16,7 @@ from archbench.cli.options import (
     Json,
     Names,
     Quiet,
+    Trust,
     Unchecked,
     all_named,
     assign,
@@ -65,6 +66,7 @@ def run(
     file: Annotated[
         str | None, typer.Option(help="A run file: fields of the configuration in TOML; options override it")
     ] = None,
+    trust: Trust = False,
     resume: Annotated[
         str | None, typer.Option(help="Continue an interrupted or failed run: its RUN_ID, or last", metavar="RUN_ID")
     ] = None,
@@ -77,11 +79,16 @@ def run(
     published model. The architecture must pass the conformance checks before anything is measured. Several
     architectures or seeds are separate runs: the others continue if one fails.
     """
+    if trust and resume is None and file is None:
+        step = "Leave it out; what --plugin names may run"
+        raise UsageError("--trust", "neither --resume nor --file is given, which may name plugins", step)
     if resume is not None:
         others = {"--seed": seed, "--unchecked": unchecked, "--file": file}
-        _resume(architecture or [], resume, given, others, config, json=json_, quiet=quiet)
+        _resume(architecture or [], resume, given, others, config, trust=trust, json=json_, quiet=quiet)
         return
     written = {} if file is None else read_run_file(file)
+    if file is not None and "plugins" in written and "plugins" not in given:
+        _see_trust(written["plugins"], file, trust=trust)
     on_gpu = chosen_device(given, written.get("device"))
     given.setdefault("profile", written.get("profile") or ("standard" if on_gpu else "quick"))
     if unchecked:
@@ -160,6 +167,7 @@ def _resume(
     others: dict[str, Any],
     config: list[str] | None,
     *,
+    trust: bool,
     json: bool,
     quiet: bool,
 ) -> None:
@@ -189,6 +197,11 @@ def _resume(
         time_limit = None if limit is None else float(limit)
     except ValueError:
         raise ConfigError("--config time_limit", f"{limit!r} is not a number", "Give seconds") from None
+    if trust:
+        from archbench.plugin.trust import vouch
+        from archbench.runs.folder import open_run
+
+        vouch(open_run(out, run_id).config.plugins)
     with _saying_how_to_resume():
         frame = resume(architectures[0], run_id, out, time_limit=time_limit, quiet=quiet)
     _show(frame, out, json=json)
@@ -229,6 +242,24 @@ def _tokenizer_beside(weights: Path) -> str:
         step = "Name the tokenizer the weights were trained with: --tokenizer file:PATH, hf:NAME or byte"
         raise UsageError(f"--weights {weights}", "there is no tokenizer.json beside it", step)
     return f"file:{file}"
+
+
+def _see_trust(plugins: object, file: str, *, trust: bool) -> None:
+    """See that the plugin files that a run file names may run.
+
+    Raises:
+        UntrustedCodeError: the user has not named them.
+        UsageError: one does not exist.
+    """
+    from archbench.plugin.discovery import plugin_files, plugin_paths
+    from archbench.plugin.trust import require, vouch
+
+    if isinstance(plugins, list) and all(isinstance(one, str) for one in plugins):  # else it is refused as a field
+        files = [one for place in plugin_paths(plugins) for one in plugin_files(place)]
+        if trust:
+            vouch(files)
+        else:
+            require(files, file)
 
 
 def read_run_file(path: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Importing plugins, by entry point or by path, and limiting what their code does to this process.
 
-A file is loaded under a private module name.
+A file is loaded under a private module name, always from its source: beside it may lie bytecode of another.
 """
 
 from __future__ import annotations
@@ -8,17 +8,33 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
+from importlib.machinery import (
+    EXTENSION_SUFFIXES,
+    SOURCE_SUFFIXES,
+    ExtensionFileLoader,
+    FileFinder,
+    ModuleSpec,
+    SourceFileLoader,
+)
 from pathlib import Path
 from types import ModuleType
 
-from archbench.child.environment import changes_for_this_process_only
-from archbench.errors import PluginImportError, one_line
+from archbench.child.inheritance import changes_for_this_process_only
+from archbench.errors import PluginImportError, UsageError, one_line
 from archbench.hookspecs import GROUP
 from archbench.plugin.discovery import Entry
+from archbench.plugin.trust import check_source
+
+LIMIT_VARIABLE = "ARCHBENCH_IMPORT_LIMIT"
+"""Environment variable with the seconds that importing a plugin may take."""
+
+_PREFIX = "_archbench_plugin_"
 
 
 @contextmanager
@@ -36,6 +52,68 @@ def plugin_code() -> Iterator[None]:
             os._exit(1)
 
 
+def import_limit() -> float:
+    """Seconds that importing one plugin may take: ``$ARCHBENCH_IMPORT_LIMIT``, or 120."""
+    try:
+        return float(os.environ.get(LIMIT_VARIABLE, "120"))
+    except ValueError:
+        step = "Give seconds, or unset it"
+        raise UsageError(LIMIT_VARIABLE, f"{os.environ[LIMIT_VARIABLE]!r} is not a number", step) from None
+
+
+@contextmanager
+def _importing(plugin: str) -> Iterator[None]:
+    """Run a plugin's import as :func:`plugin_code`, and end it when it takes too long.
+
+    An import that hangs inside a C function, or on another thread than the main one, is not ended.
+    """
+    limit = import_limit()
+
+    def expired(signal_number: int, frame: object) -> None:
+        raise TimeoutError(f"it took longer than {limit:g} s; {LIMIT_VARIABLE} allows another time")
+
+    timed = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
+    previous = signal.signal(signal.SIGALRM, expired) if timed else None
+    try:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, limit)
+        with plugin_code():
+            yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"Interrupted while plugin {plugin} was imported.") from None
+    finally:
+        if timed:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, previous)
+
+
+class _SourceOnly(SourceFileLoader):
+    """Loads a plugin from its source, which is what has been judged, and neither reads nor writes bytecode."""
+
+    def path_stats(self, path: str) -> dict[str, float]:
+        raise OSError("no bytecode")
+
+    def get_data(self, path: str) -> bytes:
+        source = super().get_data(path)
+        check_source(path, source)
+        return source
+
+
+class _PackageFinder:
+    """Finds the modules inside packages that were loaded by path."""
+
+    @staticmethod
+    def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if path is None or not name.startswith(_PREFIX):
+            return None
+        kinds = ((_SourceOnly, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
+        found = (FileFinder(folder, *kinds).find_spec(name) for folder in path)
+        return next((spec for spec in found if spec is not None), None)
+
+
+sys.meta_path.insert(0, _PackageFinder)
+
+
 def import_installed(entry: Entry) -> object:
     """Import the module, or the object in it, that an entry point names.
 
@@ -43,7 +121,7 @@ def import_installed(entry: Entry) -> object:
         PluginImportError: importing it failed, for any reason.
     """
     try:
-        with plugin_code():
+        with _importing(entry.source):
             return metadata.EntryPoint(entry.name, entry.source, GROUP).load()
     except (Exception, SystemExit) as error:  # a plugin may even exit
         step = f"Repair or reinstall it (pip install --force-reinstall {entry.package}), or uninstall it"
@@ -65,14 +143,16 @@ def import_file(path: str) -> ModuleType:
     stamp = file.stat().st_mtime_ns
     if path in _loaded and _loaded[path][0] == stamp:
         return _loaded[path][1]
-    name = f"_archbench_plugin_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, file, submodule_search_locations=[path] if package else None)
+    name = f"{_PREFIX}{hashlib.sha256(path.encode()).hexdigest()[:12]}"
+    spec = importlib.util.spec_from_file_location(
+        name, file, loader=_SourceOnly(name, str(file)), submodule_search_locations=[path] if package else None
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and relative imports look their module up there
     try:
-        with plugin_code():
+        with _importing(path):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a plugin may even exit
         del sys.modules[name]

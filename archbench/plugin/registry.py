@@ -182,10 +182,11 @@ class _File:
 
 
 def _files(plugins: Iterable[str | Path]) -> list[_File]:
-    return [_load_file(path) for place in plugin_paths(plugins) for path in plugin_files(place)]
+    return [load_file(path) for place in plugin_paths(plugins) for path in plugin_files(place)]
 
 
-def _load_file(path: str) -> _File:
+def load_file(path: str) -> _File:
+    """Import a file and ask it what it is."""
     entry, plugin, kind = Entry.of_file(path), None, ARCHITECTURE
     try:
         plugin = import_file(path)

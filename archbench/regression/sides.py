@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from archbench.child.environment import clean_environment
+from archbench.child.inheritance import clean_environment
 from archbench.child.process import Child, LostError
 from archbench.errors import ArchbenchError, PhaseError
 from archbench.plugin.discovery import PLUGINS_VARIABLE

@@ -15,6 +15,7 @@ from archbench.files.loader import validated
 from archbench.measure.malloc import tune_malloc
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.registry import load
+from archbench.plugin.trust import require
 from archbench.runs.device import resolve_device
 from archbench.runs.folder import CONFIG, RunFolder, open_run
 from archbench.training.checkpoints import latest_checkpoint, load_weights
@@ -26,7 +27,10 @@ def load_architecture(run: RunFolder) -> tuple[Architecture, ModelConfig]:
 
     Raises:
         StorageError: the plugin does not accept the configuration that the run's folder has.
+        UntrustedCodeError: the run's folder names plugin files that the user of this machine has not named.
+        PluginError: the plugin cannot be loaded.
     """
+    require(run.config.plugins, run.path / CONFIG)
     architecture = load(run.config.architecture, run.config.plugins)
     file, step = run.path / CONFIG, "Restore the file, or use the version of the plugin that the run was made with"
     config = validated(architecture.info.config, run.model, error=StorageError, culprit=str(file), next_step=step)

@@ -14,6 +14,7 @@ from archbench.measure.machine import describe, versions
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.discovery import plugin_paths
 from archbench.plugin.registry import load
+from archbench.plugin.trust import vouch
 from archbench.results.schema import Role
 from archbench.results.store import new_run_id, prepare_folder
 from archbench.runs.device import check_attention, check_dtype, resolve_device
@@ -41,6 +42,7 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
     config = _with_absolute_paths(_with_text_to_score(config))
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)
+    vouch(architecture.files)
     config = config.override(plugins=architecture.files)  # this run's processes load no other plugin's code
     config, published = resolve_published(config, architecture)
     data = prepare(config.data)

@@ -12,13 +12,13 @@ import torch
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError, refusal
 from archbench.measure.machine import device_name, versions
-from archbench.plugin.registry import load
 from archbench.results.reading import read_results
 from archbench.results.schema import FAILED, INTERRUPTED, Role
 from archbench.results.store import write_run
 from archbench.runs.conformance import CHECK, conformance, require_conformance, take_over
 from archbench.runs.device import resolve_device
 from archbench.runs.folder import RunFolder, open_run
+from archbench.runs.models import load_architecture
 from archbench.runs.phase import run_phase
 from archbench.runs.preparation import start
 from archbench.trackers.following import Trackers, followed_by
@@ -76,6 +76,7 @@ def resume(
         UnknownNameError: no such run under ``out``.
         UsageError: the run is finished, still running, of another architecture, or was started with another torch or
             plugin.
+        UntrustedCodeError: its folder names plugin files that the user of this machine has not named.
         ArchbenchError: as :func:`run`.
     """
     folder = open_run(out, run_id)
@@ -104,7 +105,7 @@ def _refuse_other(folder: RunFolder) -> None:
         raise UsageError(
             f"run {folder.run_id}", f"it was started with torch {started}, and this is {now}", "Start a new run"
         )
-    measured, found = folder.facts["plugin_version"], load(architecture, folder.config.plugins).version
+    measured, found = folder.facts["plugin_version"], load_architecture(folder)[0].version
     if measured != found:
         cause = f"it was started with version {measured} of {architecture}, and this is {found}"
         raise UsageError(f"run {folder.run_id}", cause, "Start a new run")

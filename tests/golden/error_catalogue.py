@@ -13,6 +13,7 @@ FILES = {
     "unknown_field.toml": 'architecture = "gpt1"\nprofil = "smoke"\n',
     "wrong_value.toml": 'architecture = "gpt1"\n\n[training]\nbatch_size = 0\n',
     "damaged.parquet": "PAR1 and no more",
+    "gift.toml": 'architecture = "gpt1"\nplugins = ["hookless.py"]\n',
     "empty.txt": "",
 }
 """Bad input, in the folder in which the commands run."""
@@ -39,6 +40,8 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("check lama --quiet", 2, "'lama'"),
     ("new gpt1", 2, "gpt1"),
     ("clean --only result", 2, "'result'"),
+    ("trust absent.py", 2, "absent.py"),
+    ("run --device cpu --file gift.toml", 12, "hookless.py"),
     ("new My_Arch", 2, "My_Arch"),
     ("new my-arch --from lama", 2, "lama"),
     ("probe", 2, "archbench probe"),

@@ -9,6 +9,9 @@ from contextlib import contextmanager
 _overwritten: dict[str, str | None] = {}
 """Environment variables that plugins have changed in this process: their values before, None where there was none."""
 
+handed_down: dict[str, str] = {}
+"""Environment variables for child processes only: what this process tells them."""
+
 
 @contextmanager
 def changes_for_this_process_only() -> Iterator[None]:
@@ -24,5 +27,5 @@ def changes_for_this_process_only() -> Iterator[None]:
 
 def clean_environment() -> dict[str, str]:
     """This process's environment variables without plugins' changes, for child processes."""
-    variables = {**os.environ, **_overwritten}
+    variables = {**os.environ, **_overwritten, **handed_down}
     return {name: value for name, value in variables.items() if value is not None}

@@ -1,0 +1,211 @@
+"""Code runs only if the user of this machine named it; and a plugin that cannot be imported takes no command down."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import py_compile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from archbench.child.inheritance import handed_down
+from archbench.config import RunConfig
+from archbench.data.byte_tokenizer import ByteTokenizer
+from archbench.errors import PluginImportError, UntrustedCodeError
+from archbench.measure.machine import versions
+from archbench.plugin.importing import import_file
+from archbench.plugin.trust import TRUSTED_VARIABLE, content_digest, require, trust, trusted
+from archbench.runs.folder import RunFolder
+from installations import RunCLI
+
+UNTRUSTED = 12
+RUN_ID = "20260101T000000-abcdef"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ARCHBENCH_CONFIG", str(tmp_path / "settings"))
+    monkeypatch.setitem(handed_down, TRUSTED_VARIABLE, "")
+
+
+@pytest.fixture
+def evil(tmp_path: Path, minimal_plugin: str) -> Path:
+    """A plugin in a folder that came from elsewhere; running it leaves ``ran`` beside it."""
+    file = tmp_path / "gift" / "evil.py"
+    file.parent.mkdir()
+    file.write_text(f"open({str(file.with_name('ran'))!r}, 'w').close()\n" + minimal_plugin)
+    return file
+
+
+@pytest.fixture
+def gift(evil: Path) -> Path:
+    """A results folder with a run that names the plugin."""
+    config = RunConfig(architecture="bigram", profile="smoke", device="cpu", plugins=(str(evil),))
+    facts = {
+        "plugin_package": str(evil),
+        "plugin_version": "sha256:0",
+        "corpus": "shakespeare",
+        "tokenizer": "byte",
+        "lossless": True,
+        "wrappers": [],
+        "versions": versions(),
+    }
+    RunFolder(evil.parent / "results" / RUN_ID, config, {"context_length": 8, "vocab_size": 257}, facts).create(
+        ByteTokenizer().save
+    )
+    return evil.parent / "results"
+
+
+def ran(evil: Path) -> bool:
+    return evil.with_name("ran").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["generate bigram --device cpu --out", f"run bigram --resume {RUN_ID} --out"], ids=["generate", "resume"]
+)
+def test_a_results_folder_runs_no_code_that_the_user_has_not_named(
+    cli: RunCLI, evil: Path, gift: Path, command: str
+) -> None:
+    refused = cli(*command.split(), gift)
+    assert refused.returncode == UNTRUSTED, refused.stderr
+    for part in (str(evil), content_digest(evil), "config.json", f"archbench trust {evil}"):
+        assert part in " ".join(refused.stderr.split())
+    assert not ran(evil)
+
+    assert cli("trust", evil).returncode == 0
+    cli(*command.split(), gift)
+    assert ran(evil)
+
+    evil.with_name("ran").unlink()
+    evil.write_text(evil.read_text() + "\n# another content\n")
+    os.utime(evil, ns=(1, 1))
+    assert cli(*command.split(), gift).returncode == UNTRUSTED
+    assert not ran(evil)
+    cli(*command.split(), gift, "--trust")
+    assert ran(evil)
+
+
+def test_a_run_file_runs_no_code_that_the_user_has_not_named(cli: RunCLI, evil: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(f'architecture = "bigram"\nprofile = "smok"\nplugins = ["{evil}"]\n')
+    for names in ((), ("all",)):
+        refused = cli("run", *names, "--file", file)
+        assert refused.returncode == UNTRUSTED, refused.stderr
+        assert str(file) in refused.stderr
+    assert not ran(evil)
+    assert "'smok'" in cli("run", "--file", file, "--trust").stderr  # it goes on, to the next error
+    assert cli("run", "gpt1", "--trust").returncode == 2
+
+
+def test_what_is_trusted_can_be_seen_and_forgotten(cli: RunCLI, evil: Path) -> None:
+    assert cli("trust").returncode == 2
+    assert cli("trust", evil.parent / "absent.py").returncode == 2
+    cli("trust", evil)
+    (one,) = map(json.loads, cli("trust", "--list", "--json").stdout.splitlines())
+    assert (one["path"], one["digest"]) == (str(evil), content_digest(evil))
+    assert cli("trust", "--forget", evil).returncode == 0
+    assert trusted() == []
+    assert cli("trust", "--forget", evil).returncode == 2
+    assert not ran(evil)
+
+
+def test_a_damaged_list_is_named(cli: RunCLI, evil: Path, tmp_path: Path) -> None:
+    (tmp_path / "settings").mkdir()
+    (tmp_path / "settings" / "trusted.json").write_text('{"trusted": [{"digest": 3}]}')
+    refused = cli("trust", evil)
+    assert refused.returncode == 7
+    assert "trusted.json" in refused.stderr
+
+
+def test_every_file_of_a_package_counts(tmp_path: Path) -> None:
+    package = tmp_path / "mine"
+    (package / "deep").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "deep" / "table.bin").write_bytes(b"1")
+    digests = {content_digest(package)}
+    (package / "deep" / "table.bin").write_bytes(b"2")
+    digests.add(content_digest(package))
+    (package / "deep" / "table.bin").rename(package / "deep" / "other.bin")
+    digests.add(content_digest(package))
+    assert len(digests) == 3
+
+
+def test_bytes_that_change_after_they_were_judged_do_not_run(evil: Path) -> None:
+    with pytest.raises(UntrustedCodeError):
+        require([str(evil)], "config.json")
+    trust([evil])
+    require([str(evil)], "config.json")
+    evil.write_text(evil.read_text() + "\nimport os\n")
+    with pytest.raises(PluginImportError, match="changed"):
+        import_file(str(evil))
+    assert not ran(evil)
+
+
+@pytest.mark.parametrize("module", ["__init__.py", "inner.py"])
+def test_bytecode_that_lies_beside_the_source_is_not_run(tmp_path: Path, module: str) -> None:
+    package = tmp_path / f"mine_{module[:5]}"
+    package.mkdir()
+    (package / "inner.py").write_text("VALUE = 'source..'\n")
+    (package / "__init__.py").write_text("VALUE = 'source..'\nfrom . import inner\n")
+    good = (package / module).read_text()
+    (package / module).write_text(good.replace("source..", "bytecode"))
+    py_compile.compile(
+        str(package / module), cfile=importlib.util.cache_from_source(str(package / module)), doraise=True
+    )
+    stamp = (package / module).stat()
+    (package / module).write_text(good)
+    os.utime(package / module, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))  # the bytecode passes as that of the source
+    loaded = import_file(str(package))
+    assert (loaded.VALUE, loaded.inner.VALUE) == ("source..", "source..")
+
+
+BROKEN = {
+    "loops.py": "while True: pass",
+    "hangs.py": "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\ntime.sleep(1000)",
+    "exits.py": "import os\nos._exit(0)",
+    "crashes.py": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
+}
+
+
+def test_list_shows_plugins_that_hang_exit_or_crash_as_broken(
+    cli: RunCLI, tmp_path: Path, minimal_plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    for name, source in {**BROKEN, "fine.py": minimal_plugin}.items():
+        (folder / name).write_text(source + "\n")
+    monkeypatch.setenv("ARCHBENCH_IMPORT_LIMIT", "0.5")
+    shown = cli("list", "--plugin", folder, "--json")
+    assert shown.returncode == 0, shown.stderr
+    rows = {row["name"]: row["error"] for row in map(json.loads, shown.stdout.splitlines())}
+    causes = {Path(name).name: error["cause"] for name, error in rows.items() if error is not None}
+    assert causes.keys() == BROKEN.keys()
+    for name, part in {
+        "loops.py": "0.5 s",
+        "hangs.py": "longer",
+        "exits.py": "code 0",
+        "crashes.py": "SIGSEGV",
+    }.items():
+        assert part in causes[name]
+    assert rows["bigram"] is None
+    assert rows["gpt1"] is None
+
+
+def test_a_command_that_needs_a_plugin_says_that_its_import_does_not_end(
+    cli: RunCLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "loops.py").write_text(BROKEN["loops.py"])
+    monkeypatch.setenv("ARCHBENCH_IMPORT_LIMIT", "0.2")
+    shown = cli("show", "loops", "--plugin", tmp_path / "loops.py")
+    assert shown.returncode == 3
+    assert "0.2 s" in shown.stderr
+
+
+def test_without_foreign_plugins_nothing_is_started(cli: RunCLI, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Callable[..., object]] = []
+    monkeypatch.setattr("archbench.plugin.description.Child", started.append)
+    assert cli("list", "--json").returncode == 0
+    assert not started
