@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from archbench.data.documents import utf8
+from archbench.files.seal import sealed
 from archbench.files.writing import write_text
 
 SAVED_AS = "archbench_tokenizer.json"
@@ -106,4 +106,4 @@ class ByteTokenizer:
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / SAVED_AS, json.dumps({"name": self.name}))
+        write_text(folder / SAVED_AS, sealed({"name": self.name}, indent=None))

@@ -23,6 +23,7 @@ from archbench.data.tokenizer_file import MOST_BYTES, check_definition, library
 from archbench.data.tokenizer_trial import try_out
 from archbench.errors import DataError, StorageError, one_line
 from archbench.files.loader import read_text
+from archbench.files.seal import sealed
 from archbench.files.writing import write_text
 
 _log = logging.getLogger(__name__)
@@ -114,7 +115,8 @@ class SubwordTokenizer:
         definition = json.dumps(self._definition, ensure_ascii=False)
         write_text(folder / FILE_NAME, definition)
         digest = hashlib.sha256(definition.encode()).hexdigest()
-        write_text(folder / SAVED_AS, json.dumps({"name": self.name, "separator": self.separator, "sha256": digest}))
+        saved = {"name": self.name, "separator": self.separator, "file_sha256": digest}
+        write_text(folder / SAVED_AS, sealed(saved, indent=None))
 
 
 def from_file(

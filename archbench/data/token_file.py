@@ -21,10 +21,11 @@ from archbench.data.cache import content_key, write_atomically
 from archbench.data.documents import Corpus, Document, text_blocks
 from archbench.errors import DataError, StorageError
 from archbench.files.loader import open_regular, read_json, read_model
+from archbench.files.seal import sealed
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = "1"
+_FORMAT = "2"
 """Part of every cache key: increased if the layout on disk changes."""
 
 ALWAYS_VERIFIED = 256 << 20
@@ -45,7 +46,7 @@ class Record:
     train_tokens: int
     ends: list[int]
     lossless: bool
-    sha256: str
+    tokens_sha256: str
 
 
 class TokenFile:
@@ -67,8 +68,8 @@ class TokenFile:
         if not (record_path.exists() and self.path.exists()):
             return None
         try:
-            record = read_model(Record, record_path, error=DataError, next_step="It is made again")
-            self._verify(record.sha256)
+            record = read_model(Record, record_path, error=DataError, next_step="It is made again", sealing="required")
+            self._verify(record.tokens_sha256)
             tokens: Tokens = np.load(self.path, mmap_mode="r")
             ends = [0, record.train_tokens, *record.ends]
             if len(record.ends) != len(self._corpus.splits["validation"]) or ends != sorted(ends):
@@ -112,7 +113,7 @@ class TokenFile:
 
         write_atomically(self.path, write)
         record = Record(train_tokens, ends, encoding.lossless, _sha256(self.path))
-        content = json.dumps(asdict(record)).encode()
+        content = sealed(asdict(record), indent=None).encode()
         write_atomically(self.path.with_suffix(".json"), lambda file: file.write(content))
 
     def _check_room(self, announce: Callable[[Sequence[str]], object]) -> None:

@@ -72,15 +72,15 @@ class _Saved:
 
     name: str
     separator: Annotated[int, Field(ge=0, lt=MOST_IDS)] | None = None
-    sha256: str | None = None
+    file_sha256: str | None = None
 
 
 def _load_saved(folder: Path, cache: Path | None) -> Tokenizer:
     next_step = "Give a folder that a run saved its tokenizer to"
-    saved = read_model(_Saved, folder / SAVED_AS, error=DataError, next_step=next_step)
+    saved = read_model(_Saved, folder / SAVED_AS, error=DataError, next_step=next_step, sealing="optional")
     if saved.name == ByteTokenizer.name:
         return ByteTokenizer()
     from archbench.data import subword
 
     file = folder / subword.FILE_NAME
-    return subword.from_file(file, name=saved.name, separator=saved.separator, sha256=saved.sha256, cache=cache)
+    return subword.from_file(file, name=saved.name, separator=saved.separator, sha256=saved.file_sha256, cache=cache)

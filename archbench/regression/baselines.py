@@ -14,6 +14,7 @@ from pydantic import FiniteFloat
 
 from archbench.errors import StorageError
 from archbench.files.loader import read_model, validated
+from archbench.files.seal import sealed
 from archbench.files.writing import write_text
 from archbench.measure.machine import device_name, versions
 from archbench.regression import estimates
@@ -95,7 +96,7 @@ def save(folder: Path, baseline: Baseline) -> Path:
     path = path_of(folder, baseline.key, baseline.architecture)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps({"format": FORMAT, **asdict(baseline)}, indent=1) + "\n")
+        write_text(path, sealed({"format": FORMAT, **asdict(baseline)}, indent=1))
     except OSError as error:
         raise StorageError(str(folder), f"it cannot be written to ({error.strerror})", "Name another folder") from error
     return path
@@ -123,7 +124,7 @@ def others(folder: Path, key: Key, architecture: str) -> list[str]:
 
 
 def _read(path: Path) -> Baseline:
-    content = read_model(dict[str, Any], path, limit=1 << 20, next_step=_AGAIN)
+    content = read_model(dict[str, Any], path, limit=1 << 20, next_step=_AGAIN, sealing="optional")
     if (form := content.pop("format", None)) != FORMAT:
         raise StorageError(str(path), f"its format is {form!r}, and this archbench reads {FORMAT}", _AGAIN)
     return validated(Baseline, content, error=StorageError, culprit=str(path), next_step=_AGAIN)
