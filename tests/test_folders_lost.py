@@ -18,8 +18,8 @@ import torch
 from archbench.config import RunConfig
 from archbench.data.cache import write_atomically
 from archbench.errors import ArchbenchWarning, StorageError
+from archbench.files.outputs import Output, write_output
 from archbench.plugin.registry import load
-from archbench.report.files import write
 from archbench.results.store import prepare_folder, write_run
 from archbench.runs.conformance import Findings
 from archbench.runs.folder import RunFolder
@@ -78,7 +78,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "a plan": lambda folder: PlanFile(folder / "plan.json").write({"plan": "x" * 200}),
     "an outcome": outcome,
     "the cache": lambda folder: write_atomically(folder / "cache" / "text.npy", lambda file: file.write(b"x" * 200)),
-    "a report": lambda folder: write(folder / "report.html", b"x" * 200),
+    "a report": lambda folder: write_output(Output(folder / "report.html", "page"), b"x" * 200),
 }
 
 

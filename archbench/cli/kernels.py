@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from archbench.cli.fields import DEVICE, FieldOption, Given, options_given, with_fields
-from archbench.cli.options import Json, Quiet, chosen_device
+from archbench.cli.options import Force, Json, Quiet, chosen_device
 from archbench.errors import UsageError
 
 FREE = ("--device", "--head-widths", "--dtype", "--seed", "--out")
@@ -53,6 +53,7 @@ def kernels(
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
+    force: Force = False,
 ) -> None:
     """Measure attention backends and losses against each other: seconds, TFLOP/s, memory and error. Lists take commas.
 
@@ -76,7 +77,7 @@ def kernels(
         if "attention" not in given.get("operations", ("attention",)):
             cause = "it draws attention, which is not among the operations measured"
             raise UsageError(f"--plot {plot}", cause, "Leave one of them out")
-        check_plot(plot)
+        check_plot(plot, force=force)
 
     from archbench.config import KernelConfig
     from archbench.runs.kernel_cases import DEFAULTS
@@ -92,7 +93,7 @@ def kernels(
 
     frame = read_results(run.path)
     if plot is not None:
-        draw(frame, plot)
+        draw(frame, plot, force=force)
     if json:
         print_rows(frame, config.out)
     else:

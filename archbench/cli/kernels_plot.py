@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archbench.errors import StorageError, UsageError
+from archbench.files.outputs import Output, check_outputs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -13,11 +14,11 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def check_plot(path: str) -> None:
+def check_plot(path: str, *, force: bool = False) -> None:
     """Check, before measuring, that a plot can be written there.
 
     Raises:
-        UsageError: vl-convert is missing, or it cannot write such a file.
+        UsageError: vl-convert is missing, or it cannot write such a file, or it would replace another kind of file.
         StorageError: the folder is missing.
     """
     from archbench.report.files import require
@@ -31,9 +32,10 @@ def check_plot(path: str) -> None:
         )  # fmt: skip
     if not file.parent.is_dir():
         raise StorageError(f"--plot {path}", f"there is no folder {file.parent}", "Choose another file")
+    check_outputs([Output(file, "image", "--plot")], force=force)
 
 
-def draw(frame: pd.DataFrame, path: str) -> None:
+def draw(frame: pd.DataFrame, path: str, *, force: bool = False) -> None:
     """Draw the attention rows of one run into ``path``, whole or not at all.
 
     Raises:
@@ -49,4 +51,10 @@ def draw(frame: pd.DataFrame, path: str) -> None:
         raise UsageError(f"--plot {path}", "there is no speed of attention to draw", "Measure --operations attention")
     first = frame.iloc[0]
     disturbed = ", while other work disturbed the machine" if frame.contaminated.eq(True).any() else ""
-    write_image(figure, path, heading=f"Causal attention, {first['dtype']}, {first.device_name}{disturbed}")
+    write_image(
+        figure,
+        path,
+        heading=f"Causal attention, {first['dtype']}, {first.device_name}{disturbed}",
+        option="--plot",
+        force=force,
+    )

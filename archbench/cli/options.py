@@ -47,6 +47,9 @@ Trust = Annotated[
     bool, typer.Option("--trust", help="Trust the plugin files that the run's folder or the run file names")
 ]
 Unchecked = Annotated[bool, typer.Option("--unchecked", help="Skip the conformance checks; the results say so")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Also replace existing files that archbench did not make, or made otherwise")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON lines")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error")]
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from archbench.cli.options import Force
+from archbench.files.outputs import Output, check_outputs
 from archbench.presentation.terminal import echo
 
 
@@ -26,6 +28,7 @@ def report(
     md: Annotated[
         str | None, typer.Option(metavar="FILE", help="Also write a Markdown summary, with the images of --png")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Show studies and runs on one self-contained HTML page: the verdict first, then tables and interactive figures.
 
@@ -34,12 +37,16 @@ def report(
     """
     from archbench.presentation.quantities import counted
     from archbench.report.contents import read
-    from archbench.report.files import require, title_of, write_images, write_markdown, write_page
+    from archbench.report.files import image_files, require, title_of, write_images, write_markdown, write_page
 
     require("archbench report", "report", "vl_convert", "jinja2")
     contents = read(runs or ["results"])
-    page = write_page(contents, output, title=title_of(contents))
-    images = [] if png is None else write_images(contents, png)
+    outputs = [Output(Path(output), "page", "--output"), *([] if md is None else [Output(Path(md), "summary", "--md")])]
+    drawn = [] if png is None else image_files(contents, png)
+    outputs += [Output(file, "image", "--png") for part in drawn for file in part.values()]
+    check_outputs(outputs, force=force)
+    page = write_page(contents, output, title=title_of(contents), force=force)
+    images = [] if png is None else write_images(contents, png, force=force)
     size = page.stat().st_size / 1e6
     for part in contents:
         echo(part.title if part.verdict is None else part.verdict.headline)
@@ -47,4 +54,4 @@ def report(
     if png is not None:
         echo(f"{Path(png)}: {counted(sum(len(part) for part in images), 'PNG file')}")
     if md is not None:
-        echo(str(write_markdown(contents, md, images)))
+        echo(str(write_markdown(contents, md, images, force=force)))

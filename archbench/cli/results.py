@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archbench.cli.options import Json
+from archbench.cli.options import Force, Json
 from archbench.presentation.characters import harmless
 from archbench.presentation.terminal import console, echo, put, show
 from archbench.results.schema import ENDED, TRIALS, UNCHECKED
@@ -37,6 +38,7 @@ def results(
         typer.Option("--trials", help="Also the runs by which studies choose learning rates and predict times"),
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Every row, instead of medians over repeats")] = False,
+    force: Force = False,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -67,7 +69,7 @@ def results(
     shown = (total if csv or json else SHOWN_RUNS) if limit is None else limit or total
     frame = frame[frame.run_id.isin(frame.run_id.drop_duplicates().head(shown))]
     if csv is not None:
-        _write_csv(frame, csv)
+        _write_csv(frame, csv, force=force)
     if json:
         print_rows(frame, path)
     if csv is None and not json:
@@ -135,7 +137,7 @@ def _title(row: Mapping[Any, Any]) -> str:
     )
 
 
-def _write_csv(frame: pd.DataFrame, target: str) -> None:
+def _write_csv(frame: pd.DataFrame, target: str, *, force: bool) -> None:
     """Write all columns, or no file at all; no text of it is a formula."""
     shown = frame.copy(deep=False)
     for name in frame.select_dtypes(["object", "string"]):
@@ -144,7 +146,7 @@ def _write_csv(frame: pd.DataFrame, target: str) -> None:
     if target == "-":
         put(text)
         return
-    from archbench.report.files import write
+    from archbench.files.outputs import Output, write_output
 
-    write(target, text.encode(), option="--csv", new_folder=False)
+    write_output(Output(Path(target), "table of results", "--csv"), text.encode(), force=force, new_folder=False)
     echo(f"{len(frame):,} rows written to {target}", error=True)

@@ -91,9 +91,11 @@ def save(folder: Path, baseline: Baseline) -> Path:
     """Write a baseline, over an older one of the same key; returns the file.
 
     Raises:
-        StorageError: the folder cannot be written to.
+        StorageError: the folder cannot be written to, or a file of that name is no baseline.
     """
     path = path_of(folder, baseline.key, baseline.architecture)
+    if path.exists():
+        _read(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, sealed({"format": FORMAT, **asdict(baseline)}, indent=1))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from archbench.errors import StorageError
+from archbench.files.outputs import Output, check_outputs, write_output
 from archbench.plugin.discovery import plugin_paths
 from archbench.regression.baselines import Baseline, Key, key, missing, others, read, save
 from archbench.regression.benchmark import Subject
@@ -28,6 +29,7 @@ from archbench.regression.verdict_table import (
 
 TITLE = "archbench: compared with the baseline"
 WIDTH = 160
+REPORT = "--archbench-report"
 
 
 class BaselineSession:
@@ -46,7 +48,9 @@ class BaselineSession:
         self._folder = Path(config.rootpath, option("archbench_baseline_dir"))
         self._required: bool = option("require_baseline")
         self._judged = self.device == "cpu" or bool(option("archbench_exclusive"))
-        self._report_file: str | None = option("archbench_report")
+        asked: str | None = option("archbench_report")
+        self._report_file = asked and Output(Path(asked), "comparison with a baseline", REPORT, "remove this one")
+        check_outputs([self._report_file] if self._report_file else [])
         self._plugins = plugin_paths(option("archbench_plugin"))
         self._preset: str = option("archbench_preset") or "nano"
         self._plan = Plan(rounds=option("archbench_rounds"), max_rounds=2 * option("archbench_rounds"))
@@ -114,7 +118,7 @@ class BaselineSession:
         write_summary(markdown(self.rows, TITLE, conclusion(self.rows)))
         if self._report_file:
             lines = [as_json(row) for row in self.rows]
-            Path(self._report_file).write_text(json.dumps(lines, indent=1, ensure_ascii=False) + "\n")
+            write_output(self._report_file, (json.dumps(lines, indent=1, ensure_ascii=False) + "\n").encode())
 
     def _kept(self, architecture: str, rows: list[Row]) -> list[Row]:
         if any(row.verdict == "NEW" for row in rows) and read(self._folder, self.key, architecture) is None:
