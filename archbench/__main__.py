@@ -1,4 +1,4 @@
-"""``python -m archbench``: the same as the ``archbench`` command.
+"""``python -m archbench``, and what the ``archbench`` command imports first.
 
 ``-m`` puts the current directory first on the path. It is removed before anything is imported, so that no file in it
 is taken for a package or a plugin.
@@ -9,6 +9,11 @@ import sys
 
 if not sys.flags.safe_path and sys.path and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]
+
+import signal
+
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, until archbench.interruption is imported
 
 from archbench.cli import main
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from archbench.runs.folder import open_run
 from command_line import archbench
 from forked_children import ForkedCommand
 from small_runs import UNCHECKED, with_small_corpus
+from test_kills import handles
 
 LONGEST = 5.0
 """Seconds that the issue allows."""
@@ -50,6 +52,23 @@ def test_training_writes_a_checkpoint_and_a_row_and_says_how_to_continue(tmp_pat
     assert f"archbench run gpt1 --resume {run_folder.run_id}" in done.stderr
     (checkpoint,) = run_folder.checkpoints.glob("step-*")
     assert checkpoint.name not in ("step-00040000", "step-00000000")
+
+
+def test_a_terminal_that_closes_takes_neither_the_checkpoint_nor_the_row(tmp_path: Path) -> None:
+    folder = with_small_corpus(tmp_path)
+    ours, theirs = os.openpty()
+    loud = [option for option in UNCHECKED if option != "--quiet"]
+    run = ForkedCommand("run", "gpt1", *loud, *LONG, cwd=folder, stderr=theirs)
+    os.close(theirs)
+    said = b""
+    while b"validation loss" not in said:
+        said += os.read(ours, 1000)
+    os.close(ours)
+    for _ in range(2):  # the kernel and the shell send one each
+        run.process.send_signal(signal.SIGHUP)
+    assert run.finished().returncode == 129
+    assert set(read_results(folder / "results").metric) == {"interrupted"}
+    assert list(open_run(folder / "results", "last").checkpoints.glob("step-*"))
 
 
 def test_a_run_that_is_still_running_has_an_owner(tmp_path: Path) -> None:
@@ -113,7 +132,7 @@ def test_an_interrupt_during_start_up_is_one_line(tmp_path: Path, module: bool) 
         child = subprocess.Popen(
             [*command, "run", "gpt1", "--out", tmp_path / "results"], stdout=-1, stderr=-1, text=True, cwd=tmp_path
         )
-        wait_for(lambda pid=child.pid: _handles(pid, signal.SIGTERM))
+        wait_for(lambda pid=child.pid: handles(pid, signal.SIGTERM))
         time.sleep(moments.uniform(0.0, 1.5))
         began = time.monotonic()
         child.send_signal(signal.Signals[name])
@@ -123,10 +142,3 @@ def test_an_interrupt_during_start_up_is_one_line(tmp_path: Path, module: bool) 
         assert stdout == ""
         assert stderr.splitlines()[-1].startswith("Interrupted")
         assert "Traceback" not in stderr
-
-
-def _handles(process: int, number: int) -> bool:
-    """Whether the process has a handler for that signal (proc_pid_status(5))."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    (caught,) = [line.split()[1] for line in lines if line.startswith("SigCgt")]
-    return bool(int(caught, 16) >> (number - 1) & 1)
