@@ -22,6 +22,7 @@ from archbench.cli.clean import clean
 from archbench.cli.compare import compare, tune
 from archbench.cli.doctor import doctor
 from archbench.cli.fields import completed
+from archbench.cli.fsck import fsck
 from archbench.cli.generate import generate
 from archbench.cli.kernels import kernels
 from archbench.cli.listing import list_architectures
@@ -103,7 +104,7 @@ def _add(panel: str, *functions: Callable[..., None]) -> None:
 
 
 _add("Measure", run, compare, tune, probe, scale, kernels, results, report, generate)
-_add("Look", list_architectures, show, doctor, clean)
+_add("Look", list_architectures, show, doctor, clean, fsck)
 _add("Add your own", new, check, regress, trust)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.options import Force, Json
+from archbench.errors import UsageError
 from archbench.presentation.characters import harmless
 from archbench.presentation.terminal import console, echo, put, show
 from archbench.results.schema import ENDED, TRIALS, UNCHECKED
@@ -38,6 +39,10 @@ def results(
         typer.Option("--trials", help="Also the runs by which studies choose learning rates and predict times"),
     ] = False,
     raw: Annotated[bool, typer.Option("--raw", help="Every row, instead of medians over repeats")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Show nothing: compare all files with their checksums, as archbench fsck")
+    ] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="With --verify: the checkpoints too, the largest files")] = False,
     force: Force = False,
     limit: Annotated[
         int | None,
@@ -55,6 +60,14 @@ def results(
     has a line with the error, below what it measured before. A study's trials of learning rates and its pilots appear
     with --trials, or if a role is asked for (--where role=trial).
     """
+    if deep and not verify:
+        raise UsageError("--deep", "it needs --verify: nothing is compared otherwise", "Add --verify")
+    if verify:
+        from archbench.cli.fsck import print_findings
+        from archbench.runs.integrity import examine
+
+        print_findings(list(examine(Path(path), deep=deep)), path, json=json)
+        return
     from archbench.cli.summary import print_rows
     from archbench.results.filters import conditions
     from archbench.results.reading import read_results

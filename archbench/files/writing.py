@@ -50,6 +50,17 @@ def writer(path: Path) -> int | None:
     return int(found[1]) if found else None
 
 
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file to ``NAME.damaged``, which nobody reads. Returns the new path.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    return aside
+
+
 def flush(path: Path) -> None:
     """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -145,9 +145,9 @@ def write_run(
             if final.exists() and not replaces:
                 raise FileExistsError(errno.EEXIST, "File exists", str(final))
             # A writer that is killed between the two leaves the replaced file, which its JSON must know too.
-            digests = [digest(content), *([digest(final.read_bytes())] if replaces else [])]
+            known = [content, final.read_bytes()] if replaces else [content]
             # A JSON file without its Parquet file is what a killed writer leaves; it may be replaced.
-            _publish(folder / f"{run_id}.json", sealed({**config, DIGESTS: digests}).encode(), replace=True)
+            _publish(folder / f"{run_id}.json", described(config, *known).encode(), replace=True)
             _publish(final, content, replace=replaces)
     except FileExistsError as error:
         raise StorageError(str(final), "this run was already written", "Give the new run an id of its own") from error
@@ -156,6 +156,11 @@ def write_run(
             str(folder), f"run {run_id} cannot be written ({error.strerror or error})", _rescue(folder, run_id)
         ) from error
     return final
+
+
+def described(config: Mapping[str, Any], *results: bytes) -> str:
+    """The text of the JSON beside a run: its configuration, with the digests of the contents of its Parquet file."""
+    return sealed({**config, DIGESTS: [digest(content) for content in results]})
 
 
 @contextlib.contextmanager

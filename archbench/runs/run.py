@@ -11,6 +11,7 @@ import torch
 
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError, refusal
+from archbench.files.writing import set_aside
 from archbench.measure.machine import device_name, versions
 from archbench.results.reading import read_results
 from archbench.results.schema import FAILED, INTERRUPTED, Role
@@ -117,7 +118,7 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
     status: Status = "failed"
     trackers.start(folder.run_id, folder.as_dict(), folder.path)
     try:
-        for phase in ((CHECK,) if folder.config.checked else ()) + folder.config.phases:
+        for phase in _phases(folder):
             finished = folder.rows_file(phase).exists()
             rows += folder.read_rows(phase) if finished else run_phase(folder, phase, quiet=quiet)
             if phase == CHECK:
@@ -144,6 +145,41 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
     finally:
         trackers.finish(rows, status)
     return read_results(written, trials=True)
+
+
+def rows_of_phases(folder: RunFolder) -> list[dict[str, Any]]:
+    """All rows of a finished run, as its folder keeps them.
+
+    Raises:
+        StorageError: those of a phase are missing or damaged.
+        ConformanceError: the architecture fails the conformance checks, so that no phase was measured.
+    """
+    rows: list[dict[str, Any]] = []
+    for phase in _phases(folder):
+        rows += folder.read_rows(phase)
+        if phase == CHECK:
+            require_conformance(folder)
+        if any(row["metric"] == "diverged" for row in rows):
+            break
+    return rows
+
+
+def write_again(folder: RunFolder) -> Path:
+    """Write the results of a finished run from the rows of its phases; a damaged file is set aside.
+
+    Raises:
+        StorageError, ConformanceError: as :func:`rows_of_phases`, or it cannot be written.
+        UsageError: another process measures the run.
+    """
+    rows, results = rows_of_phases(folder), folder.path.with_suffix(".parquet")
+    with folder.owned(), folder.storing(results):
+        if results.exists():
+            set_aside(results)  # killed here, the run is resumed from the same rows
+        return _write(folder, rows)
+
+
+def _phases(folder: RunFolder) -> tuple[str, ...]:
+    return ((CHECK,) if folder.config.checked else ()) + folder.config.phases
 
 
 def _write(folder: RunFolder, rows: list[dict[str, Any]]) -> Path:

@@ -144,6 +144,15 @@ def load_latest(folder: Path) -> Checkpoint | None:
     return Checkpoint(path, step, read_weights(path / WEIGHTS), training)
 
 
+def verify_checkpoint(path: Path) -> None:
+    """Compare all files of a checkpoint with their checksums.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    _verify(path, (WEIGHTS, TRAINING))
+
+
 def load_weights(path: Path) -> dict[str, Tensor]:
     """A ``state_dict`` on the CPU: a checkpoint's (checksum verified), or published weights.
 

@@ -40,6 +40,8 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("check lama --quiet", 2, "'lama'"),
     ("new gpt1", 2, "gpt1"),
     ("clean --only result", 2, "'result'"),
+    ("fsck nowhere", 7, "nowhere"),
+    ("results --deep", 2, "--deep"),
     ("trust absent.py", 2, "absent.py"),
     ("run --device cpu --file gift.toml", 12, "hookless.py"),
     ("new My_Arch", 2, "My_Arch"),
