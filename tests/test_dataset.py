@@ -87,7 +87,7 @@ def test_other_text_or_another_split_finds_no_cached_tokens(corpus: str, tmp_pat
     assert lengths(0.1)[0] < first[0]
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "record"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "record", "an end"])
 def test_damaged_tokens_are_made_again_and_it_is_said(
     corpus: str, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -98,6 +98,9 @@ def test_damaged_tokens_are_made_again_and_it_is_said(
     content[-7] ^= 1
     if damage == "record":
         tokens.with_suffix(".json").write_text("{")
+    elif damage == "an end":
+        record = tokens.with_suffix(".json").read_text()
+        tokens.with_suffix(".json").write_text(record.replace('"lossless": true', '"lossless": false'))
     else:
         tokens.write_bytes(content if damage == "flip" else content[: len(content) // 2])
     assert prepare(config, cache=tmp_path).train.tolist() == expected

@@ -12,6 +12,7 @@ import pytest
 from archbench.data import corpora
 from archbench.data.corpora import load_corpus
 from archbench.errors import DataError
+from archbench.measure import text_floors
 from archbench.measure.text_floors import COMPRESSORS, byte_ngrams, compressed_bits_per_byte, floors
 
 EMBEDDED = Path(corpora.__file__).with_name("embedded")
@@ -88,3 +89,11 @@ def test_without_a_text_to_count_in_there_are_compressors_alone() -> None:
 def test_an_empty_split_has_no_floors() -> None:
     with pytest.raises(DataError, match="empty"):
         floors(b"text", b"")
+
+
+def test_a_long_text_is_counted_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    train = load_corpus("shakespeare").splits["train"][0].text[:20_000].encode()
+    validation = train[5_000:9_000]
+    whole = floors(train, validation)
+    monkeypatch.setattr(text_floors, "AT_ONCE", 700)
+    assert floors(train, validation) == pytest.approx(whole, rel=1e-12)

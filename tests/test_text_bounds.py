@@ -225,7 +225,7 @@ def test_a_text_that_changed_between_phases_is_an_error(change: str, tmp_path: P
         prepare(config, cache=tmp_path, sha256=sha256)
 
 
-WRONG_PARTS = b'{"sha256": "", "held_out": "", "splits": {"train": [[9, 0, 1]]}}'
+WRONG_PARTS = b'{"corpus_sha256": "", "held_out": "", "splits": {"train": [[9, 0, 1]]}}'
 
 
 @pytest.mark.usefixtures("unhurried")

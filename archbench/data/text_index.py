@@ -14,6 +14,7 @@ from archbench.data.documents import Corpus
 from archbench.data.local_text import FileDocument
 from archbench.errors import DataError
 from archbench.files.loader import read_model
+from archbench.files.seal import sealed
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ _SETTLED = 2_000_000_000
 class _Entry:
     """``splits``: split -> (number of the file, its first byte, the byte after its last) of each document."""
 
-    sha256: str
+    corpus_sha256: str
     held_out: str
     splits: dict[str, list[tuple[int, int, int]]]
 
@@ -50,7 +51,7 @@ class TextIndex:
         if not self.path.exists():
             return None
         try:
-            entry = read_model(_Entry, self.path, error=DataError, next_step="It is made again")
+            entry = read_model(_Entry, self.path, error=DataError, next_step="It is made again", sealing="required")
             splits = {
                 split: tuple(replace(self._files[number], start=start, end=end) for number, start, end in parts)
                 for split, parts in entry.splits.items()
@@ -61,7 +62,7 @@ class TextIndex:
         except (DataError, IndexError) as error:
             _log.warning("what is known of a text is damaged, and it is read again: %s", error)
             return None
-        return Corpus("", splits, entry.sha256, "unknown", "", entry.held_out)
+        return Corpus("", splits, entry.corpus_sha256, "unknown", "", entry.held_out)
 
     def write(self, corpus: Corpus) -> None:
         """Keep what was found, except of a file that changed a moment ago: another change might leave the same times.
@@ -76,5 +77,5 @@ class TextIndex:
             split: [(numbers[one.path], one.start, one.end) for one in documents if isinstance(one, FileDocument)]
             for split, documents in corpus.splits.items()
         }
-        entry = {"sha256": corpus.sha256, "held_out": corpus.held_out, "splits": splits}
-        write_atomically(self.path, lambda file: file.write(json.dumps(entry).encode()))
+        entry = {"corpus_sha256": corpus.sha256, "held_out": corpus.held_out, "splits": splits}
+        write_atomically(self.path, lambda file: file.write(sealed(entry, indent=None).encode()))

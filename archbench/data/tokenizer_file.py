@@ -59,6 +59,10 @@ def check_definition(definition: str, name: str) -> None:
     culprit, step = f"tokenizer {name!r}", "Give a tokenizer.json as the model's authors publish it"
     if len(definition) > MOST_BYTES:
         raise DataError(culprit, f"it is larger than {MOST_BYTES >> 20} MiB", step)
+    # Each part of JSON takes up to a hundred bytes in Python, however few it has in the file.
+    for mark, most in (("{", MOST_IDS // 2), ("[", 2 * MOST_IDS), (":", 5 * MOST_IDS // 4), (",", 4 * MOST_IDS)):
+        if definition.count(mark) > most:
+            raise DataError(culprit, f"it has more than {most:,} {mark!r}, as no vocabulary of {MOST_IDS:,} has", step)
     try:
         content = json.loads(definition)
     except (ValueError, RecursionError) as error:

@@ -210,9 +210,12 @@ def _batches(
     """Windows of equal length together: owners (B,), ends (B,), inputs (B, T), targets (B, T), scored (B,)."""
     waiting: dict[int, list[_Row]] = {}
     for owner, document in enumerate(documents):
-        sequence = np.concatenate([[separator], document.tokens]).astype(np.int64)
         for begin, end, scored in rolling_windows(len(document.tokens), context_length, stride):
-            row = (owner, end, sequence[begin:end], sequence[begin + 1 : end + 1], scored)
+            # Only the window is copied: the document may be a large file's tokens on disk.
+            window = document.tokens[max(begin - 1, 0) : end].astype(np.int64)
+            if begin == 0:
+                window = np.concatenate([[separator], window])
+            row = (owner, end, window[:-1], window[1:], scored)
             rows = waiting.setdefault(end - begin, [])
             rows.append(row)
             if len(rows) == batch_size:

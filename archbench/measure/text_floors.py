@@ -14,7 +14,7 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from archbench.errors import DataError
 
 MOST_COUNTED = 32 * 2**20
 """Most bytes of training text that the n-grams count, from its start: more would take minutes and tens of gigabytes."""
+
+AT_ONCE = 8 * 2**20
+"""Bytes of text whose probabilities are in memory at once, each in about ten arrays of eight bytes."""
 
 _ORDERS = {1: "unigram", 2: "bigram", 5: "fivegram"}
 
@@ -46,11 +49,16 @@ def floors(train: bytes | None, validation: bytes) -> dict[str, float]:
     compressed = {name: compressed_bits_per_byte(validation, name) for name in COMPRESSORS}
     if train is None:
         return compressed
-    probabilities = byte_ngrams(train[:MOST_COUNTED], validation, order=max(_ORDERS))
-    ngrams = {
-        _ORDERS[order]: float(-np.log2(values).mean()) for order, values in enumerate(probabilities) if order in _ORDERS
-    }
-    return ngrams | compressed
+    order = max(_ORDERS)
+    counts = [_count(train[:MOST_COUNTED], n) for n in range(1, order + 1)]
+    bits = dict.fromkeys(_ORDERS, 0.0)
+    for start in range(0, len(validation), AT_ONCE):
+        before = min(start, order - 1)  # bytes that are only read as histories
+        text = validation[start - before : start + AT_ONCE]
+        for n, values in enumerate(_probabilities(counts, text)):
+            if n in _ORDERS:
+                bits[n] += float(-np.log2(values[before:]).mean()) * ((len(text) - before) / len(validation))
+    return {name: bits[n] for n, name in _ORDERS.items()} | compressed
 
 
 def compressed_bits_per_byte(data: bytes, compressor: str) -> float:
@@ -63,17 +71,32 @@ def byte_ngrams(train: bytes, text: bytes, *, order: int) -> Iterator[npt.NDArra
 
     The first bytes of ``text``, which have fewer bytes before them, keep the probability of a lower order.
     """
-    seen, asked = np.frombuffer(train, dtype=np.uint8), np.frombuffer(text, dtype=np.uint8)
+    return _probabilities([_count(train, n) for n in range(1, order + 1)], text)
+
+
+_Counts = tuple[npt.NDArray[np.int64], ...]
+
+
+def _count(train: bytes, n: int) -> _Counts | None:
+    """The n-grams in order and their counts; the histories in order, their counts and how many bytes follow each."""
+    seen = np.frombuffer(train, dtype=np.uint8)
+    if len(seen) < n:
+        return None
+    grams, counts = np.unique(_grams(seen, n), return_counts=True)
+    histories, first = np.unique(grams >> 8, return_index=True)
+    return grams, counts, histories, np.add.reduceat(counts, first), np.diff(first, append=len(grams))
+
+
+def _probabilities(counted: Sequence[_Counts | None], text: bytes) -> Iterator[npt.NDArray[np.float64]]:
+    """As :func:`byte_ngrams`, of what was counted for n = 1, 2 …"""
+    asked = np.frombuffer(text, dtype=np.uint8)
     probability = np.full(len(asked), 1 / 256)
     yield probability
-    for n in range(1, order + 1):
-        if len(asked) < n or len(seen) < n:
+    for n, found in enumerate(counted, start=1):
+        if found is None or len(asked) < n:
             yield probability
             continue
-        grams, counts = np.unique(_grams(seen, n), return_counts=True)
-        histories, first = np.unique(grams >> 8, return_index=True)
-        totals = np.add.reduceat(counts, first)
-        kinds = np.diff(first, append=len(grams))
+        grams, counts, histories, totals, kinds = found
         wanted = _grams(asked, n)
         count = _look_up(grams, counts, wanted)
         total, T = _look_up(histories, totals, wanted >> 8), _look_up(histories, kinds, wanted >> 8)
