@@ -95,8 +95,8 @@ HOSTILE: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         r"used it|memory",
     ),
-    "ten million tokens": (lambda: '{"model": {"vocab": {' + '"aa":1,' * 8_000_000 + '"b":2}}}', "no vocabulary of"),
-    "ten million parts": (lambda: '{"model": {"vocab": [' + "{}," * 10_000_000 + "{}]}}", "no vocabulary of"),
+    "millions of tokens": (lambda: '{"model": {"vocab": {' + '"a":1,' * 3_000_000 + '"b":2}}}', "no vocabulary of"),
+    "millions of parts": (lambda: '{"model": {"vocab": [' + "{}," * 2_000_000 + "{}]}}", "no vocabulary of"),
     "a deep sequence": (lambda: nested(100), "recursion"),
     "a deeper sequence": (lambda: nested(100_000), "recursion|RecursionError"),
 }

@@ -50,8 +50,8 @@ class _File(BaseModel):
     decoder: Any = None
 
 
-def check_definition(definition: str, name: str) -> None:
-    """Refuse the content of a ``tokenizer.json`` that is none, or would take too much memory.
+def check_definition(definition: str, name: str) -> Any:
+    """The parsed ``tokenizer.json``, unless it is none, or would take too much memory.
 
     Raises:
         DataError: says which part is wrong.
@@ -84,6 +84,7 @@ def check_definition(definition: str, name: str) -> None:
             if key != "precompiled_charsmap" and len(text) > LONGEST_ADDED:
                 cause = f"a text in its {part} has {len(text):,} characters, more than {LONGEST_ADDED:,}"
                 raise DataError(culprit, cause, step)
+    return content
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from archbench.child.process import Child, LostError
 from archbench.data.cache import write_atomically
 from archbench.data.text_cuts import is_linear
+from archbench.data.tokenizer_file import check_definition
 from archbench.errors import DataError, StorageError
 
 if TYPE_CHECKING:
@@ -38,8 +38,9 @@ def try_out(definition: str, name: str, cache: Path) -> None:
     Raises:
         DataError: it is no tokenizer, or fails, takes too long or too much memory.
     """
-    with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):  # the library says what is wrong
-        if is_linear(json.loads(definition)):
+    content = check_definition(definition, name)
+    with suppress(KeyError, TypeError, AttributeError, RecursionError):  # the library says what is wrong
+        if is_linear(content):
             return
     done = cache / "tokenizers" / f"tried-{hashlib.sha256(definition.encode()).hexdigest()[:32]}"
     if done.exists():
