@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import py_compile
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import pytest
 from archbench.child.inheritance import handed_down
 from archbench.config import RunConfig
 from archbench.data.byte_tokenizer import ByteTokenizer
-from archbench.errors import PluginImportError, UntrustedCodeError
+from archbench.errors import PluginImportError, StorageError, UntrustedCodeError, UsageError
 from archbench.measure.machine import versions
 from archbench.plugin.importing import import_file
 from archbench.plugin.trust import TRUSTED_VARIABLE, content_digest, require, trust, trusted
@@ -209,3 +210,122 @@ def test_without_foreign_plugins_nothing_is_started(cli: RunCLI, monkeypatch: py
     monkeypatch.setattr("archbench.plugin.description.Child", started.append)
     assert cli("list", "--json").returncode == 0
     assert not started
+
+
+@pytest.mark.parametrize("plugins", ['"."', '{"evil.py" = 1}', '["evil.py", 3]', "3"])
+def test_a_run_file_whose_plugins_are_no_list_of_paths_runs_nothing(cli: RunCLI, evil: Path, plugins: str) -> None:
+    """Every architecture that there is would be asked for its name before the fields are judged."""
+    file = evil.parent / "run.toml"
+    file.write_text(f'architecture = "all"\nprofile = "smok"\nplugins = {plugins}\n')
+    refused = cli("run", "--file", file, cwd=evil.parent)
+    assert refused.returncode == 2, refused.stderr
+    assert "plugins" in refused.stderr
+    assert not ran(evil)
+
+
+@pytest.fixture
+def package(tmp_path: Path, minimal_plugin: str) -> Path:
+    """A package that the user trusts."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "parts.py").write_text(minimal_plugin)
+    (folder / "__init__.py").write_text("from .parts import build, describe, generate, train_step\n")
+    trust([folder])
+    return folder
+
+
+@pytest.mark.parametrize("how", ["a link to a folder", "a file written after the check"])
+def test_a_module_that_the_digest_does_not_cover_is_not_run(package: Path, evil: Path, how: str) -> None:
+    """A folder ``parts`` is imported rather than ``parts.py``."""
+    elsewhere = package.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "__init__.py").write_text(evil.read_text())
+    if how == "a link to a folder":
+        (package / "parts").symlink_to(elsewhere)
+    require([str(package)], "config.json")
+    if how != "a link to a folder":
+        elsewhere.rename(package / "parts")
+    with pytest.raises(PluginImportError, match="parts"):
+        import_file(str(package))
+    assert not ran(evil)
+
+
+def test_a_package_in_a_folder_called_as_pythons_caches_has_a_digest_of_its_own(package: Path) -> None:
+    inside = package.parent / "__pycache__" / "mine"
+    package.rename(inside.parent.with_name("moved"))
+    inside.parent.mkdir()
+    before = content_digest(package.with_name("moved"))
+    package.with_name("moved").rename(inside)
+    assert content_digest(inside) == before
+
+
+@pytest.mark.parametrize("written", ["evil.py", "~/evil.py", "link.py"])
+def test_a_path_in_a_file_means_the_same_when_it_is_judged_and_when_it_is_loaded(
+    evil: Path, gift: Path, written: str, monkeypatch: pytest.MonkeyPatch, minimal_plugin: str
+) -> None:
+    """Where the user stands lies a trusted file of that name; it is not the one that would run, or changes."""
+    here = evil.parent / "here"
+    trustworthy = here / written
+    trustworthy.parent.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(evil.parent))
+    if written == "link.py":
+        (here / "mine.py").write_text(minimal_plugin)
+        trustworthy.symlink_to(here / "mine.py")
+    else:
+        trustworthy.write_text(minimal_plugin)
+    trust([trustworthy])
+    if written.startswith("~"):
+        with pytest.raises(UntrustedCodeError):
+            require([written], "config.json")
+        return
+    (place,) = require([written], "config.json")
+    Path(place).write_text(evil.read_text())
+    with pytest.raises(PluginImportError, match="changed"):
+        import_file(place)
+    assert not ran(evil)
+
+
+def test_a_folder_that_a_file_names_is_judged_file_by_file_as_it_would_be_loaded(evil: Path) -> None:
+    with pytest.raises(UntrustedCodeError, match=r"evil\.py"):
+        require([str(evil.parent)], "config.json")
+    trust([evil])
+    assert require([str(evil.parent)], "config.json") == [str(evil)]
+    with pytest.raises(UsageError):
+        require(["/proc"], "config.json")
+
+
+def test_a_digest_reads_a_bounded_number_of_bytes(package: Path) -> None:
+    with (package / "sparse").open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(UsageError, match="MiB"):
+        content_digest(package)
+
+
+def test_a_folder_of_plugins_is_trusted_and_forgotten_as_one(cli: RunCLI, evil: Path) -> None:
+    (evil.parent / "second.py").write_text("SECOND = 2\n")
+    cli("trust", evil.parent)
+    assert len(trusted()) == 2
+    (evil.parent / "second.py").unlink()  # what is gone is forgotten too
+    assert cli("trust", "--forget", evil.parent).returncode == 0
+    assert trusted() == []
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="permissions of POSIX")
+def test_only_the_user_can_write_what_is_trusted(evil: Path, tmp_path: Path) -> None:
+    trust([evil])
+    file = tmp_path / "settings" / "trusted.json"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    for place, mode in ((file, 0o666), (file.parent, 0o777)):
+        before = stat.S_IMODE(place.stat().st_mode)
+        place.chmod(mode)
+        with pytest.raises(StorageError, match=place.name):
+            trusted()
+        place.chmod(before)
+
+
+def test_doctor_survives_plugins_that_exit(cli: RunCLI, tmp_path: Path) -> None:
+    (tmp_path / "exits.py").write_text(BROKEN["exits.py"])
+    done = cli("doctor", "--plugin", tmp_path / "exits.py", "--json")
+    assert done.returncode == 0, done.stderr
+    assert "exits.py" in done.stdout

@@ -126,10 +126,18 @@ def _attention(device: torch.device) -> Iterator[Fact]:
 
 
 def _plugins(plugins: list[str]) -> Iterator[Fact]:
+    from archbench.plugin.description import described
+    from archbench.plugin.discovery import plugin_paths
     from archbench.plugin.registry import available
 
-    for entry in available(plugins):
-        yield {"name": entry.name, "package": entry.package, "version": entry.version, "source": entry.source}
+    if not plugin_paths(plugins):  # the names of what is installed are known without running it
+        for entry in available():
+            yield {"name": entry.name, "package": entry.package, "version": entry.version, "source": entry.source}
+        return
+    for one in described(plugins):
+        for claim, source in zip(one["packages"], one["sources"], strict=True):
+            package, _, version = claim.rpartition(" ")
+            yield {"name": one["name"], "package": package, "version": version, "source": source}
 
 
 def _extras() -> Iterator[Fact]:

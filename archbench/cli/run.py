@@ -251,15 +251,12 @@ def _see_trust(plugins: object, file: str, *, trust: bool) -> None:
         UntrustedCodeError: the user has not named them.
         UsageError: one does not exist.
     """
-    from archbench.plugin.discovery import plugin_files, plugin_paths
     from archbench.plugin.trust import require, vouch
 
     if isinstance(plugins, list) and all(isinstance(one, str) for one in plugins):  # else it is refused as a field
-        files = [one for place in plugin_paths(plugins) for one in plugin_files(place)]
         if trust:
-            vouch(files)
-        else:
-            require(files, file)
+            vouch(plugins)
+        require(plugins, file)
 
 
 def read_run_file(path: str) -> dict[str, Any]:

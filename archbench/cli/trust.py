@@ -32,7 +32,6 @@ def trust(
     run with the same file yourself (--plugin), or trust its content. A changed file is another one.
     """
     from archbench.plugin import trust as trusting
-    from archbench.plugin.discovery import plugin_files
 
     asked = [bool(paths), listed, bool(forget)]
     if sum(asked) != 1:
@@ -47,9 +46,7 @@ def trust(
         elif forget:
             _print([one for given in forget for one in trusting.forget(given)], "forgot ", json=json)
         else:
-            places = [str(path.expanduser().resolve()) for path in paths or ()]
-            files = [file for place in places for file in plugin_files(place)]
-            _print(trusting.trust(files), "trusted ", json=json)
+            _print(trusting.trust(paths or ()), "trusted ", json=json)
     except OSError as error:
         cause = f"it cannot be written ({error.strerror or error})"
         step = f"Make it writable, or set {trusting.CONFIG_VARIABLE}"

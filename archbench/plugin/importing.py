@@ -107,8 +107,11 @@ class _PackageFinder:
         if path is None or not name.startswith(_PREFIX):
             return None
         kinds = ((_SourceOnly, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
-        found = (FileFinder(folder, *kinds).find_spec(name) for folder in path)
-        return next((spec for spec in found if spec is not None), None)
+        specs = (FileFinder(folder, *kinds).find_spec(name) for folder in path)
+        found = next((spec for spec in specs if spec is not None), None)
+        if found is not None and isinstance(found.loader, ExtensionFileLoader):  # the system loads it by its path
+            check_source(found.loader.path, Path(found.loader.path).read_bytes())
+        return found
 
 
 sys.meta_path.insert(0, _PackageFinder)

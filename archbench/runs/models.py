@@ -30,8 +30,7 @@ def load_architecture(run: RunFolder) -> tuple[Architecture, ModelConfig]:
         UntrustedCodeError: the run's folder names plugin files that the user of this machine has not named.
         PluginError: the plugin cannot be loaded.
     """
-    require(run.config.plugins, run.path / CONFIG)
-    architecture = load(run.config.architecture, run.config.plugins)
+    architecture = load(run.config.architecture, require(run.config.plugins, run.path / CONFIG))
     file, step = run.path / CONFIG, "Restore the file, or use the version of the plugin that the run was made with"
     config = validated(architecture.info.config, run.model, error=StorageError, culprit=str(file), next_step=step)
     return architecture, config
