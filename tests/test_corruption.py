@@ -32,7 +32,7 @@ from gguf_files import published_llama, write_llama
 from json_damages import mutated
 from small_runs import SMALL, with_small_corpus
 
-NUMBER = int(os.environ.get("ARCHBENCH_CORRUPTIONS", 60))
+NUMBER = int(os.environ.get("ARCHBENCH_CORRUPTIONS", 24))
 MOST_MEMORY = 1 << 30
 PROBE = (
     "probe", "gpt1", "--task", "copying", "--seeds", "1", "--updates", "2", "--examples", "10", "--jobs", "1",

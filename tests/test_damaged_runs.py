@@ -176,6 +176,13 @@ def test_a_wrong_manifest_of_a_checkpoint_is_named(copied: Path, path: tuple[str
     refused(generated(copied), file.parent, 6, said)
 
 
+def test_one_letter_of_a_saved_tokenizer_does_not_pass(copied: Path) -> None:
+    file = run_of(copied) / "tokenizer" / "tokenizer.json"
+    text = file.read_text()
+    file.write_text(text.replace('"the"', '"teh"') if '"the"' in text else text.replace('"e"', '"E"', 1))
+    refused(generated(copied), file, 4, "checksum")
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

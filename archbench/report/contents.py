@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from archbench.errors import ArchbenchWarning, StorageError
+from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, one_line
 from archbench.presentation.quantities import counted, duration
 from archbench.presentation.tables import Table
 from archbench.report.basis import basis_of, resting
@@ -88,7 +88,7 @@ def read(paths: Sequence[str]) -> list[Contents]:
         if path.is_dir():
             for kind, folders in studies.items():
                 folders += _finished_in(path, kind)
-    parts = [_STUDIES[kind](folder) for kind, folders in studies.items() for folder in dict.fromkeys(folders)]
+    parts = [_of_study(kind, folder) for kind, folders in studies.items() for folder in dict.fromkeys(folders)]
     parts.sort(key=lambda part: dict(part.facts)["finished"], reverse=True)
     if plain:
         rows = read_results(plain)
@@ -100,6 +100,22 @@ def read(paths: Sequence[str]) -> list[Contents]:
             ", ".join(paths), cause, "Run archbench compare or archbench run first, or name a folder with results"
         )
     return parts
+
+
+def _of_study(kind: type[Outcome], folder: Path) -> Contents:
+    """The part of a study.
+
+    Raises:
+        StorageError: its outcome is damaged, or says what cannot be: names that it does not have, infinite times.
+    """
+    try:
+        return _STUDIES[kind](folder)
+    except (LookupError, ValueError, TypeError, ArithmeticError, AssertionError) as error:
+        if isinstance(error, ArchbenchError):
+            raise
+        cause = f"it is damaged: its parts do not fit each other ({one_line(error)})"
+        step = f"{kind.again()}. If that changes nothing, it is a bug: report it with what --debug says"
+        raise StorageError(str(folder / kind.file), cause, step) from error
 
 
 def _finished_in(folder: Path, kind: type[Outcome]) -> list[Path]:

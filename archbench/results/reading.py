@@ -187,7 +187,7 @@ def _roles(file: Path) -> dict[str, str]:
         try:
             content = read_json(outcome, next_step=_AGAIN, sealing="optional")
             cells = content.get("cells") or [{**trial, "stage": "point"} for trial in content["trials"]]
-            roles |= {cell["run_id"]: ROLES[cell["stage"]] for cell in cells if cell["run_id"] is not None}
+            roles |= {str(cell["run_id"]): ROLES[cell["stage"]] for cell in cells if cell["run_id"] is not None}
         except (StorageError, KeyError, TypeError, AttributeError) as error:
             cause = f"{outcome.name} beside it cannot be read ({error}), which says which rows are trials"
             raise StorageError(str(file), cause, "Run the study's command again to write both anew") from error
