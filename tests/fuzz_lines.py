@@ -24,7 +24,7 @@ BEGINNINGS: dict[str, tuple[tuple[str, ...], ...]] = {
     "run": (
         ("gpt1", *SMALL, "--steps", "2", "--batch-size", "2", "--unchecked", "--phases", "train"),
         ("bigram", "--plugin", "bigram.py", *SMALL[:4], "--steps", "2", "--batch-size", "2"),
-        ("bigram", "--resume", RUNS["broken off"]),
+        ("bigram", "--resume", RUNS["broken off"], "--trust"),
     ),
     "compare": (("gpt1", "llama", *SMALL, "--unchecked", "--no-tuning", "--seeds", "2"),),
     "tune": (("gpt1", *SMALL, "--unchecked"),),

@@ -58,6 +58,7 @@ class Scratch:
         home = str(self.home)
         return {
             "HOME": home, "TMPDIR": str(self.temporary), "NO_COLOR": "1", "ARCHBENCH_CACHE": f"{home}/cache",
+            "ARCHBENCH_CONFIG": f"{home}/config",
             "XDG_CACHE_HOME": home, "XDG_CONFIG_HOME": home, "XDG_DATA_HOME": home, "XDG_STATE_HOME": home,
             "HF_HUB_OFFLINE": "1", "HF_HOME": home,
         }  # fmt: skip

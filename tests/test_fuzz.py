@@ -229,9 +229,9 @@ def _complaints(scratch: Scratch, words: Sequence[str], ended: Ended) -> Iterato
 
 
 def _replaceable(scratch: Scratch, words: Sequence[str], path: Path) -> bool:
-    """Whether the line may change this file, which it names: a page, the run that it continues, or by its own wish."""
+    """Whether the line may change this file, which it names: of the run that it continues, or by its own wish."""
     continued = scratch.cwd / "results" / fuzz_scratch.RUNS["broken off"]
-    return path.is_relative_to(continued) or path.name == "page.html" or "--force" in words or "clean" in words
+    return path.is_relative_to(continued) or bool({"--force", "--repair", "clean"} & set(words))
 
 
 def _allowed(scratch: Scratch, words: Sequence[str]) -> list[Path]:

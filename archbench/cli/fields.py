@@ -221,7 +221,7 @@ def _parsed(text: str, kind: Any) -> Any:
     if found is None or _plain(bare) is not int:
         return text
     number = float(found[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9}[found[2]]
-    return round(number) if number == round(number) else text
+    return round(number) if number.is_integer() else text  # not of infinity, which 400 digits give
 
 
 def _without_none(kind: Any) -> Any:

@@ -42,6 +42,7 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("clean --only result", 2, "'result'"),
     ("fsck nowhere", 7, "nowhere"),
     ("results --deep", 2, "--deep"),
+    ("probe gpt1 --jobs 1" + 400 * "0", 2, "--jobs"),
     ("trust absent.py", 2, "absent.py"),
     ("run --device cpu --file gift.toml", 12, "hookless.py"),
     ("new My_Arch", 2, "My_Arch"),
