@@ -12,7 +12,9 @@ import pytest
 
 from archbench.files.seal import unsealed
 from archbench.results.reading import DIGESTS, read_results
+from archbench.runs.integrity import examine
 from command_line import archbench
+from damages import count, damaged
 from golden import studies
 from small_runs import UNCHECKED, with_small_corpus
 
@@ -86,6 +88,18 @@ def test_one_bit_is_found_named_and_repaired_where_it_can_be(
         assert findings(folder)[0] == 0
         assert DIGESTS in unsealed(json.loads(results.with_suffix(".json").read_text()), "required")
         assert damaged.with_name(f"{damaged.name}.damaged").exists()
+
+
+def test_any_damage_to_any_file_of_a_run_is_found(folder: Path) -> None:
+    whole = [one.path for one in examine(folder / "results")]
+    files = [file for path in whole for file in ([path] if path.is_file() else sorted(path.iterdir()))]
+    for number, file in enumerate(files):
+        before = file.read_bytes()
+        for damage in damaged(file, count(2), seed=number):
+            if damage.content.strip() == before.strip():
+                continue  # a line end that JSON does not need
+            found = [one.path for one in examine(folder / "results") if one.state == "damaged"]
+            assert any(file.is_relative_to(path) for path in found), f"{file.name}: {damage}"
 
 
 def test_studies_of_earlier_versions_are_readable_and_unverified(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ MADE: dict[Kind, bytes] = {
     "image": b"\x89PNG\r\n\x1a\n" + MADE_BY,
     "summary": b"# A title\n\n## How it was made\n\n- command: x\n",
     "table of results": b"run_id,time_utc,schema_version,architecture\n",
+    "JSON Schema": b'{\n "$defs": {}\n}\n',
     "comparison with a baseline": b'[\n {\n  "architecture": "gpt1"\n }\n]\n',
 }
 
@@ -141,6 +144,14 @@ def test_a_marked_image_is_still_an_image(tmp_path: Path, form: str) -> None:
 def _file(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def test_schemas_do_not_replace_the_outcomes_of_their_names(tmp_path: Path) -> None:
+    (tmp_path / "probe.json").write_text('{"format": 1}')
+    command = [sys.executable, "-m", "archbench.study.json_schema", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode != 0, "probe.json" in done.stderr) == (True, True)
+    assert os.listdir(tmp_path) == ["probe.json"]
 
 
 def test_a_new_package_goes_into_a_new_folder_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

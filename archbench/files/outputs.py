@@ -13,7 +13,7 @@ from archbench.errors import StorageError, UsageError
 from archbench.files.loader import open_regular
 from archbench.files.writing import write_bytes
 
-Kind = Literal["page", "image", "summary", "table of results", "comparison with a baseline"]
+Kind = Literal["page", "image", "summary", "table of results", "comparison with a baseline", "JSON Schema"]
 
 MADE_BY = b"Made by archbench"
 """Stands in each image, so that a later one may replace it."""
@@ -27,6 +27,7 @@ _TELLING: dict[Kind, re.Pattern[bytes]] = {
     "summary": re.compile(rb"^## How it was made\r?$", re.MULTILINE),
     "table of results": re.compile(rb"\Arun_id,time_utc,schema_version,"),
     "comparison with a baseline": re.compile(rb'\A\[(\s*\]|\s*\{\s*"architecture":)'),
+    "JSON Schema": re.compile(rb'\A\{\s*"\$defs":'),
 }
 
 

@@ -153,7 +153,7 @@ def _check_pair(file: Path, content: bytes) -> None:
     except StorageError:
         return
     known = described.get(DIGESTS) if isinstance(described, dict) else None
-    if known is not None and digest(content) not in known:
+    if isinstance(known, list) and digest(content) not in known:
         cause = f"it is not the file that {beside.name} beside it describes"
         raise StorageError(str(file), cause, f"Restore both files, or read it elsewhere, without {beside.name}")
 

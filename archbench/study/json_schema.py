@@ -6,12 +6,15 @@ import json
 import sys
 from pathlib import Path
 
+from archbench.files.outputs import Output, check_outputs, write_output
 from archbench.study.comparison_outcome import ComparisonOutcome, TuningOutcome
 from archbench.study.outcome import Outcome
 from archbench.study.probe_outcome import ProbeOutcome
 from archbench.study.scale_outcome import ScaleOutcome
 
 OUTCOMES: tuple[type[Outcome], ...] = (ComparisonOutcome, TuningOutcome, ProbeOutcome, ScaleOutcome)
+
+_ELSEWHERE = "another folder: outcomes themselves have these names"
 
 
 def schemas() -> dict[str, str]:
@@ -23,7 +26,7 @@ def schemas() -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in schemas().items():
-        (folder / name).write_text(text, encoding="utf-8")
+    outputs = {Output(Path(sys.argv[1], name), "JSON Schema", "", _ELSEWHERE): text for name, text in schemas().items()}
+    check_outputs(list(outputs))
+    for output, text in outputs.items():
+        write_output(output, text.encode())
