@@ -44,6 +44,8 @@ IN_EVERY_RUN = 30
 PATIENCE = float(os.environ.get("ARCHBENCH_FUZZ_PATIENCE", "6"))
 """Seconds after which a command that is at work is interrupted: its line was accepted."""
 HANG = 60.0
+"""Seconds without an end, of the processor where the command computes: other work may keep it waiting."""
+
 MEMORY = 4 << 30
 """Most bytes of the command's own process, torch included; one that measures may need more for what is asked of it."""
 
@@ -160,7 +162,7 @@ def _run(scratch: Scratch, words: Sequence[str], *, forked: bool) -> Ended:
 
 def _watch(scratch: Scratch, pid: int, words: Sequence[str]) -> tuple[bool, str]:
     """Wait for the command's end. Returns whether it was interrupted at work, and what is wrong, or ""."""
-    began, interrupted, computed = time.monotonic(), 0.0, -1.0
+    began, interrupted, computed, spent, moved = time.monotonic(), 0.0, -1.0, 0.0, time.monotonic()
     patience = PATIENCE if set(words) & set(fuzz_lines.MEASURING) else HANG
     while _lives(pid):
         now = time.monotonic()
@@ -173,13 +175,15 @@ def _watch(scratch: Scratch, pid: int, words: Sequence[str]) -> tuple[bool, str]
         if large.keys() - {pid} and not interrupted:  # a batch that was asked for
             interrupted = now
             os.kill(pid, signal.SIGINT)
-        if pid in large or now - (interrupted or began) > HANG:
+        if (seconds := sum(map(_seconds, ours))) > spent:
+            spent, moved = seconds, now
+        waits = now - (interrupted or began) > HANG and now - moved > HANG / 4
+        if pid in large or waits or spent > 2 * HANG:
             for one in {pid, *ours}:
                 _end(one)
             hangs = f"hangs: {'after an interrupt' if interrupted else 'idle or not measuring'} for {HANG:g} s"
             return bool(interrupted), f"memory: {large[pid] >> 20} MiB" if pid in large else hangs
         if not interrupted and now - began > patience:
-            seconds = sum(_seconds(one) for one in ours)
             if 0 <= computed < seconds:  # at work, not waiting
                 interrupted = now
                 os.kill(pid, signal.SIGINT)
