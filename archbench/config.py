@@ -12,9 +12,10 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from archbench import bounds
 from archbench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 from archbench.profiles import PROFILES
 
@@ -60,6 +61,15 @@ class ModelConfig(Frozen):
     vocab_size: int = Field(gt=0, description="V, number of token ids")
     context_length: int = Field(gt=0, description="T, positions the model is trained on, and the most it reads at once")
 
+    @model_validator(mode="after")
+    def _of_this_world(self) -> Self:
+        for name, value in self:
+            most = bounds.DEEPEST if name == "n_layer" else bounds.LARGEST
+            if isinstance(value, int) and abs(value) > most:
+                cause = f"it is more than {most:,}, and no machine holds such a model"
+                raise ConfigError(f"{type(self).__name__}.{name}", cause, "Give less")
+        return self
+
 
 class DataConfig(Frozen):
     """The text, and how it becomes tokens."""
@@ -77,41 +87,42 @@ class DataConfig(Frozen):
 class TrainingConfig(Frozen):
     """One training recipe; the same for every architecture. Exactly one budget is set."""
 
-    tokens: int | None = Field(None, gt=0, description="budget: training tokens")
-    steps: int | None = Field(None, gt=0, description="budget: optimizer updates")
-    flops: float | None = Field(None, gt=0, description="budget: model FLOPs, forward and backward")
+    tokens: bounds.Tokens | None = Field(None, description="budget: training tokens")
+    steps: bounds.Updates | None = Field(None, description="budget: optimizer updates")
+    flops: float | None = Field(None, gt=0, le=1e30, description="budget: model FLOPs, forward and backward")
     seconds: float | None = Field(
-        None, gt=0, description="budget: seconds of training steps, without validation and checkpoints"
+        None, gt=0, le=10**9, description="budget: seconds of training steps, without validation and checkpoints"
     )
-    batch_size: int = Field(gt=0, description="B, sequences per micro-batch")
-    accumulation: int = Field(1, gt=0, description="micro-batches per optimizer update")
+    batch_size: bounds.Sequences = Field(description="B, sequences per micro-batch")
+    accumulation: int = Field(1, gt=0, le=10**6, description="micro-batches per optimizer update")
     sampling: SamplingName = Field(
         "epochs",
         description="order of the text; epochs: each block of T tokens once an epoch, random: blocks from anywhere",
     )
     optimizer: Literal["adamw", "adam", "sgd", "muon"] = Field("adamw", description="optimizer, from torch.optim")
-    learning_rate: float = Field(gt=0, description="peak learning rate")
-    betas: tuple[float, float] = Field(
+    learning_rate: bounds.Factor = Field(description="peak learning rate")
+    betas: tuple[bounds.Share, bounds.Share] = Field(
         (0.9, 0.95), description="Adam's moment decays; the first is the momentum of SGD and Muon"
     )
-    eps: float = Field(1e-8, gt=0, description="added to Adam's denominator")
+    eps: float = Field(1e-8, gt=0, le=1, description="added to Adam's denominator")
     weight_decay: float = Field(
         0.1,
         ge=0,
+        le=10**6,
         description="decoupled weight decay, of parameters with two or more dimensions (not of biases and gains)",
     )
-    grad_clip: float | None = Field(1.0, gt=0, description="largest global gradient norm; null for none")
+    grad_clip: float | None = Field(1.0, gt=0, le=10**9, description="largest global gradient norm; null for none")
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         "cosine", description="learning-rate schedule after the warm-up; wsd is warm-up, stable, decay"
     )
     warmup_fraction: float = Field(0.05, ge=0, lt=1, description="share of the budget spent in linear warm-up")
     decay_fraction: float = Field(0.2, gt=0, le=1, description="share of the budget spent in the decay of wsd")
     min_lr_ratio: float = Field(0.1, ge=0, le=1, description="final learning rate / peak")
-    validate_every: int | None = Field(
-        None, gt=0, description="optimizer updates between validations; null for none before the end"
+    validate_every: bounds.Updates | None = Field(
+        None, description="optimizer updates between validations; null for none before the end"
     )
-    checkpoint_every: int | None = Field(
-        None, gt=0, description="optimizer updates between checkpoints; null for one at the end"
+    checkpoint_every: bounds.Updates | None = Field(
+        None, description="optimizer updates between checkpoints; null for one at the end"
     )
 
     @model_validator(mode="after")
@@ -128,26 +139,27 @@ class TrainingConfig(Frozen):
 class QualityConfig(Frozen):
     """How held-out text is scored: rolling windows, each token scored once."""
 
-    stride: int | None = Field(
-        None, gt=0, description="tokens scored per window; null for the whole context (lm-evaluation-harness's default)"
+    stride: bounds.Size | None = Field(
+        None, description="tokens scored per window; null for the whole context (lm-evaluation-harness's default)"
     )
-    batch_size: int = Field(
-        8, gt=0, description="windows scored at a time; fewer where their logits would exceed 4 GiB"
+    batch_size: bounds.Sequences = Field(
+        8, description="windows scored at a time; fewer where their logits would exceed 4 GiB"
     )
 
 
 class SpeedConfig(Frozen):
     """What the prefill and decode phases time."""
 
-    prompt_lengths: tuple[PositiveInt, ...] | None = Field(
+    prompt_lengths: tuple[bounds.Size, ...] | None = Field(
         None,
+        max_length=1000,
         description="P, prompt tokens, each at most the context; null for a quarter and three quarters of it "
         "(of 2048, where it is longer), or less to leave room for new_tokens",
     )
-    batch_sizes: tuple[PositiveInt, ...] = Field((1,), description="B, sequences at a time")
-    new_tokens: int = Field(32, gt=1, description="tokens decoded per repeat, the first one untimed")
-    repeats: int = Field(5, gt=0, description="timed repeats of each case, after warm-up")
-    warmup: int = Field(2, ge=0, description="untimed repeats, at the least; more until the times are stationary")
+    batch_sizes: tuple[bounds.Sequences, ...] = Field((1,), max_length=1000, description="B, sequences at a time")
+    new_tokens: int = Field(32, gt=1, le=2**24, description="tokens decoded per repeat, the first one untimed")
+    repeats: bounds.Repeats = Field(5, gt=0, description="timed repeats of each case, after warm-up")
+    warmup: bounds.Repeats = Field(2, description="untimed repeats, at the least; more until the times are stationary")
 
 
 class RunConfig(Frozen):
@@ -182,11 +194,12 @@ class RunConfig(Frozen):
     )
     attention: AttentionName = Field("auto", description="attention backend; the rows say what ran")
     compile: bool = Field(False, description="train with torch.compile")
-    threads: int | None = Field(None, gt=0, description="CPU threads; null for one per core this process may use")
+    threads: bounds.Threads | None = Field(None, description="CPU threads; null for one per core this process may use")
     checked: bool = Field(True, description="run the conformance checks first, and measure nothing if one fails")
     time_limit: float = Field(
         3600.0,
         gt=0,
+        le=2 * 10**6,
         description="seconds that each phase but training may take; the checks at most 300, or a twelfth if more",
     )
     plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")
@@ -215,24 +228,6 @@ class RunConfig(Frozen):
         return _hash(self, {"seed", "out", "trackers", "profile", "checked", "time_limit"})
 
 
-class RunFile(BaseModel):
-    """The types of what the command reads of a run file by itself, before a :class:`RunConfig` validates all of it."""
-
-    model_config = ConfigDict(strict=True)
-
-    architecture: str = ""
-    device: str = ""
-    profile: str = ""
-    weights: str = ""
-    seed: int = 0
-    plugins: list[str] = []
-    data: dict[str, Any] = {}
-    training: dict[str, Any] = {}
-    quality: dict[str, Any] = {}
-    speed: dict[str, Any] = {}
-    overrides: dict[str, Any] = {}
-
-
 class KernelConfig(Frozen):
     """What the kernel phase measures: causal attention at every combination of sizes, and a head's loss."""
 
@@ -240,29 +235,36 @@ class KernelConfig(Frozen):
     backends: tuple[BackendName, ...] = Field(
         ("triton", "sdpa", "flex", "reference"), min_length=1, description="attention backends to alternate"
     )
-    lengths: tuple[PositiveInt, ...] = Field(min_length=1, description="T, positions")
+    lengths: tuple[bounds.Size, ...] = Field(min_length=1, description="T, positions")
     head_widths: tuple[Annotated[int, Field(ge=16, le=256)], ...] = Field(
         (64,), min_length=1, description="D, head widths, 16 to 256"
     )
-    query_heads: PositiveInt | None = Field(None, description="H, query heads; null for 2048 / D, a multiple of 8")
-    groups: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="H/G, query heads to a key/value head")
-    windows: tuple[PositiveInt | None, ...] = Field(
-        (None,), min_length=1, description="W, positions each query sees, itself included; null for all"
+    query_heads: bounds.Size | None = Field(None, description="H, query heads; null for 2048 / D, a multiple of 8")
+    groups: tuple[bounds.Size, ...] = Field((1,), min_length=1, description="H/G, query heads to a key/value head")
+    windows: tuple[bounds.Size | None, ...] = Field(
+        (None,),
+        min_length=1,
+        description="W, positions each query sees, itself included; null for all",
     )
-    batch_size: PositiveInt | None = Field(None, description="B, sequences; null for 16384 / T, at least 1")
-    losses: tuple[tuple[PositiveInt, PositiveInt, PositiveInt], ...] = Field(
+    batch_size: bounds.Sequences | None = Field(None, description="B, sequences; null for 16384 / T, at least 1")
+    losses: tuple[tuple[bounds.Size, bounds.Size, bounds.Size], ...] = Field(
         min_length=1, description="sizes of each loss, NxCxV: N positions, C width, V vocabulary"
     )
-    repeats: int = Field(10, ge=1, description="timed repeats of each case, after warm-up")
-    warmup: int = Field(3, ge=1, description="untimed repeats after the first, at the least")
+    repeats: bounds.Repeats = Field(10, ge=1, description="timed repeats of each case, after warm-up")
+    warmup: bounds.Repeats = Field(3, ge=1, description="untimed repeats after the first, at the least")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the inputs")
     device: str = Field("cpu", description="where to run: cpu, cuda or cuda:N")
     dtype: DTypeName = Field("float32", description="precision of the inputs")
-    threads: int | None = Field(None, gt=0, description="CPU threads; null for one per core this process may use")
+    threads: bounds.Threads | None = Field(None, description="CPU threads; null for one per core this process may use")
     out: str = Field("results", description="folder for the results")
 
     @model_validator(mode="after")
     def _whole_groups(self) -> Self:
+        count = len(self.losses) + len(self.lengths) * len(self.head_widths) * len(self.groups) * len(self.windows)
+        if count > bounds.MOST_CASES:
+            raise ConfigError(
+                "the sizes to measure", f"they make {count:,} cases", f"Give at most {bounds.MOST_CASES:,}"
+            )
         for D, group in itertools.product(self.head_widths, self.groups):
             if (H := self.heads(D)) % group:
                 raise ConfigError(

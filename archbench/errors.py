@@ -13,6 +13,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
+LONGEST = 5000
+"""Characters of each part of an error; a path has at most 4,096."""
+
 
 class ArchbenchWarning(UserWarning):
     """Something that readers of the numbers must know; the results record it too."""
@@ -30,6 +33,9 @@ class ArchbenchError(Exception):
     exit_code: ClassVar[int] = 1
 
     def __init__(self, culprit: str, cause: str, next_step: str) -> None:
+        culprit, cause, next_step = (
+            part if len(part) <= LONGEST else f"{part[:LONGEST]} …" for part in (culprit, cause, next_step)
+        )
         super().__init__(culprit, cause, next_step)
         self.culprit = culprit
         self.cause = cause

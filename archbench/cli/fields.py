@@ -10,16 +10,17 @@ import importlib
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, Union, get_args, get_origin
 
 import typer
 
 from archbench.cli.options import assign, assignments
-from archbench.errors import UnknownNameError, UsageError, did_you_mean
+from archbench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from pydantic.fields import FieldInfo
 
 Given: TypeAlias = dict[str, Any]
@@ -202,6 +203,25 @@ def _value(option: FieldOption, field: FieldInfo, text: Any) -> Any:
             cause = "a value is missing"
         step = f"It sets {option.path}: {(field.description or '').partition('; null for ')[0]}"
         raise UsageError(culprit, f"{cause} (given: {given!r})", step) from None
+
+
+def check_fields(kind: type[BaseModel], values: Mapping[str, Any]) -> None:
+    """Check those of ``values``, from a file, that are fields of ``kind``, each alone; a section need only be one.
+
+    Raises:
+        ConfigError: one is wrong.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    for name in kind.model_fields.keys() & values.keys():
+        field = kind.model_fields[name]
+        section = hasattr(field.annotation, "model_fields")
+        allowed: Any = dict[str, Any] if section else Annotated[field.annotation, field]
+        try:
+            TypeAdapter(allowed).validate_python(values[name])
+        except ValidationError as error:
+            cause, culprit = error.errors(include_url=False)[0]["msg"], f"{kind.__name__}.{name}"
+            raise ConfigError(culprit, cause, f"It means: {field.description or f'the section {name}'}") from None
 
 
 _NUMBER = re.compile(r"([0-9][0-9_]*\.?[0-9]*)([kMG]?)")

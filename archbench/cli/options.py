@@ -54,6 +54,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON 
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error")]
 
 
+DEEPEST_SECTION = 8
+"""Levels of sections; a run's configuration has one, a study's two."""
+
+MOST_BRACKETS = 1000
+"""In a value of ``--config``: Python's parser of JSON calls itself for each."""
+
 SECTIONS = ("data", "training", "quality", "speed", "overrides")
 """Sections of a run's configuration."""
 
@@ -122,8 +128,8 @@ def configure(
         if step := own.get(path, own.get(section)):
             raise ConfigError(f"--config {path}", f"{owner} sets it itself", step)
         try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
+            value = json.loads(text) if text.count("[") + text.count("{") <= MOST_BRACKETS else text
+        except ValueError:  # no JSON, or a number of thousands of digits
             value = text
         assign(values, path, value)
 
@@ -135,6 +141,8 @@ def assign(values: dict[str, Any], path: str, value: Any) -> None:
         ConfigError: there is no such section.
     """
     *sections, name = path.split(".")
+    if len(sections) > DEEPEST_SECTION:
+        raise _no_fields(path, ".".join(sections[:DEEPEST_SECTION]))
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):

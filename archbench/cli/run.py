@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archbench.cli.fields import RECIPE, FieldOption, Given, options_given, with_fields
+from archbench.cli.fields import RECIPE, FieldOption, Given, check_fields, options_given, with_fields
 from archbench.cli.options import (
     Config,
     Json,
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from archbench.config import RunConfig
+
+
+MOST_RUNS = 1000
+"""Of one command: each takes a minute or more."""
 
 
 @with_fields(
@@ -100,6 +104,9 @@ def run(
     names = all_named(names, given.get("plugins") or written.get("plugins", ()), "run")
     from archbench.config import RunConfig, filled
 
+    if (count := len(names) * len(seed or [0])) > MOST_RUNS:
+        step = f"Give at most {MOST_RUNS:,} in one command"
+        raise UsageError("archbench run", f"architectures times seeds are {count:,} runs", step)
     runs = [
         RunConfig(**filled(written, {**given, "architecture": name, "seed": one}))
         for name in names
@@ -260,16 +267,16 @@ def _see_trust(plugins: object, file: str, *, trust: bool) -> None:
 
 
 def read_run_file(path: str) -> dict[str, Any]:
-    """Fields of :class:`archbench.RunConfig`, by section, from a TOML file; not validated.
+    """Fields of :class:`archbench.RunConfig`, by section, from a TOML file; those outside sections are validated.
 
     Raises:
         UsageError: the file cannot be read, or it is not TOML.
+        ConfigError: a field outside the sections has a wrong value.
     """
-    from archbench.config import RunFile
-    from archbench.files.loader import read_toml, validated
+    from archbench.config import RunConfig
+    from archbench.files.loader import read_toml
 
-    culprit = f"--file {path}"
     step = 'Write TOML, for instance: architecture = "gpt2", and below it [training] with steps = 2000'
-    content = read_toml(path, error=UsageError, culprit=culprit, next_step=step)
-    validated(RunFile, content, error=UsageError, culprit=culprit, next_step="Correct that field")
-    return content
+    written = read_toml(path, error=UsageError, culprit=f"--file {path}", next_step=step)
+    check_fields(RunConfig, written)
+    return written

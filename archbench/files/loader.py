@@ -10,6 +10,7 @@ import errno
 import functools
 import json
 import os
+import re
 import stat
 import tomllib
 from io import BufferedReader
@@ -176,12 +177,18 @@ def read_toml(
     culprit: str | None = None,
     next_step: str,
 ) -> dict[str, Any]:
-    """As :func:`read_text`, parsed as TOML."""
+    """As :func:`read_text`, parsed as TOML; dotted keys have at most 64 parts, because the parser's time grows with the
+    square of their number."""
     text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    if _LONG_KEY.search(text):
+        raise error(culprit or str(path), "a dotted key in it has more than 64 parts", next_step)
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as cause:
+    except (ValueError, RecursionError) as cause:
         _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
+
+
+_LONG_KEY = re.compile(r"""(?<![\w"'.-])(?:(?>[\w-]+|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*')[ \t]*+\.[ \t]*+){64}""")
 
 
 def validated(kind: type[M], content: Any, *, error: type[ArchbenchError], culprit: str, next_step: str) -> M:

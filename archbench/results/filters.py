@@ -60,7 +60,10 @@ def _parsed(column: Column, value: Any) -> Any:
             case "string":
                 return str(value)
             case "int64":
-                return int(value)
+                number = int(value)
+                if abs(number) >= 2**63:
+                    raise ValueError
+                return number
             case "double":
                 return float(value)
             case "bool":
@@ -68,9 +71,9 @@ def _parsed(column: Column, value: Any) -> Any:
             case "timestamp":
                 time = value if isinstance(value, datetime) else datetime.fromisoformat(value)
                 return time if time.tzinfo else time.replace(tzinfo=UTC)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise UsageError(
-            f"{column.name}={value}", f"{value!r} is not a {column.type}", f"It means: {column.description}"
+            f"{column.name}={value}", f"{value!r} is no {column.type}", f"It means: {column.description}"
         ) from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,10 @@ def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
         return _finished(start.iterdir())
     if start.exists():
         return [start]
-    found = [Path(name) for name in glob.glob(str(path), recursive=True)]
+    pattern = re.sub(r"(?:\*\*/)+", "**/", str(path))  # each ** walks all folders below those of the last one
+    if pattern.count("**") > 2:
+        raise StorageError(str(path), "it has more than two **", "Name the folders between them")
+    found = [Path(name) for name in glob.glob(pattern, recursive=True)]
     if not found:
         raise StorageError(
             str(path), "there are no results", "Run archbench run gpt1, or name another folder, file or pattern"

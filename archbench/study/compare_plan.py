@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from archbench.bounds import Factor, Size
 from archbench.config import Frozen, RunConfig
 from archbench.errors import ConfigError, did_you_mean
 from archbench.study.learning_rates import FACTORS, TUNING_SEEDS
@@ -28,19 +29,22 @@ MATCHES: dict[MatchName, str] = {
 class ComparePlan(Frozen):
     """Everything that a comparison depends on. Plans with the same :meth:`digest` can share a folder."""
 
-    architectures: tuple[str, ...] = Field(min_length=1, description="names, including the baseline's")
+    architectures: tuple[str, ...] = Field(min_length=1, max_length=1000, description="names, including the baseline's")
     baseline: str = Field(description="the architecture that the others are compared with")
     match: MatchName = Field("flops", description="what is made equal for all")
     seeds: int = Field(5, ge=2, le=500, description="fresh seeds at the chosen learning rates; a verdict needs 3")
     tuning_seeds: int = Field(TUNING_SEEDS, ge=1, le=100, description="seeds at each learning rate tried")
     tuning_share: float = Field(0.25, gt=0, le=1, description="budget of a trial, as a share of the whole budget")
-    factors: tuple[PositiveFloat, ...] = Field(
-        FACTORS, description="learning rates tried, as multiples of the recipe's; a single one means no tuning"
+    factors: tuple[Factor, ...] = Field(
+        FACTORS,
+        max_length=100,
+        description="learning rates tried, as multiples of the recipe's; a single one means no tuning",
     )
     margin: float = Field(MARGIN, gt=0, lt=1, description="smallest difference that counts, relative to the baseline")
     sweeps: int = Field(4, ge=0, le=100, description="rounds in which all take turns for speed and memory; 0 for none")
-    cost_multiples: tuple[PositiveInt, ...] = Field(
+    cost_multiples: tuple[Size, ...] = Field(
         (1, 4, 16),
+        max_length=100,
         description="context lengths of the cost curves, as multiples of the trained context",
     )
     jobs: int = Field(1, ge=1, le=1024, description="training runs at a time; they share the threads equally")

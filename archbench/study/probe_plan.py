@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from pydantic import Field, PositiveFloat, model_validator
+from pydantic import Field, model_validator
 
+from archbench.bounds import Factor, Parameters, Threads
 from archbench.config import DTypeName, Frozen
 from archbench.errors import ConfigError
 from archbench.study.records import plan_digest
@@ -20,21 +21,23 @@ class ProbePlan(Frozen):
     architectures: tuple[str, ...] = Field(min_length=1, description="names of the architectures")
     tasks: tuple[str, ...] = Field(min_length=1, description="names of the tasks")
     seeds: int = Field(3, ge=1, le=100, description="seeds of the initial weights and training examples")
-    parameters: int | None = Field(
+    parameters: Parameters | None = Field(
         100_000,
         ge=1000,
         description="non-embedding active parameters of every model, within 2 %; null for the preset as it is",
     )
     preset: str = Field("nano", description="preset from which the search for that size starts")
     overrides: dict[str, Any] = Field(default_factory=dict, description="replaced fields of the model's configuration")
-    updates: int | None = Field(None, ge=1, description="optimizer updates of each training; null for the task's own")
-    learning_rates: tuple[PositiveFloat, ...] | None = Field(
-        None, min_length=1, description="peak learning rates tried; null for the task's own"
+    updates: int | None = Field(
+        None, ge=1, le=10**9, description="optimizer updates of each training; null for the task's own"
+    )
+    learning_rates: tuple[Factor, ...] | None = Field(
+        None, min_length=1, max_length=100, description="peak learning rates tried; null for the task's own"
     )
     examples: int = Field(1000, ge=10, le=1_000_000, description="test examples for each condition")
     dtype: DTypeName = Field("float32", description="number format of matrix products, by autocast")
     device: str = Field("cpu", description="cpu, cuda or cuda:N")
-    threads: int = Field(1, ge=1, description="CPU threads of each training")
+    threads: Threads = Field(1, description="CPU threads of each training")
     jobs: int = Field(1, ge=1, le=1024, description="trainings at a time")
     checked: bool = Field(True, description="skip an architecture that fails the conformance checks")
     plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")

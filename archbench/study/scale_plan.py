@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
+from archbench.bounds import Factor, Parameters, Tokens
 from archbench.config import Frozen, RunConfig
 from archbench.errors import ConfigError
 from archbench.study.records import plan_digest
@@ -16,16 +17,21 @@ class ScalePlan(Frozen):
     """Everything that a ladder depends on. Plans with the same :meth:`digest` can share a folder."""
 
     architectures: tuple[str, ...] = Field(
-        min_length=1, description="names of the architectures; exponents are compared with the first one's"
+        min_length=1,
+        max_length=1000,
+        description="names of the architectures; exponents are compared with the first one's",
     )
-    sizes: tuple[PositiveInt, ...] = Field(
-        min_length=1, description="N, non-embedding active parameters of the models, within 2 %"
+    sizes: tuple[Parameters, ...] = Field(
+        min_length=1, max_length=100, description="N, non-embedding active parameters of the models, within 2 %"
     )
-    budgets: tuple[PositiveInt, ...] = Field(min_length=1, description="D, training tokens; every size trains on each")
+    budgets: tuple[Tokens, ...] = Field(
+        min_length=1, max_length=100, description="D, training tokens; every size trains on each"
+    )
     seeds: int = Field(1, ge=1, le=100, description="seeds for each size and budget; their mean loss is one point")
     tuning_seeds: int = Field(2, ge=1, le=100, description="seeds at each learning rate tried")
-    factors: tuple[PositiveFloat, ...] = Field(
+    factors: tuple[Factor, ...] = Field(
         (0.5, 1.0, 2.0, 4.0),
+        max_length=100,
         description="learning rates tried at each size, as multiples of the recipe's; a single one means no tuning",
     )
     jobs: int = Field(1, ge=1, le=1024, description="training runs at a time")
