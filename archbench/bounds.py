@@ -9,7 +9,7 @@ from pydantic import Field
 LARGEST = 2**31 - 1
 """Of sizes of a model and a text: no machine holds more, and kernels count in 32 bits."""
 
-DEEPEST = 100_000
+DEEPEST = 10_000
 """Most ``n_layer``; the deepest published models have a thousand."""
 
 MOST_CASES = 10_000

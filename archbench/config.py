@@ -66,8 +66,7 @@ class ModelConfig(Frozen):
         for name, value in self:
             most = bounds.DEEPEST if name == "n_layer" else bounds.LARGEST
             if isinstance(value, int) and abs(value) > most:
-                cause = f"it is more than {most:,}, and no machine holds such a model"
-                raise ConfigError(f"{type(self).__name__}.{name}", cause, "Give less")
+                raise ConfigError(f"{type(self).__name__}.{name}", f"it is more than {most:,}", "Give less")
         return self
 
 

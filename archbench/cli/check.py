@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from archbench.cli.options import Device, Json, Name, Plugins, Preset, Quiet, Set, assignments, named
+from archbench.cli.options import Device, Json, Name, Plugins, Preset, Quiet, Seed, Set, assignments, named, number
 from archbench.cli.output import print_json
 from archbench.errors import ConformanceError
 from archbench.presentation.terminal import echo
@@ -38,11 +38,12 @@ def check(
         ),
     ] = None,
     device: Device = "cpu",
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights and tokens")] = 0,
+    seed: Seed = 0,
     limit: Annotated[
         float | None,
         typer.Option(
             min=0.1,
+            max=10**6,
             help="Seconds that each check may take, and importing the plugin; waiting for busy CPUs does not count",
             show_default="60, or more on a slow machine",
         ),
@@ -61,6 +62,7 @@ def check(
     from archbench.testing.evaluation import parsed_expectations
     from archbench.testing.isolation import Request, check_apart
 
+    number(limit, "--limit")
     request = Request(
         architecture=named(architecture, "check"),
         plugins=plugin_paths(plugin or ()),

@@ -18,7 +18,7 @@ def generate(
     out: Annotated[str, typer.Option(help="Folder of the results")] = "results",
     prompt: Annotated[str | None, typer.Option(help="Text to continue; without one, a new document begins")] = None,
     prompt_file: Annotated[str | None, typer.Option(help="A UTF-8 text file to continue")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate")] = 200,
+    max_new_tokens: Annotated[int, typer.Option(min=1, max=2**24, help="Most tokens to generate")] = 200,
     temperature: Annotated[float, typer.Option(help="Divisor of the logits; higher values vary the text more")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest tokens")] = None,
     top_p: Annotated[
@@ -26,7 +26,8 @@ def generate(
     ] = None,
     greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token")] = False,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the sampling", show_default="another text each time")
+        int | None,
+        typer.Option(min=0, max=2**31 - 1, help="Seed of the sampling", show_default="another text each time"),
     ] = None,
     device: Device = "auto",
     trust: Trust = False,

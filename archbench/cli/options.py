@@ -46,6 +46,7 @@ Out = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust", help="Trust the plugin files that the run's folder or the run file names")
 ]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the weights and tokens")]
 Unchecked = Annotated[bool, typer.Option("--unchecked", help="Skip the conformance checks; the results say so")]
 Force = Annotated[
     bool, typer.Option("--force", help="Also replace existing files that archbench did not make, or made otherwise")
@@ -62,6 +63,16 @@ MOST_BRACKETS = 1000
 
 SECTIONS = ("data", "training", "quality", "speed", "overrides")
 """Sections of a run's configuration."""
+
+
+def number(value: float | None, option: str) -> None:
+    """Refuse nan, which no bound of an option does.
+
+    Raises:
+        UsageError: it is.
+    """
+    if value is not None and value != value:
+        raise UsageError(f"{option} nan", "it is not a number", "Give one")
 
 
 def named(architecture: str | None, command: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archbench.cli.options import Json, Preset, Quiet, Set, assignments
+from archbench.cli.options import Json, Preset, Quiet, Set, assignments, number
 from archbench.errors import MissingBaselineError, RegressionError, UsageError, did_you_mean
 from archbench.presentation.terminal import echo
 
@@ -48,9 +48,9 @@ def regress(
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="Nobody else uses the GPU: judge its times, do not only report them")
     ] = False,
-    rounds: Annotated[int, typer.Option(min=2, help="Fewest pairs of fresh processes")] = 3,
-    max_rounds: Annotated[int, typer.Option(min=2, help="Most pairs; more than --rounds while unclear")] = 12,
-    limit: Annotated[float, typer.Option(min=1.0, help="Timing gate: largest head / base")] = 1.10,
+    rounds: Annotated[int, typer.Option(min=2, max=1000, help="Fewest pairs of fresh processes")] = 3,
+    max_rounds: Annotated[int, typer.Option(min=2, max=1000, help="Most pairs; more than --rounds while unclear")] = 12,
+    limit: Annotated[float, typer.Option(min=1.0, max=10**6, help="Timing gate: largest head / base")] = 1.10,
     accept: Annotated[
         list[str] | None,
         typer.Option(metavar="METRIC=REASON", help="An intended regression; also NAME:METRIC=REASON (repeatable)"),
@@ -73,6 +73,7 @@ def regress(
     from archbench.regression.verdict_table import accepted
     from archbench.regression.worktrees import checked_out
 
+    number(limit, "--limit")
     reasons = _reasons(accept)
     plan = Plan(rounds=rounds, max_rounds=max(rounds, max_rounds), limit=limit)
     with checked_out(Path.cwd(), [base, head]) as trees:

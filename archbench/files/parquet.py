@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archbench.errors import ArchbenchError, StorageError
 from archbench.files.loader import read_bytes
+from archbench.files.parquet_size import LIMIT_VARIABLE, TooLargeError, read_bounded
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -62,21 +64,29 @@ def is_sealed(content: bytes) -> bool:
 
 
 def read_parquet(
-    path: str | Path, *, error: type[ArchbenchError] = StorageError, next_step: str
+    path: str | Path,
+    columns: Iterable[str] | None = None,
+    *,
+    error: type[ArchbenchError] = StorageError,
+    next_step: str,
 ) -> tuple[pa.Table, bytes]:
     """The table of a Parquet file whose seal, if it has one, is whole; and the file's content.
+
+    Args:
+        columns: those to read, as far as there are; None for all.
 
     Raises:
         ArchbenchError: of the class ``error``: it cannot be read, or is damaged.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     content = read_bytes(path, limit=LIMIT, error=error, next_step=next_step)
     try:
         is_sealed(content)
-        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        return file.read(use_threads=False), content
+        return read_bounded(pa.py_buffer(content), columns), content
+    except TooLargeError as cause:
+        step = f"Move it out of the folder, or, if you trust it, set {LIMIT_VARIABLE} to its number of rows"
+        raise error(str(path), str(cause), step) from None
     except (pa.ArrowException, OSError, ValueError) as cause:
         reason = " ".join(str(cause).split())
         raise error(str(path), f"it is corrupt or not a Parquet file ({reason})", next_step) from cause

@@ -5,11 +5,13 @@ This module does not import torch, since the process that starts phases uses it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -132,6 +134,41 @@ def cpu_cgroup(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("
             candidates = [root / path.lstrip("/"), root]  # inside a container the path may be the host's
             return next((folder for folder in candidates if (folder / "cpu.stat").exists()), None)
     return None
+
+
+@cache
+def memory_bytes(device: str = "cpu") -> int:
+    """Bytes of memory for this process: the GPU's, or the machine's within the limits of its control group and of
+    ``ulimit -v``; swap does not count."""
+    import psutil
+
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    limits = [psutil.virtual_memory().total, *_memory_limits()]
+    if hasattr(psutil, "RLIMIT_AS"):
+        limits += [limit for limit in psutil.Process().rlimit(psutil.RLIMIT_AS)[:1] if limit > 0]
+    return int(min(limits))
+
+
+def _memory_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Limits of this process's control groups, version 2, or version 1's own one."""
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        return
+    for _, controllers, path in lines:
+        if controllers not in ("", "memory"):
+            continue
+        top = root / controllers
+        own = top / path.strip().lstrip("/")
+        for level in [own, *own.parents]:
+            for name in ("memory.max", "memory.limit_in_bytes"):
+                with contextlib.suppress(OSError, ValueError):
+                    yield int((level / name).read_text())
+            if level == top:
+                break
 
 
 def describe(device: object = "cpu") -> dict[str, str | int | float | None]:

@@ -14,6 +14,7 @@ from archbench.errors import ArchbenchError, HookFailedError, UnknownNameError, 
 from archbench.hookspecs import ArchitectureInfo
 from archbench.measure.machine import revision_of
 from archbench.plugin.discovery import Entry
+from archbench.plugin.growth import watched_growth
 from archbench.plugin.hooks import Hooks, check_info
 from archbench.plugin.importing import loaded_from, plugin_code
 
@@ -102,10 +103,15 @@ class Architecture:
             raise HookFailedError(self._hooks.culprit, cause, step) from error
 
     def build(self, config: ModelConfig) -> nn.Module:
-        """The model: tokens (B, T) int64 -> logits (B, T, V); on the ambient device, which may be meta."""
+        """The model: tokens (B, T) int64 -> logits (B, T, V); on the ambient device, which may be meta.
+
+        Raises:
+            ConfigError, ResourceError: it grows beyond :func:`archbench.plugin.growth.watched_growth`'s bounds.
+        """
         from torch import nn
 
-        return self._hooks.call("build", nn.Module, "a torch.nn.Module", config=config)
+        with watched_growth(f"the model of {self.name}"):
+            return self._hooks.call("build", nn.Module, "a torch.nn.Module", config=config)
 
     def state_bytes(self, config: ModelConfig, context_length: int) -> int | None:
         """Bytes of the decoding cache of one sequence with room for ``context_length`` positions, in float32.

@@ -15,6 +15,7 @@ from archbench.files.loader import read_json
 from archbench.files.parquet import read_parquet
 from archbench.results.filters import Where, conditions, matches
 from archbench.results.schema import (
+    COLUMNS,
     OK,
     OUTCOMES,
     ROLES,
@@ -126,7 +127,7 @@ def _finished(files: Any) -> list[Path]:
 
 
 def _read(file: Path) -> pa.Table:
-    table, content = read_parquet(file, next_step=_AGAIN)
+    table, content = read_parquet(file, [column.name for column in COLUMNS], next_step=_AGAIN)
     _check_pair(file, content)
     version = file_version(table.schema)
     if version is None:

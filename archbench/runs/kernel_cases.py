@@ -108,6 +108,10 @@ class AttentionCase:
             "window": self.W,
         }
 
+    def least_bytes(self, itemsize: int) -> int:
+        """Of inputs, output's gradient, and gradients of the inputs."""
+        return itemsize * self.B * self.T * self.D * (3 * self.H + 4 * self.G)
+
     @property
     def pairs(self) -> int:
         """Visible (query, key) pairs of one head: position i sees min(i + 1, W) of them."""
@@ -157,6 +161,10 @@ class LossCase:
     @property
     def columns(self) -> dict[str, Any]:
         return {"batch_size": 1, "context_length": self.N, "model_width": self.C, "vocab_size": self.V}
+
+    def least_bytes(self, itemsize: int) -> int:
+        """Of hidden states, weight, and their gradients."""
+        return itemsize * 2 * (self.N + self.V) * self.C
 
     @property
     def flops(self) -> tuple[int, int]:

@@ -13,9 +13,11 @@ from archbench.config import KernelConfig
 from archbench.errors import DeviceError, PhaseError
 from archbench.measure import environment
 from archbench.measure.machine import describe, versions
+from archbench.plugin.growth import check_room
 from archbench.presentation.terminal import echo
 from archbench.results.store import new_run_id, prepare_folder, write_run
 from archbench.runs.device import measuring
+from archbench.runs.kernel_cases import cases
 from archbench.runs.kernel_timing import run_kernel
 from archbench.runs.phase import thread_variables, with_environment
 
@@ -105,6 +107,9 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
             echo(line, error=True)
 
     with measuring("kernel", config) as (device, rows):
+        for case in cases(config):
+            needed = case.least_bytes(4 if config.dtype == "float32" else 2)
+            check_room(str(case), "its inputs and gradients take", needed, str(device))
         left_out = run_kernel(config, device, rows, progress=say)
     finished = rows.finished()
     if all(row["value"] is None for row in finished):

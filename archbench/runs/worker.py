@@ -16,6 +16,7 @@ from archbench.runs.device import measuring
 from archbench.runs.folder import RunFolder, open_run
 from archbench.runs.positions import run_positions
 from archbench.runs.quality import run_quality
+from archbench.runs.room import require_room
 from archbench.runs.rows import Rows
 from archbench.runs.speed import run_decode, run_prefill
 from archbench.runs.train import run_train
@@ -47,6 +48,7 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
     os.register_at_fork(after_in_child=lambda: os._exit(1))
     run, name, quiet = open_run(request["out"], request["run_id"]), request["phase"], request["quiet"]
     with attention_backend(run.config.attention), measuring(name, run.config) as (device, rows):
+        require_room(run, device)
         if name == CHECK:  # one of the checks finds what a plugin changes in the process
             run_check(run, device, rows, lambda findings: parent.send({"findings": findings}), quiet=quiet)
         else:

@@ -11,6 +11,7 @@ from archbench.data.dataset import prepare
 from archbench.errors import ArchbenchError, UnknownNameError, UsageError
 from archbench.measure.sizes import Size, size_of
 from archbench.plugin.architecture import Architecture
+from archbench.plugin.growth import check_room
 from archbench.plugin.registry import load
 from archbench.study.contract import Contender
 from archbench.study.matching import match
@@ -86,6 +87,8 @@ def sized(
         one = replace(one, source=source_digest(architecture))
         if target is None:
             return replace(one, size=built_size(architecture, architecture.config(preset, **fixed)))
+        if quantity == DEFAULT:
+            check_room(f"{target:,.0f} parameters", "its weights alone take", 4 * target, "cpu")
         found = match(architecture, preset, fixed, target, quantity, tolerance=TOLERANCE)
     except UnknownNameError:  # most likely a typo: stop before anything is measured
         raise
