@@ -73,7 +73,7 @@ def _parsed(column: Column, value: Any) -> Any:
                 return time if time.tzinfo else time.replace(tzinfo=UTC)
     except (ValueError, TypeError, KeyError, OverflowError):
         raise UsageError(
-            f"{column.name}={value}", f"{value!r} is no {column.type}", f"It means: {column.description}"
+            f"{column.name}={value}", f"{value!r} is not a {column.type}", f"It means: {column.description}"
         ) from None
 
 
