@@ -60,7 +60,7 @@ def read_bounded(content: pa.Buffer, columns: Iterable[str] | None = None) -> pa
     _check(sum(_text_bytes(table[name]) for name in texts), max(_SLACK, TEXT_A_ROW * rows))
     fields = [schema.field(name) for name in table.column_names]
     fields = [one.with_type(one.type.value_type) if pa.types.is_dictionary(one.type) else one for one in fields]
-    table = table.cast(pa.schema(fields, metadata=schema.metadata))
+    table = table.cast(pa.schema(fields, metadata={**(schema.metadata or {}), **(metadata.metadata or {})}))
     table.validate(full=True)  # texts are UTF-8
     return table
 

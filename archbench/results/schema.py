@@ -183,7 +183,7 @@ def arrow_schema() -> pa.Schema:
 def file_version(schema: pa.Schema) -> int | None:
     """The schema version in a file; None: archbench did not write it, or it is damaged."""
     text = (schema.metadata or {}).get(_VERSION_KEY)
-    return int(text) if text is not None and re.fullmatch(rb"[1-9][0-9]{0,8}", text) else None
+    return int(text) if text is not None and re.fullmatch(rb"0|[1-9][0-9]{0,8}", text) else None
 
 
 def did_you_mean_column(name: str) -> str:
