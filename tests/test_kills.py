@@ -35,6 +35,9 @@ from command_line import archbench
 from forked_children import ForkedCommand
 from small_runs import with_small_corpus
 
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)  # tests under nohup: what they start does not ignore it
+
 TRIALS = int(os.environ.get("ARCHBENCH_KILLS", "200"))
 LOG = os.environ.get("ARCHBENCH_KILLS_LOG")
 SECONDS_TO_END = 5.0
