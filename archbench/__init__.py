@@ -6,9 +6,11 @@ Nothing heavy is imported until it is used: ``import archbench`` loads neither t
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # typing's own takes 5 ms to import, in which an interrupt would print a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from archbench.config import ModelConfig as ModelConfig
     from archbench.config import RunConfig as RunConfig
     from archbench.data.tasks import IGNORED as IGNORED
