@@ -28,6 +28,9 @@ LONGEST = 4.5
 _current: list[list[str]] = []
 """What has been received in the context :func:`interruptible` of this process, if there is one."""
 
+_busy: list[str] = []
+"""What this process does that may never end, for the line that says it was interrupted."""
+
 _begun: list[None] = []
 """One for each context :func:`underway`, in whatever thread."""
 
@@ -45,6 +48,16 @@ def ended_at_once() -> Iterator[None]:
 
     with _handled_by(lambda number, frame: _end(number)):
         yield
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Within this context an interruption that ends the process at once says that it came ``what``."""
+    _busy.append("".join(one if one.isprintable() else "?" for one in what))
+    try:
+        yield
+    finally:
+        _busy.pop()
 
 
 @contextlib.contextmanager
@@ -157,5 +170,5 @@ def _watch(descriptor: int, numbers: list[int]) -> None:
 
 def _end(number: int) -> NoReturn:
     with contextlib.suppress(OSError):
-        os.write(2, b"Interrupted\n")
+        os.write(2, " ".join(["Interrupted", *_busy[-1:]]).encode(errors="replace") + b"\n")
     os._exit(128 + number)

@@ -7,8 +7,8 @@ import json
 import os
 import py_compile
 import stat
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +16,14 @@ from archbench.child.inheritance import handed_down
 from archbench.config import RunConfig
 from archbench.data.byte_tokenizer import ByteTokenizer
 from archbench.errors import PluginImportError, StorageError, UntrustedCodeError, UsageError
+from archbench.files.seal import unsealed
 from archbench.measure.machine import versions
 from archbench.plugin.importing import import_file
 from archbench.plugin.trust import TRUSTED_VARIABLE, content_digest, require, trust, trusted
+from archbench.runs import run as runs
 from archbench.runs.folder import RunFolder
 from installations import RunCLI
+from small_runs import with_small_corpus
 
 UNTRUSTED = 12
 RUN_ID = "20260101T000000-abcdef"
@@ -163,55 +166,6 @@ def test_bytecode_that_lies_beside_the_source_is_not_run(tmp_path: Path, module:
     assert (loaded.VALUE, loaded.inner.VALUE) == ("source..", "source..")
 
 
-BROKEN = {
-    "loops.py": "while True: pass",
-    "hangs.py": "import signal, time\nsignal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])\ntime.sleep(1000)",
-    "exits.py": "import os\nos._exit(0)",
-    "crashes.py": "import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)",
-}
-
-
-def test_list_shows_plugins_that_hang_exit_or_crash_as_broken(
-    cli: RunCLI, tmp_path: Path, minimal_plugin: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = tmp_path / "plugins"
-    folder.mkdir()
-    for name, source in {**BROKEN, "fine.py": minimal_plugin}.items():
-        (folder / name).write_text(source + "\n")
-    monkeypatch.setenv("ARCHBENCH_IMPORT_LIMIT", "0.5")
-    shown = cli("list", "--plugin", folder, "--json")
-    assert shown.returncode == 0, shown.stderr
-    rows = {row["name"]: row["error"] for row in map(json.loads, shown.stdout.splitlines())}
-    causes = {Path(name).name: error["cause"] for name, error in rows.items() if error is not None}
-    assert causes.keys() == BROKEN.keys()
-    for name, part in {
-        "loops.py": "0.5 s",
-        "hangs.py": "longer",
-        "exits.py": "code 0",
-        "crashes.py": "SIGSEGV",
-    }.items():
-        assert part in causes[name]
-    assert rows["bigram"] is None
-    assert rows["gpt1"] is None
-
-
-def test_a_command_that_needs_a_plugin_says_that_its_import_does_not_end(
-    cli: RunCLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "loops.py").write_text(BROKEN["loops.py"])
-    monkeypatch.setenv("ARCHBENCH_IMPORT_LIMIT", "0.2")
-    shown = cli("show", "loops", "--plugin", tmp_path / "loops.py")
-    assert shown.returncode == 3
-    assert "0.2 s" in shown.stderr
-
-
-def test_without_foreign_plugins_nothing_is_started(cli: RunCLI, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[Callable[..., object]] = []
-    monkeypatch.setattr("archbench.plugin.description.Child", started.append)
-    assert cli("list", "--json").returncode == 0
-    assert not started
-
-
 @pytest.mark.parametrize("plugins", ['"."', '{"evil.py" = 1}', '["evil.py", 3]', "3"])
 def test_a_run_file_whose_plugins_are_no_list_of_paths_runs_nothing(cli: RunCLI, evil: Path, plugins: str) -> None:
     """Every architecture that there is would be asked for its name before the fields are judged."""
@@ -324,8 +278,51 @@ def test_only_the_user_can_write_what_is_trusted(evil: Path, tmp_path: Path) -> 
         place.chmod(before)
 
 
-def test_doctor_survives_plugins_that_exit(cli: RunCLI, tmp_path: Path) -> None:
-    (tmp_path / "exits.py").write_text(BROKEN["exits.py"])
-    done = cli("doctor", "--plugin", tmp_path / "exits.py", "--json")
+def test_ones_own_run_is_resumed_without_a_question_and_its_phases_run_nothing_else(
+    cli: RunCLI, evil: Path, tmp_path: Path, minimal_plugin: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration is exchanged after the parent has read it, which a phase's process reads again."""
+    here = with_small_corpus(tmp_path)
+    (here / "mine.py").write_text(minimal_plugin)
+    options = ["--profile", "smoke", "--corpus", "small.txt", "--steps", "2", "--phases", "train", "--unchecked"]
+    done = cli("run", "bigram", "--plugin", "mine.py", *options, "--quiet", cwd=here)
     assert done.returncode == 0, done.stderr
-    assert "exits.py" in done.stdout
+    monkeypatch.setitem(handed_down, TRUSTED_VARIABLE, "")  # another day
+    (folder,) = (file.parent for file in (here / "results").glob("*/config.json"))
+
+    def unfinished() -> None:
+        for file in [*folder.parent.glob(f"{folder.name}.*"), *folder.glob("rows-*")]:
+            file.unlink()
+
+    resume = ("run", "bigram", "--resume", "last", "--quiet")
+    unfinished()
+    done = cli(*resume, cwd=here)
+    assert done.returncode == 0, done.stderr
+    unfinished()
+    measure = runs.run_phase
+
+    def exchanged(*arguments: Any, **options: Any) -> Any:
+        content = unsealed(json.loads((folder / "config.json").read_text()))
+        content["run"]["plugins"] = [str(evil)]
+        (folder / "config.json").write_text(json.dumps(content))
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(runs, "run_phase", exchanged)
+    done = cli(*resume, cwd=here)
+    assert done.returncode == UNTRUSTED, done.stderr
+    assert not ran(evil)
+
+
+def test_the_plan_of_a_study_runs_no_code(cli: RunCLI, evil: Path, tmp_path: Path) -> None:
+    """A study goes on with the plan of the command line; that in the folder is only compared with it."""
+    study = tmp_path / "study"
+    study.mkdir()
+    plan = {"architectures": ["gpt1", "llama"], "baseline": "gpt1", "run": {"plugins": [str(evil)]}}
+    for name in ("plan.json", "comparison.json", "scale-plan.json", "scale.json"):
+        (study / name).write_text(json.dumps({"plan": plan, "digest": "0" * 64, "contenders": []}))
+    options = "--device cpu --profile smoke --quiet --out"
+    for command in (f"compare gpt1 llama {options}", f"scale gpt1 {options}", "report"):
+        done = cli(*command.split(), study)
+        assert done.returncode in (2, 7), (command, done.stderr)
+        assert str(study) in done.stderr, (command, done.stderr)
+    assert not ran(evil)

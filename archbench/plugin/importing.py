@@ -28,6 +28,7 @@ from types import ModuleType
 from archbench.child.inheritance import changes_for_this_process_only
 from archbench.errors import PluginImportError, UsageError, one_line
 from archbench.hookspecs import GROUP
+from archbench.interruption import busy
 from archbench.plugin.discovery import Entry
 from archbench.plugin.trust import check_source
 
@@ -77,10 +78,8 @@ def _importing(plugin: str) -> Iterator[None]:
     try:
         if timed:
             signal.setitimer(signal.ITIMER_REAL, limit)
-        with plugin_code():
+        with plugin_code(), busy(f"while plugin {plugin} was imported"):
             yield
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"Interrupted while plugin {plugin} was imported.") from None
     finally:
         if timed:
             signal.setitimer(signal.ITIMER_REAL, 0)
