@@ -24,6 +24,7 @@ from archbench.config import DataConfig, RunConfig
 from archbench.data.dataset import prepare
 from archbench.errors import ArchbenchError
 from archbench.regression import baselines
+from archbench.training.checkpoints import load_latest
 from archbench.training.weights import digest_of, read_weights
 from command_line import archbench
 from comparison_files import write_comparison
@@ -115,6 +116,7 @@ def _kinds(folder: Path) -> list[Kind]:
         Kind("run: rows-quality.jsonl", run / "rows-quality.jsonl", again),
         Kind("run: check.json", run / "check.json", again),
         Kind("checkpoint: weights", checkpoint / "model.safetensors", generate),
+        Kind("checkpoint: training", checkpoint / "training.pt", called(lambda: _resumed(run))),
         Kind("checkpoint: manifest", checkpoint / "manifest.json", generate),
         Kind("tokenizer: named", run / "tokenizer" / "archbench_tokenizer.json", generate),
         Kind("tokenizer: saved", run / "tokenizer" / "tokenizer.json", generate),
@@ -138,6 +140,13 @@ def _kinds(folder: Path) -> list[Kind]:
     found += _foreign(folder)
     found += _caches(folder)
     return found
+
+
+def _resumed(run: Path) -> object:
+    """What training would continue from."""
+    found = load_latest(run / "checkpoints")
+    assert found is not None
+    return found.step, sorted(found.weights), sorted(found.training), found.training["tokens"]
 
 
 def _foreign(folder: Path) -> list[Kind]:

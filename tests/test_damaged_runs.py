@@ -201,3 +201,9 @@ def test_a_run_file_of_wrong_types_is_named(tmp_path: Path, text: str, said: str
     file = tmp_path / "run.toml"
     file.write_text(text)
     refused(archbench("run", "gpt1", "--file", file, cwd=tmp_path), file, 2, said)
+
+
+@pytest.mark.parametrize("value", [DEEP, "1" * 5000])
+def test_a_value_that_json_cannot_hold_is_a_text(tmp_path: Path, value: str) -> None:
+    done = archbench("run", "gpt1", "--config", f"training.steps={value}", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr[-500:]
