@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from archbench.cli.options import Force
-from archbench.files.outputs import Output, check_outputs
 from archbench.presentation.terminal import echo
 
 
@@ -35,6 +34,7 @@ def report(
     The page opens from the disk and needs no network. Each figure shows its data and provenance on request. Runs
     without a comparison are shown without a verdict. Needs the extra "report".
     """
+    from archbench.files.outputs import Output, check_outputs
     from archbench.presentation.quantities import counted
     from archbench.report.contents import read
     from archbench.report.files import image_files, require, title_of, write_images, write_markdown, write_page

@@ -54,16 +54,16 @@ def plugin_code() -> Iterator[None]:
 
 
 def import_limit() -> float:
-    """Seconds that importing one plugin may take: ``$ARCHBENCH_IMPORT_LIMIT``, or 120."""
+    """Seconds that importing one plugin may take: ``$ARCHBENCH_IMPORT_LIMIT``, or 50."""
     try:
-        return float(os.environ.get(LIMIT_VARIABLE, "120"))
+        return float(os.environ.get(LIMIT_VARIABLE, "50"))
     except ValueError:
         step = "Give seconds, or unset it"
         raise UsageError(LIMIT_VARIABLE, f"{os.environ[LIMIT_VARIABLE]!r} is not a number", step) from None
 
 
 @contextmanager
-def _importing() -> Iterator[None]:
+def _importing(plugin: str) -> Iterator[None]:
     """Run a plugin's import as :func:`plugin_code`, and end it when it takes too long.
 
     An import that hangs inside a C function, or on another thread than the main one, is not ended.
@@ -123,7 +123,7 @@ def import_installed(entry: Entry) -> object:
         PluginImportError: importing it failed, for any reason.
     """
     try:
-        with _importing():
+        with _importing(entry.source):
             return metadata.EntryPoint(entry.name, entry.source, GROUP).load()
     except (Exception, SystemExit) as error:  # a plugin may even exit
         step = f"Repair or reinstall it (pip install --force-reinstall {entry.package}), or uninstall it"
@@ -154,7 +154,7 @@ def import_file(path: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and relative imports look their module up there
     try:
-        with _importing():
+        with _importing(path):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a plugin may even exit
         del sys.modules[name]
