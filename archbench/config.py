@@ -157,8 +157,8 @@ class SpeedConfig(Frozen):
     )
     batch_sizes: tuple[bounds.Sequences, ...] = Field((1,), max_length=1000, description="B, sequences at a time")
     new_tokens: int = Field(32, gt=1, le=2**24, description="tokens decoded per repeat, the first one untimed")
-    repeats: bounds.Repeats = Field(5, gt=0, description="timed repeats of each case, after warm-up")
-    warmup: bounds.Repeats = Field(2, description="untimed repeats, at the least; more until the times are stationary")
+    repeats: bounds.Repeats = Field(5, description="timed repeats of each case, after warm-up")
+    warmup: bounds.Untimed = Field(2, description="untimed repeats, at the least; more until the times are stationary")
 
 
 class RunConfig(Frozen):
@@ -249,7 +249,7 @@ class KernelConfig(Frozen):
     losses: tuple[tuple[bounds.Size, bounds.Size, bounds.Size], ...] = Field(
         min_length=1, description="sizes of each loss, NxCxV: N positions, C width, V vocabulary"
     )
-    repeats: bounds.Repeats = Field(10, ge=1, description="timed repeats of each case, after warm-up")
+    repeats: bounds.Repeats = Field(10, description="timed repeats of each case, after warm-up")
     warmup: bounds.Repeats = Field(3, ge=1, description="untimed repeats after the first, at the least")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the inputs")
     device: str = Field("cpu", description="where to run: cpu, cuda or cuda:N")
