@@ -63,7 +63,7 @@ class _BrokenError(Exception):
 
 def _described_apart(files: list[str], broken: Iterable[str]) -> list[Description]:
     request = {"files": [file for file in files if file not in broken], "skip": list(broken)}
-    limit, at = 1.1 * import_limit(), ""  # an import in Python ends by itself after the limit
+    limit, at = import_limit() + max(1.0, import_limit() / 10), ""  # an import in Python ends by itself after the limit
     variables = {PLUGINS_VARIABLE: None}
     with Child(__name__, request, culprit="the plugins found", variables=variables) as child:
         clock = child.own_time()
