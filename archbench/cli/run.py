@@ -102,13 +102,11 @@ def run(
     configure(given, config)
     names = architecture or ([written["architecture"]] if "architecture" in written else [])
     names = all_named(names, given.get("plugins") or written.get("plugins", ()), "run")
-    from archbench.config import RunConfig, filled
-
     if (count := len(names) * len(seed or [0])) > MOST_RUNS:
         step = f"Give at most {MOST_RUNS:,} in one command"
         raise UsageError("archbench run", f"architectures times seeds are {count:,} runs", step)
     runs = [
-        RunConfig(**filled(written, {**given, "architecture": name, "seed": one}))
+        configured(written, {**given, "architecture": name, "seed": one}, file)
         for name in names
         for one in seed or [written.get("seed", 0)]
     ]
@@ -278,5 +276,29 @@ def read_run_file(path: str) -> dict[str, Any]:
 
     step = 'Write TOML, for instance: architecture = "gpt2", and below it [training] with steps = 2000'
     written = read_toml(path, error=UsageError, culprit=f"--file {path}", next_step=step)
-    check_fields(RunConfig, written)
+    with _fields_of(path):
+        check_fields(RunConfig, written)
     return written
+
+
+def configured(written: dict[str, Any], given: dict[str, Any], file: str | None) -> RunConfig:
+    """The configuration that a run file, if there is one, and options make.
+
+    Raises:
+        UsageError: a field is wrong; it names the file.
+    """
+    from archbench.config import RunConfig, filled
+
+    with _fields_of(file):
+        return RunConfig(**filled(written, given))
+
+
+@contextmanager
+def _fields_of(file: str | None) -> Iterator[None]:
+    """Within this context an error about a field names the run file too."""
+    try:
+        yield
+    except UsageError as error:
+        if file is not None:
+            error.culprit = f"--file {file}, {error.culprit}"
+        raise

@@ -22,7 +22,7 @@ from archbench.data.text_cuts import steps
 from archbench.data.tokenizer_file import MOST_BYTES, check_definition, library
 from archbench.data.tokenizer_trial import try_out
 from archbench.errors import DataError, StorageError, one_line
-from archbench.files.loader import read_text
+from archbench.files.loader import read_json, read_text
 from archbench.files.seal import sealed
 from archbench.files.writing import write_text
 
@@ -167,20 +167,22 @@ def from_hub(hub_name: str, *, name: str, cache: Path | None = None) -> SubwordT
 def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> SubwordTokenizer:
     """Byte-level BPE (Radford et al. 2019, section 2.2) trained on the training split; the last id is the separator.
 
-    The separator is not in the file, so no text can spell it. Cached by the corpus's hash and N.
+    The separator is not in the file, so no text can spell it. Cached by the corpus's hash and N, with a seal.
 
     Raises:
         DataError: the text is too short for that many tokens.
         StorageError: the cache folder cannot be written.
     """
     name = f"bpe:{vocab_size}"
-    key = content_key("bpe", corpus.sha256, str(vocab_size), f"tokenizers {tokenizers.__version__}")
+    key = content_key("sealed bpe", corpus.sha256, str(vocab_size), f"tokenizers {tokenizers.__version__}")
     path = (cache or cache_folder()) / "tokenizers" / f"{key}.json"
     if path.exists():
         try:
-            return from_file(path, name=name, separator=vocab_size - 1)
+            step = "It is trained again"
+            definition = read_json(path, limit=MOST_BYTES, error=DataError, next_step=step, sealing="required")
+            return from_definition(json.dumps(definition), name=name, separator=vocab_size - 1, cache=cache)
         except (DataError, StorageError) as error:
-            _log.warning("the cached tokenizer is damaged and is trained again: %s", error)
+            _log.warning("the cached tokenizer %s is damaged and is trained again: %s", path, error)
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -200,8 +202,9 @@ def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> Subword
     if learnt < vocab_size:
         cause = f"the training text of {corpus.name!r} is too short: it gives {learnt} tokens, not {vocab_size}"
         raise DataError(culprit, cause, f"Ask for bpe:{learnt} or fewer, or give a longer text")
-    write_atomically(path, lambda file: file.write(tokenizer.to_str().encode()))
-    return SubwordTokenizer(tokenizer.to_str(), name=name, separator=vocab_size - 1)
+    definition = tokenizer.to_str()
+    write_atomically(path, lambda file: file.write(sealed(json.loads(definition), indent=None).encode()))
+    return SubwordTokenizer(definition, name=name, separator=vocab_size - 1)
 
 
 def _put_before_texts(definition: dict[str, Any]) -> str | None:
