@@ -9,9 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from archbench.config import DataConfig, RunConfig
+from archbench.errors import CheckpointError
 from archbench.files.seal import unsealed
+from archbench.runs.folder import open_run
+from archbench.runs.models import initial_model, load_architecture
+from archbench.runs.preparation import start
 from command_line import archbench
+from gguf_files import published_llama, write_llama
 from small_runs import SMALL, with_small_corpus
 
 DEEP = "[" * 200_000
@@ -44,7 +51,7 @@ def copied(finished: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 def run_of(folder: Path) -> Path:
-    return next((folder / "results").glob("*/config.json")).parent
+    return min((folder / "results").glob("*/config.json")).parent
 
 
 def resumed(folder: Path) -> Any:
@@ -151,6 +158,26 @@ def test_a_wrong_finding_of_the_checks_is_named(copied: Path, path: tuple[str, .
     file = run_of(copied) / "check.json"
     changed(file, *path, to=to)
     refused(resumed(copied), file, 7, said)
+
+
+def test_a_run_copied_to_another_name_is_none_of_that_name(copied: Path) -> None:
+    other = run_of(copied).with_name("20300101T000000-abcdef")
+    shutil.copytree(run_of(copied), other)
+    for read in (generated, resumed):
+        refused(read(copied), other / "config.json", 7, "another run", other.name, run_of(copied).name)
+
+
+def test_weights_that_change_between_two_phases_are_refused(tmp_path: Path) -> None:
+    weights = write_llama(tmp_path / "model.gguf", published_llama())
+    data = DataConfig(corpus=str(with_small_corpus(tmp_path) / "small.txt"), tokenizer="byte")
+    config = RunConfig(architecture="llama", weights=str(weights), profile="smoke", phases=("quality", "decode"))
+    run = open_run(tmp_path, start(config.override(data=data, out=str(tmp_path))).run_id)
+    architecture, sizes = load_architecture(run)
+    initial_model(run, architecture, sizes, torch.device("cpu"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match=r"model\.gguf: they have changed since the run began"):
+        initial_model(run, architecture, sizes, torch.device("cpu"))
 
 
 def test_findings_that_are_missing_are_named(copied: Path) -> None:
