@@ -222,7 +222,7 @@ def _complaints(scratch: Scratch, words: Sequence[str], ended: Ended) -> Iterato
     for path in [*new, *changed]:
         full = scratch.root / path
         if path.startswith("tmp/"):
-            if not ended.interrupted:
+            if not ended.interrupted and "torchinductor_" not in path:  # torch's folder for compiled code
                 yield f"temporary file: {path} is left"
         elif not (full.name == "__pycache__" or full.suffix == ".pyc") and not any(
             full == one or one in full.parents or full in one.parents for one in allowed
