@@ -156,8 +156,9 @@ def test_the_hook_is_optional_and_its_result_is_checked(tmp_path: Path, minimal_
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder ``model`` of a LLaMA's configuration and a small corpus, in which the test is run."""
+    """A folder ``model`` of a LLaMA's configuration, with weights nobody loads, and a small corpus; the test runs there."""
     (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
     monkeypatch.chdir(with_small_corpus(tmp_path))
     return tmp_path
@@ -221,7 +222,7 @@ def test_a_preset_beside_it_has_to_say_the_same(folder: Path) -> None:
 
 
 BAD = {
-    "not JSON": ("llama", "{", 6, r"configuration .*config\.json: it cannot be read as JSON"),
+    "not JSON": ("llama", "{", 6, r"configuration .*config\.json: it is damaged"),
     "of another architecture": (
         "gpt1", json.dumps(LLAMA), 6,
         r"gpt1 with .*config\.json, published configuration, field model_type: it is 'llama', but this architecture's "
@@ -254,6 +255,7 @@ def test_a_pickle_is_refused_and_not_run(folder: Path, capsys: pytest.CaptureFix
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return os.system, (f"touch {folder / 'ran'}",)
 
+    (folder / "model" / "model.safetensors").unlink()
     (folder / "model" / "pytorch_model.bin").write_bytes(pickle.dumps({"a.weight": Malicious()}))
     arguments = ["--weights", "model", "--tokenizer", "byte", "--corpus", "small.txt", "--profile", "smoke", "--quiet"]
     with forked_children():
