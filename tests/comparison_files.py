@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +131,8 @@ def _cell(
     if outcome == "diverged":
         cause = "the loss stopped being finite at step 80"
     return {
-        "key": f"{stage}-{one.name}-{seed}", "stage": stage, "architecture": one.name, "seed": seed,
+        "key": re.sub("[^a-z0-9-]", "_", f"{stage}-{one.name}-{seed}"), "stage": stage,
+        "architecture": one.name, "seed": seed,
         "learning_rate": 0.002, "factor": 1.0, "block": None, "context_length": T, "run_id": run_id,
         "outcome": outcome, "cause": cause, "seconds": 15.0,
     }  # fmt: skip

@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from archbench.config import RunConfig
+from archbench.data.byte_tokenizer import ByteTokenizer
 from archbench.data.corpora import load_corpus
+from archbench.measure.machine import versions
+from archbench.runs.folder import RunFolder
 
 SMALL = [
     "--profile", "smoke", "--corpus", "small.txt", "--steps", "6", "--batch-size", "4", "--set", "n_layer=1",
@@ -34,4 +38,20 @@ def with_small_corpus(folder: Path) -> Path:
     """The folder, with some 20 kB of real text in it: scoring the whole embedded split would be most of the time."""
     document = load_corpus("shakespeare").splits["validation"][0]
     (folder / "small.txt").write_text(document.text[:20_000])
+    return folder
+
+
+def begun(out: Path, run_id: str, config: RunConfig) -> RunFolder:
+    """The folder of a run that has begun and measured nothing."""
+    facts = {
+        "plugin_package": "archbench",
+        "plugin_version": "sha256:0",
+        "corpus": "shakespeare",
+        "tokenizer": "byte",
+        "lossless": True,
+        "wrappers": [],
+        "versions": versions(),
+    }
+    folder = RunFolder(out / run_id, config, {"context_length": 8, "vocab_size": 257}, facts)
+    folder.create(ByteTokenizer().save)
     return folder

@@ -262,8 +262,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(cli: RunCLI, tmp_path: Path, a
 
 def test_a_folder_of_another_plan_is_not_written_over(cli: RunCLI, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "plan.json").write_text('{"digest": "00000000"}')
+    other = {"digest": "00000000", "plan": {"architectures": ["gpt1"]}}
+    (tmp_path / "out" / "plan.json").write_text(json.dumps(other))
     done = cli("compare", "gpt1", "llama", "--out", tmp_path / "out")
     assert done.returncode == 2
     assert str(tmp_path / "out") in done.stderr
-    assert json.loads((tmp_path / "out" / "plan.json").read_text()) == {"digest": "00000000"}
+    assert json.loads((tmp_path / "out" / "plan.json").read_text()) == other

@@ -156,7 +156,7 @@ def test_the_hook_is_optional_and_its_result_is_checked(tmp_path: Path, minimal_
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder ``model`` of a LLaMA's configuration, with weights nobody loads, and a small corpus; the test runs there."""
+    """A folder ``model`` of a LLaMA's configuration, weights nobody loads, and a small corpus; the test is in it."""
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"")
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))

@@ -60,6 +60,8 @@ def test_it_is_gone_on_with_by_the_same_plugin_and_replaces_its_own_record(faile
     source = (folder / "bad.py").read_text()
     (folder / "bad.py").write_text(source + "\n\nCHANGED = True\n")
     refused = archbench("run", "bad", "--resume", "last", "--quiet", cwd=folder)
+    assert refused.returncode == 12, "a file of another content is another file"
+    refused = archbench("run", "bad", "--resume", "last", "--quiet", "--trust", cwd=folder)
     assert refused.returncode == 2
     assert "sha256:" in refused.stderr
     (folder / "bad.py").write_text(source)

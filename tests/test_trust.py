@@ -14,16 +14,13 @@ import pytest
 
 from archbench.child.inheritance import handed_down
 from archbench.config import RunConfig
-from archbench.data.byte_tokenizer import ByteTokenizer
 from archbench.errors import PluginImportError, StorageError, UntrustedCodeError, UsageError
 from archbench.files.seal import unsealed
-from archbench.measure.machine import versions
 from archbench.plugin.importing import import_file
 from archbench.plugin.trust import TRUSTED_VARIABLE, content_digest, require, trust, trusted
 from archbench.runs import run as runs
-from archbench.runs.folder import RunFolder
 from installations import RunCLI
-from small_runs import with_small_corpus
+from small_runs import begun, with_small_corpus
 
 UNTRUSTED = 12
 RUN_ID = "20260101T000000-abcdef"
@@ -48,18 +45,7 @@ def evil(tmp_path: Path, minimal_plugin: str) -> Path:
 def gift(evil: Path) -> Path:
     """A results folder with a run that names the plugin."""
     config = RunConfig(architecture="bigram", profile="smoke", device="cpu", plugins=(str(evil),))
-    facts = {
-        "plugin_package": str(evil),
-        "plugin_version": "sha256:0",
-        "corpus": "shakespeare",
-        "tokenizer": "byte",
-        "lossless": True,
-        "wrappers": [],
-        "versions": versions(),
-    }
-    RunFolder(evil.parent / "results" / RUN_ID, config, {"context_length": 8, "vocab_size": 257}, facts).create(
-        ByteTokenizer().save
-    )
+    begun(evil.parent / "results", RUN_ID, config)
     return evil.parent / "results"
 
 
