@@ -160,6 +160,14 @@ def test_a_wrong_finding_of_the_checks_is_named(copied: Path, path: tuple[str, .
     refused(resumed(copied), file, 7, said)
 
 
+def test_a_row_that_results_cannot_hold_is_named(copied: Path) -> None:
+    file = run_of(copied) / "rows-quality.jsonl"
+    lines = file.read_text().splitlines()
+    row = {name: value for name, value in json.loads(lines[-1]).items() if name != "threads"}
+    file.write_text("\n".join([*lines[:-1], json.dumps(row)]) + "\n")
+    refused(resumed(copied), file, 7, "threads", f"row {len(lines) - 1}")
+
+
 def test_a_run_copied_to_another_name_is_none_of_that_name(copied: Path) -> None:
     other = run_of(copied).with_name("20300101T000000-abcdef")
     shutil.copytree(run_of(copied), other)

@@ -15,7 +15,7 @@ from archbench.files.writing import set_aside
 from archbench.measure.machine import device_name, versions
 from archbench.results.reading import read_results
 from archbench.results.schema import FAILED, INTERRUPTED, Role
-from archbench.results.store import write_run
+from archbench.results.store import run_table, write_run
 from archbench.runs.conformance import CHECK, conformance, require_conformance, take_over
 from archbench.runs.device import resolve_device
 from archbench.runs.folder import RunFolder, open_run
@@ -120,7 +120,7 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
     try:
         for phase in _phases(folder):
             finished = folder.rows_file(phase).exists()
-            rows += folder.read_rows(phase) if finished else run_phase(folder, phase, quiet=quiet)
+            rows += _kept_rows(folder, phase) if finished else run_phase(folder, phase, quiet=quiet)
             if phase == CHECK:
                 require_conformance(folder)
             if any(row["metric"] == "diverged" for row in rows):
@@ -156,11 +156,26 @@ def rows_of_phases(folder: RunFolder) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]] = []
     for phase in _phases(folder):
-        rows += folder.read_rows(phase)
+        rows += _kept_rows(folder, phase)
         if phase == CHECK:
             require_conformance(folder)
         if any(row["metric"] == "diverged" for row in rows):
             break
+    return rows
+
+
+def _kept_rows(folder: RunFolder, phase: str) -> list[dict[str, Any]]:
+    """The rows of a finished phase, which can be stored.
+
+    Raises:
+        StorageError: their file is damaged, or one of them is no row of results; the file is named.
+    """
+    rows = folder.read_rows(phase)
+    try:
+        run_table(folder.run_id, rows, _common(folder))
+    except StorageError as error:
+        file, step = folder.rows_file(phase), f"Delete it to measure that phase again, with: {folder.resume_command}"
+        raise StorageError(f"{file}, {error.culprit}", error.cause, step) from error
     return rows
 
 
