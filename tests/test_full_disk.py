@@ -11,6 +11,8 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -119,3 +121,81 @@ def test_a_run_is_resumed_whichever_write_was_refused(disk: Disk, unbroken: tupl
         except (AssertionError, OSError) as error:
             wrong.append(f"write {n} of {total}: {error}")
     assert wrong == []
+
+
+# Studies, reports and the rest: the same command again finishes what was begun
+
+
+STUDY = ("--corpus", "small.txt", "--profile", "smoke", "--out", "study", "--quiet", "--jobs", "1", "--threads", "1")
+TINY = ("--config", "checked=false", "--set", "n_layer=1", "--set", "context_length=32")
+STUDIES: dict[str, tuple[str, ...]] = {
+    "probe": (
+        "probe", "gpt1", "--parameters", "0", "--set", "n_layer=1", "--updates", "4", "--examples", "64", "--seeds",
+        "1", "--jobs", "1", "--task", "state-parity", "--learning-rate", "0.01", "--unchecked", "--out", "study",
+        "--quiet",
+    ),
+    "compare": (
+        "compare", "gpt1", "llama", *STUDY, *TINY, "--match", "tokens", "--tokens", "1024", "--seeds", "2",
+        "--no-tuning", "--sweeps", "0", "--contexts", "none",
+    ),
+    "tune": ("tune", "gpt1", "llama", *STUDY, *TINY, "--match", "tokens", "--tokens", "1024"),
+    "scale": (
+        "scale", "gpt1", *STUDY, "--config", "checked=false", "--sizes", "25k", "--budgets", "4k,8k", "--no-tuning",
+    ),
+}  # fmt: skip
+
+
+def study_scores(folder: Path) -> list[tuple[str, float]]:
+    """Of every run of the study, in an order that does not depend on when it was measured."""
+    frame = archbench.read_results(folder / "study" / "runs.parquet", trials=True)
+    kept = frame[frame.metric.isin(["bits_per_byte", "accuracy", "loss"]) & frame.phase.isin(["quality", "probe"])]
+    return sorted(zip(kept.architecture, kept.seed, kept.metric, kept.value, strict=True))
+
+
+def wrong_writes(disk: Disk, command: tuple[str, ...], number: int, read: Callable[[Path], Any]) -> list[str]:
+    """Each refused write after which the command ends badly, or cannot be finished to what an unbroken one gives."""
+    folder = disk.disk.folder
+    disk.clear()
+    disk.disk.empty()
+    whole = disk.command(*command)
+    assert whole.returncode == 0, whole.stderr
+    total, expected = disk.disk.count, read(folder)
+    wrong = []
+    for n in spread(total, WRITES):
+        try:
+            if disk.refused(command, n, number).returncode:
+                again = disk.command(*command)
+                assert again.returncode == 0, f"then: {again.stderr}"
+            assert read(folder) == expected
+        except (AssertionError, OSError) as error:
+            wrong.append(f"write {n} of {total}: {error}")
+    return wrong
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", STUDIES)
+def test_a_study_is_finished_whichever_write_was_refused(disk: Disk, study: str) -> None:
+    assert wrong_writes(disk, STUDIES[study], errno.ENOSPC, study_scores) == []
+
+
+@pytest.mark.slow
+def test_a_new_package_is_whole_whichever_write_was_refused(disk: Disk) -> None:
+    def files(folder: Path) -> dict[str, str]:
+        return {str(path): path.read_text() for path in (folder / "results").rglob("*") if path.is_file()}
+
+    assert wrong_writes(disk, ("new", "my-arch", "--out", "results"), errno.ENOSPC, files) == []
+
+
+@pytest.mark.slow
+def test_a_report_is_whole_or_absent_whichever_write_was_refused(disk: Disk, unbroken: tuple[int, list[Any]]) -> None:
+    source = disk.disk.folder / "source"
+    if not source.exists():
+        shutil.copytree(disk.disk.folder / "results", source)
+
+    def ends(folder: Path) -> dict[str, bytes]:
+        found = {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
+        return {name: content[-8:] if name.endswith((".html", ".png")) else content for name, content in found.items()}
+
+    place = disk.disk.folder / "results"
+    command = ("report", "source", "-o", f"{place}/page.html", "--png", str(place), "--md", f"{place}/summary.md")
+    assert wrong_writes(disk, command, errno.ENOSPC, ends) == []

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from archbench.errors import UsageError
+from archbench.errors import UsageError, storing
+from archbench.files.writing import temporary_beside
 from archbench.plugin.discovery import Entry
 from archbench.scaffold.origin import Origin
 
@@ -35,18 +37,25 @@ def package_files(name: str, origin: Origin | None = None) -> dict[str, str]:
 
 
 def write_package(folder: Path, written: dict[str, str]) -> None:
-    """Write :func:`package_files` into ``folder``, which is created.
+    """Write :func:`package_files` into ``folder``, which is created; whole or not at all.
 
     Raises:
         UsageError: the folder is not empty, or it is a file.
+        StorageError: it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         cause = "it exists, and nothing is overwritten"
         raise UsageError(str(folder), cause, "Choose another name, or another folder with --out")
-    for path, text in written.items():
-        file = folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+    partial = temporary_beside(folder)
+    try:
+        with storing(str(folder), "Choose another folder with --out"):
+            for path, text in written.items():
+                file = partial / path
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text(text, encoding="utf-8")
+            partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_name(name: str, known: list[Entry]) -> None:
