@@ -225,7 +225,8 @@ def refusal(error: BaseException | None, culprit: str) -> ArchbenchError | None:
         if isinstance(error, MemoryError) or found == errno.ENOMEM or _says(error, _NO_MEMORY):
             asked = _ASKED.search(str(error))
             more = f", asking for {int(asked[1]) / (1 << 30):.3g} GiB more" if asked else ""
-            step = f"Lower the batch size, the context or the preset, or allow it more memory{_allowed()}"
+            more_than = f" than {memory_limit()}" if memory_limit() else ""
+            step = f"Lower the batch size, the context or the preset, or allow it more memory{more_than}"
             return ResourceError(culprit, f"it ran out of memory{more} ({one_line(error)})", step)
         if found in (errno.EMFILE, errno.ENFILE):
             step = "Close other programs, use fewer --jobs, or raise the limit (ulimit -n)"
@@ -250,14 +251,30 @@ def _says(error: BaseException, words: re.Pattern[str]) -> bool:
     return library and words.search(str(error)) is not None
 
 
-def _allowed() -> str:
-    """The limit of this process on its memory, where it has one."""
+def memory_limit() -> str:
+    """``2.5 GiB (ulimit -v)``: what this process and its children may have; "" without a limit."""
+    limit = _limit()
+    return "" if limit is None else f"{limit / (1 << 30):.3g} GiB (ulimit -v)"
+
+
+def require_memory(least: int) -> None:
+    """Raise a ResourceError if the limit is below ``least`` bytes.
+
+    With less, native libraries end the process while they are loaded, before any Python code can say why.
+    """
+    limit = _limit()
+    if limit is not None and limit < least:
+        step = f"Allow at least {least / (1 << 30):.3g} GiB"
+        raise ResourceError("archbench", f"it runs out of memory with {memory_limit()}", step)
+
+
+def _limit() -> int | None:
     try:
         import resource
     except ImportError:  # Windows
-        return ""
+        return None
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return "" if limit == resource.RLIM_INFINITY else f" than {limit / (1 << 30):.3g} GiB (ulimit -v)"
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

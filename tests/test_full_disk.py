@@ -67,7 +67,7 @@ class Disk:
         if done.returncode:
             assert done.returncode == 7, place
             assert len(re.findall("^Error", done.stderr, re.MULTILINE)) == 1, place
-            assert str(self.disk.folder) in done.stderr or "results" in done.stderr, place
+            assert re.search(rf"Error: .*({self.disk.folder}|results|study|page|summary).*: ", done.stderr), place
         return done
 
 
@@ -163,7 +163,9 @@ def wrong_writes(disk: Disk, command: tuple[str, ...], number: int, read: Callab
     wrong = []
     for n in spread(total, WRITES):
         try:
-            if disk.refused(command, n, number).returncode:
+            done = disk.refused(command, n, number)
+            assert "--resume" not in done.stderr, "the study's command, and not one of its runs', is the way on"
+            if done.returncode:
                 again = disk.command(*command)
                 assert again.returncode == 0, f"then: {again.stderr}"
             assert read(folder) == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -246,7 +247,7 @@ def test_a_command_without_memory_ends_with_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep to RLIMIT_AS")
 @pytest.mark.slow
-@pytest.mark.parametrize("mebibytes", [*range(400, 8000, 400)])
+@pytest.mark.parametrize("mebibytes", [500, 900, *range(1100, 1700, 100), 2000, 3000])
 def test_any_limit_on_memory_ends_in_a_result_or_an_error(tmp_path: Path, mebibytes: int) -> None:
     with_small_corpus(tmp_path)
     command = ("run", "gpt1", "--profile", "smoke", "--corpus", "small.txt", "--quiet")
@@ -255,6 +256,47 @@ def test_any_limit_on_memory_ends_in_a_result_or_an_error(tmp_path: Path, mebiby
     assert "Traceback" not in done.stderr
     if done.returncode:
         assert "memory" in done.stderr
+
+
+def memory_group() -> tuple[Path, str]:
+    """The folder of a new memory cgroup, and the name of the file with its limit; skips where none can be made."""
+    versions = {"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"}
+    for parent, limit in versions.items():
+        group = Path(parent) / f"archbench-test-{os.getpid()}"
+        with contextlib.suppress(OSError):
+            group.mkdir()
+            if (group / limit).exists():
+                return group, limit
+            group.rmdir()
+    pytest.skip("this process may make no memory cgroup")
+
+
+@pytest.mark.slow
+def test_a_phase_that_its_cgroup_kills_is_a_row_and_is_resumed(tmp_path: Path) -> None:
+    plugin = write_hungry(with_small_corpus(tmp_path))
+    source = plugin.read_text().replace(f"torch.empty({TOO_MUCH}, dtype=torch.uint8)", f"torch.ones({2 << 30} // 4)")
+    plugin.write_text(source)
+    (tmp_path / "hungry").write_text("train")
+    options = ("--profile", "smoke", "--corpus", "small.txt", "--steps", "3", "--threads", "1", "--quiet")
+    group, limit = memory_group()
+    try:
+        (group / limit).write_text(str(1 << 30))
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", SCRIPT, "run", "hungry", "--plugin", plugin, *options, "--unchecked"],
+            cwd=tmp_path,
+            preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        group.rmdir()
+    assert done.returncode == 8, done.stderr
+    (row,) = read_results(tmp_path / "results").to_dict("records")
+    assert row["status"].startswith("KilledError: ")
+    assert "memory" in row["status"]
+    (tmp_path / "hungry").write_text("")
+    assert archbench("run", "hungry", "--resume", "last", "--quiet", cwd=tmp_path).returncode == 0
 
 
 @pytest.mark.slow

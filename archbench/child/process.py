@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from archbench.child.inheritance import clean_environment
 from archbench.child.own_time import OwnTime
-from archbench.errors import PhaseError, from_dict
+from archbench.errors import PhaseError, from_dict, memory_limit
 from archbench.interruption import SIGNALS, exit_code, underway
 
 ENTRY = Path(__file__).with_name("entry.py")
@@ -226,11 +226,11 @@ def ending(code: int) -> str:
     """How a process ended, as a verb phrase."""
     if code - 128 in SIGNALS:
         return f"was ended by {signal.Signals(code - 128).name}"
-    if code >= 0:
-        return f"ended with exit code {code}"
     if code == -signal.SIGKILL:
         return "was killed, usually because memory ran out"
-    return f"died of {signal.Signals(-code).name}"
+    # Native libraries that get no memory crash, each in its own way.
+    perhaps = f", perhaps because memory ran out: it had {memory_limit()}" if code and memory_limit() else ""
+    return (f"ended with exit code {code}" if code >= 0 else f"died of {signal.Signals(-code).name}") + perhaps
 
 
 def end_group(leader: int) -> None:

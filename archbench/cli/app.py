@@ -36,7 +36,7 @@ from archbench.cli.run import run
 from archbench.cli.scale import scale
 from archbench.cli.show import show
 from archbench.cli.trust import trust
-from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, refusal
+from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, refusal, require_memory
 from archbench.interruption import exit_code, interruptible
 from archbench.presentation.characters import visible
 from archbench.presentation.terminal import echo
@@ -47,6 +47,9 @@ BUG = 70
 
 # Typer's usage errors are click's in earlier releases and its own in later ones.
 _TyperUsageError: Any = next(kind for kind in reversed(typer.BadParameter.__mro__) if hasattr(kind, "format_message"))
+
+LEAST_MEMORY = 1 << 30
+"""Bytes of address space: torch takes 0.9 GiB before anything is measured."""
 
 INTERRUPTED = 130
 """What Typer makes of a KeyboardInterrupt."""
@@ -132,6 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with interruptible() as received:
             _require_working_directory()
+            require_memory(LEAST_MEMORY)
             code = app(given or ["--help"], prog_name="archbench", standalone_mode=False, obj=debug)
             sys.stdout.flush()
             if code == INTERRUPTED:
