@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,14 @@ def test_file_names_tell_files_apart() -> None:
 def test_no_file_is_beyond_350_lines() -> None:
     sizes = {file: file.read_text("utf-8").count("\n") for file in (ROOT / "archbench").rglob("*.py")}
     assert {str(file): size for file, size in sizes.items() if size > 350} == {}
+
+
+def test_every_package_is_installed() -> None:
+    """A folder that pyproject.toml does not name is missing from wheels, and found in every checkout."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {
+        ".".join(file.parent.relative_to(ROOT).parts)
+        for room in ("archbench", "archbench_kernelcheck")
+        for file in (ROOT / room).rglob("__init__.py")
+    }
+    assert found == {name for name in listed if not name.startswith("archbench_plugins")}
