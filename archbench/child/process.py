@@ -50,6 +50,11 @@ class LostError(Exception):
         """Whether it was killed from outside, as the system does when memory runs out."""
         return self.code == -signal.SIGKILL
 
+    @property
+    def interrupted(self) -> bool:
+        """Whether a signal to it alone ended it: it is not at fault, and neither is what it did."""
+        return self.code is not None and (self.code - 128 in SIGNALS or -self.code in SIGNALS)
+
 
 Inbox = queue.SimpleQueue[tuple["Child", bytes | None]]
 """Messages of one child or several; None when a child has ended."""

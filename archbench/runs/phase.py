@@ -106,4 +106,5 @@ def _lost(folder: RunFolder, phase: str, lost: LostError, limit: float | None, d
         cause = f"its process was killed{during}, usually because memory ran out"
         return KilledError(culprit, cause, f"Use a smaller batch or preset, or continue with: {again}")
     cause = f"its process {lost}{during}{' and without its rows' if lost.code == 0 else ''}"
-    return PhaseError(culprit, cause, f"See what it printed above, then continue with: {again}")
+    kind = KilledError if lost.interrupted else PhaseError
+    return kind(culprit, cause, f"See what it printed above, then continue with: {again}")
