@@ -83,6 +83,7 @@ def unbroken(disk: Disk) -> tuple[int, list[Any]]:
     disk.disk.empty()
     done = disk.command(*RUN)
     assert done.returncode == 0, done.stderr
+    shutil.copytree(disk.disk.folder / "results", disk.disk.folder / "source")  # for the report
     return disk.disk.count, scores(archbench.read_results(disk.disk.folder / "results"))
 
 
@@ -190,10 +191,6 @@ def test_a_new_package_is_whole_whichever_write_was_refused(disk: Disk) -> None:
 
 @pytest.mark.slow
 def test_a_report_is_whole_or_absent_whichever_write_was_refused(disk: Disk, unbroken: tuple[int, list[Any]]) -> None:
-    source = disk.disk.folder / "source"
-    if not source.exists():
-        shutil.copytree(disk.disk.folder / "results", source)
-
     def ends(folder: Path) -> dict[str, bytes]:
         found = {path.name: path.read_bytes() for path in (folder / "results").iterdir()}
         return {name: content[-8:] if name.endswith((".html", ".png")) else content for name, content in found.items()}
