@@ -1,10 +1,10 @@
 """Signals that interrupt a command: SIGINT (Ctrl+C), SIGTERM (a scheduler), SIGHUP (the terminal is gone).
 
-A command ends at once while nothing is :func:`underway`: code that is being imported may make any error of an
-exception, or lose it. Otherwise each of them is a KeyboardInterrupt with the signal's name as its message, so that
-whoever has begun something puts it in order (:func:`interruptible`). An update of a model is made whole first
-(:func:`held_back`). A signal that was ignored when the process began, as SIGHUP
-is by ``nohup``, stays ignored. Standard library only: it is imported first.
+A command ends at once while nothing is :func:`underway`, because code that is being imported may turn an exception
+into another error, or lose it. Otherwise each of them is a KeyboardInterrupt with the signal's name as its message, so
+that whoever has begun something puts it in order (:func:`interruptible`). An update of a model is made whole first
+(:func:`held_back`). A signal that was ignored when the process began, as SIGHUP is by ``nohup``, stays ignored.
+Standard library only: it is imported first.
 """
 
 from __future__ import annotations

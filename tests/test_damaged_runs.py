@@ -36,7 +36,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Iterator[Path]:
-    """A copy of it as earlier archbenches left one, without seals; its results can be had again from its folder."""
+    """A copy of it as earlier archbenches left one, without seals; its results can be recovered from its folder."""
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
     next((folder / "results").glob("*.parquet")).unlink()

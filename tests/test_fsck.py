@@ -1,4 +1,4 @@
-"""archbench fsck and archbench results --verify: what is whole, what is damaged, and what can be had again."""
+"""archbench fsck and archbench results --verify: what is whole, what is damaged, and what can be recovered."""
 
 from __future__ import annotations
 

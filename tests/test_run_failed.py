@@ -1,4 +1,4 @@
-"""A run that an error ended is stored with what it had finished and why it ended, and can be gone on with."""
+"""A run that an error ended is stored with what it had finished and why it ended, and can be resumed."""
 
 from __future__ import annotations
 

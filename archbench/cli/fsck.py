@@ -1,4 +1,4 @@
-"""``archbench fsck``: what is damaged in a folder of results, and what can be had again."""
+"""``archbench fsck``: what is damaged in a folder of results, and what can be recovered."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def fsck(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Say which files are damaged, and what can be had again. Nothing is changed without --repair.
+    """Say which files are damaged, and what can be recovered. Nothing is changed without --repair.
 
     Reads all files of runs, studies and checkpoints. A damaged results file is rebuilt from the rows that each phase
     kept, the configuration beside it from that in the run's folder.
@@ -61,7 +61,7 @@ def print_findings(found: Sequence[Finding], path: str, *, json: bool) -> None:
     damaged = [one for one in found if one.state == "damaged"]
     if damaged:
         cause = f"{counted(len(damaged), 'file')} of {len(found)} damaged, the first is {damaged[0].path}"
-        raise StorageError(path, cause, f"archbench fsck {path} says what can be had again")
+        raise StorageError(path, cause, f"archbench fsck {path} says what can be recovered")
 
 
 def _print(found: Sequence[Finding], path: str) -> None:

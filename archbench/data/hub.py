@@ -22,7 +22,7 @@ _ROWS_AT_ONCE = 1000
 
 
 class _Column:
-    """The texts of a column, of which the rows around the last one read are in memory."""
+    """The texts of a column; only the rows around the last one read are in memory."""
 
     def __init__(self, rows: Any, name: str) -> None:
         self._rows, self._name = rows, name

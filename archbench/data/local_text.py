@@ -151,10 +151,11 @@ def _listed(path: str, name: str) -> FileDocument:
         facts = os.stat(path)
     except OSError as error:
         raise _unreadable(error, path) from None
-    return FileDocument(name, path, 0, facts.st_size, _stamp(facts))
+    return FileDocument(name, path, 0, facts.st_size, stamp_of(facts))
 
 
-def _stamp(facts: os.stat_result) -> Stamp:
+def stamp_of(facts: os.stat_result) -> Stamp:
+    """The stamp of a file."""
     return facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino
 
 
@@ -163,10 +164,10 @@ def _opened(document: FileDocument) -> Iterator[BinaryIO]:
     """The file, unchanged from when it was listed to the end of this context."""
     try:
         with open_regular(document.path) as file:
-            if _stamp(os.fstat(file.fileno())) != document.stamp:
+            if stamp_of(os.fstat(file.fileno())) != document.stamp:
                 raise _changed(document.path)
             yield file
-            if _stamp(os.fstat(file.fileno())) != document.stamp:
+            if stamp_of(os.fstat(file.fileno())) != document.stamp:
                 raise _changed(document.path)
     except OSError as error:
         raise _unreadable(error, document.path) from None

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.cache import content_key, write_atomically
 from archbench.data.documents import Corpus, Document, text_blocks
+from archbench.data.local_text import stamp_of
 from archbench.errors import DataError, StorageError
 from archbench.files.loader import open_regular, read_json, read_model
 from archbench.files.seal import sealed
@@ -145,7 +146,7 @@ class TokenFile:
     def _verify(self, sha256: str) -> None:
         """Raise ValueError if the checksum is wrong; one that was right a moment ago, of a large file, is believed."""
         facts = self.path.stat()
-        stamp = [facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino, sha256]
+        stamp = [*stamp_of(facts), sha256]
         verified = self.path.with_suffix(".verified")
         if facts.st_size > ALWAYS_VERIFIED:
             with suppress(DataError, OSError):

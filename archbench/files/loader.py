@@ -15,12 +15,12 @@ import stat
 import tomllib
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Required, TypedDict, TypeVar, Unpack
 
 from pydantic import TypeAdapter, ValidationError
 
 from archbench.errors import ArchbenchError, StorageError, one_line
-from archbench.files.seal import Sealing, unsealed
+from archbench.files.seal import Sealing, is_sealed, unsealed
 
 M = TypeVar("M")
 
@@ -56,108 +56,86 @@ def open_regular(path: str | Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
-def read_bytes(
-    path: str | Path,
-    *,
-    limit: int = LIMIT,
-    error: type[ArchbenchError] = StorageError,
-    culprit: str | None = None,
-    next_step: str,
-) -> bytes:
-    """The content of a regular file of at most ``limit`` bytes.
+class Reading(TypedDict, total=False):
+    """How a file is read; all but ``next_step`` may be left out.
 
-    Args:
-        limit: bytes; no more than that is ever held in memory.
-        error: what to raise.
-        culprit: the file's name in the error; None for its path.
+    Attributes:
+        limit: most bytes; no more than that is ever held in memory.
+        error: class of what is raised; StorageError if left out.
+        culprit: the file's name in the error; its path if left out.
         next_step: what the user does about an unreadable file.
+    """
+
+    limit: int
+    error: type[ArchbenchError]
+    culprit: str | None
+    next_step: Required[str]
+
+
+def read_bytes(path: str | Path, **how: Unpack[Reading]) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes.
 
     Raises:
         ArchbenchError: of the class ``error``: the file is missing, larger, not regular, or cannot be read.
     """
+    limit, error, culprit = how.get("limit", LIMIT), *_named(path, how)
     try:
         with open_regular(path) as file:
             content = file.read(limit + 1)
     except (OSError, ValueError) as cause:  # ValueError: a NUL in the path
         reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
-        raise error(culprit or str(path), f"it cannot be read ({reason})", next_step) from cause
+        raise error(culprit, f"it cannot be read ({reason})", how["next_step"]) from cause
     if len(content) > limit:
         size = f"{limit >> 20} MiB" if limit >= 1 << 20 else f"{limit} bytes"
-        raise error(culprit or str(path), f"it is larger than {size}, the most that such a file has", next_step)
+        raise error(culprit, f"it is larger than {size}, the most that such a file has", how["next_step"])
     return content
 
 
-def read_text(
-    path: str | Path,
-    *,
-    limit: int = LIMIT,
-    error: type[ArchbenchError] = StorageError,
-    culprit: str | None = None,
-    next_step: str,
-) -> str:
+def read_text(path: str | Path, **how: Unpack[Reading]) -> str:
     """As :func:`read_bytes`, decoded from UTF-8."""
-    content = read_bytes(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
     try:
-        return content.decode("utf-8")
+        return read_bytes(path, **how).decode("utf-8")
     except UnicodeDecodeError as cause:
-        _damaged(error, culprit or str(path), f"byte {cause.start} is not UTF-8", next_step, cause)
+        _damaged(*_named(path, how), f"byte {cause.start} is not UTF-8", how["next_step"], cause)
 
 
-def read_json(
-    path: str | Path,
-    *,
-    limit: int = LIMIT,
-    error: type[ArchbenchError] = StorageError,
-    culprit: str | None = None,
-    next_step: str,
-    sealing: Sealing = "none",
-) -> Any:
+def read_json(path: str | Path, *, sealing: Sealing = "none", **how: Unpack[Reading]) -> Any:
     """As :func:`read_text`, parsed as JSON; NaN and infinities, which results may hold, are allowed.
 
     Args:
         sealing: whether its seal (:mod:`archbench.files.seal`) is checked; it is not part of what is returned.
     """
-    text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    return read_sealed(path, sealing=sealing, **how)[0]
+
+
+def read_sealed(path: str | Path, *, sealing: Sealing = "optional", **how: Unpack[Reading]) -> tuple[Any, bool]:
+    """As :func:`read_json`, and whether the file has a seal."""
+    text = read_text(path, **how)
     try:
-        return unsealed(_shallow(json.loads(text)), sealing)
+        content = _shallow(json.loads(text))
+        return unsealed(content, sealing), is_sealed(content)
     except (ValueError, RecursionError) as cause:
-        _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
+        _damaged(*_named(path, how), one_line(cause), how["next_step"], cause)
 
 
-def read_model(
-    kind: type[M],
-    path: str | Path,
-    *,
-    limit: int = LIMIT,
-    error: type[ArchbenchError] = StorageError,
-    culprit: str | None = None,
-    next_step: str,
-    sealing: Sealing = "none",
-) -> M:
+def read_model(kind: type[M], path: str | Path, *, sealing: Sealing = "none", **how: Unpack[Reading]) -> M:
     """As :func:`read_json`, validated by pydantic as any type that it knows; the error names the field."""
-    content = read_json(path, limit=limit, error=error, culprit=culprit, next_step=next_step, sealing=sealing)
-    return validated(kind, content, error=error, culprit=culprit or str(path), next_step=next_step)
+    content, (error, culprit) = read_json(path, sealing=sealing, **how), _named(path, how)
+    return validated(kind, content, error=error, culprit=culprit, next_step=how["next_step"])
 
 
-def read_lines(
-    path: str | Path,
-    *,
-    limit: int = 4 * LIMIT,
-    error: type[ArchbenchError] = StorageError,
-    culprit: str | None = None,
-    next_step: str,
-    sealing: Sealing = "none",
-) -> list[dict[str, Any]]:
-    """As :func:`read_json`, of a file with a JSON object in each line."""
+def read_lines(path: str | Path, *, sealing: Sealing = "none", **how: Unpack[Reading]) -> list[dict[str, Any]]:
+    """As :func:`read_json`, of a file with a JSON object in each line, four times as large."""
+    how.setdefault("limit", 4 * LIMIT)
     parsed: list[Any] = []
-    text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+    text, (error, culprit) = read_text(path, **how), _named(path, how)
     try:
         parsed.extend(map(json.loads, text.splitlines()))
         lines = unsealed(parsed, sealing)
     except (ValueError, RecursionError) as cause:
         reason = f"line {len(parsed) + 1}: {one_line(cause)}" if len(parsed) < len(text.splitlines()) else str(cause)
-        _damaged(error, culprit or str(path), reason, next_step, cause)
-    return validated(list[dict[str, Any]], lines, error=error, culprit=culprit or str(path), next_step=next_step)
+        _damaged(error, culprit, reason, how["next_step"], cause)
+    return validated(list[dict[str, Any]], lines, error=error, culprit=culprit, next_step=how["next_step"])
 
 
 def validated_line(kind: type[M], line: bytes, *, error: type[ArchbenchError], culprit: str, next_step: str) -> M:
@@ -169,23 +147,17 @@ def validated_line(kind: type[M], line: bytes, *, error: type[ArchbenchError], c
         _damaged(error, culprit, _first_finding(cause), next_step, cause)
 
 
-def read_toml(
-    path: str | Path,
-    *,
-    limit: int = 1 << 20,
-    error: type[ArchbenchError] = StorageError,
-    culprit: str | None = None,
-    next_step: str,
-) -> dict[str, Any]:
-    """As :func:`read_text`, parsed as TOML; dotted keys have at most 64 parts, because the parser's time grows with the
-    square of their number."""
-    text = read_text(path, limit=limit, error=error, culprit=culprit, next_step=next_step)
+def read_toml(path: str | Path, **how: Unpack[Reading]) -> dict[str, Any]:
+    """As :func:`read_text`, parsed as TOML, at most 1 MiB; dotted keys have at most 64 parts, because the parser's time
+    grows with the square of their number."""
+    how.setdefault("limit", 1 << 20)
+    text, (error, culprit) = read_text(path, **how), _named(path, how)
     if _LONG_KEY.search(text):
-        raise error(culprit or str(path), "a dotted key in it has more than 64 parts", next_step)
+        raise error(culprit, "a dotted key in it has more than 64 parts", how["next_step"])
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as cause:
-        _damaged(error, culprit or str(path), one_line(cause), next_step, cause)
+        _damaged(error, culprit, one_line(cause), how["next_step"], cause)
 
 
 _LONG_KEY = re.compile(r"""(?<![\w"'.-])(?:(?>[\w-]+|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*')[ \t]*+\.[ \t]*+){64}""")
@@ -221,6 +193,10 @@ def _shallow(content: Any) -> Any:
         if not level:
             return content
     raise ValueError(f"it is nested more than {DEEPEST} deep")
+
+
+def _named(path: str | Path, how: Reading) -> tuple[type[ArchbenchError], str]:
+    return how.get("error", StorageError), how.get("culprit") or str(path)
 
 
 def _first_finding(error: ValidationError) -> str:

@@ -149,9 +149,8 @@ def project_plugin(name: str, folder: Path) -> Path | None:
     settings = next((file for file in files if file.is_file()), None)
     if settings is None:
         return None
-    from archbench.plugin.pyproject import (
-        read_settings,
-    )  # late: it takes pydantic, and most commands ask for no project
+    # Late: it takes pydantic, and most commands ask for no project.
+    from archbench.plugin.pyproject import read_settings
 
     module = read_settings(settings).project.entry_points.get(GROUP, {}).get(name)
     places = [settings.parent / root / f"{module}{end}" for root in (".", "src") for end in (".py", "")]

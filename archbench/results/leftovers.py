@@ -21,6 +21,7 @@ from archbench.files.loader import read_model
 from archbench.files.writing import writer
 from archbench.results.lock import locked
 from archbench.results.reading import run_failed
+from archbench.results.store import RUN_ID
 
 Kind = Literal["checkpoints", "unfinished", "cache", "temporary"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -34,7 +35,6 @@ CACHES = ("texts", "tokens", "tokenizers")
 QUIET = 60.0
 """Seconds: what changed later than that may be in use, or about to be."""
 
-_RUN = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 _OURS = re.compile(r"archbench-(?:position|regress|reload)-(\d+)-")
 """Temporary files and folders outside of the results, with the pid of the process that made them."""
 
@@ -106,7 +106,7 @@ def _walked(folder: Path) -> tuple[list[Path], list[Path]]:
     for place, folders, files in os.walk(folder):
         here = Path(place)
         hidden += (here / name for name in files if name.startswith("."))
-        if "config.json" in files and _RUN.fullmatch(here.name) and _is_run(here):
+        if "config.json" in files and RUN_ID.fullmatch(here.name) and _is_run(here):
             runs.append(here)
             folders.clear()
     return sorted(runs), sorted(hidden)

@@ -34,7 +34,7 @@ DIGESTS = "parquet"
 """Key in the JSON beside a run: size and SHA-256 of its Parquet file. A second entry is that of the record of a
 failure that the file replaces, in case the writer was killed between the two files."""
 
-_AGAIN = "Move it away and repeat the run; archbench fsck says whether its rows can be had again"
+_AGAIN = "Move it away and repeat the run; archbench fsck says whether its rows can be recovered"
 
 
 def read_results(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,9 @@ from archbench.results.schema import COLUMNS, OK, SCHEMA_VERSION, Column, arrow_
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+RUN_ID = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
+"""What :func:`new_run_id` makes."""
 
 _TIME_FORMAT = "%Y%m%dT%H%M%S"
 _SHOWN = "%Y-%m-%d %H:%M:%S UTC"

@@ -8,10 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import TypeAdapter
-
 from archbench.errors import ConformanceError, StorageError
-from archbench.files.loader import read_model
+from archbench.files.loader import read_model, validated
 from archbench.files.seal import Sealing, sealed
 from archbench.files.writing import write_text
 from archbench.results.schema import UNCHECKED
@@ -45,7 +43,7 @@ class Findings:
     @classmethod
     def of(cls, content: Any) -> Self:
         """Undo :func:`dataclasses.asdict`."""
-        return TypeAdapter(cls).validate_python(content)
+        return validated(cls, content, error=StorageError, culprit=FILE, next_step="Check again")
 
     @property
     def failed(self) -> list[Result]:

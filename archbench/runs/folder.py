@@ -26,8 +26,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, create_model
 
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, ResourceError, StorageError, UnknownNameError, did_you_mean, storing
-from archbench.files.loader import read_json, read_lines, validated
-from archbench.files.seal import is_sealed, sealed, sealed_lines
+from archbench.files.loader import read_lines, read_sealed, validated
+from archbench.files.seal import sealed, sealed_lines
 from archbench.files.writing import write_text
 from archbench.results.lock import locked
 from archbench.results.reading import run_failed
@@ -139,10 +139,15 @@ class RunFolder:
         """Whether somebody has deleted, renamed or unmounted it."""
         return not (self.path / CONFIG).exists()
 
+    @property
+    def resuming(self) -> str:
+        """How the run is continued, as a clause; a study continues its runs."""
+        return "run the same command again" if self.facts.get("role") else f"continue with: {self.resume_command}"
+
     def resumable(self, error: E) -> E:
-        """The error; of what the system refused, the next step names the command that continues the run."""
-        if isinstance(error, ResourceError | StorageError) and self.resume_command not in error.next_step:
-            error.next_step += f", then continue with: {self.resume_command}"
+        """The error; of what the system refused, the next step says how the run is continued."""
+        if isinstance(error, ResourceError | StorageError) and self.resuming not in error.next_step:
+            error.next_step += f", then {self.resuming}"
         return error
 
     @property
@@ -157,7 +162,7 @@ class RunFolder:
 
     def storing(self, file: Path) -> AbstractContextManager[None]:
         """Within this context an OSError becomes a StorageError that says how to continue the run."""
-        return storing(str(file), f"Make room, then continue with: {self.resume_command}")
+        return storing(str(file), f"Make room, then {self.resuming}")
 
     def as_dict(self) -> dict[str, Any]:
         """The content of ``config.json``, and of the JSON file beside the results."""
@@ -221,10 +226,9 @@ def open_run(out: str | Path, run_id: str) -> RunFolder:
     if run_id not in known:
         raise UnknownNameError(f"run {run_id!r}", f"{out} has no such run", did_you_mean(run_id, known))
     file, step = path / CONFIG, "Restore the file, or delete the folder and start a new run"
-    content = read_json(file, next_step=step)
-    unsealed = read_json(file, next_step=step, sealing="optional")
-    saved = validated(_Saved, unsealed, error=StorageError, culprit=str(file), next_step=step)
+    content, has_seal = read_sealed(file, next_step=step)
+    saved = validated(_Saved, content, error=StorageError, culprit=str(file), next_step=step)
     if saved.run_id != run_id:
         raise StorageError(str(file), f"it is of another run, {saved.run_id!r}, than its folder's name says", step)
     model, facts = (part.model_dump(exclude_unset=True) for part in (saved.model, saved.facts))
-    return RunFolder(path, saved.run, model, facts, sealed=is_sealed(content))
+    return RunFolder(path, saved.run, model, facts, sealed=has_seal)

@@ -1,4 +1,4 @@
-"""Is everything in a folder of results what was written, and what can be had again if it is not?"""
+"""Is everything in a folder of results what was written, and what can be recovered if it is not?"""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from archbench.errors import ArchbenchError, StorageError, storing
-from archbench.files.loader import read_json, read_lines
+from archbench.files.loader import read_json, read_lines, read_sealed
 from archbench.files.parquet import is_sealed as parquet_is_sealed
 from archbench.files.parquet import read_parquet
-from archbench.files.seal import is_sealed, sealed
+from archbench.files.seal import is_sealed, sealed, unsealed
 from archbench.files.writing import set_aside, write_text, writer
 from archbench.results.reading import DIGESTS, read_results
 from archbench.results.schema import OUTCOMES, ROWS
-from archbench.results.store import described
+from archbench.results.store import RUN_ID, described
 from archbench.runs.conformance import FILE as CHECK_FILE
 from archbench.runs.folder import CONFIG, open_run
 from archbench.runs.run import rows_of_phases, write_again
@@ -34,7 +34,6 @@ STATES: dict[State, str] = {
 
 _PLANS = ("plan.json", "scale-plan.json", "probe-plan.json")
 _CHECKPOINT = re.compile(r"step-\d{8}")
-_RUN = re.compile(r"\d{8}T\d{6}-[0-9a-f]{6}")
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Finding:
     Attributes:
         kind: results, configuration, rows, scores, study, checkpoint or temporary.
         cause: what is wrong with it.
-        remedy: what can be had again, and how.
+        remedy: what can be recovered, and how.
         repair: does so; None if fsck cannot.
     """
 
@@ -91,10 +90,10 @@ def _file(path: Path) -> Finding | None:
     if re.fullmatch(r"rows-\w+\.jsonl", name):
         return _judged(Finding(path, "rows", "whole", remedy=_resumed(path.parent)), partial(_lines, path))
     json = partial(_json, path)
-    if path.suffix == ".json" and _RUN.fullmatch(path.stem):
+    if path.suffix == ".json" and RUN_ID.fullmatch(path.stem):
         found = _judged(Finding(path, "configuration", "whole", remedy=_RUN_LOST), json)
         return _from_folder(found) if found.state == "damaged" else found
-    if name in (CONFIG, CHECK_FILE) and _RUN.fullmatch(path.parent.name):
+    if name in (CONFIG, CHECK_FILE) and RUN_ID.fullmatch(path.parent.name):
         found = _judged(Finding(path, "configuration", "whole", remedy=_resumed(path.parent)), json)
         return _from_beside(found) if found.state == "damaged" and name == CONFIG else found
     if name in OUTCOMES:
@@ -116,30 +115,30 @@ def _judged(finding: Finding, seals: Callable[[], bool]) -> Finding:
     """``finding`` with the state that ``seals`` tells: whole if it has a seal, damaged if it raises."""
     try:
         state: State = "whole" if seals() else "unverified"
-    except ArchbenchError as error:
-        return replace(finding, state="damaged", cause=error.cause)
+    except (ArchbenchError, ValueError) as error:
+        cause = error.cause if isinstance(error, ArchbenchError) else f"it is damaged ({error})"
+        return replace(finding, state="damaged", cause=cause)
     return replace(finding, state=state, remedy="")
 
 
 def _json(path: Path) -> bool:
-    content = read_json(path, next_step="")
-    read_json(path, next_step="", sealing="optional")
-    return is_sealed(content)
+    return read_sealed(path, next_step="")[1]
 
 
 def _lines(path: Path) -> bool:
-    seals = is_sealed(read_lines(path, next_step=""))
     config = path.parent / CONFIG
-    required = config.is_file() and is_sealed(_content(config))
-    read_lines(path, next_step="", sealing="required" if required else "optional")
-    return seals
+    required = config.is_file() and _has_seal(config)
+    lines = read_lines(path, next_step="")
+    unsealed(lines, "required" if required else "optional")
+    return is_sealed(lines)
 
 
-def _content(path: Path) -> Any:
+def _has_seal(path: Path) -> bool:
+    """Whether a JSON file has a seal, whole or damaged."""
     try:
-        return read_json(path, next_step="")
+        return is_sealed(read_json(path, next_step=""))
     except StorageError:
-        return None
+        return False
 
 
 def _parquet(path: Path) -> Finding:
@@ -214,6 +213,6 @@ def _checkpoint(path: Path, listed: list[str]) -> Finding:
 
     def seals() -> bool:
         verify_checkpoint(path)
-        return is_sealed(_content(path / MANIFEST))
+        return _has_seal(path / MANIFEST)
 
     return _judged(Finding(path, "checkpoint", "whole", remedy=remedy), seals)

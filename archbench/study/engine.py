@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Generic, cast
 
 from archbench.child.pool import run_all
-from archbench.errors import KilledError, ResourceError, StorageError, UsageError
+from archbench.errors import KilledError, ResourceError, UsageError
 from archbench.measure.machine import device_name, versions
 from archbench.results.doubts import doubts
 from archbench.results.lock import locked
 from archbench.study.contract import C, Cell, Contender, O, P, Progress, R, Study
 from archbench.study.outcome import Record, Seconds, heading
-from archbench.study.records import MAKE_ROOM, PlanFile, read_record, write_record
+from archbench.study.records import PlanFile, read_record, write_record
 from archbench.trackers.following import followed_by
 
 PROCESS_SECONDS = 3.0
@@ -236,10 +236,6 @@ def _measure(job: Job) -> Record:
         record = job.cell.measure(job.folder, job.trackers)
     except (ResourceError, KilledError) as error:
         return job.lost(f"{error.culprit}: {error.cause}", time.monotonic() - start)
-    except StorageError as error:
-        if "--resume" not in error.next_step:
-            raise
-        raise StorageError(error.culprit, error.cause, MAKE_ROOM) from error  # not the command of one of its runs
     record = record.model_copy(update={"seconds": time.monotonic() - start})
     write_record(job.folder, record)
     return record
