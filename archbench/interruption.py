@@ -51,6 +51,20 @@ def ended_at_once() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def kept_from_children() -> Iterator[None]:
+    """A process that is started in this context gets signals only when it is ready for them (archbench.child.entry):
+    Python prints a traceback of one that comes while it starts."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
 def busy(what: str) -> Iterator[None]:
     """Within this context an interruption that ends the process at once says that it came ``what``."""
     _busy.append("".join(one if one.isprintable() else "?" for one in what))

@@ -214,10 +214,13 @@ def _attend(connection: socket.socket) -> None:
     """In a fork of the server: fork the child, and wait for its end or its parent's."""
     content, descriptors, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     request: Message = json.loads(content)
-    child = os.fork()
-    if child == 0:
-        connection.close()
-        _become(request, descriptors)
+    from archbench.interruption import kept_from_children
+
+    with kept_from_children():
+        child = os.fork()
+        if child == 0:
+            connection.close()
+            _become(request, descriptors)
     os.setpgid(child, child)
     for descriptor in descriptors:
         os.close(descriptor)
@@ -241,6 +244,7 @@ def _become(request: Message, descriptors: list[int]) -> None:
 
     from archbench.child import entry
     from archbench.cli import main
+    from archbench.interruption import ended_at_once
 
     os.setpgid(0, 0)
     np.random.seed()
@@ -260,7 +264,9 @@ def _become(request: Message, descriptors: list[int]) -> None:
             code = entry.run(str(os.getppid()), *arguments)
         else:
             sys.argv = ["archbench", *arguments]
-            code = main(arguments)
+            with ended_at_once():
+                entry.take_signals()
+                code = main(arguments)
     finally:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -189,6 +189,18 @@ def test_a_signal_to_the_child_alone_is_said_to_be_one(target: str) -> None:
             child.receive(20)
 
 
+def test_a_child_that_is_interrupted_while_it_starts_prints_no_traceback(
+    target: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for moment in (0.0, 0.005, 0.01, 0.015, 0.02, 0.03):
+        with Child(target, None, culprit="it") as child:
+            time.sleep(moment)
+            child.interrupt(KeyboardInterrupt("SIGINT"))
+            with pytest.raises(LostError, match="was ended by SIGINT"):
+                child.receive(20)
+    assert capfd.readouterr().err == ""
+
+
 def test_an_interrupted_child_puts_its_files_in_order(target: str, tmp_path: Path) -> None:
     def interrupted() -> None:
         with Child(target, str(tmp_path / "tidied"), culprit="it") as child:

@@ -144,6 +144,7 @@ def _guard(copy: int, watched: list[int]) -> None:
     for number in (*INTERRUPTING, signal.SIGUSR1):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, pass_on)
+    take_signals()
     nothing = os.open(os.devnull, os.O_RDWR)
     for pipe in (0, 1):  # their ends are seen when the copy ends
         os.dup2(nothing, pipe)
@@ -191,6 +192,12 @@ def _end_children(ended: dict[int, int]) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(int(process), signal.SIGKILL)
         time.sleep(0.002)
+
+
+def take_signals() -> None:
+    """Receive what the parent has kept away until now (archbench.interruption.kept_from_children)."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTING)
 
 
 def interruptible(begun: list[str]) -> list[int]:
@@ -248,6 +255,7 @@ def run(parent_id: str, lingers: str, trace: str, target: str) -> int:
     try:
         guarded(int(parent_id), lingers=lingers == "1")
         received = interruptible(begun)
+        take_signals()
         parent = Parent()
         if trace:
             write_position_to(trace)

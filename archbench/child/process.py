@@ -20,7 +20,7 @@ from typing import Any, Self
 from archbench.child.inheritance import clean_environment
 from archbench.child.own_time import OwnTime
 from archbench.errors import PhaseError, from_dict, memory_limit
-from archbench.interruption import SIGNALS, exit_code, underway
+from archbench.interruption import SIGNALS, exit_code, kept_from_children, underway
 
 ENTRY = Path(__file__).with_name("entry.py")
 
@@ -102,14 +102,15 @@ class Child:
         wanted = {**clean_environment(), **(variables or {})}
         # -P: the working directory is not on the path, so nothing in it is imported unasked.
         command = [sys.executable, "-P", str(ENTRY), str(os.getpid()), "1" if lingers else "0"]
-        self._process = subprocess.Popen(
-            [*command, str(self._trace or ""), target],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL if quiet or sys.__stderr__ is None else None,
-            env={name: value for name, value in wanted.items() if value is not None},
-            process_group=0,
-        )
+        with kept_from_children():
+            self._process = subprocess.Popen(
+                [*command, str(self._trace or ""), target],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL if quiet or sys.__stderr__ is None else None,
+                env={name: value for name, value in wanted.items() if value is not None},
+                process_group=0,
+            )
         reader = threading.Thread(target=self._read, daemon=True)
         reader.start()
         threading.Thread(target=self._await_end, args=(reader,), daemon=True).start()
