@@ -1,4 +1,4 @@
-"""Every error: culprit, cause, next step and exit code. ``docs/errors.md`` has the tree.
+"""Every error: culprit, cause, next step and exit code. ``docs/reference/errors.md`` has the tree.
 
 The command line prints that paragraph and exits with the code; ``--debug`` shows the traceback as well.
 """

@@ -1,4 +1,4 @@
-"""docs/architecture.md describes the tree as it is: its paths exist, and no room is missing from it."""
+"""docs/explanation/architecture.md describes the tree as it is: its paths exist, and no room is missing from it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "explanation" / "architecture.md").read_text("utf-8")
 TREE = PAGE.split("```")[1]
 
 

@@ -1,4 +1,4 @@
-"""docs/ci.md cannot drift: its job is the example plugin's and valid, its commands parse, its tables are whole."""
+"""docs/how-to/ci.md cannot drift: its job is the example plugin's, its commands parse, its tables are whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from archbench.regression.gate import SAMPLES
 from archbench.regression.verdict_table import LIMIT, MEANING, UNITS
 
 ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs" / "ci.md").read_text()
+PAGE = (ROOT / "docs" / "how-to" / "ci.md").read_text()
 EXAMPLE = ROOT / "tests" / "example_plugin" / ".github" / "workflows" / "archbench.yml"
 WORKFLOWS = [EXAMPLE, *sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
 COMMANDS = sorted(

@@ -1,4 +1,4 @@
-"""docs/configuration.md says what the code says. To rewrite it: python tests/test_docs_configuration.py."""
+"""docs/reference/configuration.md says what the code says. To rewrite it: python tests/test_docs_configuration.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from archbench.config import DataConfig, QualityConfig, RunConfig, SpeedConfig, TrainingConfig
 from archbench.profiles import PROFILES
 
-PAGE = Path(__file__).parents[1] / "docs" / "configuration.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "configuration.md"
 SECTIONS: dict[str, type[BaseModel]] = {
     "": RunConfig,
     "data": DataConfig,

@@ -13,7 +13,8 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "SECURITY.md",
     ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "results" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 
 
@@ -26,5 +27,5 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
-    for page in (ROOT / "docs").glob("*.md"):
-        assert page.name == "index.md" or f"({page.name})" in index
+    for page in (ROOT / "docs").glob("*/*.md"):
+        assert f"({page.relative_to(ROOT / 'docs').as_posix()})" in index

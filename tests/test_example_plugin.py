@@ -1,4 +1,4 @@
-"""The tutorial of docs/plugins.md, step by step as a new user takes it; what it ends with is tests/example_plugin/.
+"""The tutorial of docs/tutorials/add-your-own.md, step by step; what it ends with is tests/example_plugin/.
 
 That package is somebody else's: what ``archbench new decay`` wrote, with another mixer and a cache.
 """
@@ -26,7 +26,7 @@ HERE = Path(__file__).parent
 PACKAGE = HERE / "example_plugin"
 DECAY = PACKAGE / "archbench_decay.py"
 BIGRAM = HERE / "example_plugins" / "bigram.py"
-PAGE = (HERE.parent / "docs" / "plugins.md").read_text()
+PAGE = (HERE.parent / "docs" / "tutorials" / "add-your-own.md").read_text()
 CHANGED = {"Mixer", "Block", "Cache", "Model", "generate"}
 
 # What the scripts that pip installs consist of. The index is left out of pip's own, so that no test needs a network;
@@ -122,7 +122,7 @@ def test_its_wheel_can_be_installed_and_is_found(shell: Shell) -> None:
 
 
 def blocks(section: str) -> list[tuple[str, str]]:
-    """(language, text) of each fenced block of docs/plugins.md under the heading ``section``, in order."""
+    """(language, text) of each fenced block of the tutorial under the heading ``section``, in order."""
     text = re.split(r"(?m)^## ", PAGE)
     (found,) = (part for part in text if part.startswith(section + "\n"))
     return re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", found)

@@ -51,7 +51,7 @@ MEMORY = 4 << 30
 
 DOCUMENTED = {
     int(found)
-    for row in (Path(__file__).parent.parent / "docs" / "errors.md").read_text().splitlines()
+    for row in (Path(__file__).parent.parent / "docs" / "reference" / "errors.md").read_text().splitlines()
     for found in re.findall(r"^[│├└─ ]*\w+Error.*?\s(\d+)(?:\s|$)|^\| (\d+) \|", row) for found in found if found
 } - {70}  # fmt: skip
 

@@ -1,6 +1,6 @@
 """The machine code of the table's launches, compiled for chips that are not here and never run.
 
-To make today's code the baseline, and write the table of docs/kernels.md: python tests/test_kernel_code.py
+To make today's code the baseline, and write the table of docs/explanation/kernels.md: python tests/test_kernel_code.py
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from archbench_kernelcheck.compilation import compile_launch, pretended
 from archbench_kernelcheck.figures import Figures, violations
 
 BASELINE = Path(__file__).with_name("kernel_code_baseline.json")
-PAGE = Path(__file__).parents[1] / "docs" / "kernels.md"
+PAGE = Path(__file__).parents[1] / "docs" / "explanation" / "kernels.md"
 START, END = "<!-- static figures: python tests/test_kernel_code.py -->\n", "<!-- end -->\n"
 
 pytestmark = pytest.mark.machine_code

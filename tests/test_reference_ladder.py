@@ -51,7 +51,7 @@ def test_its_laws_are_had_again_from_its_points() -> None:
 
 
 def test_the_documentation_has_every_loss_and_every_sentence_of_it() -> None:
-    text = (ROOT / "docs" / "scale.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "scale.md").read_text()
     ladder = ScaleOutcome.read(FOLDER)
     for row in loss_table(ladder).rows:
         assert f"| `{row[0].text}` | {' | '.join(cell.text for cell in row[1:])} |" in text

@@ -39,7 +39,7 @@ def test_every_training_stayed_within_a_minute_of_one_core_and_all_within_what_w
 
 
 def test_the_documentation_has_every_score_of_the_reference() -> None:
-    text = (ROOT / "docs" / "probe.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "probe.md").read_text()
     outcome = outcome_of(REFERENCE / "probe-mini")
     names = [model["architecture"] for model in outcome["models"]]
     scores = {(one["task"], one["condition"], one["architecture"]): one for one in outcome["scores"]}
@@ -74,7 +74,7 @@ def test_the_known_marks_were_had_again() -> None:
 
 
 def test_the_documentation_has_the_marks_as_they_were_had() -> None:
-    text = (ROOT / "docs" / "probe.md").read_text()
+    text = (ROOT / "docs" / "explanation" / "probe.md").read_text()
     for width in (4, 8, 16, 64):
         (score,) = outcome_of(REFERENCE / "probe-marks" / f"recall-48-width-{width}")["scores"]
         told = f"| {score['mean']:.3f} ({min(score['values']):.3f}–{max(score['values']):.3f}) |"

@@ -1,7 +1,7 @@
 """How well a model predicts held-out text: one function scores every model, from its logits.
 
-Protocol (``docs/data.md``): a document is scored on its own; its first token is predicted from the separator, and
-every token is predicted exactly once, with the windows of EleutherAI's lm-evaluation-harness
+Protocol (``docs/reference/data.md``): a document is scored on its own; its first token is predicted from the separator,
+and every token is predicted exactly once, with the windows of EleutherAI's lm-evaluation-harness
 (``get_rolling_token_windows``, there with ``context_len = context - stride + 1``).
 """
 

@@ -37,7 +37,7 @@ MEANING: dict[Verdict, str] = {
     "report": "a time on a GPU that others may use: shown, and judged only with --exclusive",
     "none": "neither side has it, as the state of a model that decodes without one",
 }
-"""Every verdict; docs/ci.md has this table."""
+"""Every verdict; docs/how-to/ci.md has this table."""
 
 
 @dataclass(frozen=True)

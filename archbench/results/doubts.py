@@ -41,6 +41,6 @@ def doubts(rows: pd.DataFrame) -> list[str]:
     for (name, phase), _ in refused.groupby(["architecture", "phase"], sort=False):
         found.append(
             f"Not to be believed: the audit of {name}'s phase {phase} failed (--unchecked); its audit rows say by how "
-            "much (docs/metrics.md)."
+            "much (docs/reference/metrics.md)."
         )
     return found

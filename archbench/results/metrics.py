@@ -1,4 +1,4 @@
-"""All metrics of archbench: phase, name, unit, definition. How each is measured: ``docs/metrics.md``."""
+"""All metrics of archbench: phase, name, unit, definition. How each is measured: ``docs/reference/metrics.md``."""
 
 from __future__ import annotations
 

@@ -65,7 +65,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.devi
 def _adam(
     kind: type[torch.optim.Adam], parameters: list[nn.Parameter], config: TrainingConfig, device: torch.device
 ) -> torch.optim.Optimizer:
-    # Fused: one pass over memory instead of a dozen, 3 to 5 times as fast on a CPU (docs/training.md).
+    # Fused: one pass over memory instead of a dozen, 3 to 5 times as fast on a CPU (docs/reference/training.md).
     fused = device.type in _FUSED_DEVICES and _all_float32(parameters)
     decoupled = {} if kind is torch.optim.AdamW else {"decoupled_weight_decay": True}
     groups = decay_groups(parameters, config.weight_decay)

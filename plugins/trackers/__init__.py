@@ -1,1 +1,1 @@
-"""Built-in experiment trackers; ``docs/trackers.md`` says how to use them and how to write another."""
+"""Built-in experiment trackers; ``docs/how-to/trackers.md`` says how to use them and how to write another."""

@@ -1,6 +1,7 @@
 """The blocks, warps and stages of each kernel.
 
-A fixed table, so that reruns and torch.compile use the same kernel. docs/kernels.md explains how entries were chosen.
+A fixed table, so that reruns and torch.compile use the same kernel. docs/explanation/kernels.md
+explains how entries were chosen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The forward kernel: online softmax over blocks of keys, one program per block of queries of a head.
 
 Sources: Milakov and Gimelshein 2018 (arXiv:1805.02867), the online softmax; Dao et al. 2022 (arXiv:2205.14135) and
-Dao 2023 (arXiv:2307.08691), attention in blocks, without holding the (T, S) scores. See docs/kernels.md.
+Dao 2023 (arXiv:2307.08691), attention in blocks, without holding the (T, S) scores. See docs/explanation/kernels.md.
 """
 
 from __future__ import annotations
