@@ -2,8 +2,9 @@
 
 A command ends at once while nothing is :func:`underway`, because code that is being imported may turn an exception
 into another error, or lose it. Otherwise each of them is a KeyboardInterrupt with the signal's name as its message, so
-that whoever has begun something puts it in order (:func:`interruptible`). An update of a model is made whole first
-(:func:`held_back`). A signal that was ignored when the process began, as SIGHUP is by ``nohup``, stays ignored.
+that whoever has begun something puts it in order (:func:`interruptible`). An import that is underway then is made whole
+first, and so is an update of a model (:func:`held_back`). A signal that was ignored when the process began, as SIGHUP
+is by ``nohup``, stays ignored.
 Standard library only: it is imported first.
 """
 
@@ -96,17 +97,22 @@ def interruptible() -> Iterator[list[str]]:
         yield _current[0]
         return
     received: list[str] = []
+    again: list[int] = []  # sent by ourselves
+    imports = _imports(sys._getframe())
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if not _begun:
             _end(number)
-        if not received:
+        if _imports(frame) > imports and sys.platform != "win32":  # modules in C++ abort at an exception
+            again.append(number)
+            _resend(number)
+        elif not received:
             received.append(signal.Signals(number).name)
             raise KeyboardInterrupt(received[0])
 
     _current.append(received)
     try:
-        with _handled_by(interrupt) as numbers, _watched(numbers):
+        with _handled_by(interrupt) as numbers, _watched(numbers, again):
             yield received
     finally:
         _current.clear()
@@ -144,14 +150,14 @@ def _handled_by(
 
 
 @contextlib.contextmanager
-def _watched(numbers: list[int]) -> Iterator[None]:
+def _watched(numbers: list[int], again: list[int]) -> Iterator[None]:
     """A thread ends the process on a second signal and after :data:`LONGEST` seconds, also amid a long call to C."""
     if not numbers or sys.platform == "win32":
         yield
         return
     ours, theirs = os.pipe()
     os.set_blocking(theirs, False)
-    thread = threading.Thread(target=_watch, args=(ours, numbers), daemon=True)
+    thread = threading.Thread(target=_watch, args=(ours, numbers, again), daemon=True)
     thread.start()
     before = signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
     try:
@@ -164,8 +170,8 @@ def _watched(numbers: list[int]) -> Iterator[None]:
         os.close(ours)
 
 
-def _watch(descriptor: int, numbers: list[int]) -> None:
-    """Read the numbers of signals as they come; 0 ends it."""
+def _watch(descriptor: int, numbers: list[int], again: list[int]) -> None:
+    """Read the numbers of signals as they come; 0 ends it, and those that are sent ``again`` count once."""
     first, end = 0, 0.0
     while True:
         ready, _, _ = select.select([descriptor], [], [], max(0.0, end - time.monotonic()) if first else None)
@@ -176,10 +182,29 @@ def _watch(descriptor: int, numbers: list[int]) -> None:
                 return
             if number not in numbers:
                 continue
+            if number in again:
+                again.remove(number)
+                continue
             if first and number != getattr(signal, "SIGHUP", None):  # a closing terminal sends several
                 _end(number)
             first = first or number
             end = end or time.monotonic() + LONGEST
+
+
+def _imports(frame: FrameType | None) -> int:
+    """How many imports within each other the main thread is at."""
+    count = 0
+    while frame is not None:
+        count += frame.f_code.co_filename == "<frozen importlib._bootstrap>"
+        frame = frame.f_back
+    return count
+
+
+def _resend(number: int) -> None:
+    """The same signal once more, in a moment."""
+    timer = threading.Timer(0.02, os.kill, (os.getpid(), number))
+    timer.daemon = True
+    timer.start()
 
 
 def _end(number: int) -> NoReturn:

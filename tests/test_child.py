@@ -60,6 +60,10 @@ def main(parent, request):
             if request == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(1000)
+        if order == "import":
+            parent.send("ready")
+            import slow
+            time.sleep(1000)
         if order == "fork":
             if os.fork() == 0:
                 parent.send("from the copy")
@@ -139,7 +143,7 @@ def test_what_a_child_started_ends_with_it(target: str) -> None:
         wait_for(lambda: not runs(sleeper))
 
 
-@pytest.mark.parametrize("end", ["child", "killed child", "parent", "killed parent"])
+@pytest.mark.parametrize("end", ["child", "killed child", "killed guard", "parent", "killed parent"])
 def test_what_a_child_started_in_another_session_ends_too(target: str, tmp_path: Path, end: str) -> None:
     place = tmp_path / "processes"
     request = "die" if end == "killed child" else None
@@ -149,7 +153,7 @@ from pathlib import Path
 from archbench.child.process import Child
 with Child({target!r}, {request!r}, culprit="it") as child:
     child.send("start elsewhere")
-    Path({str(place)!r} + "~").write_text(json.dumps(child.receive(20)))
+    Path({str(place)!r} + "~").write_text(json.dumps([*child.receive(20), child._process.pid]))
     Path({str(place)!r} + "~").rename({str(place)!r})
     sys.stdin.readline()
 sys.stdin.readline()
@@ -161,6 +165,8 @@ sys.stdin.readline()
     if end == "child":
         parent.stdin.write(b"\n")
         parent.stdin.flush()
+    elif end == "killed guard":
+        os.kill(started[-1], signal.SIGKILL)
     elif end != "killed child":
         parent.send_signal(signal.SIGTERM if end == "parent" else signal.SIGKILL)
     wait_for(lambda: not any(map(runs, started)), seconds=5)
@@ -187,6 +193,18 @@ def test_a_signal_to_the_child_alone_is_said_to_be_one(target: str) -> None:
         os.kill(child.receive(20), signal.SIGTERM)
         with pytest.raises(LostError, match="was ended by SIGTERM"):
             child.receive(20)
+
+
+def test_an_import_is_made_whole_before_a_child_is_interrupted(target: str, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(f"import time\ntime.sleep(0.3)\nopen({str(tmp_path / 'whole')!r}, 'w')\n")
+    with Child(target, None, culprit="it", variables={"PYTHONPATH": str(tmp_path)}) as child:
+        child.send("import")
+        child.receive(20)
+        time.sleep(0.1)
+        child.interrupt(KeyboardInterrupt("SIGTERM"))
+        with pytest.raises(LostError, match="was ended by SIGTERM"):
+            child.receive(20)
+    assert (tmp_path / "whole").exists()
 
 
 def test_a_child_that_is_interrupted_while_it_starts_prints_no_traceback(

@@ -84,6 +84,7 @@ def test_the_layer_table_adds_up_also_when_folded(cli: RunCLI) -> None:
         (["gpt1", "--set", "n_layer"], ["--set n_layer", "NAME=VALUE"]),
         (["gpt1", "--set", "n_head=7"], ["n_head", "7"]),
         (["gpt1", "--plugin", "missing.py"], ["--plugin missing.py", "no such file"]),
+        (["gpt1", "--plugin", "~nosuch/mine.py"], ["--plugin ~nosuch/mine.py", "no such file"]),
     ],
 )
 def test_bad_input_is_one_paragraph_and_exit_code_2(cli: RunCLI, arguments: list[str], phrases: list[str]) -> None:

@@ -239,18 +239,23 @@ def _replaceable(scratch: Scratch, words: Sequence[str], path: Path) -> bool:
 
 
 def _allowed(scratch: Scratch, words: Sequence[str]) -> list[Path]:
-    """What the line may write: what it names, and what the command writes by default."""
+    """What the line may write: what it names, also by a link, and what the command writes by default."""
     values = [
         value for word in words for value in (word, word.partition("=")[2], word[2:]) if value and len(value) < 500
     ]
     named = [scratch.cwd / os.path.normpath(value) for value in values if value not in (".", "/")]
-    return [*named, scratch.cwd / "results", scratch.cwd / "report.html"]
+    return [*named, *(path.resolve() for path in named), scratch.cwd / "results", scratch.cwd / "report.html"]
 
 
 def _wrong_json(words: Sequence[str], ended: Ended) -> Iterator[str]:
     options = words[: words.index("--")] if "--" in words else words
     free = {"--help", "-h", "--version", "-V"} & set(options) or any("csv" in word for word in options)
-    if "--json" not in options or free:
+    whole = fuzz_lines.commands().get(words[0])
+    valued = (
+        {option for one in whole.params if not getattr(one, "is_flag", False) for option in one.opts} if whole else ()
+    )
+    asked = any(word == "--json" and options[at - 1] not in valued for at, word in enumerate(options))
+    if not asked or free:
         return
 
     def refuse(constant: str) -> Any:

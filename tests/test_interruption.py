@@ -110,6 +110,34 @@ with interruptible(), underway():
         assert time.monotonic() - began < (1.5 if len(signals) > 1 else LONGEST)
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(0.4, "ready\nwhole\ninterrupted\n"), (100, "ready\n")])
+def test_an_import_is_made_whole_first_unless_it_takes_too_long(tmp_path: Path, seconds: float, said: str) -> None:
+    """Modules in C++ abort when an exception comes through them."""
+    (tmp_path / "slow.py").write_text(
+        f"import time\nprint('ready', flush=True)\ntime.sleep({seconds})\nprint('whole')\n"
+    )
+    program = f"""
+import sys, time
+sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(tmp_path)!r}]
+from archbench.interruption import exit_code, interruptible, underway
+with interruptible(), underway():
+    try:
+        import slow
+        time.sleep(60)
+    except KeyboardInterrupt as interruption:
+        print("interrupted")
+        sys.exit(exit_code(interruption))
+"""
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=-1, stderr=-1, text=True)
+    assert child.stdout is not None
+    first, began = child.stdout.readline(), time.monotonic()
+    child.send_signal(signal.SIGTERM)
+    rest, _ = child.communicate(timeout=60)
+    assert first + rest == said
+    assert child.returncode == 143
+    assert time.monotonic() - began < LONGEST
+
+
 def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     command = [Path(sys.executable).with_name("archbench"), "list"]
     child = subprocess.Popen(

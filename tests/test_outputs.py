@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from archbench.errors import UsageError
+from archbench.errors import StorageError, UsageError
 from archbench.files.outputs import MADE_BY, Kind, Output, check_outputs, write_output
 from command_line import archbench as command_line
 from test_results_schema import COMMON
@@ -75,6 +75,13 @@ def test_links_folders_streams_and_the_same_file_twice(tmp_path: Path) -> None:
     assert (tmp_path / "not there yet").read_bytes() == b"new"
     write_output(Output(Path(os.devnull), "page"), b"new")
     assert not Path(os.devnull).is_file()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="nobody reads"):
+        write_output(Output(tmp_path / "pipe", "page"), b"new")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_output(Output(tmp_path / "pipe", "page"), b"new")
+    assert os.read(reader, 9) == b"new"
+    os.close(reader)
     twice = [Output(tmp_path / "a", "page", "--output"), Output(tmp_path / "." / "a", "summary", "--md")]
     with pytest.raises(UsageError, match="--output"):
         check_outputs(twice, force=True)

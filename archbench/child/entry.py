@@ -23,6 +23,7 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -203,8 +204,9 @@ def take_signals() -> None:
 def interruptible(begun: list[str]) -> list[int]:
     """The numbers of the signals that interrupt, as they are received from now on.
 
-    While ``begun`` is empty, the first one ends the process: code that is being imported may lose an exception. Later
-    it raises KeyboardInterrupt, with the signal's name; more change nothing, for the parent will not wait long.
+    While ``begun`` is empty, the first one ends the process: code that is being imported may lose an exception, or
+    abort at it. Later it raises KeyboardInterrupt, with the signal's name, after an import that is underway; more
+    change nothing, for the parent will not wait long.
     """
     received: list[int] = []
     owner = os.getpid()
@@ -215,6 +217,13 @@ def interruptible(begun: list[str]) -> list[int]:
             signal.raise_signal(number)
         if not begun:
             os._exit(128 + number)
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                later = threading.Timer(0.02, os.kill, (owner, number))
+                later.daemon = True
+                later.start()
+                return
+            frame = frame.f_back
         if not received:
             received.append(number)
             raise KeyboardInterrupt(signal.Signals(number).name)

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,9 @@ from archbench.errors import PhaseError, from_dict, memory_limit
 from archbench.interruption import SIGNALS, exit_code, kept_from_children, underway
 
 ENTRY = Path(__file__).with_name("entry.py")
+
+MARK = "ARCHBENCH_CHILD"
+"""Environment variable that a child and all that it starts have, with a value of its own."""
 
 GRACE = 2.5
 """Seconds that an interrupted child has to write its files; one that waits for children of its own has one more."""
@@ -99,7 +103,8 @@ class Child:
         self._begun = contextlib.ExitStack()
         self._interrupted = False
         self._trace = _new_file() if traced else None
-        wanted = {**clean_environment(), **(variables or {})}
+        self._mark = uuid.uuid4().hex
+        wanted = {**clean_environment(), **(variables or {}), MARK: self._mark}
         # -P: the working directory is not on the path, so nothing in it is imported unasked.
         command = [sys.executable, "-P", str(ENTRY), str(os.getpid()), "1" if lingers else "0"]
         with kept_from_children():
@@ -206,6 +211,8 @@ class Child:
     def _await_end(self, reader: threading.Thread) -> None:
         self._process.wait()
         end_group(self._process.pid)  # forked copies would hold the pipe open
+        if self._process.returncode == -signal.SIGKILL:  # perhaps it was the guard that somebody killed
+            end_marked(self._mark)
         reader.join(1.0)
         self._inbox.put((self, None))
         self._ended.set()
@@ -244,6 +251,20 @@ def end_group(leader: int) -> None:
     if hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader, signal.SIGKILL)
+
+
+def end_marked(mark: str) -> None:
+    """Kill the processes whose environment has this :data:`MARK`, in whatever session (on Linux)."""
+    line, late = f"{MARK}={mark}".encode(), time.monotonic() + PATIENCE
+    found = True
+    while found and time.monotonic() < late:
+        found = False
+        for place in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+                if line in place.read_bytes().split(b"\0"):
+                    found = True
+                    os.kill(int(place.parent.name), signal.SIGKILL)
+        time.sleep(0.01)
 
 
 def _new_file() -> Path:

@@ -34,7 +34,7 @@ def new(
     known = available(plugin or ())
     check_name(name, known)
     written = package_files(name, find_origin(from_, known) if from_ is not None else None)
-    folder = out.expanduser() / name
+    folder = Path(os.path.expanduser(out)) / name
     write_package(folder, written)
     place = shlex.quote(os.path.normpath(folder))
     echo(f"{place}: {', '.join(written)}")

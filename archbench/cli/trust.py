@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -38,7 +39,7 @@ def trust(
         step = "Name files to trust, or give --list, or --forget PATH"
         raise UsageError("archbench trust", "one thing at a time" if any(asked) else "nothing is named", step)
     for path in paths or ():
-        if not path.expanduser().exists():
+        if not Path(os.path.expanduser(path)).exists():
             raise UsageError(str(path), "there is no such file or folder", "Correct the path")
     try:
         if listed:

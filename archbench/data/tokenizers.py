@@ -5,6 +5,7 @@ No torch here.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,11 +49,11 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
     from archbench.data import subword
 
     if kind == "file":
-        return subword.from_file(Path(argument).expanduser(), name=spec, cache=cache)
+        return subword.from_file(Path(os.path.expanduser(argument)), name=spec, cache=cache)
     if kind == "gguf":
         from archbench.data.gguf_tokenizer import from_gguf
 
-        return from_gguf(Path(argument).expanduser(), name=spec, cache=cache)
+        return from_gguf(Path(os.path.expanduser(argument)), name=spec, cache=cache)
     if kind == "hf":
         return subword.from_hub(argument, name=spec, cache=cache)
     if not argument.isascii() or not argument.isdigit() or int(argument) < subword.SMALLEST_BPE:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 from archbench.errors import StorageError, UsageError
 from archbench.files.loader import open_regular
@@ -84,14 +85,15 @@ def write_output(output: Output, content: bytes, *, force: bool = False, new_fol
     path = output.path
     try:
         if _is_stream(path):
-            with path.open("ab") as stream:
+            with _opened(path) as stream:
                 stream.write(content)
             return path
         if new_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(Path(os.path.realpath(path)), content)
     except OSError as error:
-        cause = f"it cannot be written ({error.strerror or error})"
+        reason = "nobody reads this pipe" if error.errno == errno.ENXIO else error.strerror or error
+        cause = f"it cannot be written ({reason})"
         raise StorageError(str(output), cause, "Choose another file") from error
     return path
 
@@ -114,6 +116,13 @@ def _check(output: Output, force: bool) -> None:
     if seen and not _TELLING[output.kind].search(seen):
         cause = f"it exists and is not a {output.kind} that archbench made"
         raise UsageError(str(output), cause, f"Choose another file, or {output.instead}")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """A stream to append to. A pipe that nobody reads is an error, and not an endless wait."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "wb")
 
 
 def _is_stream(path: Path) -> bool:

@@ -127,7 +127,7 @@ def plugin_paths(plugins: Iterable[str | Path] = ()) -> tuple[str, ...]:
     asked += [(PLUGINS_VARIABLE, path) for path in os.environ.get(PLUGINS_VARIABLE, "").split(os.pathsep) if path]
     paths: dict[str, None] = {}
     for option, given in asked:
-        path = Path(given).expanduser()
+        path = Path(os.path.expanduser(given))
         if not path.exists():
             raise UsageError(
                 f"{option} {given}", "there is no such file or folder", "Correct the path, or leave it out"
