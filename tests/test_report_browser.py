@@ -30,6 +30,8 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (set CHROMIUM to its path)")
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
+PLOTS = ".panel:not([hidden]) .plot"
+UNDRAWN = f"document.querySelectorAll('{PLOTS}:not(:has(svg))').length"
 LINES = "#part0-context .mark-line.role-mark path"
 MARKUP = "<script>alert(1)//"
 ARGUMENTS = [
@@ -72,7 +74,8 @@ def file(contents: list[Contents], tmp_path_factory: pytest.TempPathFactory) -> 
     return write_page(contents, tmp_path_factory.mktemp("page") / "report.html", title=title_of(contents))
 
 
-def opened(browser: Any, file: Path, *, width: int = 1280, scheme: str = "light") -> Seen:
+def opened(browser: Any, file: Path, *, width: int = 1280, scheme: str = "light", drawn: bool = True) -> Seen:
+    """The page, with all its figures unless ``drawn`` is false."""
     context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme, offline=True)
     seen = Seen(context.new_page())
     seen.page.on("console", lambda message: seen.complaints.append(f"{message.type}: {message.text}"))
@@ -81,12 +84,15 @@ def opened(browser: Any, file: Path, *, width: int = 1280, scheme: str = "light"
     seen.page.on("request", lambda request: seen.requests.append(request.url))
     seen.page.goto(file.as_uri())
     seen.page.wait_for_selector("html[data-ready]", timeout=60_000)
+    if drawn:
+        seen.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        until(seen.page, UNDRAWN, 0)
     return seen
 
 
 def until(page: Any, expression: str, value: object) -> None:
-    """Wait, ten seconds at most, until the expression has that value in the page."""
-    for _ in range(100):
+    """Wait, a minute at most, until the expression has that value in the page."""
+    for _ in range(600):
         found = page.evaluate(expression)
         if found == value:
             return
@@ -119,6 +125,33 @@ def test_every_figure_is_drawn_with_all_its_series(wide: Seen, contents: list[Co
             box = plot.query_selector("svg").bounding_box()
             assert box["width"] > 250
             assert box["height"] > 150
+
+
+def test_the_page_answers_long_before_its_figures_are_drawn_each_as_it_comes_into_view(
+    browser: Any, file: Path, contents: list[Contents]
+) -> None:
+    page = opened(browser, file, drawn=False).page
+    answered = float(page.get_attribute("html", "data-ready"))
+    page.locator("#part0-sizes thead button").first.click()
+    assert page.locator("#said").inner_text() == "Sorted by architecture, ascending."
+    last = f"#part0-{contents[0].figures[-1].key}"
+    assert page.locator(f"{last} svg.marks").count() == 0
+    page.locator(last).scroll_into_view_if_needed()
+    page.locator(f"{last} svg.marks").first.wait_for(timeout=60_000)
+    assert page.evaluate(UNDRAWN) > 0
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    until(page, UNDRAWN, 0)
+    assert answered < 0.5 * page.evaluate("performance.now()")
+
+
+def test_what_was_never_in_view_is_on_the_paper(browser: Any, file: Path) -> None:
+    page = opened(browser, file, drawn=False).page
+    until(page, "typeof vegaEmbed", "function")
+    page.wait_for_timeout(500)  # until the figures are unpacked too
+    page.evaluate(f"addEventListener('afterprint', () => {{ document.title = String({UNDRAWN}); }})")
+    assert page.evaluate(UNDRAWN) > 0
+    page.pdf()
+    until(page, "document.title", "0")
 
 
 def test_the_switch_draws_loss_against_seconds(wide: Seen, contents: list[Contents]) -> None:
@@ -222,7 +255,9 @@ def test_no_other_page_scrolls_sideways_on_a_phone_and_every_task_has_its_label(
     browser: Any, name: str, tmp_path: Path
 ) -> None:
     parts = read([str(REFERENCE / name)])
-    page = opened(browser, write_page(parts, tmp_path / "page.html", title="a test"), width=390).page
+    file = write_page(parts, tmp_path / "page.html", title="a test")
+    assert file.stat().st_size < 1.5e6
+    page = opened(browser, file, width=390).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     wider = "all => all.filter(plot => plot.getBoundingClientRect().right > innerWidth).length"
     assert page.eval_on_selector_all(".plot svg", wider) == 0

@@ -278,7 +278,7 @@ def test_the_summary_has_verdict_tables_and_images(contents: Contents) -> None:
     assert text.count("![") == 1
     lines = [line for line in text.splitlines() if line.startswith("|")]
     widths = [line.count("|") - line.count("\\|") for line in lines]
-    assert set(widths) == {13, 14, 8, 7}  # verdict, sizes, speed, what did not finish: no row is wider than its head
+    assert set(widths) == {13, 14, 8, 7}  # no row is wider than its head
 
 
 def test_markdown_shows_markup_as_it_is() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -80,14 +81,34 @@ def cells(table: Table, title: str) -> list[object]:
 
 
 def test_the_best_leads_and_the_baseline_is_marked(pages: dict[str, Contents]) -> None:
-    verdict, sizes, costs, *_ = pages["compare-nano"].tables
-    for table in (verdict, sizes):
+    verdict, sizes, matrix, costs, *_ = pages["compare-nano"].tables
+    for table in (verdict, sizes, matrix):
         scores = [score for score in cells(table, "bits per byte") if isinstance(score, float)]
         assert scores == sorted(scores)
     assert [row[0].text for row in sizes.rows if "baseline" in row[0].text] == ["gpt1 (baseline)"]
     first = costs.rows[0][0].text
     medians = [row[2].value for row in costs.rows if row[0].text == first]
     assert medians == sorted(medians)  # type: ignore[type-var]
+
+
+def test_costs_are_multiples_of_the_lowest_and_grey_where_the_baseline_differs_as_much_from_itself(
+    pages: dict[str, Contents],
+) -> None:
+    outcome = json.loads((REFERENCE / "compare-nano" / "comparison.json").read_text())
+    matrix = next(table for table in pages["compare-nano"].tables if table.key == "matrix")
+    metrics = list(dict.fromkeys(row["label"] for row in outcome["costs"]))
+    assert [column.title for column in matrix.columns[2:]] == metrics
+    for index, label in enumerate(metrics, start=2):
+        own = {row["architecture"]: row for row in outcome["costs"] if row["label"] == label}
+        lowest = min(row["value"] for row in own.values())
+        for line in matrix.rows:
+            row, cell = own[str(line[0].value)], line[index]
+            assert cell.value == pytest.approx(row["value"] / lowest)
+            floor = [row["floor_low"], row["floor_high"]]
+            alike = None not in floor and 1 < row["value"] / lowest <= max(floor[1], 1 / floor[0])
+            assert (cell.look == "noise") == alike == ("≈" in cell.text), (label, line[0].text)
+    looks = {cell.look for line in matrix.rows for cell in line[2:]}
+    assert {"noise", "lowest"} < looks  # and shades
 
 
 def test_two_lengths_have_error_bars_and_no_line(pages: dict[str, Contents]) -> None:

@@ -15,10 +15,11 @@ Kind = Literal["name", "text", "number", "verdict", "code", "list"]
 
 @dataclass(frozen=True)
 class Cell:
-    """``text`` is shown; ``value``, in base units, is for sorting and downloads."""
+    """``text`` is shown; ``value``, in base units, is for sorting and downloads; ``look`` is how a page stresses it."""
 
     text: str
     value: float | str | None = None
+    look: str = ""
 
 
 @dataclass(frozen=True)

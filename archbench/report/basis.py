@@ -21,7 +21,7 @@ _RESTS_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "difference": (("quality",), _CONFIRM),
     "runs": (("quality", *_SPEED), ()),
     "sizes": (("train",), _CONFIRM),
-    "costs": (_SPEED, ("timing",)),
+    **dict.fromkeys(("costs", "matrix"), (_SPEED, ("timing",))),
     "pareto": (("quality", *_SPEED), ("confirm", "timing")),
     "loss": (("train",), _CONFIRM),
     "validation": (("train",), _CONFIRM),

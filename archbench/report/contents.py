@@ -15,6 +15,7 @@ from archbench.report.basis import basis_of, resting
 from archbench.report.comparison_tables import cost_table, lost_table, size_table, verdict_table
 from archbench.report.conclusions import Conclusions, conclusions
 from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
+from archbench.report.cost_matrix import cost_matrix
 from archbench.report.evidence import Evidence, of_comparison, of_runs, provenance_of, rows_of
 from archbench.report.figures import Figure
 from archbench.report.ladder_figures import ladder_figures
@@ -165,15 +166,24 @@ def of_evidence(evidence: Evidence) -> Contents:
         title=title,
         subtitle=subtitle,
         verdict=None if outcome is None else conclusions(outcome),
-        tables=resting(
-            (run_table(evidence),) if outcome is None else comparison_tables(outcome, evidence.rows), evidence.rows
-        ),
+        tables=resting(_tables(evidence), evidence.rows),
         lead=lead,
         figures=tuple(figures),
         missing=tuple(missing),
         facts=evidence.provenance if outcome is None else (*evidence.provenance, *_plan(outcome)),
         styles=evidence.styles,
     )
+
+
+def _tables(evidence: Evidence) -> tuple[Table | None, ...]:
+    scores: dict[str, float | None] = dict.fromkeys(evidence.names)
+    scores |= {score.name: score.value for score in evidence.scores}
+    outcome = evidence.outcome
+    matrix = cost_matrix(evidence.costs, scores, None if outcome is None else outcome.plan.baseline)
+    if outcome is None:
+        return run_table(evidence), matrix
+    verdict, sizes, *others = comparison_tables(outcome, evidence.rows)
+    return verdict, sizes, matrix, *others
 
 
 def comparison_tables(outcome: ComparisonOutcome, rows: pd.DataFrame | None) -> tuple[Table | None, ...]:

@@ -1,37 +1,63 @@
 "use strict";
 (() => {
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const packed = JSON.parse(document.getElementById("packed").textContent);
   const hidden = new Map(); // part -> names not shown
   const many = 500; // rows of a figure's data that are listed; the CSV has all
-
+  const unpacked = new Map(); // figure's key -> its panels and data
   const views = new Map(); // plot -> its Vega view
+  let library = null;
 
-  const specOf = (plot) => {
-    const figure = plot.closest("figure");
-    return figures[figure.dataset.figure].panels[[...figure.querySelectorAll(".plot")].indexOf(plot)];
+  async function unpack(text) {
+    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).text();
+  }
+
+  // The policy of the page names the library by its digest, like the scripts that stand in it.
+  async function load() {
+    const script = document.createElement("script");
+    script.textContent = await unpack(packed.library);
+    document.body.append(script);
+  }
+
+  function once(map, key, make) {
+    if (!map.has(key)) map.set(key, make());
+    return map.get(key);
+  }
+
+  const figureOf = (element) => {
+    const key = element.closest("figure").dataset.figure;
+    return once(unpacked, key, async () => JSON.parse(await unpack(packed.figures[key])));
   };
 
+  async function specOf(plot) {
+    const plots = [...plot.closest("figure").querySelectorAll(".plot")];
+    return (await figureOf(plot)).panels[plots.indexOf(plot)];
+  }
+
   // `ast`: expressions are interpreted, because the page forbids itself to evaluate strings.
-  const embed = (plot, spec, renderer) => vegaEmbed(plot, spec, {
-    renderer, ast: true, actions: false, defaultStyle: false, tooltip: { disableDefaultStyle: true },
-  });
+  async function embed(plot, spec, renderer) {
+    await (library ||= load());
+    return (await vegaEmbed(plot, spec, {
+      renderer, ast: true, actions: false, defaultStyle: false, tooltip: { disableDefaultStyle: true },
+    })).view;
+  }
 
   async function draw(plot) {
-    if (!views.has(plot)) {
-      const spec = specOf(plot);
+    const spec = await specOf(plot);
+    const view = await once(views, plot, () => {
       if (spec.layer && matchMedia("(pointer: coarse)").matches) delete spec.layer.at(-1).params; // a finger scrolls
-      views.set(plot, (await embed(plot, spec, "svg")).view);
-    }
+      return embed(plot, spec, "svg");
+    });
     const names = hidden.get(plot.closest(".part"));
-    if (names && specOf(plot).layer) await views.get(plot).signal("hidden", [...names]).runAsync();
+    if (names && spec.layer) await view.signal("hidden", [...names]).runAsync();
   }
 
   // A canvas knows no CSS variables: an image is drawn with the colours that they have now.
   async function saveImage(plot, name) {
     const style = getComputedStyle(document.documentElement);
-    const text = JSON.stringify({ ...specOf(plot), width: plot.clientWidth, background: "var(--paper)" });
+    const text = JSON.stringify({ ...await specOf(plot), width: plot.clientWidth, background: "var(--paper)" });
     const spec = text.replace(/var\((--[\w-]+)\)/g, (_, variable) => style.getPropertyValue(variable).trim());
-    const { view } = await embed(document.createElement("div"), JSON.parse(spec), "canvas");
+    const view = await embed(document.createElement("div"), JSON.parse(spec), "canvas");
     save(await view.toImageURL("png", 3), `${name}.png`);
   }
 
@@ -42,8 +68,7 @@
     link.click();
   }
 
-  const shown = () => [...document.querySelectorAll(".plot")].filter((plot) => !plot.parentElement.hidden);
-  const drawAll = () => Promise.all(shown().map(draw));
+  const shown = (inside) => [...inside.querySelectorAll(".plot")].filter((plot) => !plot.parentElement.hidden);
 
   for (const input of document.querySelectorAll(".choice input")) {
     input.addEventListener("change", () => {
@@ -62,7 +87,7 @@
       for (const other of part.querySelectorAll(".legend button")) {
         other.setAttribute("aria-pressed", String(!names.has(other.dataset.name)));
       }
-      shown().filter((plot) => part.contains(plot)).forEach(draw);
+      shown(part).filter((plot) => views.has(plot)).forEach(draw);
     });
   }
 
@@ -106,10 +131,9 @@
   }
 
   for (const button of document.querySelectorAll("[data-download]")) {
-    button.addEventListener("click", () => {
-      const figure = button.closest("figure");
-      if (figure) {
-        const { columns, rows } = figures[figure.dataset.figure];
+    button.addEventListener("click", async () => {
+      if (button.closest("figure")) {
+        const { columns, rows } = await figureOf(button);
         download(button.dataset.download, [columns, ...rows]);
         return;
       }
@@ -125,16 +149,15 @@
 
   for (const button of document.querySelectorAll("[data-image]")) {
     button.addEventListener("click", () => {
-      const plots = [...button.closest("figure").querySelectorAll(".plot")].filter((plot) => !plot.parentElement.hidden);
-      plots.forEach((plot, index) => saveImage(plot, button.dataset.image + (index ? `-${index}` : "")));
+      shown(button.closest("figure")).forEach((plot, index) => saveImage(plot, button.dataset.image + (index ? `-${index}` : "")));
     });
   }
 
   for (const details of document.querySelectorAll("details.data")) {
-    details.addEventListener("toggle", () => {
+    details.addEventListener("toggle", async () => {
       const box = details.querySelector(".scroll");
+      const { columns, rows } = await figureOf(details);
       if (box.firstChild) return;
-      const { columns, rows } = figures[details.closest("figure").dataset.figure];
       const table = document.createElement("table");
       const head = table.createTHead().insertRow();
       for (const column of columns) {
@@ -165,5 +188,20 @@
   // Room for the plots before they are drawn; from here, because the page forbids itself attributes of style.
   for (const plot of document.querySelectorAll(".plot")) plot.style.minHeight = `${plot.dataset.height}px`;
 
-  drawAll().then(() => { document.documentElement.dataset.ready = "true"; });
+  // A figure is drawn when it comes near the window, and the rest before printing. Unpacking takes turns of the browser,
+  // drawing does not: what is unpacked in good time is on the paper.
+  if ("DecompressionStream" in window) {
+    const near = new IntersectionObserver((entries) => {
+      entries.filter((entry) => entry.isIntersecting).forEach((entry) => draw(entry.target));
+    }, { rootMargin: "50% 0px" });
+    document.querySelectorAll(".plot").forEach((plot) => near.observe(plot));
+    window.addEventListener("beforeprint", () => shown(document).forEach(draw));
+    window.addEventListener("load", () => setTimeout(() => {
+      if (packed.library) library ||= load();
+      document.querySelectorAll("figure").forEach(figureOf);
+    }));
+  } else {
+    document.getElementById("old").hidden = false;
+  }
+  document.documentElement.dataset.ready = String(Math.round(performance.now())); // milliseconds until it answers
 })();
