@@ -10,6 +10,7 @@ import difflib
 import errno
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
@@ -269,10 +270,10 @@ def require_memory(least: int) -> None:
 
 
 def _limit() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
+    if sys.platform == "win32":
         return None
+    import resource
+
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
     return None if limit == resource.RLIM_INFINITY else limit
 

@@ -12,8 +12,9 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from archbench.errors import ArchbenchError, from_dict
+from archbench.errors import ArchbenchError, UsageError, from_dict
 from archbench.kernels.launch import Launch
+from archbench.measure.machine import usable_cpus
 from archbench_kernelcheck.chips import CHIPS, Chip, chip_named
 from archbench_kernelcheck.compilation import compile_launch, pretended
 from archbench_kernelcheck.figures import Failure, Figures, figures
@@ -82,7 +83,9 @@ def check(
         from triton.runtime.cache import triton_key
 
         triton_key()  # hashing all of Triton takes a second; every process below inherits the result
-    workers = workers or len(os.sched_getaffinity(0))
+    if sys.platform == "win32":
+        raise UsageError("kernels --static", "Windows cannot fork, which it needs", "Run it on Linux")
+    workers = workers or len(usable_cpus())
     context = multiprocessing.get_context("fork")  # kernels cannot be pickled
     results: dict[int, Result] = {}
     running: dict[Connection, tuple[int, BaseProcess]] = {}

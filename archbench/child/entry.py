@@ -7,7 +7,8 @@ is called with the :class:`Parent` and the first message. The child ends when ``
 On Linux it is two processes: a guard, which sleeps, and a copy of it, which works (:func:`guarded`). The guard kills
 all that is left when the copy ends or the parent does, however they end, and also what has left their session. A cgroup
 would do the same where one may be made, which is seldom so for a user. Elsewhere there is no guard: the parent kills
-what is left in the child's process group, while it lives.
+what is left of the child and its process group (Windows: its descendants), and a child whose parent is gone ends
+itself (:meth:`Parent.ends_with`).
 
 Standard library only: the guard stands before anything slow is imported, and the benchmark of ``archbench regress``
 runs beside the archbench of other revisions.
@@ -20,6 +21,7 @@ import importlib
 import importlib.util
 import json
 import os
+import queue
 import select
 import signal
 import sys
@@ -30,7 +32,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-INTERRUPTING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+INTERRUPTING: tuple[signal.Signals, ...] = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+)
 
 PATIENCE = 2.0
 """Seconds after which a process that does not die is named and left."""
@@ -45,14 +49,31 @@ class Parent:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._orders, self._answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
+        orders, self._answers = os.fdopen(os.dup(0), "rb"), os.dup(1)
+        for descriptor in (orders.fileno(), self._answers):  # Windows' copies of standard streams are inherited
+            os.set_inheritable(descriptor, False)
+        self._next: Callable[[], bytes] = orders.readline
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)
 
     def receive(self) -> Any:
         """The next message, any JSON value; None when the parent has no more."""
-        line = self._orders.readline()
+        line = self._next()
         return json.loads(line) if line else None
+
+    def ends_with(self) -> None:
+        """End this process and its group when the pipe from the parent ends, which it does however the parent ends."""
+        lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        read, self._next = self._next, lines.get
+
+        def follow() -> None:
+            while line := read():
+                lines.put(line)
+            if sys.platform != "win32":
+                os.killpg(0, signal.SIGKILL)
+            os._exit(1)
+
+        threading.Thread(target=follow, daemon=True).start()
 
     def send(self, message: Any) -> None:
         """Send any JSON value. What was printed before is written out first."""
@@ -126,6 +147,8 @@ def guarded(parent: int, *, lingers: bool) -> None:
 
 def _guard(copy: int, watched: list[int]) -> None:
     """Wait for the end of the copy or of the parent, end what is left, and end as the copy did."""
+    if sys.platform != "linux":
+        return
     ended: dict[int, int] = {}
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -170,6 +193,8 @@ def _guard(copy: int, watched: list[int]) -> None:
 
 def _collect(ended: dict[int, int]) -> bool:
     """Note the status of each child that has ended; whether any is left."""
+    if sys.platform != "linux":
+        return False
     while True:
         try:
             process, status = os.waitpid(-1, os.WNOHANG)
@@ -182,9 +207,11 @@ def _collect(ended: dict[int, int]) -> bool:
 
 def _end_children(ended: dict[int, int]) -> None:
     """Kill all that is below this process, which adopts what they leave; name what cannot be killed."""
+    if sys.platform != "linux":
+        return
     late = time.monotonic() + PATIENCE
     while _collect(ended):
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="utf-8") as file:
             left = file.read().split()
         if time.monotonic() > late:
             os.write(2, f"archbench: still running, and cannot be ended: process {', '.join(left)}\n".encode())
@@ -197,7 +224,7 @@ def _end_children(ended: dict[int, int]) -> None:
 
 def take_signals() -> None:
     """Receive what the parent has kept away until now (archbench.interruption.kept_from_children)."""
-    if hasattr(signal, "pthread_sigmask"):
+    if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, INTERRUPTING)
 
 
@@ -235,12 +262,14 @@ def interruptible(begun: list[str]) -> list[int]:
 
 
 def write_position_to(path: str) -> None:
-    """On a crash and on SIGUSR1, write the main thread's stack to the file, even from inside a C function."""
+    """On a crash, and where there is SIGUSR1 on that, write the main thread's stack to the file, even from inside a
+    C function."""
     import faulthandler
 
-    file = open(path, "w")  # noqa: SIM115  open as long as the process lives
+    file = open(path, "w", encoding="utf-8")  # noqa: SIM115  open as long as the process lives
     faulthandler.enable(file, all_threads=False)
-    faulthandler.register(signal.SIGUSR1, file, all_threads=False)
+    if sys.platform != "win32":
+        faulthandler.register(signal.SIGUSR1, file, all_threads=False)
 
 
 def main_of(target: str) -> Callable[[Parent, Any], None]:
@@ -266,6 +295,8 @@ def run(parent_id: str, lingers: str, trace: str, target: str) -> int:
         received = interruptible(begun)
         take_signals()
         parent = Parent()
+        if sys.platform != "linux" and lingers == "0":
+            parent.ends_with()
         if trace:
             write_position_to(trace)
         request = parent.receive()

@@ -52,6 +52,6 @@ def _tasks(process: int) -> Iterator[tuple[tuple[int, int], float, str]]:
         parent = left.pop()
         for task in sorted(Path(f"/proc/{parent}/task").glob("*")):
             with suppress(OSError):  # it has just ended
-                fields = (task / "stat").read_text().rpartition(")")[2].split()
+                fields = (task / "stat").read_text("utf-8").rpartition(")")[2].split()
                 yield (parent, int(task.name)), (int(fields[11]) + int(fields[12])) / ticks, fields[0]
-                left += map(int, (task / "children").read_text().split())
+                left += map(int, (task / "children").read_text("utf-8").split())

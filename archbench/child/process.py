@@ -38,6 +38,10 @@ LONGEST_WAIT = 20.0
 """Wall time, as a multiple of a limit by another clock, after which a child has taken too long by any."""
 
 
+KILLED = -9
+"""Exit code of a process that SIGKILL ended; Windows has none such."""
+
+
 class LostError(Exception):
     """The child will not answer. The message is a verb phrase: ``died of SIGSEGV``.
 
@@ -52,7 +56,7 @@ class LostError(Exception):
     @property
     def killed(self) -> bool:
         """Whether it was killed from outside, as the system does when memory runs out."""
-        return self.code == -signal.SIGKILL
+        return self.code == KILLED
 
     @property
     def interrupted(self) -> bool:
@@ -68,8 +72,9 @@ class Child:
     """A process that runs ``main(parent, request)`` of ``target``, in a process group of its own.
 
     Leaving the context kills it and all that it has started, in whatever session (on Linux; elsewhere its process
-    group). A KeyboardInterrupt that ends the context is passed to the child, which then has ``grace`` seconds. On Linux
-    the child also dies when its parent dies. A waiting parent sleeps, so it does not disturb what the child measures.
+    group, on Windows its descendants). A KeyboardInterrupt that ends the context is passed to the child, which then has
+    ``grace`` seconds. The child also dies when its parent dies. A waiting parent sleeps, so it does not disturb what
+    the child measures.
 
     Args:
         target: a module, or the path of a file (:mod:`archbench.child.entry`).
@@ -107,6 +112,7 @@ class Child:
         wanted = {**clean_environment(), **(variables or {}), MARK: self._mark}
         # -P: the working directory is not on the path, so nothing in it is imported unasked.
         command = [sys.executable, "-P", str(ENTRY), str(os.getpid()), "1" if lingers else "0"]
+        # Only Windows knows these flags, and only the others process_group: each ignores what is not its own.
         with kept_from_children():
             self._process = subprocess.Popen(
                 [*command, str(self._trace or ""), target],
@@ -115,6 +121,7 @@ class Child:
                 stderr=subprocess.DEVNULL if quiet or sys.__stderr__ is None else None,
                 env={name: value for name, value in wanted.items() if value is not None},
                 process_group=0,
+                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
             )
         reader = threading.Thread(target=self._read, daemon=True)
         reader.start()
@@ -189,7 +196,11 @@ class Child:
         """Pass on the signal: a terminal interrupts its own process group, and the child has another."""
         if not self._interrupted and not self._ended.is_set():
             self._interrupted = True
-            self._process.send_signal(exit_code(interruption) - 128)
+            if sys.platform == "win32":
+                with contextlib.suppress(OSError):  # there is no console
+                    self._process.send_signal(signal.CTRL_BREAK_EVENT)
+            else:
+                self._process.send_signal(exit_code(interruption) - 128)
 
     def leave(self) -> None:
         """Send no more: a child that lingers ends by itself."""
@@ -199,7 +210,7 @@ class Child:
 
     def position(self) -> str:
         """The stack of a ``traced`` child when it took too long or crashed; "" if there is none."""
-        return "" if self._trace is None else self._trace.read_text(errors="replace")
+        return "" if self._trace is None else self._trace.read_text(encoding="utf-8", errors="replace")
 
     def _read(self) -> None:
         assert self._process.stdout is not None
@@ -211,7 +222,7 @@ class Child:
     def _await_end(self, reader: threading.Thread) -> None:
         self._process.wait()
         end_group(self._process.pid)  # forked copies would hold the pipe open
-        if self._process.returncode == -signal.SIGKILL:  # perhaps it was the guard that somebody killed
+        if self._process.returncode == KILLED:  # perhaps it was the guard that somebody killed
             end_marked(self._mark)
         reader.join(1.0)
         self._inbox.put((self, None))
@@ -221,12 +232,14 @@ class Child:
         if sys.platform == "linux":
             self._process.send_signal(signal.SIGUSR2)  # the guard ends everything (archbench.child.entry)
             self._ended.wait(PATIENCE)
+        if sys.platform == "win32":
+            _end_descendants(self._process.pid)
         end_group(self._process.pid)
         self._process.kill()  # a process can leave its group
         self._ended.wait()
 
     def _ask_position(self) -> None:
-        if self._trace is None or self._ended.is_set():
+        if sys.platform == "win32" or self._trace is None or self._ended.is_set():
             return
         self._process.send_signal(signal.SIGUSR1)
         patience = time.monotonic() + 1.0
@@ -239,7 +252,7 @@ def ending(code: int) -> str:
     """How a process ended, as a verb phrase."""
     if code - 128 in SIGNALS:
         return f"was ended by {signal.Signals(code - 128).name}"
-    if code == -signal.SIGKILL:
+    if code == KILLED:
         return "was killed, usually because memory ran out"
     # Native libraries that get no memory crash, each in its own way.
     perhaps = f", perhaps because memory ran out: it had {memory_limit()}" if code and memory_limit() else ""
@@ -247,14 +260,16 @@ def ending(code: int) -> str:
 
 
 def end_group(leader: int) -> None:
-    """Kill what is left of the process group of ``leader`` (``Popen(process_group=0)``)."""
-    if hasattr(os, "killpg"):
+    """Kill what is left of the process group of ``leader`` (``Popen(process_group=0)``); Windows has no such groups."""
+    if sys.platform != "win32":
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(leader, signal.SIGKILL)
 
 
 def end_marked(mark: str) -> None:
     """Kill the processes whose environment has this :data:`MARK`, in whatever session (on Linux)."""
+    if sys.platform != "linux":
+        return
     line, late = f"{MARK}={mark}".encode(), time.monotonic() + PATIENCE
     found = True
     while found and time.monotonic() < late:
@@ -265,6 +280,16 @@ def end_marked(mark: str) -> None:
                     found = True
                     os.kill(int(place.parent.name), signal.SIGKILL)
         time.sleep(0.01)
+
+
+def _end_descendants(process: int) -> None:
+    """Kill all that a living process and its children have started."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for one in psutil.Process(process).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                one.kill()
 
 
 def _new_file() -> Path:

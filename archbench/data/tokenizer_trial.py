@@ -70,7 +70,7 @@ def limit_memory() -> None:
     if sys.platform == "linux":
         import resource
 
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text("utf-8")
         held = int(status.partition("VmData:")[2].split()[0]) << 10
         resource.setrlimit(resource.RLIMIT_DATA, (held + MEMORY, resource.RLIM_INFINITY))
 

@@ -48,12 +48,21 @@ def open_regular(path: str | Path) -> BufferedReader:
     """
     # O_NONBLOCK: opening a pipe nobody writes to would wait for ever.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags)
+    try:
+        descriptor = os.open(path, flags)
+    except PermissionError:
+        if os.path.isdir(path):  # Windows opens none
+            raise _irregular(stat.S_IFDIR, path) from None
+        raise
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind != stat.S_IFREG:
         os.close(descriptor)
-        raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'a special file')}, not a regular file", str(path))
+        raise _irregular(kind, path)
     return os.fdopen(descriptor, "rb")
+
+
+def _irregular(kind: int, path: str | Path) -> OSError:
+    return OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'a special file')}, not a regular file", str(path))
 
 
 class Reading(TypedDict, total=False):

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -121,7 +122,8 @@ def _check(output: Output, force: bool) -> None:
 def _opened(path: Path) -> BinaryIO:
     """A stream to append to. A pipe that nobody reads is an error, and not an endless wait."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    os.set_blocking(descriptor, True)
+    if sys.platform != "win32":
+        os.set_blocking(descriptor, True)
     return os.fdopen(descriptor, "wb")
 
 

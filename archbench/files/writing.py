@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from archbench.interruption import underway
+
+PATIENCE = 2.0
+"""Seconds that a reader may take on Windows."""
 
 
 def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -27,10 +32,23 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            _rename(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def _rename(temporary: Path, path: Path) -> None:
+    """Windows refuses while somebody reads ``path``, which takes a moment: it is asked again for :data:`PATIENCE`."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if sys.platform != "win32" or time.monotonic() > end:
+                raise
+        time.sleep(0.01)
 
 
 def temporary_beside(path: Path) -> Path:
@@ -62,8 +80,10 @@ def set_aside(path: Path) -> Path:
 
 
 def flush(path: Path) -> None:
-    """Flush a file, or a folder's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush a file, or a folder's entries, to the disk; Windows has no way for folders."""
+    if sys.platform == "win32" and path.is_dir():
+        return
+    descriptor = os.open(path, os.O_RDWR if sys.platform == "win32" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -76,7 +76,7 @@ def _onednn_applies(x: Tensor, weight: Tensor) -> bool:
 @cache
 def _amd_cpu() -> bool:
     try:
-        processor = Path("/proc/cpuinfo").read_text()
+        processor = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:  # not Linux: the vendor is unknown, and F.linear works everywhere
         return False
     return "AuthenticAMD" in processor and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ Sources: proc_stat(5), proc_loadavg(5), the kernel's accounting/psi and cgroup-v
 from __future__ import annotations
 
 import os
+import sys
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -68,17 +69,22 @@ class Environment:
     gpu_slow_now: bool | None
 
 
-def snapshot(device: object = "cpu") -> Environment:
+def snapshot(device: object = "cpu", *, ended: float = 0.0) -> Environment:
     """Read every counter, in a few milliseconds; a CUDA device takes calls of nvidia-smi.
 
     Take both snapshots in one process: own time is that of the process and its descendants.
+
+    Args:
+        device: what is measured.
+        ended: CPU seconds of children that have ended since the snapshot before; only Windows does not count them.
     """
     import psutil
 
     cpus = usable_cpus()
     per_cpu = psutil.cpu_times(percpu=True)
     times = [per_cpu[cpu] for cpu in cpus if cpu < len(per_cpu)]
-    idle_kinds = ("idle", "iowait", "steal", "guest", "guest_nice")  # guest time is part of user time
+    # Guest time is part of user time, and Windows' times of interrupts and dpc are part of system time.
+    idle_kinds = ("idle", "iowait", "steal", "guest", "guest_nice", "interrupt", "dpc")
     busy = sum(sum(value for kind, value in cpu._asdict().items() if kind not in idle_kinds) for cpu in times)
     pressure = _pressure("cpu")
     memory = _pressure("memory")
@@ -88,7 +94,7 @@ def snapshot(device: object = "cpu") -> Environment:
         cpus=len(cpus),
         busy_seconds=busy,
         stolen_seconds=sum(getattr(cpu, "steal", 0.0) for cpu in times),
-        own_seconds=_own_seconds(),
+        own_seconds=_own_seconds() + (ended if sys.platform == "win32" else 0.0),
         load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         psi_cpu=pressure["avg10"] / 100 if pressure else None,
         memory_stall_seconds=memory["total"] * 1e-6 if memory else None,
@@ -113,7 +119,7 @@ def _own_seconds() -> float:
 def _pressure(resource: str, folder: Path = Path("/proc/pressure")) -> dict[str, float] | None:
     """The ``some`` line of a PSI file: averages in percent, total in microseconds."""
     try:
-        lines = (folder / resource).read_text().splitlines()
+        lines = (folder / resource).read_text("utf-8").splitlines()
     except OSError:
         return None
     for line in lines:
@@ -128,7 +134,7 @@ def _quota_stop_seconds(cpus: int, cgroup: Path | None = None) -> float | None:
     if folder is None:
         return None
     try:
-        counters = dict(line.split() for line in (folder / "cpu.stat").read_text().splitlines())
+        counters = dict(line.split() for line in (folder / "cpu.stat").read_text("utf-8").splitlines())
     except (OSError, ValueError):
         return None
     if "throttled_usec" in counters:  # version 2; both are sums over the CPUs
@@ -138,7 +144,7 @@ def _quota_stop_seconds(cpus: int, cgroup: Path | None = None) -> float | None:
 
 def _heat_events(cpus: list[int], folder: Path = Path("/sys/devices/system/cpu")) -> int | None:
     counts = [
-        int(path.read_text())
+        int(path.read_text("utf-8"))
         for cpu in cpus
         for path in (folder / f"cpu{cpu}" / "thermal_throttle").glob("*_throttle_count")
     ]

@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
@@ -76,21 +77,31 @@ def device_name(device: object) -> str:
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's model name; the architecture (``arm64``) where the system does not say."""
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+    with contextlib.suppress(OSError):
+        for line in cpuinfo.read_text("utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    if platform.system() == "Darwin":
-        brand = _output("sysctl", "-n", "machdep.cpu.brand_string")
-        if brand:
-            return brand
+    if sys.platform == "darwin" and (brand := _output("sysctl", "-n", "machdep.cpu.brand_string")):
+        return brand
+    if sys.platform == "win32":
+        import winreg
+
+        with (
+            contextlib.suppress(OSError),
+            winreg.OpenKey(winreg.HKEY_LOCAL_MACHINE, r"HARDWARE\DESCRIPTION\System\CentralProcessor\0") as key,
+        ):
+            return str(winreg.QueryValueEx(key, "ProcessorNameString")[0]).strip()
     return platform.processor() or platform.machine() or "unknown"
 
 
 def usable_cpus() -> list[int]:
     """The logical CPUs that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
+    if sys.platform == "linux":
         return sorted(os.sched_getaffinity(0))
+    if sys.platform == "win32":
+        import psutil
+
+        return list(psutil.Process().cpu_affinity())
     return list(range(os.cpu_count() or 1))
 
 
@@ -110,10 +121,10 @@ def cpu_quota(cgroup: Path | None = None) -> float | None:
 def _quota(level: Path) -> float | None:
     try:
         if (level / "cpu.max").exists():  # version 2: "max 100000" or "200000 100000"
-            quota, period = (level / "cpu.max").read_text().split()
+            quota, period = (level / "cpu.max").read_text("utf-8").split()
         else:
-            quota = (level / "cpu.cfs_quota_us").read_text().strip()
-            period = (level / "cpu.cfs_period_us").read_text().strip()
+            quota = (level / "cpu.cfs_quota_us").read_text("utf-8").strip()
+            period = (level / "cpu.cfs_period_us").read_text("utf-8").strip()
     except (OSError, ValueError):
         return None
     return None if quota in ("max", "-1") else int(quota) / int(period)
@@ -122,7 +133,7 @@ def _quota(level: Path) -> float | None:
 def cpu_cgroup(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Path | None:
     """Folder of this process's CPU control group, version 1 or 2 (cgroups(7)); None where there is none."""
     try:
-        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in membership.read_text("utf-8").splitlines()]
     except OSError:
         return None
     for _, controllers, path in lines:
@@ -155,7 +166,7 @@ def memory_bytes(device: str = "cpu") -> int:
 def _memory_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
     """Limits of this process's control groups, version 2, or version 1's own one."""
     try:
-        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+        lines = [line.split(":", 2) for line in membership.read_text("utf-8").splitlines()]
     except OSError:
         return
     for _, controllers, path in lines:
@@ -166,7 +177,7 @@ def _memory_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Pa
         for level in [own, *own.parents]:
             for name in ("memory.max", "memory.limit_in_bytes"):
                 with contextlib.suppress(OSError, ValueError):
-                    yield int((level / name).read_text())
+                    yield int((level / name).read_text("utf-8"))
             if level == top:
                 break
 
@@ -179,7 +190,9 @@ def describe(device: object = "cpu") -> dict[str, str | int | float | None]:
     import numpy as np
     import psutil
 
-    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    frequency = None
+    with contextlib.suppress(AttributeError, OSError, RuntimeError):  # no virtual Mac tells it
+        frequency = psutil.cpu_freq()
     facts: dict[str, str | int | float | None] = {
         **versions(),
         "numpy_version": np.__version__,
@@ -238,7 +251,7 @@ def gpu_id(device: str, environment: Mapping[str, str]) -> str:
 def _output(*command: str) -> str | None:
     """What a program prints; None if it is missing or fails, since no fact here is worth failing a run."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -2,8 +2,10 @@
 
 :func:`peak_memory` is a phase's: on a GPU what torch's allocator counts since its peaks were reset, on a CPU under
 Linux the process's ``VmHWM`` (proc_pid_status(5)) after resetting it by writing 5 to ``/proc/self/clear_refs``
-(proc_pid_clear_refs(5)). ``getrusage``'s ``ru_maxrss`` will not do: it cannot be reset, and a process inherits it from
-its parent across ``exec``. Where there is nothing better, the value is None, with the reason.
+(proc_pid_clear_refs(5)). Elsewhere a peak cannot be reset: what the system counts since the process began (macOS:
+``ru_maxrss`` of getrusage(2); Windows: ``PeakWorkingSetSize``) is the phase's peak if it has grown in the phase, and
+otherwise, as on other devices, the value is None, with the reason. On Linux ``ru_maxrss`` would not do: a process
+inherits it from its parent across ``exec``.
 
 :func:`peak_extra_bytes` counts bytes in tensors alone. It does not depend on what ran earlier or on an allocator's
 habits, so that two ways of computing one thing can be compared in one process. It misses what libraries hold beside
@@ -14,12 +16,14 @@ from __future__ import annotations
 
 import errno
 import gc
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.autograd.profiler import profile
 
@@ -63,6 +67,13 @@ def peak_memory(device: torch.device | str, proc: Path = Path("/proc/self")) -> 
         _begin_cuda(memory, device)
         yield memory
         _end_cuda(memory, device)
+    elif device.type == "cpu" and sys.platform != "linux":
+        memory.baseline_bytes, before = psutil.Process().memory_info().rss, _peak_since_start()
+        yield memory
+        if (peak := _peak_since_start()) > before:
+            memory.peak_bytes = peak
+        else:
+            memory.reason = f"its process had used {before} bytes before, and this system does not reset that peak"
     elif device.type == "cpu":
         _begin_cpu(memory, proc)
         yield memory
@@ -86,9 +97,18 @@ def _end_cuda(memory: PeakMemory, device: torch.device, cuda: Any = torch.cuda) 
     memory.reserved_bytes = cuda.max_memory_reserved(device)
 
 
+def _peak_since_start() -> int:
+    """Most bytes that this process has had resident."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def _begin_cpu(memory: PeakMemory, proc: Path) -> None:
     try:
-        (proc / "clear_refs").write_text("5")
+        (proc / "clear_refs").write_text("5", "utf-8")
         resident, peak = _status_bytes(proc, "VmRSS"), _status_bytes(proc, "VmHWM")
     except OSError as error:
         memory.reason = f"{proc} does not tell or reset the peak of this process ({error.strerror})"
@@ -100,7 +120,7 @@ def _begin_cpu(memory: PeakMemory, proc: Path) -> None:
 
 
 def _status_bytes(proc: Path, field: str) -> int:
-    for line in (proc / "status").read_text().splitlines():
+    for line in (proc / "status").read_text("utf-8").splitlines():
         name, _, value = line.partition(":")
         if name == field:
             kibibytes, unit = value.split()

@@ -120,7 +120,7 @@ def last_level_cache_bytes(device: torch.device) -> int:
     sizes = [32 * 2**20]
     levels = sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"))
     for level in levels:
-        text = (level / "size").read_text().strip() if (level / "size").exists() else ""
+        text = (level / "size").read_text("utf-8").strip() if (level / "size").exists() else ""
         if match := re.fullmatch(r"(\d+)([KM])", text):
             sizes.append(int(match[1]) * {"K": 2**10, "M": 2**20}[match[2]])
     return min(max(sizes), 256 * 2**20)

@@ -66,22 +66,22 @@ def import_limit() -> float:
 def _importing(plugin: str) -> Iterator[None]:
     """Run a plugin's import as :func:`plugin_code`, and end it when it takes too long.
 
-    An import that hangs inside a C function, or on another thread than the main one, is not ended.
+    An import that hangs inside a C function, on another thread than the main one, or on Windows is not ended.
     """
-    limit = import_limit()
-
-    def expired(signal_number: int, frame: object) -> None:
-        raise TimeoutError(f"it took longer than {limit:g} s; {LIMIT_VARIABLE} allows another time")
-
-    timed = hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread()
-    previous = signal.signal(signal.SIGALRM, expired) if timed else None
-    try:
-        if timed:
-            signal.setitimer(signal.ITIMER_REAL, limit)
-        with plugin_code(), busy(f"while plugin {plugin} was imported"):
+    with plugin_code(), busy(f"while plugin {plugin} was imported"):
+        if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
             yield
-    finally:
-        if timed:
+            return
+        limit = import_limit()
+
+        def expired(signal_number: int, frame: object) -> None:
+            raise TimeoutError(f"it took longer than {limit:g} s; {LIMIT_VARIABLE} allows another time")
+
+        previous = signal.signal(signal.SIGALRM, expired)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, limit)
+            yield
+        finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, previous)
 

@@ -241,7 +241,7 @@ def _files(plugin: Path) -> Iterator[Path]:
 def _refuse_others(place: Path) -> None:
     """Raise a StorageError if another user than this one can decide what ``place`` says."""
     found = place.stat()
-    if hasattr(os, "getuid") and (found.st_uid != os.getuid() or found.st_mode & 0o022):
+    if sys.platform != "win32" and (found.st_uid != os.getuid() or found.st_mode & 0o022):
         step = f"Make it yours alone (chmod go-w), or set {CONFIG_VARIABLE} to a folder of your own"
         raise StorageError(str(place), "other users own it or can write it, and so decide which code you run", step)
 

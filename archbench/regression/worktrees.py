@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -98,7 +100,10 @@ def describe(revision: str, commit: str, project: Path) -> Tree:
         if package == "":
             roots.insert(1, project / folder)
         elif "." not in package and (project / folder).is_dir():
-            (site / package).symlink_to(project / folder, target_is_directory=True)
+            if sys.platform == "win32":  # where links are for administrators
+                shutil.copytree(project / folder, site / package)
+            else:
+                (site / package).symlink_to(project / folder, target_is_directory=True)
     if name := settings.project.name:
         _write_metadata(site, name, settings.project.version, points)
     there = tuple(name for name, module in points.items() if _exists(module.partition(":")[0], roots))
@@ -108,9 +113,10 @@ def describe(revision: str, commit: str, project: Path) -> Tree:
 def _write_metadata(site: Path, name: str, version: str, points: dict[str, str]) -> None:
     info = site / f"{re.sub(r'[-_.]+', '_', name)}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    (info / "METADATA").write_text(about, encoding="utf-8")
     lines = "".join(f"{point} = {module}\n" for point, module in points.items())
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{lines}")
+    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{lines}", encoding="utf-8")
 
 
 def _exists(module: str, roots: Sequence[Path]) -> bool:
@@ -149,7 +155,7 @@ def _run_git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str] 
     variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         return subprocess.run(
-            ["git", "-C", str(folder), *arguments], env=variables, capture_output=True, text=True, check=False
+            ["git", "-C", str(folder), *arguments], env=variables, capture_output=True, encoding="utf-8", check=False
         )
     except OSError:
         return None

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import filelock
+import psutil
 
 from archbench.data.cache import cache_folder
 from archbench.errors import StorageError, storing
@@ -151,7 +153,7 @@ def _temporary(paths: Iterable[Path]) -> Iterator[Leftover]:
     for path in paths:
         found = _OURS.match(path.name)
         pid = int(found[1]) if found else writer(path)
-        if pid is not None and not _lives(pid):
+        if pid is not None and not psutil.pid_exists(pid):
             yield _leftover("temporary", [path], "nothing: its process has ended")
 
 
@@ -162,7 +164,7 @@ def _leftover(kind: Kind, paths: list[Path], loses: str, *, run: Path | None = N
         for one in inside:
             with contextlib.suppress(OSError):  # gone in the meantime
                 facts = one.lstat()
-                size += facts.st_blocks * 512 if hasattr(facts, "st_blocks") else facts.st_size
+                size += getattr(facts, "st_blocks", -(-facts.st_size // 512)) * 512  # Windows has none
                 changed = max(changed, facts.st_mtime)
     owner = _owner(run) if run is not None else None
     if owner is None and time.time() - changed < QUIET and kind != "checkpoints":
@@ -180,21 +182,13 @@ def _owner(run: Path) -> str | None:
             lock.acquire(blocking=False)
         except (filelock.Timeout, OSError):
             with contextlib.suppress(OSError):
-                return f"in use by {(folder / '.lock-owner').read_text(errors='replace')[:200]}"
+                return f"in use by {(folder / '.lock-owner').read_text('utf-8', 'replace')[:200]}"
             return "in use"
         lock.release()
     return None
 
 
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # another user's
-    return True
-
-
 def _user() -> int:
-    return os.getuid() if hasattr(os, "getuid") else 0
+    if sys.platform == "win32":  # where every file has that owner
+        return 0
+    return os.getuid()

@@ -39,7 +39,7 @@ def locked(folder: Path, step: str = "Wait for it, or choose another folder with
         raise StorageError(str(folder), cause, "Choose a folder on another file system with --out") from error
     try:
         with storing(str(owner), step):
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         with underway():
             yield
     finally:
@@ -52,7 +52,7 @@ def _written(owner: Path) -> str:
     """Who has the lock; it writes that just after it has got it."""
     for _ in range(20):
         with contextlib.suppress(OSError):
-            if text := owner.read_text(errors="replace")[:200]:
+            if text := owner.read_text("utf-8", "replace")[:200]:
                 return text
         time.sleep(0.05)
     return "which has not said who it is"

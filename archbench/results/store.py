@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import secrets
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -170,8 +171,11 @@ def described(config: Mapping[str, Any], *results: bytes) -> str:
 @contextlib.contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """One writer at a time, so that the JSON beside a run is its own; death releases the folder."""
-    if os.name != "posix":
-        yield
+    if sys.platform == "win32":
+        import filelock
+
+        with filelock.FileLock(folder / ".writing"):  # which goes when it is released
+            yield
         return
     import fcntl
 
@@ -206,8 +210,11 @@ def _publish(path: Path, content: bytes, *, replace: bool) -> None:
             _link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    if os.name == "posix":  # the new name, too, must survive a power cut
-        flush(path.parent)
+    flush(path.parent)  # the new name, too, must survive a power cut
+
+
+_WITHOUT_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+"""What file systems without hard links answer: Linux, macOS, Windows."""
 
 
 def _link(temporary: Path, path: Path) -> None:
@@ -216,7 +223,7 @@ def _link(temporary: Path, path: Path) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        if error.errno not in {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}:
+        if error.errno not in _WITHOUT_LINKS:
             raise
         if path.exists():
             raise FileExistsError(errno.EEXIST, "File exists", str(path)) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,8 +57,8 @@ def measure_kernels(config: KernelConfig, *, quiet: bool = False) -> KernelRun:
     prepare_folder(config.out)
     run_id = new_run_id(config.out)
     before = environment.snapshot(config.device)
-    rows, left_out = _measured_apart(config, quiet=quiet)
-    rows = with_environment(rows, before, environment.snapshot(config.device))
+    rows, left_out, cpu_seconds = _measured_apart(config, quiet=quiet)
+    rows = with_environment(rows, before, environment.snapshot(config.device, ended=cpu_seconds))
     facts = {"versions": versions(), "machine": describe(config.device), "left_out": left_out}
     path = write_run(
         config.out,
@@ -78,15 +79,15 @@ def measure_kernels(config: KernelConfig, *, quiet: bool = False) -> KernelRun:
     return KernelRun(path, left_out)
 
 
-def _measured_apart(config: KernelConfig, *, quiet: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows and what was left out, from the child process."""
+def _measured_apart(config: KernelConfig, *, quiet: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]], float]:
+    """Rows, what was left out, and CPU seconds, from the child process."""
     request = {"config": config.model_dump(mode="json"), "quiet": quiet}
     # By default the profiler that counts bytes reports its starts and stops on standard error.
     variables = {"KINETO_LOG_LEVEL": os.environ.get("KINETO_LOG_LEVEL", "99"), **thread_variables(config)}
     try:
         with Child(__name__, request, culprit=CULPRIT, variables=variables) as child:
-            rows, left_out = child.receive()
-            return rows, left_out
+            rows, left_out, cpu_seconds = child.receive()
+            return rows, left_out, cpu_seconds
     except LostError as lost:
         step = "See what it printed above, and run again with fewer --backends to find the one at fault"
         if lost.killed:
@@ -95,7 +96,7 @@ def _measured_apart(config: KernelConfig, *, quiet: bool) -> tuple[list[dict[str
 
 
 def main(parent: Parent, request: dict[str, Any]) -> None:
-    """In the child: measure, and send the rows and what was left out.
+    """In the child: measure, and send the rows, what was left out, and this process's CPU seconds.
 
     Raises:
         DeviceError: nothing could be measured.
@@ -115,4 +116,4 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
     if all(row["value"] is None for row in finished):
         reasons = dict.fromkeys(f"{one.candidate}: {one.reason}" for one in left_out)
         raise DeviceError(CULPRIT, f"nothing could be measured ({'; '.join(reasons)})", "Ask for other --backends")
-    parent.send([finished, [asdict(one) for one in left_out]])
+    parent.send([finished, [asdict(one) for one in left_out], time.process_time()])

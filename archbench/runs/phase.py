@@ -28,9 +28,9 @@ def run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, A
     """
     device = folder.config.device
     before = environment.snapshot(device)
-    rows = _measured_apart(folder, phase, quiet=quiet)
+    rows, cpu_seconds = _measured_apart(folder, phase, quiet=quiet)
     if phase != CHECK:  # it measures nothing that could be disturbed
-        after = environment.snapshot(device)
+        after = environment.snapshot(device, ended=cpu_seconds)
         rows = with_environment(rows, before, after, repeat=folder.config.phases.index(phase))
     folder.write_rows(phase, rows)
     return rows
@@ -63,8 +63,8 @@ def with_environment(
     return [{**row, "contaminated": contaminated} for row in [*rows, *watched]]
 
 
-def _measured_apart(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, Any]]:
-    """The rows that the phase's child process sends; its last findings are kept even if it fails."""
+def _measured_apart(folder: RunFolder, phase: str, *, quiet: bool) -> tuple[list[dict[str, Any]], float]:
+    """The rows that the phase's child process sends, and its CPU time; its last findings are kept even if it fails."""
     request = {"out": str(folder.path.parent), "run_id": folder.run_id, "phase": phase, "quiet": quiet}
     variables = {**thread_variables(folder.config), PLUGINS_VARIABLE: None}  # the configuration names the plugins
     limit = time_limit(folder.config, phase)
@@ -85,8 +85,7 @@ def _measured_apart(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[
     finally:
         if findings is not None:
             findings.write(folder)
-    rows: list[dict[str, Any]] = message["rows"]
-    return rows
+    return message["rows"], message["cpu_seconds"]
 
 
 def _culprit(folder: RunFolder, phase: str) -> str:

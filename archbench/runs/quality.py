@@ -85,7 +85,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     counted = None if config.data.validation_fraction == 1 else data.corpus.to_bytes("train", MOST_COUNTED)
     for name, bits_per_byte in floors(counted, data.corpus.to_bytes("validation")).items():
         rows.add(f"floor_{name}", bits_per_byte)
-    rows.add_memory(memory)
+    rows.add_memory(memory, quiet=quiet)
     rows.add("audit_tolerance", audit.tolerance)
     report.add_to(rows)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from archbench.kernels import record_attention
 from archbench.measure.memory import PeakMemory
+from archbench.presentation.terminal import echo
 
 
 class Rows:
@@ -33,8 +34,10 @@ class Rows:
         for repeat, value in enumerate(values):
             self.add(metric, value, repeat=repeat, **columns)
 
-    def add_memory(self, memory: PeakMemory, **columns: Any) -> None:
-        """Peak memory of a measured block, and the memory in use before it."""
+    def add_memory(self, memory: PeakMemory, *, quiet: bool, **columns: Any) -> None:
+        """Peak memory of a measured block, and the memory in use before it; a line says why it is unknown."""
+        if memory.reason and not quiet:
+            echo(f"phase {self.phase}: its peak memory is unknown: {memory.reason}", error=True)
         self.add("peak_memory_bytes", memory.peak_bytes, **columns)
         self.add("baseline_memory_bytes", memory.baseline_bytes, **columns)
         self.add("reserved_memory_bytes", memory.reserved_bytes, **columns)

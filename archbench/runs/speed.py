@@ -53,7 +53,7 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
             rows.extend("seconds_to_first_token", samples.seconds, **case)
             rows.add("tokens_per_second", B * P / median(samples.seconds), **case)
             _describe(rows, samples, case)
-    rows.add_memory(memory)
+    rows.add_memory(memory, quiet=quiet)
     _audit(run, model, decoded, rows)
 
 
@@ -81,7 +81,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
             rows.extend("seconds_per_token", timed, **case)
             rows.add("tokens_per_second", B / median(timed), **case)
             _describe(rows, samples, case, outlying=count_outliers(timed))
-    rows.add_memory(memory)
+    rows.add_memory(memory, quiet=quiet)
     _audit(run, model, decoded, rows)
 
     described, T = on_meta(model), run.model["context_length"]

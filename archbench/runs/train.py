@@ -112,7 +112,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
         rows.add("peak_flops_published", published, **totals)
         rows.add("peak_flops_measured", measured, **totals)
         rows.add("mfu", mfu(speed * flops_per_token, published or measured), **totals)
-    rows.add_memory(memory, **totals)
+    rows.add_memory(memory, quiet=quiet, **totals)
     report.add_to(rows)
     if history.diverged_at is not None:
         rows.add("diverged", history.diverged_at, repeat=history.diverged_at, **totals)

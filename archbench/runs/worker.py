@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 import torch
@@ -45,7 +47,8 @@ assert set(PHASES) == set(get_args(PhaseName)), "PhaseName in archbench/config.p
 def main(parent: Parent, request: dict[str, Any]) -> None:
     """Measure the phase ``request["phase"]`` of a run."""
     # End copies of this process that a plugin forks: they would measure too, and write into the same folder.
-    os.register_at_fork(after_in_child=lambda: os._exit(1))
+    if sys.platform != "win32":
+        os.register_at_fork(after_in_child=lambda: os._exit(1))
     run, name, quiet = open_run(request["out"], request["run_id"]), request["phase"], request["quiet"]
     with attention_backend(run.config.attention), measuring(name, run.config) as (device, rows):
         require_room(run, device)
@@ -56,4 +59,4 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
             plugin = Entry(run.config.architecture, package, version, package).culprit
             with watched(f"{plugin}, in phase {name}"):
                 PHASES[name](run, device, rows, quiet=quiet)
-    parent.send({"rows": rows.finished()})
+    parent.send({"rows": rows.finished(), "cpu_seconds": time.process_time()})

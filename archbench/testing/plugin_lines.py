@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import os
 import re
 import sysconfig
 import traceback
@@ -12,8 +13,8 @@ from pathlib import Path
 import archbench
 from archbench.errors import ArchbenchError, HookFailedError, one_line
 
-_ARCHBENCH = str(Path(archbench.__file__).parent) + "/"
-_STANDARD = sysconfig.get_path("stdlib") + "/"
+_ARCHBENCH = Path(archbench.__file__).parent.as_posix() + "/"
+_STANDARD = Path(sysconfig.get_path("stdlib")).as_posix() + "/"
 _INSTALLED = "/site-packages/"
 _HARNESS = ("torch", "pluggy", "pydantic", "numpy", "safetensors", "_pytest", "pytest")
 """Installed packages that call a plugin or are called by it, but are no plugin."""
@@ -30,7 +31,8 @@ def plugin_line(frames: Iterable[tuple[str, int | None]]) -> str:
     Args:
         frames: file and line number, innermost first.
     """
-    known = [(file, line) for file, line in frames if line and not file.startswith((_ARCHBENCH, "<"))]
+    posix = ((file.replace(os.sep, "/"), line) for file, line in frames)
+    known = [(file, line) for file, line in posix if line and not file.startswith((_ARCHBENCH, "<"))]
     own = [(file, line) for file, line in known if _INSTALLED not in file and not file.startswith(_STANDARD)]
     packaged = [
         (file, line)

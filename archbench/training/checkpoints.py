@@ -97,7 +97,7 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
         with (partial / TRAINING).open("wb") as file:
             torch.save(dict(training), file)
         sums = {name: _facts(partial / name).model_dump() for name in (WEIGHTS, TRAINING)}
-        (partial / MANIFEST).write_text(sealed({"format": _FORMAT, "step": step, "files": sums}))
+        (partial / MANIFEST).write_text(sealed({"format": _FORMAT, "step": step, "files": sums}), encoding="utf-8")
         for name in (WEIGHTS, TRAINING, MANIFEST):
             flush(partial / name)
         flush(partial)

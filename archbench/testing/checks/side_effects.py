@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -61,6 +62,7 @@ def check_side_effects(subject: Subject) -> str:
 
 def _package(file: str) -> str:
     """The installed package that has the file; "" where none has."""
+    file = Path(file).as_posix()
     return file.rpartition("/site-packages/")[2].partition("/")[0] if "/site-packages/" in file else ""
 
 
