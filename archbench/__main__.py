@@ -4,6 +4,7 @@
 is taken for a package or a plugin.
 """
 
+import atexit
 import os
 import sys
 
@@ -15,7 +16,16 @@ import signal
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, until archbench.interruption is imported
 
-from archbench.cli import main
+from archbench import cli, interruption
+
+
+def main() -> int:
+    """The command. Returns its exit code, which no signal changes after that."""
+    atexit.register(interruption.ignored)  # the first is called last: then Python takes its handlers away
+    code = cli.main()
+    interruption.over(code)
+    return code
+
 
 if __name__ == "__main__":
     sys.exit(main())

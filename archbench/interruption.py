@@ -198,6 +198,19 @@ def _watch(waking: socket, numbers: list[int], again: list[int]) -> None:
             end = end or time.monotonic() + LONGEST
 
 
+def over(code: int) -> None:
+    """The command has ended with this code: a signal that comes while Python ends neither prints nor changes it."""
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: os._exit(code))
+
+
+def ignored() -> None:
+    """From now on signals do nothing."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _imports(frame: FrameType | None) -> int:
     """How many imports within each other the main thread is at."""
     count = 0

@@ -173,7 +173,7 @@ def serve(owner: int, listener: socket.socket) -> None:
     import gc
     import importlib
 
-    from archbench.child import process
+    from archbench.child import entry, process
     from archbench.kernels.triton_guard import without_triton
 
     key = _early(os.environ)
@@ -183,6 +183,7 @@ def serve(owner: int, listener: socket.socket) -> None:
     process.subprocess = sys.modules[__name__]  # type: ignore[assignment]
     _servers[key] = listener.getsockname()
     signal.signal(signal.SIGTERM, lambda *_: _end())
+    entry.take_signals()  # it may have been started for a child that was to get none yet
     gc.freeze()
     ended = os.pidfd_open(owner)
     while True:

@@ -170,3 +170,25 @@ def test_an_interrupt_during_start_up_is_one_line(tmp_path: Path, module: bool) 
         assert stdout == ""
         assert stderr.splitlines()[-1].startswith("Interrupted")
         assert "Traceback" not in stderr
+
+
+def test_a_signal_after_the_end_changes_neither_exit_code_nor_what_is_printed(tmp_path: Path) -> None:
+    """A module's exit handler may take a while, as torch's does."""
+    program = f"""
+import atexit, sys, time
+sys.path[:0] = [{str(Path(__file__).parents[1])!r}]
+sys.argv = ["archbench", "show", "nosuch"]
+def slow():
+    print("leaving", flush=True)
+    time.sleep(60)
+from archbench.__main__ import main
+from archbench import cli
+command, cli.main = cli.main, lambda: (atexit.register(slow), command())[1]
+sys.exit(main())
+"""
+    child = subprocess.Popen([sys.executable, "-P", "-c", program], stdout=-1, stderr=-1, text=True, cwd=tmp_path)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "leaving\n"
+    child.send_signal(signal.SIGINT)
+    assert child.communicate(timeout=60)[1].count("\n") == 1
+    assert child.returncode == 2

@@ -133,7 +133,9 @@ def from_file(
     culprit = f"file {str(path)!r}"
     definition = read_text(path, limit=MOST_BYTES, error=DataError, culprit=culprit, next_step="Give a tokenizer.json")
     if sha256 is not None and hashlib.sha256(definition.encode()).hexdigest() != sha256:
-        raise DataError(culprit, "it is damaged (its checksum differs from when it was written)", "Restore the file")
+        raise DataError(
+            culprit, f"it is damaged, or {SAVED_AS} beside it (the checksum there is another)", "Restore them"
+        )
     return from_definition(definition, name=name, separator=separator, cache=cache)
 
 
