@@ -50,6 +50,41 @@ def test_list_as_json_has_one_object_an_architecture(install: Install, minimal_p
     assert found["gone"]["presets"] == []
 
 
+def test_what_plugins_say_is_kept_until_something_changes_and_what_is_broken_is_asked_anew(
+    install: Install, minimal_plugin: str, cli: RunCLI, tmp_path: Path
+) -> None:
+    """Each plugin notes when its code runs."""
+    ran, kept = tmp_path / "ran", {"ARCHBENCH_CACHE": str(tmp_path / "cache")}
+    note = f"with open({str(ran)!r}, 'a') as file:\n    file.write(__name__ + ' ')\n"
+    site = install("acme-bigram", "bigram", minimal_plugin + note)
+    install("acme-typo", "typo", minimal_plugin.replace("def train_step(", "def trian_step(") + note)
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text("import archbench\n@archbench.hookimpl(wrapper=True)\ndef build(config):\n    return (yield)\n")
+
+    def listed(*options: str | Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        ran.write_text("")
+        done = cli("list", "--json", *options, env=kept)
+        assert (done.returncode, done.stderr) == (0, "")
+        return {row["name"]: row for row in map(json.loads, done.stdout.splitlines())}, ran.read_text().split()
+
+    first, modules = listed()
+    assert {*modules} == {"acme_bigram", "acme_typo"}
+    again, modules = listed()
+    assert again == first
+    assert modules == ["acme_typo"]
+    wrapped, modules = listed("--plugin", wrapper)
+    assert "acme_bigram" in modules
+    assert wrapped["bigram"]["wrappers"] == ["wrapper"]
+    assert listed("--plugin", wrapper) == (wrapped, ["acme_typo"])
+    (site / "acme_bigram.py").write_text(minimal_plugin.replace("A table of", "Another table of") + note)
+    changed, modules = listed()
+    assert "acme_bigram" in modules
+    assert changed["bigram"]["summary"].startswith("Another table of")
+    for file in (tmp_path / "cache" / "descriptions").iterdir():
+        file.write_text(file.read_text().replace("Another", "No other"))
+    assert listed()[0] == changed
+
+
 def test_show_prints_the_published_size_of_gpt1(cli: RunCLI) -> None:
     shown = cli("show", "gpt1", "--preset", "paper").stdout
     assert "116,534,784" in shown

@@ -15,7 +15,7 @@ def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
 
     A broken plugin is shown with its error; the exit code is still 0, because the others work.
     """
-    from archbench.plugin.description import described
+    from archbench.plugin.catalogue import described
 
     found = described(plugin or ())
     if json:

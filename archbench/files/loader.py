@@ -15,12 +15,13 @@ import stat
 import tomllib
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn, Required, TypedDict, TypeVar, Unpack
-
-from pydantic import TypeAdapter, ValidationError
+from typing import TYPE_CHECKING, Any, NoReturn, Required, TypedDict, TypeVar, Unpack
 
 from archbench.errors import ArchbenchError, StorageError, one_line
 from archbench.files.seal import Sealing, is_sealed, unsealed
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 M = TypeVar("M")
 
@@ -149,6 +150,8 @@ def read_lines(path: str | Path, *, sealing: Sealing = "none", **how: Unpack[Rea
 
 def validated_line(kind: type[M], line: bytes, *, error: type[ArchbenchError], culprit: str, next_step: str) -> M:
     """One JSON value as a ``kind``; see :func:`validated`."""
+    from pydantic import ValidationError  # late, as below: it takes a third of a short command's time
+
     try:
         found: M = _adapter(kind).validate_json(line)
         return found
@@ -178,6 +181,8 @@ def validated(kind: type[M], content: Any, *, error: type[ArchbenchError], culpr
     Raises:
         ArchbenchError: of the class ``error``: the first wrong field and what is wrong with it.
     """
+    from pydantic import ValidationError
+
     try:
         found: M = _adapter(kind).validate_python(content)
         return found
@@ -186,7 +191,13 @@ def validated(kind: type[M], content: Any, *, error: type[ArchbenchError], culpr
         _damaged(error, culprit, reason, next_step, cause)
 
 
-_adapter: Any = functools.cache(TypeAdapter)
+def _new_adapter(kind: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+_adapter: Any = functools.cache(_new_adapter)
 
 
 def _shallow(content: Any) -> Any:

@@ -7,50 +7,43 @@ hangs, exits or crashes there is described as broken, and another child does the
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.child.process import Child, LostError
 from archbench.errors import ArchbenchError, ArchbenchWarning, PluginError, PluginImportError
-from archbench.plugin.discovery import PLUGINS_VARIABLE, Entry, installed, plugin_files, plugin_paths
+from archbench.plugin.catalogue import Description
+from archbench.plugin.discovery import PLUGINS_VARIABLE, Entry, installed
 from archbench.plugin.importing import import_limit
 from archbench.plugin.registry import ARCHITECTURE, available, load, load_file
 
 if TYPE_CHECKING:
     from archbench.child.entry import Parent
 
-Description = dict[str, Any]
-"""``name``, ``packages``, ``sources``, ``versions``, ``summary``, ``paper``, ``presets``, ``wrappers``, ``error``."""
-
 OURS = "archbench"
 """The package whose plugins are described in this process."""
 
 
-def described(plugins: Iterable[str | Path] = ()) -> list[Description]:
-    """Every architecture, by name; ``error`` is None unless it is broken.
-
-    Args:
-        plugins: files and folders, beside the installed ones and ``ARCHBENCH_PLUGINS``.
-
-    Raises:
-        UsageError: a file or folder in ``plugins`` does not exist, or has no plugin.
-    """
-    files = [file for place in plugin_paths(plugins) for file in plugin_files(place)]
-    strangers = {entry.source: entry for entry in installed(ARCHITECTURE.group) if entry.package != OURS}
+def described_anew(files: list[str], known: Collection[str]) -> list[Description]:
+    """Every architecture but those whose file or module is ``known``; ``error`` is None unless it is broken."""
+    files = [file for file in files if file not in known]
+    strangers = {
+        entry.source: entry
+        for entry in installed(ARCHITECTURE.group)
+        if entry.package != OURS and entry.source not in known
+    }
     if not files and not strangers:
-        return _descriptions([], ())
+        return _descriptions([], known)
     broken: dict[str, PluginImportError] = {}
     while True:
         try:
-            found = _described_apart(files, broken)
+            found = _described_apart(files, [*known, *broken])
         except _BrokenError as lost:
             broken[lost.source] = lost.error
         else:
             break
-    found += [_broken(strangers.get(source) or Entry.of_file(source), error) for source, error in broken.items()]
-    return sorted(found, key=lambda one: str(one["name"]))
+    return found + [_broken(strangers.get(source) or Entry.of_file(source), error) for source, error in broken.items()]
 
 
 class _BrokenError(Exception):
@@ -61,8 +54,8 @@ class _BrokenError(Exception):
         self.source, self.error = source, error
 
 
-def _described_apart(files: list[str], broken: Iterable[str]) -> list[Description]:
-    request = {"files": [file for file in files if file not in broken], "skip": list(broken)}
+def _described_apart(files: list[str], skip: list[str]) -> list[Description]:
+    request = {"files": [file for file in files if file not in skip], "skip": skip}
     limit, at = import_limit() + max(1.0, import_limit() / 10), ""  # an import in Python ends by itself after the limit
     variables = {PLUGINS_VARIABLE: None}
     with Child(__name__, request, culprit="the plugins found", variables=variables) as child:

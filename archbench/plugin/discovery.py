@@ -65,26 +65,35 @@ def installed(group: str) -> list[Entry]:
 
     A package that is found twice on ``sys.path`` counts once, the first time, as in Python's own imports.
     """
-    path = [folder for folder in sys.path if folder not in ("", ".")]
-    entries: list[Entry] = []
-    seen: set[str] = set()
-    for distribution in metadata.distributions(path=path):
-        package = _package(distribution)
-        if package is None:  # it is half removed
-            continue
-        key = re.sub(r"[-_.]+", "-", package).lower()
-        if key in seen:
-            continue
-        seen.add(key)
-        points = distribution.entry_points.select(group=group)
-        entries += [Entry(point.name, package, distribution.version, point.value) for point in points]
+    entries = [
+        Entry(point.name, package, distribution.version, point.value)
+        for package, distribution in _packages()
+        for point in distribution.entry_points.select(group=group)
+    ]
     return sorted(entries, key=lambda entry: (entry.name, entry.package))
 
 
-def _package(distribution: metadata.Distribution) -> str | None:
-    """The name in its metadata; ``distribution.metadata`` parses all of it, its README too, which is slow."""
+def versions() -> list[str]:
+    """``name version`` of every package that is installed."""
+    return [f"{package} {_header(distribution, 'Version')}" for package, distribution in _packages()]
+
+
+def _packages() -> Iterator[tuple[str, metadata.Distribution]]:
+    seen: set[str] = set()
+    for distribution in metadata.distributions(path=[folder for folder in sys.path if folder not in ("", ".")]):
+        package = _header(distribution, "Name")
+        if package is None:  # it is half removed
+            continue
+        key = re.sub(r"[-_.]+", "-", package).lower()
+        if key not in seen:
+            seen.add(key)
+            yield package, distribution
+
+
+def _header(distribution: metadata.Distribution, name: str) -> str | None:
+    """From its metadata; ``distribution.metadata`` parses all of it, its README too, which is slow."""
     text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-    found = re.search(r"^Name:[ \t]*(\S+)", text.partition("\n\n")[0], re.MULTILINE | re.IGNORECASE)
+    found = re.search(rf"^{name}:[ \t]*(\S+)", text.partition("\n\n")[0], re.MULTILINE | re.IGNORECASE)
     return found and found[1]
 
 

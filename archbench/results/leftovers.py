@@ -31,8 +31,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 ASKED: tuple[Kind, ...] = ("checkpoints", "cache", "temporary")
 """Kinds that are removed without being named: no measurement is lost with them."""
 
-CACHES = ("texts", "tokens", "tokenizers")
-"""Folders of the cache. None is bounded by itself: each corpus and tokenizer used adds an entry."""
+CACHES = ("texts", "tokens", "tokenizers", "descriptions")
+"""Folders of the cache. None is bounded by itself: each corpus, tokenizer and set of plugins used adds an entry."""
 
 QUIET = 60.0
 """Seconds: what changed later than that may be in use, or about to be."""
