@@ -26,8 +26,8 @@ SOURCES = [
     for folder in (
         "tests/example_plugins",
         "tests/example_plugin",
-        "tests/foreign_plugins",
         "archbench/scaffold/my-arch",
+        "archbench/scaffold/wraps",
     )
     for path in sorted((ROOT / folder).rglob("*.py"))
 ]

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from archbench.cli.options import Plugins, named
+from archbench.errors import UsageError
 from archbench.presentation.terminal import echo
 
 
@@ -22,25 +23,34 @@ def new(
         str | None,
         typer.Option("--from", metavar="NAME", help="Copy the module of this architecture instead of the template"),
     ] = None,
+    wrap: Annotated[
+        str | None,
+        typer.Option(metavar="LIBRARY", help="Wrap a model of transformers, litgpt, x-transformers or nanogpt"),
+    ] = None,
     plugin: Plugins = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to create the package's folder")] = Path("."),
 ) -> None:
     """Write an installable plugin package: one module, its tests, pyproject.toml and a README."""
     from archbench.plugin.registry import available
     from archbench.scaffold.origin import find_origin
-    from archbench.scaffold.package import check_name, package_files, write_package
+    from archbench.scaffold.package import check_name, find_wrap, package_files, write_package
 
     name = named(name, "new")
+    if from_ is not None and wrap is not None:
+        raise UsageError("--wrap", "--from already says what the module is made from", "Leave one of them out")
+    wrapped = find_wrap(wrap) if wrap is not None else None
     known = available(plugin or ())
     check_name(name, known)
-    written = package_files(name, find_origin(from_, known) if from_ is not None else None)
+    written = package_files(name, find_origin(from_, known) if from_ is not None else None, wrapped)
     folder = Path(os.path.expanduser(out)) / name
     write_package(folder, written)
     place = shlex.quote(os.path.normpath(folder))
     echo(f"{place}: {', '.join(written)}")
     echo("Next:")
     echo(f"  cd {place}")
-    echo("  pytest                   # does it pass the conformance checks?")
-    echo("  pip install -e .")
+    if wrapped is not None and wrapped.step:
+        echo(f"  {wrapped.command(name)}")
+    echo("  pip install -e . pytest")
+    echo("  pytest                     # does it pass the conformance checks?")
     echo(f"  archbench check {name}")
-    echo(f"  archbench run {name}")
+    echo(f"  archbench run {name} --profile smoke")

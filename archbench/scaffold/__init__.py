@@ -1,4 +1,4 @@
-"""What ``archbench new`` writes: an installable package around one module, from a template.
+"""What ``archbench new`` writes: an installable package around one module, from templates.
 
-The template is the folder ``my-arch``: exactly what ``archbench new my-arch`` writes.
+The folder ``my-arch`` is what ``archbench new my-arch`` writes; with ``--wrap`` its module is a file of ``wraps``.
 """

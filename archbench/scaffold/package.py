@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.util
 import re
 import shutil
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from archbench.errors import UsageError, storing
+from archbench.errors import UsageError, did_you_mean, storing
 from archbench.files.writing import temporary_beside
 from archbench.plugin.discovery import Entry
 from archbench.scaffold.origin import Origin
@@ -17,17 +18,74 @@ TEMPLATE = "my-arch"
 FILES = ("archbench_my_arch.py", "pyproject.toml", "README.md", "tests/test_my_arch.py")
 
 
-def package_files(name: str, origin: Origin | None = None) -> dict[str, str]:
+@dataclass(frozen=True)
+class Wrap:
+    """A module that makes a plugin of a library's model.
+
+    Attributes:
+        file: in the folder ``wraps``.
+        requirement: what pip installs; "" if the author brings the model as a module of their own.
+        step: the command that brings that module.
+    """
+
+    file: str
+    requirement: str = ""
+    step: str = ""
+
+    def text(self, name: str) -> str:
+        """The module, with ``name`` as the architecture's."""
+        return _named(files("archbench.scaffold").joinpath("wraps", self.file).read_text("utf-8"), name)
+
+    def command(self, name: str) -> str:
+        """``step``, for the architecture ``name``."""
+        return _named(self.step, name)
+
+
+WRAPS = {
+    "transformers": Wrap("transformers_models.py", "transformers>=5.0"),
+    "litgpt": Wrap("litgpt_gpt.py", "litgpt>=0.5"),
+    "x-transformers": Wrap("x_transformers_decoder.py", "x-transformers>=2.0"),
+    "nanogpt": Wrap(
+        "nanogpt_gpt.py",
+        step="curl -o archbench_my_arch_model.py https://raw.githubusercontent.com/karpathy/nanoGPT/master/model.py",
+    ),
+}
+"""What can be wrapped -> how."""
+
+
+def find_wrap(library: str) -> Wrap:
+    """The wrap for ``library``.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if library not in WRAPS:
+        raise UsageError(f"--wrap {library}", "there is no template for it", did_you_mean(library, WRAPS))
+    return WRAPS[library]
+
+
+def package_files(name: str, origin: Origin | None = None, wrap: Wrap | None = None) -> dict[str, str]:
     """Path -> text of every file of the package for the architecture ``name``.
 
     Args:
         name: see :func:`check_name`.
         origin: the module to copy; None for the template's.
+        wrap: the library whose model the module wraps; None for a model of its own.
     """
     template = files("archbench.scaffold") / TEMPLATE
     written = {_named(file, name): _named(template.joinpath(file).read_text("utf-8"), name) for file in FILES}
+    module, settings = module_name(name), "pyproject.toml"
+    if wrap is not None:
+        written[f"{module}.py"] = wrap.text(name)
+        needed, modules = 'dependencies = ["archbench"', f'py-modules = ["{module}"'
+        assert needed in written[settings]
+        assert modules in written[settings]
+        if wrap.requirement:
+            written[settings] = written[settings].replace(needed, f'{needed}, "{wrap.requirement}"')
+        else:
+            written[settings] = written[settings].replace(modules, f'{modules}, "{module}_model"')
+            written["README.md"] = written["README.md"].replace("```\n", f"```\n{wrap.command(name)}\n", 1)
     if origin is not None:
-        module, settings = module_name(name), "pyproject.toml"
         written[f"{module}.py"] = origin.renamed(name)
         point = f'{name} = "{module}"'
         assert point in written[settings]

@@ -40,7 +40,7 @@ class Model(nn.Module):
 def describe():
     presets = {"nano": Config(vocab_size=257, context_length=64)}
     source = "github.com/lucidrains/x-transformers"
-    return ArchitectureInfo("x-transformers", "A decoder of x-transformers", source, Config, presets)
+    return ArchitectureInfo("my-arch", "A decoder of x-transformers", source, Config, presets)
 
 
 @hookimpl

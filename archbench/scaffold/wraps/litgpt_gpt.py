@@ -82,7 +82,7 @@ class Model(nn.Module):
 @hookimpl
 def describe():
     presets = {"nano": Config(vocab_size=257, context_length=64)}
-    return ArchitectureInfo("litgpt", "litgpt's GPT as a Llama", "github.com/Lightning-AI/litgpt", Config, presets)
+    return ArchitectureInfo("my-arch", "litgpt's GPT as a Llama", "github.com/Lightning-AI/litgpt", Config, presets)
 
 
 @hookimpl

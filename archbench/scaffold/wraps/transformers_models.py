@@ -102,9 +102,7 @@ def describe():
         name: Config(vocab_size=257, context_length=64, family=family)
         for name, family in {"nano": "qwen3", "gemma3": "gemma3_text", "gpt_neox": "gpt_neox", "olmoe": "olmoe"}.items()
     }
-    return ArchitectureInfo(
-        "transformers", "Models of transformers", "github.com/huggingface/transformers", Config, presets
-    )
+    return ArchitectureInfo("my-arch", "Models of transformers", "github.com/huggingface/transformers", Config, presets)
 
 
 @hookimpl
