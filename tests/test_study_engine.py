@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from archbench.errors import UsageError
+from archbench.study.contract import Quality
+from archbench.study.time_left import TimeLeft
 from forked_children import forked_children
 
 DICE = '''
@@ -91,16 +93,22 @@ class Heard:
 
     def __init__(self) -> None:
         self.counts: tuple[int, int] = (0, 0)
+        self.started_cells: list[Any] = []
         self.finished_cells: list[Any] = []
         self.notes: list[str] = []
 
     def piloting(self, cells: int) -> None:
         self.notes.append(f"{cells} pilots")
 
-    def began(self, seconds: float, left: float, cells: int, known: int) -> None:
+    def began(self, seconds: float, left: TimeLeft, cells: int, known: int) -> None:
         self.counts = (cells, known)
 
-    def finished(self, cell: Any, record: Any) -> None:
+    def started(self, cell: Any) -> None:
+        self.started_cells.append(cell)
+
+    def known(self, cell: Any, quality: Quality | None) -> None: ...
+
+    def finished(self, cell: Any, record: Any, quality: Quality | None) -> None:
         self.finished_cells.append(cell)
 
     def note(self, text: str) -> None:
@@ -129,7 +137,7 @@ def test_a_new_kind_of_study_is_planned_measured_once_and_extended(
     outcome = conduct(dice.Dice(dice.DicePlan(architectures=("d6", "ball"))), folder, heard, "dice d6 ball")
     assert heard.notes == ["1 pilots", "ball takes no part: it has no sides"]
     assert heard.counts == (2, 0)
-    assert len(heard.finished_cells) == 2
+    assert len(heard.started_cells) == len(heard.finished_cells) == 3  # with the pilot
     assert thrown() == ["d6 0", "d6 1", "d6 2"]
     assert outcome.best == "d6"
     assert dice.DiceOutcome.read(folder) == outcome

@@ -26,6 +26,7 @@ def run_all(
     *,
     culprit: str,
     lost: Callable[[T, str], R] | None = None,
+    started: Callable[[T], None] = lambda item: None,
 ) -> Iterator[tuple[T, R]]:
     """Yield each item with ``function(item)``, called in a child process, in the order in which they finish.
 
@@ -38,6 +39,7 @@ def run_all(
         culprit: names the children in errors.
         lost: the result for an item whose child died, given the item and how (``died of SIGSEGV``); without it the
             first such child ends everything.
+        started: called when a child is given an item.
 
     Raises:
         ArchbenchError: ``function`` raised it.
@@ -58,6 +60,7 @@ def run_all(
         def give(child: Child) -> None:
             running[child] = waiting.pop()
             child.send(_packed(running[child]))
+            started(running[child])
 
         try:
             for _ in range(min(jobs, len(items))):

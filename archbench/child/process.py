@@ -111,6 +111,8 @@ class Child:
         self._mark = uuid.uuid4().hex
         wanted = {**clean_environment(), **(variables or {}), MARK: self._mark}
         # -P: the working directory is not on the path, so nothing in it is imported unasked.
+        # Lines that are redrawn stand on the terminal, and what the child prints would run into them.
+        relayed = not (quiet or lingers) and hasattr(sys.stderr, "rich_proxied_file")
         command = [sys.executable, "-P", str(ENTRY), str(os.getpid()), "1" if lingers else "0"]
         # Only Windows knows these flags, and only the others process_group: each ignores what is not its own.
         with kept_from_children():
@@ -118,7 +120,7 @@ class Child:
                 [*command, str(self._trace or ""), target],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL if quiet or sys.__stderr__ is None else None,
+                stderr=subprocess.DEVNULL if quiet or sys.__stderr__ is None else subprocess.PIPE if relayed else None,
                 env={name: value for name, value in wanted.items() if value is not None},
                 process_group=0,
                 creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
@@ -126,6 +128,8 @@ class Child:
         reader = threading.Thread(target=self._read, daemon=True)
         reader.start()
         threading.Thread(target=self._await_end, args=(reader,), daemon=True).start()
+        if self._process.stderr is not None:
+            threading.Thread(target=self._relay, daemon=True).start()
         self.send(request)
 
     def __enter__(self) -> Self:
@@ -218,6 +222,12 @@ class Child:
             for line in lines:
                 if line.endswith(b"\n"):  # a killed process may leave half a line
                     self._inbox.put((self, line))
+
+    def _relay(self) -> None:
+        assert self._process.stderr is not None
+        with self._process.stderr as lines:
+            for line in lines:
+                print(line.decode(errors="replace").rstrip("\r\n"), file=sys.stderr)
 
     def _await_end(self, reader: threading.Thread) -> None:
         self._process.wait()

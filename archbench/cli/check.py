@@ -78,8 +78,8 @@ def check(
     found: Findings = []
     imports: list[float] = []
     start = time.monotonic()
-    progress = CheckProgress(quiet=quiet, json=json)
-    checked = check_apart(request, limit=limit, begun=progress.begun, loaded=imports.append)
+    progress = CheckProgress("checks", shown=not quiet, json=json)
+    checked = check_apart(request, limit=limit, begun=progress.started, loaded=imports.append)
     with progress, closing(checked) as results:
         for claim, result in results:
             progress.ended(result)

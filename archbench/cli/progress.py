@@ -1,4 +1,4 @@
-"""Progress on standard error: a line that changes on a terminal, plain lines elsewhere, or nothing."""
+"""Progress of long work: :class:`archbench.presentation.live_view.LiveView` of a study, of checks, of any steps."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from archbench.cli.output import say
-from archbench.presentation.quantities import duration
-from archbench.presentation.terminal import console, echo
+from archbench.presentation.live_view import UNBROKEN, LiveView, Moment
+from archbench.presentation.quantities import counted, duration
+from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, ProgressColumn
-
+    from archbench.study.contract import Quality
     from archbench.study.outcome import Record
     from archbench.study.run_cells import RunCell
+    from archbench.study.time_left import TimeLeft
     from archbench.testing.evaluation import Result
     from archbench.testing.isolation import Claim
 
@@ -43,110 +44,147 @@ class StudyProgress:
         self, folder: Path, command: str, *, quiet: bool, describe: Callable[[Any], str] | None = None
     ) -> None:
         self._folder, self._command = folder, command
-        self._quiet, self._describe = quiet, describe or describe_cell
-        self._bar: Progress | None = None
-        self._cells = self._known = self._measured = 0
-        self._left = self._began = 0.0
+        self._describe = describe or describe_cell
+        self._view = LiveView(self._moment, shown=not quiet)
+        self._cells = self._done = self._failed = 0
+        self._left: TimeLeft | None = None
+        self._began = time.monotonic()
+        self._running: dict[str, tuple[str, float]] = {}
+        self._best: dict[str, dict[str, Quality]] = {}
+        """Among what -> architecture -> its best cell, the newest last."""
 
     def __enter__(self) -> Self:
+        self._view.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._view.__exit__()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
             echo(f"Finished runs are kept in {self._folder}. Continue with: {self._command}", error=True)
 
     def piloting(self, cells: int) -> None:
-        if not self._quiet and sys.stderr.isatty():  # elsewhere nobody waits
-            echo(f"{cells} short runs first, to predict how long it will take", error=True)
+        self._cells = cells
+        self._view.say(f"{counted(cells, 'short run')} first, to predict how long it will take")
 
-    def began(self, seconds: float, left: float, cells: int, known: int) -> None:
-        self._cells, self._known, self._left, self._began = cells, known, left, time.monotonic()
-        if self._quiet:
-            return
-        again = f", {known} of them known, about {duration(left)} left" if known else ""
-        echo(f"About {duration(seconds)} in all: {cells} runs{again}; in {self._folder}", error=True)
-        if sys.stderr.isatty():
-            from rich.progress import BarColumn, TextColumn
+    def began(self, seconds: float, left: TimeLeft, cells: int, known: int) -> None:
+        self._left, self._cells, self._done, self._failed = left, cells, known, 0
+        again = f", {known} of them known, about {duration(left.seconds())} left" if known else ""
+        self._view.say(f"About {duration(seconds)} in all: {counted(cells, 'run')}{again}; in {self._folder}")
 
-            self._bar = _bar(
-                BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.description}", markup=False)
-            )
-            self._bar.add_task("", total=cells, completed=known)
+    def started(self, cell: Any) -> None:
+        self._running[cell.key] = self._describe(cell), time.monotonic()
+        self._view.refresh()
 
-    def finished(self, cell: Any, record: Record) -> None:
-        self._measured += 1
-        if record.outcome == "failed":
+    def known(self, cell: Any, quality: Quality | None) -> None:
+        if quality is not None:
+            best = self._best.setdefault(quality.among, {})
+            before = best.get(cell.architecture, quality)
+            worse = quality.value < before.value if quality.higher_is_better else quality.value > before.value
+            best[cell.architecture] = before if worse else quality
+
+    def finished(self, cell: Any, record: Record, quality: Quality | None) -> None:
+        self._running.pop(cell.key, None)
+        self.known(cell, quality)
+        failed = record.outcome == "failed"
+        self._failed += failed
+        self._done += not failed
+        ended = self._done + self._failed
+        self._cells = max(self._cells, ended + len(self._running))  # a search that continues past its edge adds some
+        if failed and self._left is not None:  # of a pilot, the engine says it
             self.note(f"{self._describe(cell)} failed: {record.cause}")
-        if self._quiet:
-            return
-        done = self._known + self._measured
-        self._cells = max(self._cells, done)  # a search that continues past its edge adds some
-        text = f"{self._describe(cell)}: {record.outcome}, {record.seconds:.0f} s; {self._to_go()}"
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=done, total=self._cells, description=text)
-        else:
-            echo(f"[{done}/{self._cells}] {text}", error=True)
+        if not self._view.redrawn:
+            found = "" if quality is None else f", {_shown(quality)} {quality.unit}"
+            text = f"{self._describe(cell)}: {record.outcome}, {record.seconds:.0f} s{found}"
+            self._view.say(f"[{ended}/{self._cells}] {text}; {self._to_go()}")
+        self._view.refresh()
 
     def note(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text)
+        if self._view.shown:
+            self._view.say(f"Note: {text}")
         else:
             say("Note", text)
 
+    def _moment(self) -> Moment | None:
+        if not self._cells:
+            return None
+        now, running = time.monotonic(), list(self._running.values())
+        waiting = self._left is None
+        return Moment(
+            f"{'pilots: ' if waiting else ''}{self._done} done, {len(running)} running, {self._failed} failed"
+            f" of {self._cells}",
+            f"{duration(now - self._began)} so far, {self._to_go()}",
+            (self._done + self._failed) / self._cells,
+            {
+                "running": [f"{text}, {duration(now - began)}" for text, began in running],
+                "best": [_ranked(among, dict(found)) for among, found in reversed(list(self._best.items()))],
+            },
+        )
+
     def _to_go(self) -> str:
-        """The time left: the prediction, corrected by how well it has fitted so far."""
-        share = self._measured / max(1, self._cells - self._known)
-        elapsed = time.monotonic() - self._began
-        left = (1 - share) * (self._left + elapsed / share) / 2 if share > 0.1 else self._left - elapsed
-        return f"about {duration(max(0.0, left))} left"
+        if self._left is None:
+            return "time left not known yet"
+        guess = " (a guess)" if self._left.is_guess else ""
+        return f"about {duration(self._left.seconds())} left{guess}"
 
 
-class CheckProgress:
-    """Progress of ``archbench check``, while this is entered.
+class StepProgress:
+    """Progress of steps that come one after the other, while this is entered.
 
     Args:
-        quiet: show none.
-        json: JSON lines go to standard output meanwhile; on a terminal, a changing line would run into them.
+        what: names the steps, before their number.
+        shown: False shows nothing.
+        json: JSON lines go to standard output meanwhile; in a terminal, changing lines would run into them.
     """
 
-    def __init__(self, *, quiet: bool, json: bool) -> None:
-        changing = not quiet and sys.stderr.isatty() and not (json and sys.stdout.isatty())
-        self._plain = not quiet and not changing
-        self._bar: Progress | None = None
-        if changing:
-            from rich.progress import SpinnerColumn, TextColumn
-
-            self._bar = _bar(SpinnerColumn(), TextColumn("{task.description}", markup=False))
-            self._bar.add_task("loading")
+    def __init__(self, what: str, *, shown: bool, json: bool = False) -> None:
+        self._what, self._text, self._number, self._count = what, "", 0, 0
+        self._began = time.monotonic()
+        self.view = LiveView(self._moment, shown=shown, redrawn=not (json and sys.stdout.isatty()))
 
     def __enter__(self) -> Self:
+        self.view.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.view.__exit__()
 
-    def begun(self, claim: Claim, number: int, count: int) -> None:
+    def begun(self, text: str, number: int, count: int) -> None:
+        """The step ``text`` has begun, the ``number``-th of ``count``."""
+        self._text, self._number, self._count = text, number, count
+        self.view.refresh()
+
+    def _moment(self) -> Moment | None:
+        elapsed = time.monotonic() - self._began
+        if not self._count:
+            return Moment("loading", f"{duration(elapsed)} so far")
+        done = self._number - 1
+        left = f", about {duration(elapsed / done * (self._count - done))} left" if done else ""
+        counts = f"{self._text} ({self._number} of {self._count})"
+        return Moment(counts, f"{duration(elapsed)} so far{left}", done / self._count)
+
+
+class CheckProgress(StepProgress):
+    """Progress of ``archbench check``; a log gets a line for each result."""
+
+    def started(self, claim: Claim, number: int, count: int) -> None:
         """``claim`` is being checked, the ``number``-th of ``count``."""
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], description=f"{claim.name} ({number} of {count})")
+        self.begun(claim.name, number, count)
 
     def ended(self, result: Result) -> None:
         """A check has ended."""
-        if self._plain:
-            echo(f"{result.name:<18}{result.status:<18}{result.seconds:.1f} s", error=True)
+        if not self.view.redrawn:
+            self.view.say(f"{result.name:<18}{result.status:<18}{result.seconds:.1f} s")
 
 
-def _bar(*columns: ProgressColumn) -> Progress:
-    """A started line on standard error. Rich would take standard output over as well, which programs may read."""
-    from rich.progress import Progress
+def _shown(quality: Quality) -> str:
+    return f"{quality.value:.4f}" if quality.unit != "accuracy" else f"{quality.value:.3f}"
 
-    screen = console(sys.stderr)
-    bar = Progress(*columns, console=screen, transient=True, redirect_stdout=False, redirect_stderr=False)
-    bar.start()
-    return bar
+
+def _ranked(among: str, found: dict[str, Quality]) -> str:
+    """The best of each architecture, the best of all first."""
+    one = next(iter(found.values()))
+    ranked = sorted(found.items(), key=lambda pair: pair[1].value, reverse=one.higher_is_better)
+    return f"{one.unit}, {among}: {', '.join(f'{name}{UNBROKEN}{_shown(best)}' for name, best in ranked)}"
 
 
 def describe_cell(cell: RunCell) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from archbench.study.engine import Session
+    from archbench.study.time_left import TimeLeft
 
 
 class Plan(Protocol):
@@ -101,6 +102,25 @@ class Cell(Protocol[RecordKind]):
         ...
 
 
+@dataclass(frozen=True)
+class Quality:
+    """How good an architecture is by one cell, for the view of the running study.
+
+    Attributes:
+        value: in ``unit``.
+        unit: bit/byte, nats/token or accuracy.
+        among: what the cells have in common that may be compared with this one, such as their budget.
+    """
+
+    value: float
+    unit: str
+    among: str
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.unit == "accuracy"
+
+
 P = TypeVar("P", bound=Plan)
 C = TypeVar("C", bound=Cell[Any])
 O = TypeVar("O", bound=Outcome)  # noqa: E741
@@ -113,12 +133,20 @@ class Progress(Protocol):
         """This many pilots come first; known ones are not run again."""
         ...
 
-    def began(self, seconds: float, left: float, cells: int, known: int) -> None:
-        """After the pilots: predicted seconds, in total and left; number of cells, in total and known."""
+    def began(self, seconds: float, left: TimeLeft, cells: int, known: int) -> None:
+        """After the pilots: predicted seconds in total, the time left; number of cells, in total and known."""
         ...
 
-    def finished(self, cell: Any, record: Any) -> None:
-        """A cell was measured."""
+    def started(self, cell: Any) -> None:
+        """A process measures this cell now, which may be a pilot."""
+        ...
+
+    def finished(self, cell: Any, record: Any, quality: Quality | None) -> None:
+        """It was measured."""
+        ...
+
+    def known(self, cell: Any, quality: Quality | None) -> None:
+        """An earlier session measured this cell."""
         ...
 
     def note(self, text: str) -> None:
@@ -182,6 +210,14 @@ class Study(ABC, Generic[P, C, R, O]):
     @abstractmethod
     def outcome(self, session: Session[P, C, R, O], common: Mapping[str, Any]) -> tuple[O, list[pa.Table]]:
         """The outcome and the rows to keep beside it. ``common`` has the fields that all outcomes have."""
+
+    def sort(self, cell: C) -> str:
+        """What the cell has in common with those whose times :meth:`seconds` predicts equally well."""
+        return str(getattr(cell, "stage", ""))
+
+    def quality(self, cell: C, record: R, folder: Path) -> Quality | None:
+        """How good the cell shows its architecture to be; None if it does not."""
+        return None
 
     def continues(self, kept: Mapping[str, Any]) -> bool:
         """Whether this plan may continue in a folder; ``kept`` is the content of its plan file."""

@@ -23,6 +23,7 @@ from archbench.results.lock import locked
 from archbench.study.contract import C, Cell, Contender, O, P, Progress, R, Study
 from archbench.study.outcome import Record, Seconds, heading
 from archbench.study.records import PlanFile, read_record, write_record
+from archbench.study.time_left import Predicted, TimeLeft, together
 from archbench.trackers.following import followed_by
 
 PROCESS_SECONDS = 3.0
@@ -51,6 +52,7 @@ class Session(Generic[P, C, R, O]):
         self._before = 0.0
         self._planned: list[tuple[list[C], int]] = []
         self._spare: list[C] = []
+        self._left: TimeLeft | None = None
 
     @property
     def seconds(self) -> float:
@@ -72,12 +74,11 @@ class Session(Generic[P, C, R, O]):
         if not self.planning:
             self.progress.note(text)
 
-    def run(self, cells: Sequence[C], jobs: int | None = None, *, quietly: bool = False) -> dict[str, R]:
+    def run(self, cells: Sequence[C], jobs: int | None = None) -> dict[str, R]:
         """Measure the cells that have no record yet; key -> record of all.
 
         Args:
             jobs: cells at a time; None for the plan's number.
-            quietly: do not report each to the progress.
 
         Raises:
             StorageError: the folder cannot be written; what was measured before is kept.
@@ -89,12 +90,19 @@ class Session(Generic[P, C, R, O]):
             return records
         self._before += sum(record.seconds for record in records.values()) / jobs
         unknown = [cell for cell in cells if cell.key not in records]
+        for cell in cells:
+            if cell.key in records:
+                self.progress.known(cell, self.study.quality(cell, records[cell.key], self.folder))
+        if self._left is not None and unknown:
+            self._left.stage({cell.key: self._predicted(cell) for cell in unknown}, jobs)
         waiting = [Job(cell, self.folder, self.trackers, self.study.record) for cell in unknown]
-        for job, found in run_all(_measure, waiting, jobs, culprit=str(self.folder), lost=_lost):
-            cell = cast("C", job.cell)
-            records[cell.key] = cast("R", found)
-            if not quietly:
-                self.progress.finished(cell, found)
+        measured = run_all(_measure, waiting, jobs, culprit=str(self.folder), lost=_lost, started=self._started_one)
+        for job, found in measured:
+            cell, record = cast("C", job.cell), cast("R", found)
+            records[cell.key] = record
+            if self._left is not None:
+                self._left.finished(cell.key, record.seconds if record.outcome == "ok" else None)
+            self.progress.finished(cell, record, self.study.quality(cell, record, self.folder))
         self.measured |= {cell.key: (cell, records[cell.key]) for cell in cells}
         return records
 
@@ -107,7 +115,7 @@ class Session(Generic[P, C, R, O]):
         self.contenders = self.study.contenders()
         pilots = {one.key: self.study.pilots(one) for one in self.taking_part()}
         self.progress.piloting(sum(map(len, pilots.values())))
-        records = self.run([cell for own in pilots.values() for cell in own], quietly=True)
+        records = self.run([cell for own in pilots.values() for cell in own])
         for place, one in enumerate(self.contenders):
             if one.matched:
                 own = [records[cell.key] for cell in pilots[one.key]]
@@ -127,11 +135,27 @@ class Session(Generic[P, C, R, O]):
         left.append((draft._spare, self.study.plan.jobs))
         seconds = sum(together([self.study.seconds(cell) for cell in cells], jobs) for cells, jobs in left if cells)
         seconds += PROCESS_SECONDS if waiting else 0.0
-        done = sum(
-            record.seconds / jobs for cells, jobs in draft._planned for record in map(self._known, cells) if record
-        )
+        known = [
+            (cell, record, jobs) for cells, jobs in draft._planned for cell in cells if (record := self._known(cell))
+        ]
+        done = sum(record.seconds / jobs for _, record, jobs in known)
         self.kept.setdefault("predicted_seconds", self.seconds + done + seconds)
-        self.progress.began(self.kept["predicted_seconds"], seconds, total, total - waiting)
+        self._left = TimeLeft(
+            [([self._predicted(cell) for cell in cells], jobs) for cells, jobs in left[:-1]],
+            [self._predicted(cell) for cell in draft._spare],
+            [(self._predicted(cell), record.seconds) for cell, record, _ in known if record.outcome == "ok"],
+            jobs=self.study.plan.jobs,
+        )
+        self.progress.began(self.kept["predicted_seconds"], self._left, total, total - waiting)
+
+    def _predicted(self, cell: C) -> Predicted:
+        return Predicted(self.study.sort(cell), self.study.seconds(cell))
+
+    def _started_one(self, job: Job) -> None:
+        cell = cast("C", job.cell)
+        if self._left is not None:
+            self._left.started(cell.key, self._predicted(cell))
+        self.progress.started(cell)
 
     def _known(self, cell: C) -> R | None:
         return read_record(self.study.record, self.folder, cell.key)
@@ -198,14 +222,6 @@ def machine(device: str) -> dict[str, Any]:
     now = versions()
     named = {"device": device.partition(":")[0], "device_name": device_name(device)}
     return {**named, **{name: now[name] for name in ("torch_version", "python_version")}}
-
-
-def together(seconds: Sequence[float], jobs: int) -> float:
-    """Seconds that cells of ``seconds`` take, ``jobs`` at a time: a free process takes the next cell."""
-    free = [0.0] * jobs
-    for one in seconds:
-        free[free.index(min(free))] += one
-    return max(free)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from archbench.results.schema import ROLES, UNCHECKED
 from archbench.results.store import run_table
 from archbench.study import probe_outcome as outcomes
 from archbench.study.contenders import built_size, sized
-from archbench.study.contract import Contender, Progress, Study
+from archbench.study.contract import Contender, Progress, Quality, Study
 from archbench.study.engine import Session, conduct, machine
 from archbench.study.probe_outcome import ProbeOutcome, Score, TrialRecord, Verdict
 from archbench.study.probe_plan import ProbePlan
@@ -81,6 +81,15 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
 
     def seconds(self, cell: Trial) -> float:
         return self.predicted[cell.architecture, cell.task]
+
+    def sort(self, cell: Trial) -> str:
+        """Its task: a training ends early when it has learned it."""
+        return cell.task
+
+    def quality(self, cell: Trial, record: TrialRecord, folder: Path) -> Quality | None:
+        if not record.test:
+            return None
+        return Quality(statistics.mean(record.test.values()), "accuracy", cell.task)
 
     def outcome(
         self, session: Session[ProbePlan, Trial, TrialRecord, ProbeOutcome], common: Mapping[str, Any]

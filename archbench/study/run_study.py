@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from archbench.config import RunConfig
 from archbench.results.schema import ROLES, arrow_schema
-from archbench.study.contract import Contender, Study
+from archbench.study.contract import Contender, Quality, Study
 from archbench.study.engine import PROCESS_SECONDS, Session
 from archbench.study.learning_rates import Point, Tuning, next_factor, tuning
 from archbench.study.outcome import Outcome, Record
@@ -34,6 +34,9 @@ SPEED_STEPS = 30
 """Updates of a run that times them."""
 
 COST_NEW_TOKENS = 32
+
+QUALITY_OF = {"tune": "learning rates", "seed": "fresh seeds"}
+"""Stage -> name of what its runs, which have the same budget, tell the quality by."""
 
 FORWARD_SHARE = 1 / 3
 """Forward pass / update: a backward pass takes twice as long as a forward one (Kaplan et al. 2020, section 2.1)."""
@@ -121,6 +124,11 @@ class RunStudy(Study[P, RunCell, Record, O]):
         budget = {unit: amount for unit, amount in amounts.items() if amount is not None}
         updates = updates_of(self.plan, contender, budget)
         return pilot.seconds(cell, budget.get("seconds", 0.0) / pilot.update if updates is None else updates)
+
+    def quality(self, cell: RunCell, record: Record, folder: Path) -> Quality | None:
+        among = QUALITY_OF.get(cell.stage)
+        bits = bits_per_byte(folder, record) if among is not None and record.outcome == "ok" else None
+        return None if among is None or bits is None else Quality(bits, "bit/byte", among)
 
 
 class TuningStudy(RunStudy[T, O]):

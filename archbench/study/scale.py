@@ -13,13 +13,14 @@ import pyarrow as pa
 from archbench.data.dataset import prepare
 from archbench.errors import UsageError
 from archbench.plugin.registry import load
+from archbench.presentation.quantities import short
 from archbench.study.contenders import shared_fields, sized
-from archbench.study.contract import Contender, Progress
+from archbench.study.contract import Contender, Progress, Quality
 from archbench.study.engine import Session, conduct, machine
 from archbench.study.findings import Finding, Point, find, rank
 from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Record
-from archbench.study.run_cells import RunCell, run_cell, tokens_per_update
+from archbench.study.run_cells import RunCell, rows_of, run_cell, tokens_per_update
 from archbench.study.run_study import TuningStudy, rows_by_key, shared_settings, tables_of
 from archbench.study.scale_outcome import Cell, Model, Plan, ScaleOutcome
 from archbench.study.scale_plan import ScalePlan
@@ -67,6 +68,15 @@ class Ladder(TuningStudy[ScalePlan, ScaleOutcome]):
             else:
                 cells += point_cells(self.plan, one, found.learning_rate)
         session.run(cells)
+
+    def quality(self, cell: RunCell, record: Record, folder: Path) -> Quality | None:
+        if cell.stage != "point" or record.outcome != "ok":
+            return None
+        (_, size), tokens = cell.contender, cell.config.training.tokens
+        assert size is not None
+        assert tokens is not None
+        loss = _loss(rows_of(folder, record))
+        return Quality(loss, "nats/token", f"{short(size)} parameters, {short(tokens)} tokens")
 
     def outcome(self, session: Work, common: Mapping[str, Any]) -> tuple[ScaleOutcome, list[pa.Table]]:
         plan, contenders = self.plan, session.contenders
@@ -166,7 +176,7 @@ def _point(
     losses, tokens = [], 0
     for cell in cells:
         rows = frames[cell.key]
-        losses.append(float(rows[(rows.phase == "quality") & (rows.metric == "loss")].value.iloc[0]))
+        losses.append(_loss(rows))
         trained = rows[(rows.phase == "train") & (rows.metric == "training_seconds")]
         tokens = int(trained.tokens_seen.iloc[0])
     return Point(
@@ -179,6 +189,10 @@ def _point(
         learning_rate=cells[0].config.training.learning_rate,
         epochs=tokens / text,
     )
+
+
+def _loss(rows: pd.DataFrame) -> float:
+    return float(rows[(rows.phase == "quality") & (rows.metric == "loss")].value.iloc[0])
 
 
 def _cell(cell: RunCell, record: Record) -> Cell:
