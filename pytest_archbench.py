@@ -5,6 +5,7 @@ A module beside the package: pytest loads it in every session, and archbench onl
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,12 @@ OPTIONS = {
     "preset": ("NAME", "the model's size, for --archbench-arch (default: nano)"),
     "xfail": ("CHECK=REASON", "a check that --archbench-arch is known to fail, and why; it fails if it passes"),
 }
+COUNTING = "counting the exact costs"
+"""Name of the group of benchmarks whose results are counts, in their ``extra_info``."""
+
+Groups = list[tuple[str | None, list[Any]]]
+"""Name and benchmarks of each table of pytest-benchmark."""
+
 SESSION = pytest.StashKey[Any]()
 """The session's archbench.testing.baseline_session.BaselineSession, once a test has asked for it."""
 
@@ -40,8 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--archbench-baseline-dir",
         metavar="DIR",
-        default=".archbench-baselines",
-        help="where baselines are, from the root folder on (default: .archbench-baselines)",
+        help="where baselines are, from the root folder on (default: archbench in --benchmark-storage)",
     )
     group.addoption(
         "--archbench-rounds",
@@ -87,7 +93,17 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return unwanted.get(collection_path.name) or None
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Generator[None]:
     session = config.stash.get(SESSION, None)
     if session is not None:
-        session.report(terminalreporter)
+        session.report(terminalreporter)  # before pytest's own failures, which repeat lines of it
+    yield
+    if session is not None:
+        session.name_saved(terminalreporter)
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_benchmark_group_stats() -> Generator[None, Groups, Groups]:
+    """In pytest-benchmark's table, the time that counting takes would look like a cost."""
+    return [(name, benchmarks) for name, benchmarks in (yield) if name != COUNTING]

@@ -34,8 +34,9 @@ def saved(minimal_plugin: str, pytester: pytest.Pytester) -> Path:
     plugin.write_text(source)
     saved = pytester.runpytest_subprocess(*BENCHMARKS, *MINE, "--archbench-baseline", "save", "-k", "exact")
     saved.assert_outcomes(passed=1, deselected=3)
-    saved.stdout.fnmatch_lines(["baseline of mine: *mine-*.json"])
-    (file,) = (pytester.path / ".archbench-baselines").glob("*.json")
+    saved.stdout.fnmatch_lines(["mine * parameters * 66,049*", "baseline of mine: *mine-*.json"])
+    saved.stdout.no_fnmatch_line("*(time in *")  # pytest-benchmark has no time to show
+    (file,) = (pytester.path / ".benchmarks" / "archbench").glob("*.json")
     plugin.write_text(source.replace("        self.config = config\n", EXTRA))
     return file
 
@@ -45,10 +46,14 @@ def test_what_a_session_saved_another_compares_with(
 ) -> None:
     summary = pytester.path / "summary.md"
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    (pytester.path / ".archbench-baselines").mkdir()  # where version 0.1 saved it
+    saved.rename(pytester.path / ".archbench-baselines" / saved.name)
     options = ("--archbench-baseline", "compare", "--archbench-report", "report.json", "-k", "exact")
     done = pytester.runpytest_subprocess(*BENCHMARKS, *MINE, *options)
     done.assert_outcomes(failed=1, deselected=3)
-    done.stdout.fnmatch_lines(["mine * parameters * 66,049 * 66,058 * FAIL *"])
+    verdict_first = ["1 of 7 regressed: mine parameters.", "mine * parameters * 66,049 * 66,058 * FAIL *"]
+    done.stdout.fnmatch_lines([*verdict_first, "*= FAILURES =*"])
+    done.stdout.no_fnmatch_line("DEBUG *")
     found = rows(pytester.path / "report.json")
     assert found["mine", "parameters"] == "FAIL"
     assert found["mine", "forward_flops_per_token"] == "ok"
@@ -103,7 +108,7 @@ def test_times_are_saved_and_compared_in_fresh_processes(minimal_plugin: str, py
     plugin.write_text(source)
     options = (*BENCHMARKS, *MINE, "--archbench-rounds", "3", "--benchmark-json", "benchmarks.json")
     pytester.runpytest_subprocess(*options, "--archbench-baseline", "save").assert_outcomes(passed=4)
-    (file,) = (pytester.path / ".archbench-baselines").glob("*.json")
+    (file,) = (pytester.path / ".benchmarks" / "archbench").glob("*.json")
     assert {name: len(levels) for name, levels in json.loads(file.read_text())["timed"].items()} == {
         "train_step": 3, "prefill": 3, "decode": 3,
     }  # fmt: skip

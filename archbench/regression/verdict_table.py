@@ -173,6 +173,12 @@ def row_table(rows: Sequence[Row]) -> Table:
     return table("regressions", "", _COLUMNS, map(cells, rows))
 
 
+def count_table(rows: Sequence[Row]) -> Table:
+    """The counts alone, where there is nothing to compare them with."""
+    columns = (Column("architecture", "name"), Column("metric", "name"), Column("count"))
+    return table("counts", "", columns, [(row.architecture, row.metric, _value(row.head, row)) for row in rows])
+
+
 def cells(row: Row) -> tuple[str, ...]:
     """One line of the table; the ratio of a time with its 95 % bounds."""
     ratio = row.ratio

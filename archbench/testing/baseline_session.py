@@ -21,6 +21,7 @@ from archbench.regression.verdict_table import (
     as_json,
     cells,
     conclusion,
+    count_table,
     exact_rows,
     markdown,
     row_table,
@@ -28,8 +29,24 @@ from archbench.regression.verdict_table import (
 )
 
 TITLE = "archbench: compared with the baseline"
+COUNTS = "archbench: exact costs"
 WIDTH = 160
 REPORT = "--archbench-report"
+
+
+def baseline_folders(config: pytest.Config) -> list[Path]:
+    """Where baselines are read; the first is where they are saved.
+
+    They are in a folder of pytest-benchmark's storage, which is from the working directory on, or in
+    ``--archbench-baseline-dir``. Until version 0.1 they were in ``.archbench-baselines``.
+    """
+    asked: str | None = config.getoption("archbench_baseline_dir")
+    if asked is not None:
+        return [config.rootpath / asked]
+    scheme, separator, path = str(config.getoption("benchmark_storage", "")).rpartition("://")
+    is_folder = path and (not separator or scheme == "file")
+    storage = Path(path) if is_folder else Path(".benchmarks")  # it can also be a database
+    return [config.invocation_params.dir / storage / "archbench", config.rootpath / ".archbench-baselines"]
 
 
 class BaselineSession:
@@ -37,7 +54,7 @@ class BaselineSession:
 
     Attributes:
         mode: ``save``, ``compare``, or None, where benchmarks are compared with nothing.
-        rows: the comparisons so far.
+        rows: the comparisons so far; where nothing is compared, the counts.
     """
 
     def __init__(self, config: pytest.Config) -> None:
@@ -45,7 +62,7 @@ class BaselineSession:
         self.mode: str | None = option("archbench_baseline")
         self.device: str = option("archbench_device")
         self.rows: list[Row] = []
-        self._folder = Path(config.rootpath, option("archbench_baseline_dir"))
+        self._folders = baseline_folders(config)
         self._required: bool = option("require_baseline")
         self._judged = self.device == "cpu" or bool(option("archbench_exclusive"))
         asked: str | None = option("archbench_report")
@@ -76,8 +93,9 @@ class BaselineSession:
             self._baseline(architecture).exact = costs
             self._save(architecture)
         if self.mode != "compare":
+            self.rows += exact_rows(architecture, None, costs)
             return []
-        baseline = read(self._folder, self.key, architecture)
+        baseline = self._read(architecture)
         return self._kept(architecture, exact_rows(architecture, (baseline and baseline.exact) or None, costs))
 
     def timed(self, architecture: str, metric: str) -> list[Row]:
@@ -90,7 +108,7 @@ class BaselineSession:
         if self.mode != "compare":
             return []
         if architecture not in self._timed:
-            saved = read(self._folder, self.key, architecture)
+            saved = self._read(architecture)
             base = {} if saved is None else saved.timed
             rows = compare_saved(base, side, self._plan, architecture, judged=self._judged)
             self._timed[architecture] = {row.metric: row for row in rows}
@@ -103,29 +121,41 @@ class BaselineSession:
             pytest.fail("\n".join("  ".join(filter(None, cells(row))) for row in bad), pytrace=False)
 
     def report(self, terminal: pytest.TerminalReporter) -> None:
-        """Write the table, the job's summary and the JSON file, and name the saved files."""
-        for architecture, path in self._saved.items():
-            terminal.write_line(f"baseline of {architecture}: {path}")
-        if self.mode != "compare":
-            return
+        """Write the verdict and its table, the job's summary and the JSON file; without a baseline, the counts."""
         from archbench.presentation.terminal import console, drawn
 
+        if not self.rows:
+            return
+        compared = self.mode == "compare"
         text = io.StringIO()
-        console(text, width=WIDTH).print(drawn(row_table(self.rows)))
-        terminal.section(TITLE)
+        console(text, width=WIDTH).print(drawn(row_table(self.rows) if compared else count_table(self.rows)))
+        terminal.section(TITLE if compared else COUNTS)
+        if compared:
+            terminal.write_line(f"{conclusion(self.rows)}.")
+            terminal.write_line("")
         terminal.write_line(text.getvalue().rstrip())
-        terminal.write_line(f"{conclusion(self.rows)}.")
+        if not compared:
+            return
         write_summary(markdown(self.rows, TITLE, conclusion(self.rows)))
         if self._report_file:
             lines = [as_json(row) for row in self.rows]
             write_output(self._report_file, (json.dumps(lines, indent=1, ensure_ascii=False) + "\n").encode())
 
+    def name_saved(self, terminal: pytest.TerminalReporter) -> None:
+        """Name the files that were saved."""
+        for architecture, path in self._saved.items():
+            terminal.write_line(f"baseline of {architecture}: {path}")
+
     def _kept(self, architecture: str, rows: list[Row]) -> list[Row]:
-        if any(row.verdict == "NEW" for row in rows) and read(self._folder, self.key, architecture) is None:
-            why = missing(others(self._folder, self.key, architecture))
+        if any(row.verdict == "NEW" for row in rows) and self._read(architecture) is None:
+            why = missing([other for folder in self._folders for other in others(folder, self.key, architecture)])
             rows = [replace(row, note=f"no baseline of this machine: {why}") for row in rows]
         self.rows += rows
         return rows
+
+    def _read(self, architecture: str) -> Baseline | None:
+        found = (read(folder, self.key, architecture) for folder in self._folders)
+        return next((one for one in found if one is not None), None)
 
     def _baseline(self, architecture: str) -> Baseline:
         if architecture not in self._baselines:
@@ -135,6 +165,6 @@ class BaselineSession:
 
     def _save(self, architecture: str) -> None:
         try:
-            self._saved[architecture] = save(self._folder, self._baselines[architecture])
+            self._saved[architecture] = save(self._folders[0], self._baselines[architecture])
         except StorageError as error:
             pytest.fail(str(error), pytrace=False)

@@ -6,6 +6,7 @@ is saved and compared, since their differences make the interval.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -59,6 +60,12 @@ def subject(session: BaselineSession, architecture: str) -> Subject:
         pytest.fail(str(error), pytrace=False)
 
 
+@pytest.fixture(autouse=True)
+def _no_log_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its compiler's debug lines would stand before the reason of a failure."""
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", False)
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
@@ -67,7 +74,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.benchmark(group="counting the exact costs")
+@pytest.mark.benchmark(group=pytest_archbench.COUNTING)
 def test_exact_costs(
     architecture: str, subject: Subject, session: BaselineSession, benchmark: BenchmarkFixture
 ) -> None:
