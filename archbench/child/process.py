@@ -110,9 +110,9 @@ class Child:
         self._trace = _new_file() if traced else None
         self._mark = uuid.uuid4().hex
         wanted = {**clean_environment(), **(variables or {}), MARK: self._mark}
-        # -P: the working directory is not on the path, so nothing in it is imported unasked.
-        # Lines that are redrawn stand on the terminal, and what the child prints would run into them.
+        # A live view redraws its lines on the terminal, and what the child prints would run into them.
         relayed = not (quiet or lingers) and hasattr(sys.stderr, "rich_proxied_file")
+        # -P: the working directory is not on the path, so nothing in it is imported unasked.
         command = [sys.executable, "-P", str(ENTRY), str(os.getpid()), "1" if lingers else "0"]
         # Only Windows knows these flags, and only the others process_group: each ignores what is not its own.
         with kept_from_children():
@@ -128,7 +128,7 @@ class Child:
         reader = threading.Thread(target=self._read, daemon=True)
         reader.start()
         threading.Thread(target=self._await_end, args=(reader,), daemon=True).start()
-        if self._process.stderr is not None:
+        if relayed:
             threading.Thread(target=self._relay, daemon=True).start()
         self.send(request)
 
