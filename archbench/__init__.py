@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from archbench.training.state import TrainState as TrainState
     from archbench.training.steps import next_token_step as next_token_step
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "ArchbenchError": "archbench.errors",

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from archbench.study import records
 from golden import adapters
 
 HERE = Path(__file__).parent
@@ -85,7 +86,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
 
 def versions() -> dict[str, str]:
     """That keys of cells depend on."""
-    return {name: metadata.version(name) for name in ("archbench", "torch")}
+    return {"archbench": records.__version__, "torch": metadata.version("torch")}
 
 
 def command_lines() -> dict[str, Any]:

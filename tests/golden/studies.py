@@ -31,8 +31,8 @@ PROBE: dict[str, Any] = {
 }
 OUTCOMES = {"comparison": "comparison.json", "ladder": "scale.json", "probe": "probe.json"}
 
-INCIDENTAL = ("command", "finished", "git_revision", "machine", "seconds")
-"""Of an outcome: when and where it was written."""
+INCIDENTAL = ("archbench_version", "command", "finished", "git_revision", "machine", "seconds")
+"""Of an outcome: when, where and by which version it was written."""
 
 PROSE = ("cause", "matched_on", "note", "reason", "source", "summary", "unranked")
 """Sentences, which may be reworded."""
