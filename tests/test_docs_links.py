@@ -21,7 +21,7 @@ PAGES = [
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text()):
-        if "://" not in target:
+        if "://" not in target and not target.startswith("gallery/"):  # made when the site is built, which looks too
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
