@@ -27,6 +27,13 @@ def report(
     md: Annotated[
         str | None, typer.Option(metavar="FILE", help="Also write a Markdown summary, with the images of --png")
     ] = None,
+    peaks: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="What archbench doctor --json printed here: one run is shown beside it"),
+    ] = None,
+    references: Annotated[
+        str, typer.Option(metavar="DIR", help="Runs beside which one run of the same kind is shown, if there are any")
+    ] = "results/reference",
     force: Force = False,
 ) -> None:
     """Show studies and runs on one self-contained HTML page: the verdict first, then tables and interactive figures.
@@ -38,9 +45,10 @@ def report(
     from archbench.presentation.quantities import counted
     from archbench.report.contents import read
     from archbench.report.files import image_files, require, title_of, write_images, write_markdown, write_page
+    from archbench.report.run_limits import peaks_in
 
     require("archbench report", "report", "vl_convert", "jinja2")
-    contents = read(runs or ["results"])
+    contents = read(runs or ["results"], peaks=None if peaks is None else peaks_in(peaks), references=Path(references))
     outputs = [Output(Path(output), "page", "--output"), *([] if md is None else [Output(Path(md), "summary", "--md")])]
     drawn = [] if png is None else image_files(contents, png)
     outputs += [Output(file, "image", "--png") for part in drawn for file in part.values()]

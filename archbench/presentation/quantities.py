@@ -1,12 +1,13 @@
 """Values as text: a fitting prefix, about three digits, a real minus sign. Results hold base units only.
 
 Base units: s, B, FLOP, token, parameter, bit/byte, nats/token, 1 (a plain number), relative (a share, shown as
-percent), and rates of them such as FLOP/s or token/s.
+percent), date (seconds since 1970), and rates of them such as FLOP/s or token/s.
 """
 
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 ABSENT = "–"
 """Shown for an unknown or meaningless value."""
@@ -41,6 +42,8 @@ def number(value: float | None, unit: str) -> str:
         return f"{digits(value / scale)} {prefix}{unit}"
     if unit == "relative":
         return percent(value)
+    if unit == "date":
+        return f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M}"
     if unit in ("bit/byte", "nats/token"):
         return _minus(f"{value:.4f}")
     return digits(value) if unit in ("", "1", "parameter") or base == "token" else f"{digits(value)} {unit}"

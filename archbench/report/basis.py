@@ -19,7 +19,8 @@ _SPEED = ("train", "prefill", "decode")
 _RESTS_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "verdict": (("quality",), _CONFIRM),
     "difference": (("quality",), _CONFIRM),
-    "runs": (("quality", *_SPEED), ()),
+    **dict.fromkeys(("runs", "summary", "reference", "differences", "history"), (("quality", *_SPEED), ())),
+    **dict.fromkeys(("limits", "memory", "samples"), (_SPEED, ())),
     "sizes": (("train",), _CONFIRM),
     **dict.fromkeys(("costs", "matrix"), (_SPEED, ("timing",))),
     "pareto": (("quality", *_SPEED), ("confirm", "timing")),

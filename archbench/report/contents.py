@@ -18,6 +18,7 @@ from archbench.report.cost_figures import context_figure, kernel_figure, pareto_
 from archbench.report.cost_matrix import cost_matrix
 from archbench.report.evidence import Evidence, of_comparison, of_runs, provenance_of, rows_of
 from archbench.report.figures import Figure
+from archbench.report.kernel_tables import kernel_tables
 from archbench.report.ladder_figures import ladder_figures
 from archbench.report.ladder_tables import forecast_table, law_table, loss_table
 from archbench.report.ladder_texts import conclusions as ladder_conclusions
@@ -27,7 +28,11 @@ from archbench.report.probe_tables import score_table
 from archbench.report.probe_texts import best_first
 from archbench.report.probe_texts import conclusions as probe_conclusions
 from archbench.report.quality_figures import difference_figure, position_figure
-from archbench.report.run_tables import run_table
+from archbench.report.run_differences import difference_table
+from archbench.report.run_limits import REFERENCES, Peaks, limit_table, memory_table, reference_table
+from archbench.report.run_tables import page_summary, run_table
+from archbench.report.run_texts import NO_VERDICT, limits_of, summary_of
+from archbench.report.sample_figures import history_figure, sample_figure
 from archbench.report.styles import Style, styles_of
 from archbench.results.doubts import doubts
 from archbench.study.comparison_outcome import ComparisonOutcome
@@ -38,18 +43,14 @@ from archbench.study.scale_outcome import ScaleOutcome
 if TYPE_CHECKING:
     import pandas as pd
 
-NO_VERDICT = (
-    "These are runs without a comparison, so there is no verdict: sizes, budgets and learning rates may differ, and "
-    "differences may be chance. archbench compare matches sizes, tunes learning rates, and gives intervals."
-)
-
 
 @dataclass(frozen=True)
 class Contents:
     """One part of a report.
 
     Attributes:
-        verdict: conclusions; None for runs without a comparison.
+        verdict: conclusions; None for runs without a comparison, which have ``said`` and ``limits`` instead: what they
+            are, and what they do not show.
         tables: in order; the first stands with the verdict.
         lead: the figure that stands with the verdict.
         figures: all that could be drawn, including ``lead``.
@@ -67,10 +68,16 @@ class Contents:
     missing: tuple[str, ...]
     facts: tuple[tuple[str, str], ...]
     styles: dict[str, Style]
+    said: str = ""
+    limits: tuple[str, ...] = ()
 
 
-def read(paths: Sequence[str]) -> list[Contents]:
+def read(paths: Sequence[str], *, peaks: Peaks | None = None, references: Path = REFERENCES) -> list[Contents]:
     """Read ``paths``: folders of comparisons and ladders, results folders (with studies in them), Parquet files.
+
+    Args:
+        peaks: of the machine; a run is shown beside them.
+        references: folder of runs beside which a run of the same kind is shown, if there is such a folder.
 
     Raises:
         StorageError: there are no results, a file is damaged, or a newer archbench wrote it.
@@ -94,13 +101,34 @@ def read(paths: Sequence[str]) -> list[Contents]:
     if plain:
         rows = read_results(plain)
         if len(rows):
-            parts.append(of_evidence(of_runs(rows, tuple(plain))))
+            parts.append(_of_runs(of_runs(rows, tuple(plain)), plain, peaks, references))
     if not parts:
         cause = f"there are no results in {'it' if len(paths) == 1 else 'them'}, trials and pilots of studies apart"
         raise StorageError(
             ", ".join(paths), cause, "Run archbench compare or archbench run first, or name a folder with results"
         )
     return parts
+
+
+def _of_runs(evidence: Evidence, places: Sequence[str], peaks: Peaks | None, references: Path) -> Contents:
+    """The part of runs without a comparison; of one run, everything that was measured."""
+    part, rows = of_evidence(evidence), evidence.rows
+    limits = tuple(limits_of(rows))
+    alone = rows.run_id.nunique() == 1 and not (rows.phase == "probe").all()
+    if not alone or not evidence.names:
+        tables = (*part.tables, *resting((difference_table(rows, places), *kernel_tables(rows)), rows))
+        return replace(part, tables=tables, said=NO_VERDICT, limits=limits)
+    reference = reference_table(rows, references)
+    measured = resting((page_summary(rows), limit_table(rows, peaks), memory_table(rows), reference), rows)
+    first = rows.iloc[0]
+    return replace(
+        part,
+        title=f"{evidence.names[0]}, {first.preset}, seed {first.seed}",
+        tables=(*measured, *part.tables),
+        missing=(*part.missing, *(() if reference else ("a reference run of the same kind",))),
+        said=summary_of(rows),
+        limits=limits,
+    )
 
 
 def _of_study(kind: type[Outcome], folder: Path) -> Contents:
@@ -130,10 +158,12 @@ def _finished_in(folder: Path, kind: type[Outcome]) -> list[Path]:
 
 
 _BUILDERS: tuple[tuple[str | None, Callable[[Evidence], Figure | None]], ...] = (
+    (None, history_figure),
     ("differences between architectures", difference_figure),
     ("quality against cost", pareto_figure),
     ("training loss", loss_figure),
     ("validation during training", validation_figure),
+    (None, sample_figure),
     ("cost against context length", context_figure),
     ("loss by position", position_figure),
     ("learning rates", tuning_figure),

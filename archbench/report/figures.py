@@ -21,8 +21,8 @@ class Axis:
 
     Attributes:
         title: the quantity.
-        unit: base unit of the values: s, B, token, parameter, FLOP, FLOP/s, bit/byte, nats/token, 1, or relative (a
-            share, shown as percent).
+        unit: base unit of the values: s, B, token, parameter, FLOP, FLOP/s, bit/byte, nats/token, 1, date, or
+            relative (a share, shown as percent).
         scale: linear or log.
         ticks: positions of labels; empty to leave them to the drawing library.
         labels: texts of ``ticks``, for an axis of names.
@@ -213,6 +213,9 @@ def tick_text(axis: Axis, index: int) -> str:
     if axis.unit == "B" and axis.scale == "linear":  # all in one unit, with enough digits to differ
         name, scale = next(((name, scale) for name, scale in BINARY if max(axis.ticks) >= scale), BINARY[-1])
         return f"{f'{value / scale:.3f}'.rstrip('0').rstrip('.')} {name}"
+    if axis.unit == "date":
+        days = axis.ticks[-1] - axis.ticks[0] > 2 * 86400
+        return quantity(value, "date")[slice(10) if days else slice(5, None)]
     if axis.unit in ("s", "B"):
         return quantity(value, axis.unit)
     if axis.unit in ("parameter", "token") and value >= 1e4:

@@ -41,7 +41,8 @@ def loss_figure(evidence: Evidence) -> Figure | None:
     """Training loss against tokens, FLOPs and seconds; None without a loss."""
     return _figure(
         evidence, "loss", "Training loss", "loss", Axis("training loss", "nats/token"),
-        "Mean over seeds; the band reaches from the lowest to the highest seed. Steps are averaged to at most "
+        "Mean over seeds; the band reaches from the lowest to the highest seed, or of a run alone, from the lowest to "
+        "the highest update that a point averages. Steps are averaged to at most "
         f"{POINTS} points, and the first tenth may be above the frame.",
     )  # fmt: skip
 
@@ -109,10 +110,14 @@ def _named(name: str, runs: Sequence[_Run], spending: str, evidence: Evidence) -
         y = _averaged(np.stack([run.values[:length] for run in whole]))
         x = _averaged(np.stack([run.x[spending][:length] for run in whole])).mean(axis=0)
         several = len(whole) > 1
+        low, high = (y.min(axis=0), y.max(axis=0)) if several else (y[0][:0], y[0][:0])
+        if len(runs) == 1 and length > POINTS:
+            starts = _starts(length)
+            low, high = (reach.reduceat(whole[0].values, starts) for reach in (np.minimum, np.maximum))
         series.append(
             Series(
                 name, style, _plain(x), _plain(y.mean(axis=0)),
-                low=_plain(y.min(axis=0)) if several else (), high=_plain(y.max(axis=0)) if several else (),
+                low=_plain(low), high=_plain(high),
                 band=True, role=f"mean of {len(whole)} seeds" if several else f"seed {whole[0].seed}",
                 drawn="line" if length > 20 else "line+points",
             )
@@ -131,9 +136,16 @@ def _averaged(values: np.ndarray) -> np.ndarray:
     steps = values.shape[1]
     if steps <= POINTS:
         return values
-    starts = np.linspace(0, steps, POINTS, endpoint=False).astype(int)
+    starts = _starts(steps)
     means: np.ndarray = np.add.reduceat(values, starts, axis=1) / np.diff([*starts, steps])
     return means
+
+
+def _starts(steps: int) -> np.ndarray:
+    """The first step of each point."""
+    import numpy as np
+
+    return np.linspace(0, steps, POINTS, endpoint=False).astype(int)
 
 
 def _limits(series: Sequence[Series]) -> tuple[float, float] | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from archbench.presentation import tables
 from archbench.presentation.characters import visible
 from archbench.presentation.tables import escaped
-from archbench.report.contents import NO_VERDICT, Contents
+from archbench.report.contents import Contents
 
 
 def markdown(contents: Sequence[Contents], images: Sequence[Mapping[str, str]]) -> str:
@@ -25,7 +25,7 @@ def markdown(contents: Sequence[Contents], images: Sequence[Mapping[str, str]]) 
 def _part(part: Contents, images: Mapping[str, str]) -> list[str]:
     lines = [f"# {escaped(part.title)}", "", escaped(part.subtitle), ""]
     if part.verdict is None:
-        lines += [NO_VERDICT, ""]
+        lines += [escaped(part.said), "", *_listed("What this does not show", part.limits)]
     else:
         lines += [f"**{escaped(part.verdict.headline)}**", "", escaped(part.verdict.details), ""]
     for number, table in enumerate(part.tables):
@@ -33,11 +33,8 @@ def _part(part: Contents, images: Mapping[str, str]) -> list[str]:
         if number == 0 and part.verdict is not None:
             lines += [f"- {verdict}: {escaped(meaning)}" for verdict, meaning in part.verdict.meanings]
             lines += [""]
-            for title, sentences in (
-                ("What was held equal", part.verdict.matched),
-                ("What this does not show", part.verdict.limits),
-            ):
-                lines += [f"## {title}", "", *(f"- {escaped(sentence)}" for sentence in sentences), ""]
+            lines += _listed("What was held equal", part.verdict.matched)
+            lines += _listed("What this does not show", part.verdict.limits)
     for figure in part.figures:
         if figure.key in images:
             lines += [f"## {escaped(figure.title)}", "", f"![{escaped(figure.title)}]({images[figure.key]})", ""]
@@ -51,6 +48,10 @@ def _part(part: Contents, images: Mapping[str, str]) -> list[str]:
     if part.missing:
         lines += [f"Not measured: {', '.join(part.missing)}.", ""]
     return [*lines, *(f"- {what}: {_code(value)}" for what, value in part.facts), ""]
+
+
+def _listed(title: str, sentences: Sequence[str]) -> list[str]:
+    return [f"## {title}", "", *(f"- {escaped(sentence)}" for sentence in sentences), ""]
 
 
 def _code(value: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from archbench import __version__
 from archbench.presentation.characters import visible
-from archbench.report.contents import NO_VERDICT, Contents
+from archbench.report.contents import Contents
 from archbench.report.figures import Figure, data_of
 from archbench.report.styles import DARK, LIGHT
 from archbench.report.vega import chart, height_of, script
@@ -43,7 +43,6 @@ def page(contents: Sequence[Contents], *, title: str) -> str:
     return environment.get_template("page.html.j2").render(
         title=title,
         parts=contents,
-        no_verdict=NO_VERDICT,
         version=__version__,
         height=height_of,
         packed={"library": _packed(script()), "figures": figures} if figures else {},

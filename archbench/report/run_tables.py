@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from archbench.presentation.quantities import ABSENT, count, number, quantity, spread
@@ -166,6 +167,13 @@ def summary_table(frame: pd.DataFrame) -> Table:
         Column("", "text"),
     )  # fmt: skip
     return table("summary", "", columns, _summary(frame), grouped=1)
+
+
+def page_summary(frame: pd.DataFrame) -> Table:
+    """The same with a title, and a name for each column, as a page needs it."""
+    made = summary_table(frame)
+    named = (Column("phase", "text"), *made.columns[1:-1], Column("note", "text"))
+    return replace(made, title="What was measured", columns=named)
 
 
 def _summary(frame: pd.DataFrame) -> Iterator[Sequence[Any]]:

@@ -1,0 +1,79 @@
+"""What differs between runs: fields of their configurations, versions and machines, and their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archbench.presentation.quantities import ABSENT
+from archbench.presentation.tables import Column, Table, table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST = 8
+"""Runs, the newest, that have a column each."""
+
+_RECORDED = (
+    "device_name", "dtype", "attention", "threads", "conformance", "git_revision", "archbench_version",
+    "torch_version", "python_version", "plugin_version",
+)  # fmt: skip
+"""Columns of the rows that the configuration does not say."""
+
+
+def difference_table(rows: pd.DataFrame, places: Sequence[str]) -> Table | None:
+    """A row for each field that differs, a column for each of the newest runs; None for one run, or if none differs."""
+    modelled = rows[(rows.architecture != "none") & (rows.phase != "probe")]
+    newest = modelled.groupby("run_id").time_utc.min().sort_values(ascending=False).index[:MOST]
+    if len(newest) < 2:
+        return None
+    described = {str(run): _described(str(run), modelled[modelled.run_id == run], places) for run in newest}
+    lines = [
+        (field, *(_shown(values[run]) for run in described))
+        for field, values in differing(described).items()
+    ]  # fmt: skip
+    if not lines:
+        return None
+    more = modelled.run_id.nunique() - len(newest)
+    columns = (Column("field", "name"), *(Column(run, "list") for run in described))
+    caption = "Fields of configuration, code and machine that are not the same in all runs, the newest run first."
+    notes = [f"{more} older runs are left out."] if more > 0 else []
+    return table("differences", "What differs between the runs", columns, lines, caption=caption, notes=notes)
+
+
+def differing(described: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Field -> run -> value (None where the run has no such field), for the fields that are not the same in all."""
+    fields = dict.fromkeys(field for one in described.values() for field in one)
+    found = {field: {run: one.get(field) for run, one in described.items()} for field in fields}
+    return {field: values for field, values in found.items() if len({repr(one) for one in values.values()}) > 1}
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration as dotted names and plain values."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    inside = (flat(own, f"{prefix}.{key}" if prefix else str(key)) for key, own in value.items())
+    return {name: one for fields in inside for name, one in fields.items()}
+
+
+def _described(run: str, rows: pd.DataFrame, places: Sequence[str]) -> dict[str, Any]:
+    from archbench.errors import StorageError
+    from archbench.files.loader import read_json
+
+    first = rows.iloc[0]
+    described: dict[str, Any] = {"architecture": first.architecture, "preset": first.preset, "seed": int(first.seed)}
+    for place in map(Path, places):
+        beside = (place if place.is_dir() else place.parent) / f"{run}.json"
+        if beside.is_file():
+            content = read_json(beside, error=StorageError, sealing="optional", next_step="archbench fsck says more")
+            described |= flat(content.get("run", {})) | flat(content.get("model", {}), "model")
+            break
+    for column in _RECORDED:
+        known = rows[column].dropna().astype(str).unique()
+        described[column] = ", ".join(known) or None
+    return {name: value for name, value in described.items() if name not in ("out", "time_limit", "profile")}
+
+
+def _shown(value: Any) -> str:
+    return ABSENT if value is None else str(value)
