@@ -52,15 +52,12 @@ def alone() -> Contents:
 @pytest.fixture(scope="module")
 def history(tmp_path_factory: pytest.TempPathFactory) -> Contents:
     folder = tmp_path_factory.mktemp("runs")
-    for day, rate in ((1, 0.001), (2, 0.002), (4, 0.002)):
+    rows = read_results(RUN)
+    worse = rows.value.where(rows.metric != "bits_per_byte", 1.01 * rows.value)
+    for day, rate, values in ((1, 0.001, rows.value), (2, 0.002, rows.value), (4, 0.002, worse)):
         when = pd.Timestamp(f"2026-11-{day:02}T12:00:00Z")
-        copied(
-            folder,
-            f"2026110{day}T120000-00000{day}",
-            {"learning_rate": rate},
-            time_utc=when,
-            git_revision=f"{day}" * 40,
-        )
+        run, revision = f"2026110{day}T120000-00000{day}", f"{day}" * 40
+        copied(folder, run, {"learning_rate": rate}, time_utc=when, git_revision=revision, value=values)
     (part,) = read([str(folder)])
     return part
 
@@ -159,7 +156,18 @@ def test_several_runs_show_the_fields_that_differ_and_no_others(history: Content
     lines = {line[0].text: [cell.text for cell in line[1:]] for line in table.rows}
     assert lines["training.learning_rate"] == ["0.002", "0.002", "0.001"]  # the newest first
     assert [revision[0] for revision in lines["git_revision"]] == ["4", "2", "1"]
-    assert set(lines) == {"training.learning_rate", "git_revision"}
+    numbers = {"bits per byte", "training update", "peak memory of training"}
+    assert set(lines) == {"training.learning_rate", "git_revision", *numbers}
+    assert lines["bits per byte"] == ["2.5258 bit/byte (+1.00 %)", "2.5008 bit/byte (+0.00 %)", "2.5008 bit/byte"]
+
+
+def test_a_damaged_configuration_is_a_difference_and_no_error(tmp_path: Path) -> None:
+    for number in range(2):
+        run = copied(tmp_path, f"20261128T000000-00000{number}")
+    run.with_suffix(".json").write_text("{")
+    (part,) = read([str(tmp_path)])
+    lines = {line[0].text: [cell.text for cell in line[1:]] for line in table_of(part, "differences").rows}
+    assert sorted(lines["configuration"]) == ["its file is damaged", "–"]
 
 
 @pytest.mark.parametrize("name", ["compare-nano", "scale-nano", "probe-mini", RUN.name])

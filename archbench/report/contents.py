@@ -116,7 +116,10 @@ def _of_runs(evidence: Evidence, places: Sequence[str], peaks: Peaks | None, ref
     limits = tuple(limits_of(rows))
     alone = rows.run_id.nunique() == 1 and not (rows.phase == "probe").all()
     if not alone or not evidence.names:
-        tables = (*part.tables, *resting((difference_table(rows, places), *kernel_tables(rows)), rows))
+        tables = (
+            *part.tables,
+            *resting((difference_table(rows, places), *kernel_tables(rows[rows.phase == "kernel"])), rows),
+        )
         return replace(part, tables=tables, said=NO_VERDICT, limits=limits)
     reference = reference_table(rows, references)
     measured = resting((page_summary(rows), limit_table(rows, peaks), memory_table(rows), reference), rows)

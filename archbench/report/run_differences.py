@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archbench.presentation.quantities import ABSENT
+from archbench.presentation.quantities import ABSENT, percent, quantity
 from archbench.presentation.tables import Column, Table, table
+from archbench.report.run_limits import COMPARED, value_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +24,7 @@ _RECORDED = (
 
 
 def difference_table(rows: pd.DataFrame, places: Sequence[str]) -> Table | None:
-    """A row for each field that differs, a column for each of the newest runs; None for one run, or if none differs."""
+    """A row for each field that differs and each number, a column for each of the newest runs; None for one run."""
     modelled = rows[(rows.architecture != "none") & (rows.phase != "probe")]
     newest = modelled.groupby("run_id").time_utc.min().sort_values(ascending=False).index[:MOST]
     if len(newest) < 2:
@@ -33,11 +34,13 @@ def difference_table(rows: pd.DataFrame, places: Sequence[str]) -> Table | None:
         (field, *(_shown(values[run]) for run in described))
         for field, values in differing(described).items()
     ]  # fmt: skip
-    if not lines:
-        return None
+    lines += _numbers({run: modelled[modelled.run_id == run] for run in described})
     more = modelled.run_id.nunique() - len(newest)
     columns = (Column("field", "name"), *(Column(run, "list") for run in described))
-    caption = "Fields of configuration, code and machine that are not the same in all runs, the newest run first."
+    caption = (
+        "Fields of configuration, code and machine that are not the same in all runs, the newest first; numbers with "
+        "their change from the oldest run shown."
+    )
     notes = [f"{more} older runs are left out."] if more > 0 else []
     return table("differences", "What differs between the runs", columns, lines, caption=caption, notes=notes)
 
@@ -57,16 +60,29 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {name: one for fields in inside for name, one in fields.items()}
 
 
+def _numbers(runs: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, ...]]:
+    for phase, metric, label, unit in COMPARED[:3]:
+        values = [value_of(rows, phase, metric) for rows in runs.values()]
+        if any(values):
+            *newer, oldest = values
+            changes = [f" ({percent(value / oldest - 1)})" if value and oldest else "" for value in newer]
+            yield label, *(quantity(value, unit) + change for value, change in zip(values, [*changes, ""], strict=True))
+
+
 def _described(run: str, rows: pd.DataFrame, places: Sequence[str]) -> dict[str, Any]:
     from archbench.errors import StorageError
-    from archbench.files.loader import read_json
+    from archbench.files.loader import read_model
 
     first = rows.iloc[0]
     described: dict[str, Any] = {"architecture": first.architecture, "preset": first.preset, "seed": int(first.seed)}
     for place in map(Path, places):
         beside = (place if place.is_dir() else place.parent) / f"{run}.json"
         if beside.is_file():
-            content = read_json(beside, error=StorageError, sealing="optional", next_step="archbench fsck says more")
+            try:
+                content = read_model(dict[str, Any], beside, error=StorageError, sealing="optional", next_step="")
+            except StorageError:  # rows have their own checksum; archbench fsck says more
+                described["configuration"] = "its file is damaged"
+                break
             described |= flat(content.get("run", {})) | flat(content.get("model", {}), "model")
             break
     for column in _RECORDED:

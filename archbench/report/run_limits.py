@@ -19,7 +19,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _BANDWIDTH = "memory bandwidth"
 REFERENCES = Path("results/reference")
 
-_COMPARED = (
+COMPARED = (
     ("quality", "bits_per_byte", "bits per byte", "bit/byte"),
     ("train", "step_seconds", "training update", "s"),
     ("train", "peak_memory_bytes", "peak memory of training", "B"),
@@ -149,7 +149,7 @@ def reference_table(rows: pd.DataFrame, folder: Path) -> Table | None:
         Column("range", "text", hint="lowest and highest reference run"), Column("ratio", unit="1", show=ratio),
     )  # fmt: skip
     lines = []
-    for phase, metric, label, unit in _COMPARED:
+    for phase, metric, label, unit in COMPARED:
         own, theirs = _by_case(rows, phase, metric), _by_case(found, phase, metric)
         for case in own.keys() & theirs.keys():
             mine, medians = own[case][0], sorted(theirs[case])
@@ -171,7 +171,7 @@ def reference_table(rows: pd.DataFrame, folder: Path) -> Table | None:
 
 
 def _order(line: Sequence[Any]) -> tuple[int, str]:
-    return [label for _, _, label, _ in _COMPARED].index(line[0]), line[1]
+    return [label for _, _, label, _ in COMPARED].index(line[0]), line[1]
 
 
 def _by_case(rows: pd.DataFrame, phase: str, metric: str) -> dict[str, list[float]]:
