@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, one_line
-from archbench.presentation.quantities import counted, duration
+from archbench.presentation.quantities import counted
 from archbench.presentation.tables import Table
 from archbench.report.basis import basis_of, resting
 from archbench.report.comparison_tables import cost_table, lost_table, size_table, verdict_table
@@ -18,6 +18,7 @@ from archbench.report.cost_figures import context_figure, kernel_figure, pareto_
 from archbench.report.cost_matrix import cost_matrix
 from archbench.report.evidence import Evidence, of_comparison, of_runs, provenance_of, rows_of
 from archbench.report.figures import Figure
+from archbench.report.headings import comparison_title, plan_facts, runs_title, time_fact
 from archbench.report.kernel_tables import kernel_tables
 from archbench.report.ladder_figures import ladder_figures
 from archbench.report.ladder_tables import forecast_table, law_table, loss_table
@@ -28,10 +29,11 @@ from archbench.report.probe_tables import score_table
 from archbench.report.probe_texts import best_first
 from archbench.report.probe_texts import conclusions as probe_conclusions
 from archbench.report.quality_figures import difference_figure, position_figure
+from archbench.report.regression_pages import SUFFIX, regression_of
 from archbench.report.run_differences import difference_table
 from archbench.report.run_limits import REFERENCES, Peaks, limit_table, memory_table, reference_table
 from archbench.report.run_tables import page_summary, run_table
-from archbench.report.run_texts import NO_VERDICT, limits_of, summary_of
+from archbench.report.run_texts import KERNELS, NO_VERDICT, limits_of, summary_of
 from archbench.report.sample_figures import history_figure, sample_figure
 from archbench.report.styles import Style, styles_of
 from archbench.results.doubts import doubts
@@ -85,6 +87,7 @@ def read(paths: Sequence[str], *, peaks: Peaks | None = None, references: Path =
     from archbench.results.reading import read_results
 
     studies: dict[type[Outcome], list[Path]] = {kind: [] for kind in _STUDIES}
+    regressions: list[Contents] = []
     plain: list[str] = []
     for text in paths:
         path = Path(text)
@@ -92,12 +95,16 @@ def read(paths: Sequence[str], *, peaks: Peaks | None = None, references: Path =
         if kind is not None:
             studies[kind].append(path)
             continue
+        if path.suffix == SUFFIX and path.is_file():
+            regressions.append(_of_regression(path))
+            continue
         plain.append(text)
         if path.is_dir():
             for kind, folders in studies.items():
                 folders += _finished_in(path, kind)
     parts = [_of_study(kind, folder) for kind, folders in studies.items() for folder in dict.fromkeys(folders)]
     parts.sort(key=lambda part: dict(part.facts)["finished"], reverse=True)
+    parts += regressions
     if plain:
         rows = read_results(plain)
         if len(rows):
@@ -120,7 +127,7 @@ def _of_runs(evidence: Evidence, places: Sequence[str], peaks: Peaks | None, ref
             *part.tables,
             *resting((difference_table(rows, places), *kernel_tables(rows[rows.phase == "kernel"])), rows),
         )
-        return replace(part, tables=tables, said=NO_VERDICT, limits=limits)
+        return replace(part, tables=tables, said=NO_VERDICT if evidence.names else KERNELS, limits=limits)
     reference = reference_table(rows, references)
     measured = resting((page_summary(rows), limit_table(rows, peaks), memory_table(rows), reference), rows)
     first = rows.iloc[0]
@@ -131,6 +138,21 @@ def _of_runs(evidence: Evidence, places: Sequence[str], peaks: Peaks | None, ref
         missing=(*part.missing, *(() if reference else ("a reference run of the same kind",))),
         said=summary_of(rows),
         limits=limits,
+    )
+
+
+def _of_regression(file: Path) -> Contents:
+    title, verdict, made, figure, styles = regression_of(file)
+    return Contents(
+        title=title,
+        subtitle=counted(len(made.rows), "measurement"),
+        verdict=verdict,
+        tables=(made,),
+        lead=figure,
+        figures=() if figure is None else (figure,),
+        missing=() if figure else ("times",),
+        facts=(("read from", str(file)),),
+        styles=styles,
     )
 
 
@@ -194,7 +216,7 @@ def of_evidence(evidence: Evidence) -> Contents:
             missing.append(name)
     lead = next((figure for figure in figures if figure.key == "difference"), None)
     outcome = evidence.outcome
-    title, subtitle = _runs_title(evidence) if outcome is None else _comparison_title(outcome)
+    title, subtitle = runs_title(evidence) if outcome is None else comparison_title(outcome)
     return Contents(
         title=title,
         subtitle=subtitle,
@@ -203,7 +225,7 @@ def of_evidence(evidence: Evidence) -> Contents:
         lead=lead,
         figures=tuple(figures),
         missing=tuple(missing),
-        facts=evidence.provenance if outcome is None else (*evidence.provenance, *_plan(outcome)),
+        facts=evidence.provenance if outcome is None else (*evidence.provenance, *plan_facts(outcome)),
         styles=evidence.styles,
     )
 
@@ -262,7 +284,7 @@ def of_ladder(folder: Path) -> Contents:
         lead=figures[0],
         figures=figures,
         missing=(),
-        facts=(*made, _time(ladder)),
+        facts=(*made, time_fact(ladder)),
         styles=styles,
     )
 
@@ -288,7 +310,7 @@ def of_probe(folder: Path) -> Contents:
         tables=resting((score_table(outcome),), evidence.rows),
         lead=drawn.figures[0] if drawn.figures else None,
         missing=(),
-        facts=(*evidence.provenance, _time(outcome)),
+        facts=(*evidence.provenance, time_fact(outcome)),
     )
 
 
@@ -297,53 +319,3 @@ _STUDIES: dict[type[Outcome], Callable[[Path], Contents]] = {
 }  # fmt: skip
 """Outcome of a study that has a part of its own in a report, and the function that reads its folder. The rows of other
 studies are shown as runs."""
-
-
-def _comparison_title(outcome: ComparisonOutcome) -> tuple[str, str]:
-    base, *others = outcome.names
-    title = (
-        f"{', '.join(others) if len(others) <= 4 else f'{len(others)} architectures'} against {base}"
-        if others
-        else base
-    )
-    plan = outcome.plan
-    device = outcome.machine.get("device_name", "")
-    return title, (
-        f"{plan.preset} size · {outcome.corpus} as {plan.tokenizer} · context {plan.context_length:,} · "
-        f"{plan.seeds} seeds · {device} · {outcome.finished:%Y-%m-%d}"
-    )
-
-
-def _runs_title(evidence: Evidence) -> tuple[str, str]:
-    runs = evidence.rows.run_id.nunique()
-    device = ", ".join(evidence.rows.device_name.drop_duplicates().astype(str))
-    return (
-        _kind(evidence),
-        f"{counted(runs, 'run')} · {device} · newest {evidence.rows.time_utc.max():%Y-%m-%d}",
-    )
-
-
-def _plan(outcome: ComparisonOutcome) -> tuple[tuple[str, str], ...]:
-    plan = outcome.plan
-    done = sum(cell.outcome == "ok" for cell in outcome.cells)
-    return (
-        ("profile", f"{plan.profile}, preset {plan.preset}"),
-        ("text", f"{plan.corpus} as {plan.tokenizer}"),
-        (
-            "seeds",
-            f"{plan.seeds}, and " + (f"{plan.tuning_seeds} for tuning" if len(plan.factors) != 1 else "no tuning"),
-        ),
-        ("text scored", f"{outcome.units.count:,} {outcome.units.kind}, {outcome.units.empty:,} empty ones left out"),
-        ("cells", f"{done:,} of {len(outcome.cells):,} finished"),
-        _time(outcome),
-    )
-
-
-def _time(outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome) -> tuple[str, str]:
-    return "time", f"{duration(outcome.seconds.measured)}, predicted {duration(outcome.seconds.predicted)}"
-
-
-def _kind(evidence: Evidence) -> str:
-    if not evidence.names:
-        return "Kernels"
-    return "Probes" if (evidence.rows.phase == "probe").all() else "Runs without a comparison"

@@ -16,6 +16,11 @@ NO_VERDICT = (
     "differences may be chance. archbench compare matches sizes, tunes learning rates, and gives intervals."
 )
 
+KERNELS = (
+    "Each candidate computes the same on the same inputs, in turns. The tables begin with the fastest of each case, "
+    "and show errors beside times."
+)
+
 
 def summary_of(rows: pd.DataFrame) -> str:
     """One run in a sentence or three: what it needs, how fast it is, and how it ended."""
