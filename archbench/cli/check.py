@@ -78,7 +78,7 @@ def check(
     found: Findings = []
     imports: list[float] = []
     start = time.monotonic()
-    progress = CheckProgress("checks", shown=not quiet, json=json)
+    progress = CheckProgress(shown=not quiet, json=json)
     checked = check_apart(request, limit=limit, begun=progress.started, loaded=imports.append)
     with progress, closing(checked) as results:
         for claim, result in results:

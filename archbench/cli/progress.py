@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 from archbench.cli.output import say
 from archbench.presentation.live_view import UNBROKEN, LiveView, Moment
 from archbench.presentation.quantities import counted, duration
+from archbench.presentation.step_view import StepView
 from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
@@ -127,43 +127,7 @@ class StudyProgress:
         return f"about {duration(self._left.seconds())} left{guess}"
 
 
-class StepProgress:
-    """Progress of steps that come one after the other, while this is entered.
-
-    Args:
-        what: names the steps, before their number.
-        shown: False shows nothing.
-        json: JSON lines go to standard output meanwhile; in a terminal, changing lines would run into them.
-    """
-
-    def __init__(self, what: str, *, shown: bool, json: bool = False) -> None:
-        self._what, self._text, self._number, self._count = what, "", 0, 0
-        self._began = time.monotonic()
-        self.view = LiveView(self._moment, shown=shown, redrawn=not (json and sys.stdout.isatty()))
-
-    def __enter__(self) -> Self:
-        self.view.__enter__()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.view.__exit__()
-
-    def begun(self, text: str, number: int, count: int) -> None:
-        """The step ``text`` has begun, the ``number``-th of ``count``."""
-        self._text, self._number, self._count = text, number, count
-        self.view.refresh()
-
-    def _moment(self) -> Moment | None:
-        elapsed = time.monotonic() - self._began
-        if not self._count:
-            return Moment("loading", f"{duration(elapsed)} so far")
-        done = self._number - 1
-        left = f", about {duration(elapsed / done * (self._count - done))} left" if done else ""
-        counts = f"{self._text} ({self._number} of {self._count})"
-        return Moment(counts, f"{duration(elapsed)} so far{left}", done / self._count)
-
-
-class CheckProgress(StepProgress):
+class CheckProgress(StepView):
     """Progress of ``archbench check``; a log gets a line for each result."""
 
     def started(self, claim: Claim, number: int, count: int) -> None:

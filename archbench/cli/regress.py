@@ -68,6 +68,7 @@ def regress(
     time fails if the lower 95 % bound of head / base is above the gate twice. Uncommitted changes belong to neither
     revision.
     """
+    from archbench.presentation.step_view import StepView
     from archbench.regression.gate import Plan
     from archbench.regression.sides import Request, Side
     from archbench.regression.verdict_table import accepted
@@ -88,12 +89,9 @@ def regress(
         def sides(chosen: Sequence[str]) -> tuple[Side, Side]:
             return side("base", trees[0], chosen), side("head", trees[1], chosen)
 
-        def say(text: str) -> None:
-            if not quiet:
-                echo(text, error=True)
-
-        say(f"counting: {', '.join(names)}")
-        rows = _rows(trees, names, timed_names, sides, plan, judged=device == "cpu" or exclusive, say=say)
+        with StepView(shown=not quiet) as steps:
+            steps.at(f"counting: {', '.join(names)}")
+            rows = _rows(trees, names, timed_names, sides, plan, judged=device == "cpu" or exclusive, say=steps.at)
     title = f"archbench regress {trees[0].name} {trees[1].name}"
     _conclude(accepted(rows, reasons), title, json=json, require_baseline=require_baseline)
 

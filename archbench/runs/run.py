@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError, refusal
 from archbench.files.writing import set_aside
 from archbench.measure.machine import device_name, versions
+from archbench.presentation.live_view import LiveView
+from archbench.presentation.quantities import duration
+from archbench.presentation.step_view import StepView
 from archbench.results.reading import read_results
 from archbench.results.schema import FAILED, INTERRUPTED, Role
 from archbench.results.store import run_table, write_run
@@ -120,7 +124,7 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
     try:
         for phase in _phases(folder):
             finished = folder.rows_file(phase).exists()
-            rows += _kept_rows(folder, phase) if finished else run_phase(folder, phase, quiet=quiet)
+            rows += _kept_rows(folder, phase) if finished else _shown_phase(folder, phase, quiet=quiet)
             if phase == CHECK:
                 require_conformance(folder)
             if any(row["metric"] == "diverged" for row in rows):
@@ -145,6 +149,24 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
     finally:
         trackers.finish(rows, status)
     return read_results(written, trials=True)
+
+
+def _shown_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, Any]]:
+    """Measure a phase with a view of it; the process that trains draws its own, which has the loss."""
+    config, every = folder.config, _phases(folder)
+    name = f"{config.architecture} {config.preset}, {phase}"
+    place = f"phase {every.index(phase) + 1} of {len(every)}"
+    start = time.monotonic()
+    with StepView(shown=not quiet and phase != "train") as steps:
+        steps.at(f"{name}: {place}")
+        rows = run_phase(folder, phase, quiet=quiet)
+    last = {row["metric"]: row["value"] for row in rows if row["phase"] == phase and row["value"] is not None}
+    found = ""
+    if phase == "train" and {"loss", "tokens_per_second"} <= last.keys():
+        found = f", last loss {last['loss']:.3f}, {last['tokens_per_second']:,.0f} tokens/s"
+    took = duration(time.monotonic() - start)
+    LiveView(lambda: None, shown=not quiet).say(f"{name}: done in {took}{found} ({place})")
+    return rows
 
 
 def rows_of_phases(folder: RunFolder) -> list[dict[str, Any]]:

@@ -77,7 +77,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
             flops_per_token=flops_per_token,
             validate=validate if recipe.validate_every is not None else None,
             checkpoints=run.checkpoints,
-            progress=Progress("silent" if quiet else "auto", label=f"{config.architecture} {config.preset}"),
+            progress=Progress("silent" if quiet else "auto", label=f"{config.architecture} {config.preset}, train"),
             observe=tell_trackers if config.trackers else None,
             audit=StepAudit(state, config.seed, clock, report),
         )

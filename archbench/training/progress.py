@@ -1,4 +1,4 @@
-"""Progress of training on stderr: a bar on a terminal, plain lines elsewhere, or nothing.
+"""Progress of training on stderr: a bar in a terminal, plain lines with the time elsewhere, or nothing.
 
 It writes at most a few times a second, and never inside a timed step.
 """
@@ -10,6 +10,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, TextIO
 
+from archbench.presentation.live_view import is_redrawn, stamp
 from archbench.presentation.quantities import duration
 from archbench.presentation.terminal import console, echo
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 _SECONDS_BETWEEN_REDRAWS = 0.25
 _SECONDS_BETWEEN_LINES = 10.0
+_MOST_SECONDS_BETWEEN_LINES = 60.0
+"""In a long training, whose lines become rarer."""
 
 
 class Progress:
@@ -41,7 +44,7 @@ class Progress:
         self.label = label
         self.stream = stream if stream is not None else sys.stderr
         if style == "auto":
-            style = "bar" if self.stream.isatty() else "plain"
+            style = "bar" if is_redrawn(self.stream) else "plain"
         self.style = style
         default = _SECONDS_BETWEEN_REDRAWS if style == "bar" else _SECONDS_BETWEEN_LINES
         self.interval = default if interval is None else interval
@@ -59,10 +62,11 @@ class Progress:
         if self.style == "silent":
             return
         now = time.monotonic()
-        if now - self._shown < self.interval and progress < 1.0:
+        elapsed = max(now - self._started, 1e-9)
+        rare = 0.0 if self._bar is not None else min(elapsed / 20, _MOST_SECONDS_BETWEEN_LINES) * bool(self.interval)
+        if now - self._shown < max(self.interval, rare) and progress < 1.0:
             return
         self._shown = now
-        elapsed = max(now - self._started, 1e-9)
         speed = (tokens - self._first_tokens) / elapsed
         spent = progress - self._first_progress
         left = elapsed / spent * (1.0 - progress) if spent > 0 else float("inf")
@@ -96,21 +100,23 @@ class Progress:
             if self._bar is not None:
                 self._bar.console.print(line)
             else:
-                echo(line, stream=self.stream)
+                echo(line if self.stream.isatty() else f"{stamp()}  {line}", stream=self.stream)
 
     def _open_bar(self, progress: float) -> None:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         # No refreshing thread: it would compete with the timed step.
         self._bar = RichProgress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),
             TaskProgressColumn(),
             TextColumn("{task.fields[text]}", markup=False),
             console=console(self.stream),
             auto_refresh=False,
             redirect_stdout=False,
+            expand=True,
         )
         self._bar.add_task(self.label, total=1.0, text="")
         self._bar.update(self._bar.task_ids[0], completed=progress)

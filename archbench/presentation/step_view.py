@@ -1,0 +1,53 @@
+"""A live view of steps that come one after the other: checks, the phases of a run, rounds of timing."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Self
+
+from archbench.presentation.live_view import LiveView, Moment
+from archbench.presentation.quantities import duration
+
+
+class StepView:
+    """Shows the step at work, while this is entered.
+
+    Args:
+        shown: False shows nothing.
+        json: JSON lines go to standard output meanwhile; in a terminal, changing lines would run into them.
+    """
+
+    def __init__(self, *, shown: bool, json: bool = False) -> None:
+        self._text, self._number, self._count = "loading", 0, 0
+        self._began = time.monotonic()
+        self.view = LiveView(self._moment, shown=shown, redrawn=not (json and sys.stdout.isatty()))
+
+    def __enter__(self) -> Self:
+        self.view.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.view.__exit__()
+
+    def begun(self, text: str, number: int, count: int) -> None:
+        """The step ``text`` has begun, the ``number``-th of ``count``."""
+        self._text, self._number, self._count = text, number, count
+        self.view.refresh()
+
+    def at(self, text: str) -> None:
+        """The step ``text`` has begun, of a number that nobody knows; a log gets a line."""
+        self._text = text
+        if self.view.redrawn:
+            self.view.refresh()
+        else:
+            self.view.say(text)
+
+    def _moment(self) -> Moment:
+        elapsed = time.monotonic() - self._began
+        if not self._count:
+            return Moment(self._text, f"{duration(elapsed)} so far")
+        done = self._number - 1
+        left = f", about {duration(elapsed / done * (self._count - done))} left" if done else ""
+        counts = f"{self._text} ({self._number} of {self._count})"
+        return Moment(counts, f"{duration(elapsed)} so far{left}", done / self._count)
