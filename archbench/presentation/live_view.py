@@ -25,6 +25,9 @@ SECONDS_BETWEEN_HEARTBEATS = 60.0
 UNBROKEN = "\xa0"
 """A space at which no line of a view ends."""
 
+_SHORTEST_BAR = 14
+"""Columns of a bar, with the gaps beside it; where there is less room, the times stand in a row of their own."""
+
 _MOST_LINES = 4
 """Of one detail, before they are wrapped; a terminal shows as many in all as it has room for."""
 
@@ -144,21 +147,23 @@ class LiveView:
         now = self._moment()
         if now is None:
             return Text("")
+        assert self._live is not None
+        width, room = self._live.console.width, max(1, self._live.console.height - 3)
         first = Table.grid(padding=(0, 2, 0, 0), expand=True)
         first.add_column(no_wrap=True)
         first.add_column(ratio=1)
-        first.add_column(no_wrap=True)
         bar = line("") if now.share is None else ProgressBar(total=1.0, completed=now.share, width=None)
-        first.add_row(line(now.counts), bar, line(now.times))
-        assert self._live is not None
-        room = max(1, self._live.console.height - 2)
+        beside = len(now.counts) + len(now.times) + _SHORTEST_BAR <= width
+        if beside:
+            first.add_column(no_wrap=True)
+        first.add_row(line(now.counts), bar, *([line(now.times)] if beside else []))
         indent = max((len(label) for label in now.details), default=0) + 2
         drawn = [
             line(f"{label if number == 0 else '':<{indent}}{text}")
             for label, lines in now.details.items()
-            for number, text in enumerate(_wrapped(lines, self._live.console.width - indent))
+            for number, text in enumerate(_wrapped(lines, width - indent))
         ]
-        return Group(first, *drawn[:room])
+        return Group(first, *([] if beside else [line(now.times)]), *drawn[:room])
 
 
 def stamp() -> str:
