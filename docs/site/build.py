@@ -30,7 +30,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "project/changes.md",
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-REPOSITORY = PROJECT.get("urls", {}).get("Repository", "https://github.com/archbench/archbench")
+REPOSITORY = PROJECT["urls"]["Source"]
 GALLERY = {
     PAGES / "gallery" / f"{page['name']}.html": page["command"]
     for page in tomllib.loads((Path(__file__).parent / "gallery.toml").read_text("utf-8"))["page"]
