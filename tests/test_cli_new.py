@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -16,6 +18,7 @@ import archbench
 from archbench.cli import main
 from archbench.errors import UnknownNameError, UsageError
 from archbench.plugin.registry import available
+from archbench.scaffold import action_reference
 from archbench.scaffold.origin import find_origin
 from archbench.scaffold.package import check_name, package_files, write_package
 from installations import RunCLI
@@ -36,7 +39,11 @@ def test_it_writes_an_architecture_that_can_be_loaded_and_says_what_to_do_next(c
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "some where" / "fresh-start"
     written = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
-    assert written == ["README.md", "archbench_fresh_start.py", "pyproject.toml", "tests/test_fresh_start.py"]
+    workflow = ".github/workflows/archbench.yml"
+    own = ["README.md", "archbench_fresh_start.py", "pyproject.toml", "tests/test_fresh_start.py"]
+    assert written == [workflow, ".gitignore", *own]
+    (used,) = re.findall(r"uses: (\S+/archbench@\S+)", (folder / workflow).read_text())
+    assert used in done.stdout, "where archbench comes from, or what to replace"
     for command in ("cd 'some where/fresh-start'", "pytest", "pip install -e .", "archbench run fresh-start"):
         assert f"\n  {command}" in done.stdout
     architecture = archbench.load("fresh-start", plugins=[folder / "archbench_fresh_start.py"])
@@ -50,12 +57,44 @@ def test_it_writes_an_architecture_that_can_be_loaded_and_says_what_to_do_next(c
 
 def test_the_template_is_what_it_writes_and_names_the_place_to_change() -> None:
     assert package_files("my-arch") == {
-        path: (TEMPLATE / path).read_text()
-        for path in ("archbench_my_arch.py", "pyproject.toml", "README.md", "tests/test_my_arch.py")
+        file.relative_to(TEMPLATE).as_posix(): file.read_text()
+        for file in TEMPLATE.rglob("*")
+        if file.is_file() and file.suffix != ".pyc"
     }
     module = (TEMPLATE / "archbench_my_arch.py").read_text()
     assert "Mixer" in ast.get_docstring(ast.parse(module))  # type: ignore[operator]
     assert len([line for line in module.splitlines() if line.strip()]) <= 90
+
+
+@pytest.mark.parametrize(
+    ("direct", "links", "found"),
+    [
+        (
+            {"url": "https://github.com/me/archbench.git", "vcs_info": {"vcs": "git", "commit_id": "abc123"}},
+            [],
+            "me/archbench@abc123",
+        ),
+        ({"url": "https://gitlab.com/me/archbench", "vcs_info": {"vcs": "git", "commit_id": "abc123"}}, [], None),
+        (None, ["Documentation, https://me.dev", "Source, https://github.com/me/archbench"], "me/archbench@v7.1"),
+        (None, ["Source, https://github.com/OWNER/archbench"], None),
+    ],
+)
+def test_the_workflow_uses_the_archbench_that_is_installed(
+    direct: dict[str, object] | None,
+    links: list[str],
+    found: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    info = tmp_path / "archbench-7.1.dist-info"
+    info.mkdir()
+    about = ["Metadata-Version: 2.1", "Name: archbench", "Version: 7.1", *(f"Project-URL: {link}" for link in links)]
+    (info / "METADATA").write_text("\n".join(about) + "\n")
+    if direct is not None:
+        (info / "direct_url.json").write_text(json.dumps(direct))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(action_reference, "git_revision", lambda: None)  # as where it runs from no checkout
+    assert action_reference.action_reference() == (found or action_reference.UNKNOWN)
 
 
 @pytest.mark.parametrize("name", ["none", "class", "mixer", "tensor", "torch", "a-1-b"])

@@ -17,7 +17,7 @@ from archbench.regression.verdict_table import LIMIT, MEANING, UNITS
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "how-to" / "ci.md").read_text()
-EXAMPLE = ROOT / "tests" / "example_plugin" / ".github" / "workflows" / "archbench.yml"
+EXAMPLE = ROOT / "tests" / "example_plugin" / ".github" / "workflows" / "archbench.yml"  # what archbench new writes
 WORKFLOWS = [EXAMPLE, *sorted((ROOT / ".github" / "workflows").glob("*.yml"))]
 COMMANDS = sorted(
     {match[0].split("#")[0].strip() for match in re.finditer(r"(?m)(archbench regress|pytest --pyargs) [^\n`]+", PAGE)}
@@ -46,7 +46,7 @@ def test_workflows_are_what_github_takes_for_one(path: Path) -> None:
         for step in job["steps"]:
             assert ("run" in step) != ("uses" in step)
             assert set(step) <= {"name", "run", "uses", "with", "env", "if"}
-            assert re.fullmatch(r"[\w-]+/[\w-]+@v\d+", step.get("uses", "actions/checkout@v4"))
+            assert re.fullmatch(r"[\w-]+/[\w-]+@v[\d.]+", step.get("uses", "actions/checkout@v4"))
         for checkout in [step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@")]:
             assert checkout["with"]["fetch-depth"] == 0, "a shallow clone has no base to compare with"
 
@@ -56,8 +56,6 @@ def test_the_commands_of_the_workflows_parse(path: Path) -> None:
     runs = [step["run"] for job in jobs(path).values() for step in job["steps"] if "run" in step]
     for command in [line for run in runs for line in run.splitlines() if line.startswith("archbench ")]:
         _parse(command)
-    if path == EXAMPLE:
-        assert runs == ["python -m pip install -e . pytest", "pytest", "archbench regress HEAD^1 HEAD"]
 
 
 def _parse(command: str) -> None:

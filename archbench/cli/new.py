@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import textwrap
 from pathlib import Path
 from typing import Annotated
 
@@ -30,10 +31,11 @@ def new(
     plugin: Plugins = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where to create the package's folder")] = Path("."),
 ) -> None:
-    """Write an installable plugin package: one module, its tests, pyproject.toml and a README."""
+    """Write an installable plugin package: one module, its tests, pyproject.toml, a README and a workflow for CI."""
     from archbench.plugin.registry import available
+    from archbench.scaffold.action_reference import UNKNOWN, action_reference
     from archbench.scaffold.origin import find_origin
-    from archbench.scaffold.package import check_name, find_wrap, package_files, write_package
+    from archbench.scaffold.package import WORKFLOW, check_name, find_wrap, package_files, write_package
 
     name = named(name, "new")
     if from_ is not None and wrap is not None:
@@ -41,11 +43,13 @@ def new(
     wrapped = find_wrap(wrap) if wrap is not None else None
     known = available(plugin or ())
     check_name(name, known)
-    written = package_files(name, find_origin(from_, known) if from_ is not None else None, wrapped)
+    action = action_reference()
+    written = package_files(name, find_origin(from_, known) if from_ is not None else None, wrapped, action)
     folder = Path(os.path.expanduser(out)) / name
     write_package(folder, written)
     place = shlex.quote(os.path.normpath(folder))
-    echo(f"{place}: {', '.join(written)}")
+    listed = f"{place}: {', '.join(written)}"
+    echo(textwrap.fill(listed, 80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
     echo("Next:")
     echo(f"  cd {place}")
     if wrapped is not None and wrapped.step:
@@ -54,3 +58,10 @@ def new(
     echo("  pytest                     # does it pass the conformance checks?")
     echo(f"  archbench check {name}")
     echo(f"  archbench run {name} --profile smoke")
+    echo(f"On GitHub, {WORKFLOW} checks each pull request and")
+    if action == UNKNOWN:
+        echo("comments on what it costs, once you replace there, by where archbench comes from,")
+        echo(f"  {action}")
+    else:
+        echo("comments on what it costs, with archbench from")
+        echo(f"  {action}")

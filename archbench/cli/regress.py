@@ -13,6 +13,7 @@ from archbench.errors import MissingBaselineError, RegressionError, UsageError, 
 from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
+    from archbench.files.outputs import Output
     from archbench.regression.gate import Counted, Plan
     from archbench.regression.sides import Side
     from archbench.regression.verdict_table import Row
@@ -58,6 +59,9 @@ def regress(
     require_baseline: Annotated[
         bool, typer.Option("--require-baseline", help="Fail if the base has nothing to compare with")
     ] = False,
+    md: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the verdict and the table as Markdown, for a comment")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -68,6 +72,7 @@ def regress(
     time fails if the lower 95 % bound of head / base is above the gate twice. Uncommitted changes belong to neither
     revision.
     """
+    from archbench.files.outputs import Output, check_outputs
     from archbench.presentation.step_view import StepView
     from archbench.regression.gate import Plan
     from archbench.regression.sides import Request, Side
@@ -76,6 +81,8 @@ def regress(
 
     number(limit, "--limit")
     reasons = _reasons(accept)
+    output = Output(md, "comparison of revisions", "--md", "remove this one") if md is not None else None
+    check_outputs([output] if output is not None else [])
     plan = Plan(rounds=rounds, max_rounds=max(rounds, max_rounds), limit=limit)
     with checked_out(Path.cwd(), [base, head]) as trees:
         names = _names(arch, trees[1], plugin)
@@ -93,7 +100,7 @@ def regress(
             steps.at(f"counting: {', '.join(names)}")
             rows = _rows(trees, names, timed_names, sides, plan, judged=device == "cpu" or exclusive, say=steps.at)
     title = f"archbench regress {trees[0].name} {trees[1].name}"
-    _conclude(accepted(rows, reasons), title, json=json, require_baseline=require_baseline)
+    _conclude(accepted(rows, reasons), title, output, json=json, require_baseline=require_baseline)
 
 
 def _rows(
@@ -189,14 +196,15 @@ def _reasons(accept: list[str] | None) -> dict[str, str]:
     return reasons
 
 
-def _conclude(rows: Sequence[Row], title: str, *, json: bool, require_baseline: bool) -> None:
-    """Print the rows, write the job's summary, and judge.
+def _conclude(rows: Sequence[Row], title: str, output: Output | None, *, json: bool, require_baseline: bool) -> None:
+    """Print the rows, write the Markdown and the job's summary, and judge.
 
     Raises:
         RegressionError: something regressed.
         MissingBaselineError: the base has nothing to compare with, where that is required.
     """
     from archbench.cli.output import print_json
+    from archbench.files.outputs import write_output
     from archbench.presentation.terminal import show
     from archbench.regression.verdict_table import as_json, conclusion, markdown, row_table, write_summary
 
@@ -204,7 +212,10 @@ def _conclude(rows: Sequence[Row], title: str, *, json: bool, require_baseline: 
     failed, new = (
         [f"{row.architecture}:{row.metric}" for row in rows if row.verdict == one] for one in ("FAIL", "NEW")
     )
-    write_summary(markdown(rows, title, verdict))
+    text = markdown(rows, title, verdict)
+    write_summary(text)
+    if output is not None:
+        write_output(output, f"{text}\n".encode())
     if json:
         for row in rows:
             print_json(as_json(row))

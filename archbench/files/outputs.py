@@ -15,7 +15,15 @@ from archbench.errors import StorageError, UsageError
 from archbench.files.loader import open_regular
 from archbench.files.writing import write_bytes
 
-Kind = Literal["page", "image", "summary", "table of results", "comparison with a baseline", "JSON Schema"]
+Kind = Literal[
+    "page",
+    "image",
+    "summary",
+    "table of results",
+    "comparison with a baseline",
+    "comparison of revisions",
+    "JSON Schema",
+]
 
 MADE_BY = b"Made by archbench"
 """Stands in each image, so that a later one may replace it."""
@@ -29,6 +37,7 @@ _TELLING: dict[Kind, re.Pattern[bytes]] = {
     "summary": re.compile(rb"^## How it was made\r?$", re.MULTILINE),
     "table of results": re.compile(rb"\Arun_id,time_utc,schema_version,"),
     "comparison with a baseline": re.compile(rb'\A\[(\s*\]|\s*\{\s*"architecture":)'),
+    "comparison of revisions": re.compile(rb"\A### archbench regress "),
     "JSON Schema": re.compile(rb'\A\{\s*"\$defs":'),
 }
 

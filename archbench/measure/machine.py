@@ -53,6 +53,11 @@ def git_revision(root: Path = _ROOT) -> str | None:
     return f"{commit}-dirty" if changes else commit
 
 
+def git_remote(root: Path = _ROOT) -> str | None:
+    """URL that the checkout at ``root`` was cloned from; None if there is none."""
+    return _output("git", "-C", str(root), "remote", "get-url", "origin")
+
+
 def revision_of(file: Path) -> str | None:
     """Commit of the repository that has ``file``, with ``-dirty`` if its files differ from it.
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from archbench.errors import UsageError, did_you_mean, storing
 from archbench.files.writing import temporary_beside
 from archbench.plugin.discovery import Entry
+from archbench.scaffold.action_reference import UNKNOWN
 from archbench.scaffold.origin import Origin
 
 TEMPLATE = "my-arch"
-FILES = ("archbench_my_arch.py", "pyproject.toml", "README.md", "tests/test_my_arch.py")
+WORKFLOW = ".github/workflows/archbench.yml"
+FILES = ("archbench_my_arch.py", "pyproject.toml", "README.md", "tests/test_my_arch.py", ".gitignore", WORKFLOW)
 
 
 @dataclass(frozen=True)
@@ -64,16 +66,21 @@ def find_wrap(library: str) -> Wrap:
     return WRAPS[library]
 
 
-def package_files(name: str, origin: Origin | None = None, wrap: Wrap | None = None) -> dict[str, str]:
+def package_files(
+    name: str, origin: Origin | None = None, wrap: Wrap | None = None, action: str = UNKNOWN
+) -> dict[str, str]:
     """Path -> text of every file of the package for the architecture ``name``.
 
     Args:
         name: see :func:`check_name`.
         origin: the module to copy; None for the template's.
         wrap: the library whose model the module wraps; None for a model of its own.
+        action: what the workflow uses, from :func:`archbench.scaffold.action_reference.action_reference`.
     """
     template = files("archbench.scaffold") / TEMPLATE
     written = {_named(file, name): _named(template.joinpath(file).read_text("utf-8"), name) for file in FILES}
+    assert UNKNOWN in written[WORKFLOW]
+    written[WORKFLOW] = written[WORKFLOW].replace(UNKNOWN, action)
     module, settings = module_name(name), "pyproject.toml"
     if wrap is not None:
         written[f"{module}.py"] = wrap.text(name)
