@@ -25,7 +25,7 @@ def test_list_shows_the_good_and_why_each_other_is_broken(install: Install, mini
     install("zenith-twin", "twin", minimal_plugin)
     done = cli("list")
     assert done.returncode == 0
-    first = next(line for line in done.stdout.splitlines() if line.startswith("bigram"))
+    first = next(line for line in done.stdout.splitlines() if " bigram " in line)
     for part in ("A table of next-token logits", "Shannon 1948", "acme-bigram 1.0", "nano"):
         assert part in first
     broken = [line for line in done.stdout.splitlines() if line.startswith("broken: ")]

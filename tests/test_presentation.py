@@ -37,7 +37,7 @@ def test_values_are_shown_by_unit_and_kept_beside_the_text() -> None:
 def test_a_narrow_terminal_leaves_out_columns_by_priority_and_names_them(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("COLUMNS", "38")
     show(small())
     shown = capsys.readouterr().out
     assert "0.040" in shown

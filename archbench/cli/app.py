@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import io
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -27,6 +29,7 @@ from archbench.cli.generate import generate
 from archbench.cli.kernels import kernels
 from archbench.cli.listing import list_architectures
 from archbench.cli.new import new
+from archbench.cli.options import Json, Wide
 from archbench.cli.output import say
 from archbench.cli.probe import probe
 from archbench.cli.regress import regress
@@ -39,7 +42,7 @@ from archbench.cli.trust import trust
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, refusal, require_memory
 from archbench.interruption import exit_code, interruptible
 from archbench.presentation.characters import visible
-from archbench.presentation.terminal import echo
+from archbench.presentation.terminal import WIDE, echo
 
 DEBUG_VARIABLE = "ARCHBENCH_DEBUG"
 BUG = 70
@@ -72,7 +75,8 @@ def _print_version(asked: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     debug: Annotated[
         bool,
@@ -92,18 +96,43 @@ class _Command(TyperCommand):
     @cached_property
     def whole(self) -> Any:
         one = typer.Typer(context_settings=app.info.context_settings, add_completion=False)
-        one.command(self.name, help=self.help)(completed(type(self).function))
+        one.command(self.name, help=self.help)(_with_wide(completed(type(self).function)))
         return typer.main.get_command(one)
 
     def make_context(self, *arguments: Any, **settings: Any) -> Any:
         return self.whole.make_context(*arguments, **settings)
 
 
+def _with_wide(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with ``--wide``, if it prints tables: those have ``--json``."""
+    own = inspect.signature(command, eval_str=True)
+    if all(one.annotation != Json for one in own.parameters.values()):
+        return command
+
+    @functools.wraps(command)
+    def widened(*, wide: bool, **values: Any) -> None:
+        WIDE.set(wide)
+        command(**values)
+
+    last = inspect.Parameter("wide", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Wide)
+    parameters = [*(one.replace(kind=one.KEYWORD_ONLY) for one in own.parameters.values()), last]
+    widened.__dict__["__signature__"] = own.replace(parameters=parameters)
+    widened.__annotations__ = {one.name: one.annotation for one in parameters}
+    return widened
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring without line breaks inside its paragraphs: the terminal's width decides where they are."""
+    return re.sub(r"(?<!\n)\n(?![\n -])", " ", text)
+
+
 def _add(panel: str, *functions: Callable[..., None]) -> None:
     for function in functions:
         name = function.__name__.removesuffix("_architectures")
         kind = type(name, (_Command,), {"function": staticmethod(function)})
-        app.command(name, cls=kind, help=inspect.getdoc(function), rich_help_panel=panel)(lambda: None)
+        app.command(name, cls=kind, help=_paragraphs(inspect.getdoc(function) or ""), rich_help_panel=panel)(
+            lambda: None
+        )
 
 
 _add("Measure", run, compare, tune, probe, scale, kernels, results, report, generate)
@@ -172,7 +201,8 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, _TyperUsageError):
         context = getattr(error, "ctx", None)
         command = context.command_path if context is not None else "archbench"
-        say("Error", f"{error.format_message().rstrip('.')}. See {command} --help.")
+        text = error.format_message().rstrip(".")
+        say("Error", f"{text}{'' if text.endswith('?') else '.'} See {command} --help.")
         return int(error.exit_code)
     cause = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, OSError) and error.strerror:

@@ -98,10 +98,10 @@ def _print_table(found: list[Leftover], folder: str) -> None:
         echo(f"Nothing to clean in {folder}, in the cache or among temporary files.")
         return
     columns = (
-        Column("kind", "name"), Column("what", "name"), Column("size", unit="B"), Column("age", show=duration),
-        Column("what is lost", "text", priority=1),
+        Column("kind", "name"), Column("size", unit="B"), Column("age", show=duration),
+        Column("what is lost", "text", priority=1), Column("what", "name"),
     )  # fmt: skip
-    rows = ((one.kind, str(one.paths[-1]), one.bytes, one.age, one.owner or one.loses) for one in found)
+    rows = ((one.kind, one.bytes, one.age, one.owner or one.loses, str(one.paths[-1])) for one in found)
     show(table("leftovers", "", columns, rows))
     left = [one for one in found if one.kind == "unfinished" and one.owner is None]
     if left:

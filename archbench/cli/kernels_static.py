@@ -7,14 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from archbench.errors import UsageError
+from archbench.presentation.tables import Cell, Column, Table, table
 from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
     from archbench_kernelcheck import Result
     from archbench_kernelcheck.checking import Launches
-
-WIDTH = 200
-"""Minimum width of the table; a narrow terminal wraps its lines, so no digits are lost."""
 
 
 def static_kernels(
@@ -42,8 +42,9 @@ def static_kernels(
         DeviceError: Triton is not installed, or its interpreter is on.
     """
     from archbench.cli.output import print_json
-    from archbench.presentation.terminal import console
-    from archbench_kernelcheck import check_on, rows, table, violations
+    from archbench.presentation.terminal import show
+    from archbench_kernelcheck import check_on, rows, violations
+    from archbench_kernelcheck import table as static_table
 
     load = partial(_own, head_widths, dtype) if plugin is None else partial(_of_plugin, plugin)
     results = check_on(chips, load, progress=None if quiet else _Progress())
@@ -51,10 +52,22 @@ def static_kernels(
         for row in rows(results):
             print_json(row)
     else:
-        out = console()
-        out.width = max(out.width, WIDTH)
-        out.print(table(results))
+        show(_shown(static_table(results)))
     return int(any(violations(result) for result in results))
+
+
+def _shown(static: RichTable) -> Table:
+    """The static check's table; a narrow terminal leaves out its figures from the right, and never what is wrong."""
+    columns = [
+        Column(
+            str(one.header),
+            "number" if one.justify == "right" else "code" if one.no_wrap else "name",
+            priority=place if one.justify == "right" or one.no_wrap else 0,
+        )
+        for place, one in enumerate(static.columns)
+    ]
+    cells = ([Cell(str(cell)) for cell in one.cells] for one in static.columns)
+    return table("static", str(static.title), columns, zip(*cells, strict=True))
 
 
 class _Progress:

@@ -52,6 +52,7 @@ Force = Annotated[
     bool, typer.Option("--force", help="Also replace existing files that archbench did not make, or made otherwise")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON lines")]
+Wide = Annotated[bool, typer.Option("--wide", help="Tables with all columns, however narrow the terminal")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error")]
 
 

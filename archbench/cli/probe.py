@@ -90,8 +90,8 @@ def _print_tasks(plugins: tuple[str, ...], as_json: bool) -> None:
             print_json({**line, "conditions": dict(task.chance)})
         return
     columns = (
-        Column("task", "name"), Column("what is asked", "text"), Column("tested on (chance)", "text"),
-        Column("source", "text"),
+        Column("task", "name"), Column("what is asked", "text"), Column("tested on (chance)", "text", priority=1),
+        Column("source", "name", priority=2),
     )  # fmt: skip
     rows = (
         (task.name, task.summary, ", ".join(f"{name} ({task.chance[name]:.2g})" for name in task.tests), task.source)

@@ -11,7 +11,7 @@ import typer
 from archbench.cli.options import Force, Json
 from archbench.errors import UsageError
 from archbench.presentation.characters import harmless
-from archbench.presentation.terminal import console, echo, put, show
+from archbench.presentation.terminal import echo, paragraph, put, show
 from archbench.results.schema import ENDED, TRIALS, UNCHECKED
 
 if TYPE_CHECKING:
@@ -103,12 +103,11 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
     from archbench.report.run_tables import checks, integer, measurement_table
     from archbench.results.doubts import doubts
 
-    out = console()
     for number, (run_id, rows) in enumerate(frame.groupby("run_id", sort=False)):
         if number:
-            out.print()
+            echo()
         title = _title({**rows.iloc[0].to_dict(), "parameters": integer(rows.parameters.max())})
-        out.print(f"{run_id}  {title} · checks: {checks(rows)}", style="bold", soft_wrap=True)
+        paragraph(f"{run_id}  {title} · checks: {checks(rows)}", style="bold")
         contaminated, unchecked, failed = rows.contaminated, rows.conformance == UNCHECKED, failures(rows)
         doubtful = doubts(rows)
         rows = rows[~rows.metric.isin(ENDED)]
@@ -118,13 +117,13 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
         for table in [*kernel_tables(kernels), *([measurement_table(rows)] if len(rows) else [])]:
             show(table)
         for line in not_measured(kernels):
-            out.print(line, style="yellow", soft_wrap=True)
+            paragraph(line, style="yellow")
         for line in (*failed, *doubtful):
-            out.print(line, style="red", soft_wrap=True)
+            paragraph(line, style="red")
         if unchecked.any():
-            out.print(UNCHECKED_REMARK, style="yellow", soft_wrap=True)
+            paragraph(UNCHECKED_REMARK, style="yellow")
         if contaminated.fillna(False).any():
-            out.print("Other work ran on this machine: speeds so marked are contaminated.", style="yellow")
+            paragraph("Other work ran on this machine: speeds so marked are contaminated.", style="yellow")
 
 
 def _print_raw(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
@@ -133,7 +132,7 @@ def _print_raw(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
 
     show(raw_table(frame))
     for line in failures(frame):
-        console().print(line, style="red", soft_wrap=True)
+        paragraph(line, style="red")
 
 
 def _title(row: Mapping[Any, Any]) -> str:

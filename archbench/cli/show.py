@@ -92,15 +92,14 @@ def folded(layers: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _print_tables(facts: dict[str, Any]) -> None:
-    from archbench.presentation.terminal import console
+    from archbench.presentation.terminal import echo, paragraph
     from archbench.presentation.terminal import show as show_table
 
-    out = console()
-    out.print(f"{facts['name']}: {facts['summary']}", style="bold", soft_wrap=True)
-    out.print(f"{facts['paper']}\n{facts['package']} {facts['version']}; presets: {', '.join(facts['presets'])}\n")
+    paragraph(f"{facts['name']}: {facts['summary']}", style="bold")
+    paragraph(f"{facts['paper']}\n{facts['package']} {facts['version']}; presets: {', '.join(facts['presets'])}\n")
     for number, part in enumerate((_fields(facts), _costs(facts), _layers(facts))):
         if number:
-            out.print()
+            echo()
         show_table(part)
 
 
@@ -129,8 +128,8 @@ def _costs(facts: dict[str, Any]) -> Table:
 
 def _layers(facts: dict[str, Any]) -> Table:
     columns = (
-        Column("layer", "text"), Column("type", "text"), Column("output (B, T, ...)", "text"), Column("count"),
-        Column("parameters", show=count), Column("forward FLOP/token", show=count),
+        Column("layer", "name"), Column("type", "name", priority=1), Column("output (B, T, ...)", "name", priority=2),
+        Column("count"), Column("parameters", show=count), Column("forward FLOP/token", show=count),
     )  # fmt: skip
     rows = (
         (

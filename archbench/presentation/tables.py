@@ -27,11 +27,13 @@ class Column:
     """One column.
 
     Attributes:
-        kind: look of the cells: numbers are right-aligned, lists and texts may wrap, verdicts are coloured.
+        kind: look of the cells: numbers are right-aligned, lists and texts may wrap between words, verdicts are
+            coloured.
         unit: base unit of the values.
         hint: explains the title; shown on hover.
         show: makes the text of a value, or of both ends of an interval; by default, a number with a prefix.
-        priority: a narrow terminal leaves out columns with higher numbers first; those with 0 always stay.
+        priority: a narrow terminal leaves out columns with higher numbers first; those with 0 always stay. A column
+            with one, whose cells are all the same, is a line below the table there.
     """
 
     title: str

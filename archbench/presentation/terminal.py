@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from archbench.presentation.characters import visible
@@ -16,12 +18,15 @@ if TYPE_CHECKING:
 
     from archbench.presentation.screen import Screen
 
+WIDE = ContextVar("WIDE", default=False)
+"""Whether tables have all their columns however narrow the terminal is: ``--wide``."""
+
 PIPE_WIDTH = 160
-"""Width of a table that goes to a file or a pipe."""
+"""Width of bars and rules that go to a file or a pipe; tables are as wide as they need to be there."""
 
 _GAP = 2
 _TEXT_WIDTH = 24
-"""Minimum width of a text column; longer texts wrap."""
+"""Minimum width of a column of texts or lists, which wrap between words."""
 
 _STYLES = {
     "green": ("better", "less", "passed", "noted"),
@@ -52,39 +57,55 @@ def console(stream: TextIO | None = None, *, width: int | None = None) -> Screen
     return Screen(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
-def show(shown: Table) -> None:
-    """Print a table with its caption and notes.
+def paragraph(text: str, *, style: str = "") -> None:
+    """Print sentences: on a terminal they wrap between words, which are never broken."""
+    out = console()
+    for line in text.splitlines() or [""]:
+        out.print("\n".join(_wrapped(line, out.width)) if _has_width() else line, style=style, soft_wrap=True)
 
-    A narrow terminal leaves out columns by their priority, and names them; numbers are never cut.
+
+def show(shown: Table) -> None:
+    """Print a table with its caption and notes. Names and numbers are never broken or cut.
+
+    In a terminal, columns with a priority that are the same in every row become a sentence, and others are left out
+    by their priority until the rest fits; a line names them. A file or a pipe, and ``--wide``, have all of them.
     """
     out = console()
-    kept = list(range(len(shown.columns)))
-    while _has_width() and _width(shown, kept) > out.width and any(shown.columns[index].priority for index in kept):
+    room = out.width if _has_width() and not WIDE.get() else None
+    kept, same = list(range(len(shown.columns))), [] if room is None else _same(shown)
+    kept = [index for index in kept if index not in same]
+    while room is not None and _least_width(shown, kept) > room and any(shown.columns[i].priority for i in kept):
         kept.remove(max(kept, key=lambda index: shown.columns[index].priority))
-    out.width = max(out.width, _width(shown, kept))
     if shown.title:
-        out.print(shown.title, style="bold", soft_wrap=True)
+        paragraph(shown.title, style="bold")
     if shown.caption:
-        out.print(shown.caption, style="dim", soft_wrap=True)
-    out.print(drawn(shown, kept))
-    left_out = [column.title for index, column in enumerate(shown.columns) if index not in kept]
+        paragraph(shown.caption, style="dim")
+    _print_lines(out, drawn(shown, kept, room))
+    said = [f"{shown.columns[index].title} {text}" for index in same if (text := shown.rows[0][index].text)]
+    if said:
+        paragraph(f"The same in every row: {'; '.join(said)}", style="dim")
+    left_out = [one.title for index, one in enumerate(shown.columns) if index not in kept and index not in same]
     if left_out:
-        out.print(f"Left out, for a wider terminal: {', '.join(left_out)}", style="dim", soft_wrap=True)
+        names = "; ".join(" ".join(title.split()) for title in dict.fromkeys(left_out))
+        paragraph(f"Left out for want of width (--wide or --json has all): {names}", style="dim")
     for note in shown.notes:
-        out.print(note, soft_wrap=True)
+        paragraph(note)
 
 
-def drawn(shown: Table, kept: Sequence[int] | None = None) -> RichTable:
-    """The columns with the indices ``kept`` (by default all), without a frame."""
+def drawn(shown: Table, kept: Sequence[int] | None = None, room: int | None = None) -> RichTable:
+    """The columns with the indices ``kept`` (by default all), without a frame, ``room`` characters wide at most."""
     from rich.table import Table as RichTable
     from rich.text import Text
 
     kept = range(len(shown.columns)) if kept is None else kept
     made = RichTable(box=None, pad_edge=False, header_style="bold", padding=(0, _GAP, 0, 0))
-    for column in (shown.columns[index] for index in kept):
+    widths = [None] * len(kept) if room is None else _widths(shown, kept, room)
+    for column, width in zip((shown.columns[index] for index in kept), widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
-        fixed = column.kind in ("number", "name", "verdict")
-        made.add_column(Text(visible(column.title)), justify=justify, no_wrap=fixed, overflow="fold")
+        title = column.title if width is None else "\n".join(_wrapped(column.title, width))
+        made.add_column(
+            Text(visible(title)), justify=justify, no_wrap=column.kind not in _WRAPPED, overflow="fold", width=width
+        )
     above: tuple[str, ...] = ()
     for row in shown.rows:
         texts = tuple(cell.text for cell in row)
@@ -96,10 +117,46 @@ def drawn(shown: Table, kept: Sequence[int] | None = None) -> RichTable:
     return made
 
 
+def _print_lines(out: Screen, made: RichTable) -> None:
+    """Print a table without the spaces at the ends of lines, which a narrower terminal would show as empty lines."""
+    from rich.text import Text
+
+    options = out.options.update(width=out.measure(made, options=out.options.update(width=_ENDLESS)).maximum)
+    for segments in out.render_lines(made, options, pad=False):
+        line = Text.assemble(*((segment.text, segment.style or "") for segment in segments))
+        line.rstrip()
+        out.print(line, soft_wrap=True)
+
+
+_ENDLESS = 100_000
+"""Characters; wider than any table."""
+
+_WRAPPED = ("text", "list")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    """The lines of ``text``, broken between words only."""
+    return [
+        part
+        for line in text.splitlines()
+        for part in textwrap.wrap(line, max(width, 1), break_long_words=False, break_on_hyphens=False) or [""]
+    ]
+
+
+def _same(shown: Table) -> list[int]:
+    """Columns that may be left out, and of which one row says all."""
+    texts = [{row[index].text for row in shown.rows} for index in range(len(shown.columns))]
+    return [
+        index
+        for index, column in enumerate(shown.columns)
+        if column.priority and column.title and len(shown.rows) > 1 and len(texts[index]) == 1
+    ]
+
+
 def _cell(column: Column, text: str) -> Text:
     from rich.text import Text
 
-    text = visible(text, lines=column.kind in ("text", "list", "code"))
+    text = visible(text, lines=column.kind in (*_WRAPPED, "code"))
     return Text(text, style=_STYLE_OF.get(text, "") if column.kind == "verdict" else "")
 
 
@@ -107,10 +164,42 @@ def _has_width() -> bool:
     return sys.stdout.isatty() or "COLUMNS" in os.environ
 
 
-def _width(shown: Table, kept: Sequence[int]) -> int:
-    return sum(_column_width(shown.columns[index], [row[index].text for row in shown.rows]) + _GAP for index in kept)
+def _least_width(shown: Table, kept: Sequence[int]) -> int:
+    return sum(_width_range(shown, index)[0] + _GAP for index in kept) - _GAP
 
 
-def _column_width(column: Column, texts: list[str]) -> int:
-    longest = max((len(line) for text in (column.title, *texts) for line in text.splitlines()), default=0)
-    return min(longest, _TEXT_WIDTH) if column.kind in ("text", "list", "code") else longest
+def _widths(shown: Table, kept: Sequence[int], room: int) -> list[int]:
+    """The width of each column: what it needs, and an equal share of what is left, or less if it needs no more."""
+    for text in (_TEXT_WIDTH, 0):
+        ranges = [_width_range(shown, index, text) for index in kept]
+        widths = [least for least, _ in ranges]
+        spare = room - sum(widths) - _GAP * (len(widths) - 1)
+        if spare >= 0:
+            break
+    spare = max(0, spare)
+    wanting = sorted(range(len(ranges)), key=lambda place: ranges[place][1] - ranges[place][0])
+    for already, place in enumerate(wanting):
+        least, most = ranges[place]
+        more = min(most - least, spare // (len(wanting) - already))
+        widths[place], spare = least + more, spare - more
+    return widths
+
+
+def _width_range(shown: Table, index: int, text: int = _TEXT_WIDTH) -> tuple[int, int]:
+    """The narrowest and the widest that serve a column: no word of a text, and nothing else at all, is broken.
+
+    Args:
+        text: the least of texts and lists.
+    """
+    from rich.cells import cell_len
+
+    def longest(parts: Iterable[str]) -> int:
+        return max(map(cell_len, parts), default=0)
+
+    column = shown.columns[index]
+    cells = [visible(row[index].text) for row in shown.rows]
+    lines = longest(line for cell in cells for line in cell.splitlines())
+    least = lines
+    if column.kind in _WRAPPED:
+        least = max(min(lines, text), longest(word for cell in cells for word in cell.split()))
+    return max(least, longest(column.title.split())), max(lines, longest(column.title.splitlines()))

@@ -17,8 +17,8 @@ LIMIT = 1.10
 """The timing gate: head / base."""
 
 _COLUMNS = (
-    Column("architecture", "name"), Column("metric", "name"), Column("base"), Column("head"), Column("ratio"),
-    Column("verdict", "verdict"), Column("note", "text"),
+    Column("architecture", "name"), Column("metric", "name"), Column("base", priority=3), Column("head", priority=2),
+    Column("ratio"), Column("verdict", "verdict"), Column("note", "text", priority=1),
 )  # fmt: skip
 
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"

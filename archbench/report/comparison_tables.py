@@ -59,7 +59,7 @@ def verdict_table(outcome: ComparisonOutcome) -> Table:
         ),
         Column("p", hint="of no difference, two-sided", show=probability, priority=6),
         Column("Holm p", hint="p corrected for the number of architectures", show=probability),
-        Column("seeds", hint="finished, of those begun"),
+        Column("seeds", hint="finished, of those begun", priority=1),
     )  # fmt: skip
     notes = [
         f"{row.architecture}: {_reason(row)}" for row in outcome.quality if row.reason or row.seeds_needed or row.lost
@@ -119,8 +119,8 @@ def size_table(outcome: ComparisonOutcome, rows: pd.DataFrame | None = None) -> 
         Column("non-embedding", unit="1", show=compact, hint="active ones without embeddings and output head"),
         Column("off target", unit="relative", hint="deviation from the size to be matched", priority=4),
         Column("FLOPs a token", unit="FLOP/token", hint="of training: forward and backward", priority=5, show=_flops),
-        Column("tokens", unit="token", show=compact, hint="trained on; median over seeds"),
-        Column("FLOPs", unit="FLOP", hint="of training"),
+        Column("tokens", unit="token", show=compact, hint="trained on; median over seeds", priority=1),
+        Column("FLOPs", unit="FLOP", hint="of training", priority=1),
         Column("seconds", unit="s", hint="of training: median over seeds, lowest and highest"),
         Column("state", unit="B", hint=f"bytes of decoding state at {outcome.plan.context_length} positions"),
         Column("changed", "list", hint="fields that differ from the preset and are not shared by all",
@@ -213,8 +213,8 @@ def cost_table(outcome: ComparisonOutcome) -> Table | None:
 def lost_table(outcome: ComparisonOutcome) -> Table | None:
     """Every run that did not finish, with its cause; None if all finished."""
     columns = (
-        Column("architecture", "name"), Column("stage", "text"), Column("seed"), Column("outcome", "text"),
-        Column("cause", "text"), Column("run", "code"),
+        Column("architecture", "name"), Column("stage", "name", priority=2), Column("seed"), Column("outcome", "text"),
+        Column("cause", "text"), Column("run", "code", priority=1),
     )  # fmt: skip
     rows = [
         (cell.architecture, cell.stage, Cell(str(cell.seed), cell.seed), cell.outcome, cell.cause, cell.run_id)

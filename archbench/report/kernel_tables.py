@@ -26,8 +26,8 @@ _WHOLE = "cross_entropy"
 CASE = [*_ATTENTION.values(), "model_width", "vocab_size"]
 
 _COSTS = (
-    Column("memory", unit="B", hint="beyond the inputs"), Column("error", show="{:.1e}".format),
-    Column("gradient error", show="{:.1e}".format),
+    Column("memory", unit="B", hint="beyond the inputs", priority=2),
+    Column("error", show="{:.1e}".format, priority=5), Column("gradient error", show="{:.1e}".format, priority=6),
 )  # fmt: skip
 
 
@@ -36,11 +36,11 @@ def _time(title: str) -> Column:
 
 
 def _reach() -> Column:
-    return Column("±", unit="relative", show="{:.0%}".format)
+    return Column("±", unit="relative", show="{:.0%}".format, priority=4)
 
 
 def _speed() -> Column:
-    return Column("TFLOP/s", unit="FLOP/s", show=lambda value: f"{value / 1e12:.3g}")
+    return Column("TFLOP/s", unit="FLOP/s", show=lambda value: f"{value / 1e12:.3g}", priority=3)
 
 
 def kernel_tables(rows: pd.DataFrame) -> list[Table]:
@@ -107,7 +107,7 @@ def _loss_table(rows: pd.DataFrame) -> Table:
     columns = [
         *(Column(letter, "name") for letter in varying), Column("loss", "name"), _time("forward"), _time("backward"),
         _time("together"), _reach(), _speed(), *_COSTS, Column("time", unit="1", show="{:.2f} ×".format),
-        Column("memory", unit="1", show="{:.2f} ×".format),
+        Column("memory", unit="1", show="{:.2f} ×".format, priority=1),
     ]  # fmt: skip
     lines = []
     for label, case, trial in _trials(rows, varying, "operation"):

@@ -76,10 +76,14 @@ def _law(finding: Finding) -> Sequence[object]:
 
 def loss_table(ladder: ScaleOutcome) -> Table:
     """Every measured loss."""
-    budgets = [Column(f"{short(budget)} tokens", unit="nats/token") for budget in ladder.plan.budgets]
+    budgets = [
+        Column(f"{short(budget)} tokens", unit="nats/token", priority=place)
+        for place, budget in reversed(list(enumerate(reversed(ladder.plan.budgets))))
+    ]
     columns = (
         Column("architecture", "name"), Column("parameters", hint="non-embedding, active", show=count),
-        Column("shape", "text", hint="layers × width"), Column("learning rate", show="{:.2g}".format), *budgets,
+        Column("shape", "name", hint="layers × width", priority=len(budgets)),
+        Column("learning rate", show="{:.2g}".format, priority=len(budgets) + 1), *budgets,
     )  # fmt: skip
     seeds = ladder.plan.seeds
     spread = "one seed" if seeds == 1 else f"{seeds} seeds, with their range"

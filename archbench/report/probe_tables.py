@@ -20,7 +20,8 @@ def score_table(outcome: ProbeOutcome) -> Table:
     size = "presets as they are" if plan.parameters is None else f"{plan.parameters:,} non-embedding parameters"
     scores = {(score.architecture, score.task, score.condition): score for score in outcome.scores}
     columns = (
-        Column("task", "text"), Column("condition", "text"), Column("chance"), *(Column(name, "text") for name in names)
+        Column("task", "name"), Column("condition", "name"), Column("chance", priority=1),
+        *(Column(name, "name", priority=place and place + 1) for place, name in enumerate(names)),
     )  # fmt: skip
     rows = []
     for task in outcome.tasks:

@@ -28,14 +28,14 @@ _RUN_METRICS = (
 )
 
 _SIDE_BY_SIDE = (
-    ("bits/\nbyte", "quality", "bits_per_byte", "bit/byte"),
-    ("training\ntokens/s", "train", "tokens_per_second", "token/s"),
-    ("peak\nmemory", "train", "peak_memory_bytes", "B"),
-    ("first\ntoken", "prefill", "seconds_to_first_token", "s"),
-    ("next\ntoken", "decode", "seconds_per_token", "s"),
-    ("state", "decode", "cache_bytes", "B"),
+    ("bits per byte", 0, "quality", "bits_per_byte", "bit/byte"),
+    ("training tokens/s", 1, "train", "tokens_per_second", "token/s"),
+    ("peak memory", 2, "train", "peak_memory_bytes", "B"),
+    ("first token", 4, "prefill", "seconds_to_first_token", "s"),
+    ("next token", 3, "decode", "seconds_per_token", "s"),
+    ("state", 5, "decode", "cache_bytes", "B"),
 )
-"""Title, phase, metric and unit; prefill and decode with the longest prompt and the smallest batch."""
+"""Title, priority, phase, metric and unit; prefill and decode with the longest prompt and the smallest batch."""
 
 _SUMMARY = (
     ("quality", "bits per byte", "bits_per_byte", "bit/byte"),
@@ -132,13 +132,13 @@ def side_by_side(frames: Sequence[pd.DataFrame]) -> Table:
     seeds = {int(frame.seed.iloc[0]) for frame in frames}
     several_presets = len({frame.preset.iloc[0] for frame in frames}) > 1
     columns = [Column("", "name"), Column("parameters", show=count)]
-    columns += [Column(title, unit=unit) for title, _, _, unit in _SIDE_BY_SIDE]
+    columns += [Column(title, unit=unit, priority=priority) for title, priority, _, _, unit in _SIDE_BY_SIDE]
     rows = []
     for frame in frames:
         first = frame.iloc[0]
         name = first.architecture + (f" {first.preset}" if several_presets else "")
         name += f" seed {first.seed}" if len(seeds) > 1 else ""
-        rows.append([name, integer(first.parameters), *(_longest(frame, *which) for _, *which in _SIDE_BY_SIDE)])
+        rows.append([name, integer(first.parameters), *(_longest(frame, *which) for _, _, *which in _SIDE_BY_SIDE)])
     note = "Peak memory: of training."
     decoded = frames[0][frames[0].phase == "decode"].dropna(subset=["prompt_length"])
     if len(decoded):
@@ -163,8 +163,8 @@ def _longest(frame: pd.DataFrame, phase: str, metric: str, unit: str) -> float |
 def summary_table(frame: pd.DataFrame) -> Table:
     """The main measurements of one run: median, IQR, number of samples and a remark."""
     columns = (
-        Column("", "text"), Column("measured", "text"), Column("median", show=str), Column("IQR", "text"), Column("n"),
-        Column("", "text"),
+        Column("", "name"), Column("measured", "name"), Column("median", show=str), Column("IQR", "name", priority=2),
+        Column("n", priority=1), Column("", "text"),
     )  # fmt: skip
     return table("summary", "", columns, _summary(frame), grouped=1)
 
@@ -218,8 +218,9 @@ def _remark(rows: pd.DataFrame, metric: str) -> str:
 def measurement_table(rows: pd.DataFrame) -> Table:
     """Every measurement of one run: median, IQR, number of repeats, and whether other work disturbed it."""
     columns = (
-        Column("phase", "text"), Column("metric", "text"), Column("batch × prompt", "text"),
-        Column("value", show=str), Column("IQR", "text"), Column("n"), Column("", "text"),
+        Column("phase", "name"), Column("metric", "name"), Column("batch × prompt", "name"),
+        Column("value", show=str), Column("IQR", "name", priority=3), Column("n", priority=2),
+        Column("remark", "name", priority=1),
     )  # fmt: skip
     disturbed = phases_disturbed(rows)
     lines = [
@@ -267,11 +268,13 @@ def summarise(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 def raw_table(frame: pd.DataFrame) -> Table:
     """Every row."""
-    cases = [Column("case", "text")] if frame.operation.notna().any() else []
-    names = ("architecture", "preset", "seed", "phase", "metric")
+    cases = [Column("case", "name", priority=2)] if frame.operation.notna().any() else []
+    names = {"architecture": 4, "preset": 7, "seed": 6, "phase": 1, "metric": 0}
     columns = [
-        Column("run", "name"), *(Column(name, "number" if name == "seed" else "text", show=str) for name in names),
-        *cases, Column("batch"), Column("prompt"), Column("repeat"), Column("value", show=str),
+        Column("run", "name", priority=5),
+        *(Column(name, "number" if name == "seed" else "name", show=str, priority=at) for name, at in names.items()),
+        *cases, Column("batch", priority=3), Column("prompt", priority=3), Column("repeat", priority=3),
+        Column("value", show=str),
     ]  # fmt: skip
     rows = [
         [
