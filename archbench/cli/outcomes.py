@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archbench.presentation.quantities import duration
-from archbench.presentation.terminal import echo, show
+from archbench.presentation.terminal import echo, paragraph, show
 from archbench.results.schema import ROWS
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def print_comparison(outcome: ComparisonOutcome, folder: Path) -> None:
     from archbench.report.contents import comparison_tables
 
     found = conclusions(outcome)
-    echo(f"{heading(outcome)}\n\n{found.headline}\n{found.details}\n")
+    paragraph(f"{heading(outcome)}\n\n{found.headline}\n{found.details}\n")
     _show(lambda rows: comparison_tables(outcome, rows), outcome, folder)
     _end(outcome, folder)
 
@@ -56,7 +56,7 @@ def print_scale(outcome: ScaleOutcome, folder: Path) -> None:
     plan = outcome.plan
     echo(f"{plan.text} as {plan.tokenizer}, context {plan.context_length:,}\n")
     _show(lambda _: [loss_table(outcome)], outcome, folder)
-    echo("\n".join([*law_sentences(outcome), *notes(outcome), ""]))
+    paragraph("\n".join([*law_sentences(outcome), *notes(outcome), ""]))
     _end(outcome, folder)
 
 

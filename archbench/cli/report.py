@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from archbench.cli.options import Force
-from archbench.presentation.terminal import echo
+from archbench.presentation.terminal import echo, paragraph
 
 
 def report(
@@ -57,7 +57,7 @@ def report(
     images = [] if png is None else write_images(contents, png, force=force)
     size = page.stat().st_size / 1e6
     for part in contents:
-        echo(part.title if part.verdict is None else part.verdict.headline)
+        paragraph(part.title if part.verdict is None else part.verdict.headline)
     echo(f"{page} ({size:.1f} MB, {counted(sum(len(part.figures) for part in contents), 'figure')})")
     if png is not None:
         echo(f"{Path(png)}: {counted(sum(len(part) for part in images), 'PNG file')}")

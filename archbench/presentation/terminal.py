@@ -60,7 +60,7 @@ def console(stream: TextIO | None = None, *, width: int | None = None) -> Screen
 def paragraph(text: str, *, style: str = "") -> None:
     """Print sentences: on a terminal they wrap between words, which are never broken."""
     out = console()
-    for line in text.splitlines() or [""]:
+    for line in text.split("\n"):
         out.print("\n".join(_wrapped(line, out.width)) if _has_width() else line, style=style, soft_wrap=True)
 
 
