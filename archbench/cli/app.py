@@ -20,7 +20,7 @@ from typer.core import TyperCommand
 
 from archbench import __version__
 from archbench.cli.check import check
-from archbench.cli.clean import clean
+from archbench.cli.clean import clean, rm
 from archbench.cli.compare import compare, tune
 from archbench.cli.doctor import doctor
 from archbench.cli.fields import completed
@@ -39,6 +39,7 @@ from archbench.cli.run import run
 from archbench.cli.scale import scale
 from archbench.cli.show import show
 from archbench.cli.trust import trust
+from archbench.cli.where import where
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, refusal, require_memory
 from archbench.interruption import exit_code, interruptible
 from archbench.presentation.characters import visible
@@ -136,7 +137,7 @@ def _add(panel: str, *functions: Callable[..., None]) -> None:
 
 
 _add("Measure", run, compare, tune, probe, scale, kernels, results, report, generate)
-_add("Look", list_architectures, show, doctor, clean, fsck)
+_add("Look", list_architectures, show, doctor, where, clean, rm, fsck)
 _add("Add your own", new, check, regress, trust)
 
 

@@ -1,4 +1,4 @@
-"""``archbench clean``: what takes space and can go."""
+"""``archbench clean``: what takes space and can go; ``archbench rm``: a run with all that is of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from archbench.cli.options import Json
 from archbench.cli.output import print_json, say
-from archbench.errors import ArchbenchError, UnknownNameError, did_you_mean
+from archbench.errors import ArchbenchError, UnknownNameError, UsageError, did_you_mean
 from archbench.presentation.quantities import counted, duration, quantity
 from archbench.presentation.tables import Column, table
 from archbench.presentation.terminal import echo, show
@@ -48,6 +48,40 @@ def clean(
     chosen = [one for one in found if one.owner is None and one.kind in (only or ASKED)]
     if not json:
         _print_table(found, folder)
+    _remove(chosen, found, dry_run=dry_run, yes=yes, json=json)
+
+
+def rm(
+    runs: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN...", help="Ids of runs, their .parquet files or their folders")
+    ] = None,
+    results: Annotated[
+        str, typer.Option("--in", metavar="DIR", help="The results folder in which ids are")
+    ] = "results",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would go, and remove nothing")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking")] = False,
+    json: Json = False,
+) -> None:
+    """Remove runs whole, after asking: rows, configuration, folder and checkpoints.
+
+    A run that a process measures, or that the outcome of a study refers to, stays.
+    """
+    from archbench.results.leftovers import whole_run
+    from archbench.results.run_files import run_files
+
+    if not runs:
+        raise UsageError("archbench rm", "no run is named", "Name one by its id; archbench results lists them")
+    found = [whole_run(one) for one in dict.fromkeys(run_files(run, results) for run in runs)]
+    for one in found:
+        if one.owner is not None:
+            step = "Wait for it, or leave it out; a study's runs go with the folder of the study"
+            raise UsageError(f"run {one.paths[0].stem}", f"it stays: {one.owner}", step)
+    if not json:
+        _print_table(found, results)
+    _remove(found, found, dry_run=dry_run, yes=yes, json=json)
+
+
+def _remove(chosen: list[Leftover], found: list[Leftover], *, dry_run: bool, yes: bool, json: bool) -> None:
     size = quantity(sum(one.bytes for one in chosen), "B")
     removes = bool(chosen) and not dry_run and (yes or _agreed(len(chosen), size, json=json))
     removed, failure = _removed(chosen) if removes else ([], None)

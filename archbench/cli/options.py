@@ -51,6 +51,9 @@ Unchecked = Annotated[bool, typer.Option("--unchecked", help="Skip the conforman
 Force = Annotated[
     bool, typer.Option("--force", help="Also replace existing files that archbench did not make, or made otherwise")
 ]
+Results = Annotated[
+    str, typer.Option("--in", metavar="DIR", help="The folder of results in which ids are looked for, and its studies")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON lines")]
 Wide = Annotated[bool, typer.Option("--wide", help="Tables with all columns, however narrow the terminal")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error")]

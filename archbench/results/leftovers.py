@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -23,10 +23,12 @@ from archbench.files.loader import read_model
 from archbench.files.writing import writer
 from archbench.results.lock import locked
 from archbench.results.reading import run_failed
+from archbench.results.run_files import RunFiles, referring
 from archbench.results.store import RUN_ID
 
-Kind = Literal["checkpoints", "unfinished", "cache", "temporary"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Kind = Literal["checkpoints", "unfinished", "cache", "temporary", "run"]
+KINDS = tuple(kind for kind in get_args(Kind) if kind != "run")
+"""What is found by itself; a whole run goes only by its name (:func:`whole_run`)."""
 
 ASKED: tuple[Kind, ...] = ("checkpoints", "cache", "temporary")
 """Kinds that are removed without being named: no measurement is lost with them."""
@@ -74,7 +76,8 @@ class Leftover:
             UsageError: a process has begun to use its run since.
             StorageError: it cannot be removed.
         """
-        with locked(self.run) if self.run is not None else contextlib.nullcontext():
+        has_folder = self.run is not None and self.run.is_dir()
+        with locked(self.run) if self.run is not None and has_folder else contextlib.nullcontext():
             for path in self.paths:
                 with storing(str(path), "Check that the folder can be written"):
                     if path.is_dir() and not path.is_symlink():
@@ -99,6 +102,16 @@ def leftovers(folder: Path, *, cache: Path | None = None) -> Iterator[Leftover]:
     place = Path(tempfile.gettempdir())
     others = (path for path in place.glob("archbench-*") if path.lstat().st_uid == _user())
     yield from _temporary([*files, *cached, *others])
+
+
+def whole_run(run: RunFiles) -> Leftover:
+    """A run with its rows, configuration, folder and checkpoints.
+
+    ``owner`` says whether a process measures it, or a study refers to it.
+    """
+    found = _leftover("run", run.present, "all that was measured", run=run.folder)
+    study = referring(run)
+    return replace(found, owner=f"{study} refers to it") if found.owner is None and study is not None else found
 
 
 def _walked(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -158,18 +171,24 @@ def _temporary(paths: Iterable[Path]) -> Iterator[Leftover]:
 
 
 def _leftover(kind: Kind, paths: list[Path], loses: str, *, run: Path | None = None) -> Leftover:
+    size, changed = size_on_disk(paths)
+    owner = _owner(run) if run is not None else None
+    if owner is None and time.time() - changed < QUIET and kind not in ("checkpoints", "run"):
+        owner = f"it changed less than {QUIET:.0f} s ago"
+    return Leftover(kind, tuple(paths), size, changed, loses, run, owner)
+
+
+def size_on_disk(paths: Iterable[Path]) -> tuple[int, float]:
+    """Bytes that files and folders take, and the Unix time of the last change."""
     size, changed = 0, 0.0
     for path in paths:
         inside = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
         for one in inside:
             with contextlib.suppress(OSError):  # gone in the meantime
                 facts = one.lstat()
-                size += getattr(facts, "st_blocks", -(-facts.st_size // 512)) * 512  # Windows has none
+                size += facts.st_blocks * 512 if hasattr(facts, "st_blocks") else facts.st_size
                 changed = max(changed, facts.st_mtime)
-    owner = _owner(run) if run is not None else None
-    if owner is None and time.time() - changed < QUIET and kind != "checkpoints":
-        owner = f"it changed less than {QUIET:.0f} s ago"
-    return Leftover(kind, tuple(paths), size, changed, loses, run, owner)
+    return size, changed
 
 
 def _owner(run: Path) -> str | None:
