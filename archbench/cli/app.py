@@ -19,9 +19,11 @@ import typer
 from typer.core import TyperCommand
 
 from archbench import __version__
+from archbench.cli.browsing import open_report
 from archbench.cli.check import check
 from archbench.cli.clean import clean, rm
 from archbench.cli.compare import compare, tune
+from archbench.cli.diff import diff
 from archbench.cli.doctor import doctor
 from archbench.cli.fields import completed
 from archbench.cli.fsck import fsck
@@ -31,6 +33,7 @@ from archbench.cli.listing import list_architectures
 from archbench.cli.new import new
 from archbench.cli.options import Json, Wide
 from archbench.cli.output import say
+from archbench.cli.plotting import plot_metric
 from archbench.cli.probe import probe
 from archbench.cli.regress import regress
 from archbench.cli.report import report
@@ -129,7 +132,7 @@ def _paragraphs(text: str) -> str:
 
 def _add(panel: str, *functions: Callable[..., None]) -> None:
     for function in functions:
-        name = function.__name__.removesuffix("_architectures")
+        name = function.__name__.partition("_")[0]
         kind = type(name, (_Command,), {"function": staticmethod(function)})
         app.command(name, cls=kind, help=_paragraphs(inspect.getdoc(function) or ""), rich_help_panel=panel)(
             lambda: None
@@ -137,7 +140,7 @@ def _add(panel: str, *functions: Callable[..., None]) -> None:
 
 
 _add("Measure", run, compare, tune, probe, scale, kernels, results, report, generate)
-_add("Look", list_architectures, show, doctor, where, clean, rm, fsck)
+_add("Look", list_architectures, show, diff, plot_metric, open_report, doctor, where, clean, rm, fsck)
 _add("Add your own", new, check, regress, trust)
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")
 
 
-def check_plot(path: str, *, force: bool = False) -> None:
+def check_plot(path: str, *, option: str = "--plot", force: bool = False) -> None:
     """Check, before measuring, that a plot can be written there.
 
     Raises:
@@ -23,16 +23,16 @@ def check_plot(path: str, *, force: bool = False) -> None:
     """
     from archbench.report.files import require
 
-    require("--plot", "plot", "vl_convert")
+    require(option, "plot", "vl_convert")
     file = Path(path)
     if file.suffix.lower() not in FORMATS:
         raise UsageError(
-            f"--plot {path}", f"{file.suffix or 'a name without a suffix'} is not a format for plots",
+            f"{option} {path}", f"{file.suffix or 'a name without a suffix'} is not a format for plots",
             f"Use a name that ends in {', '.join(FORMATS)}",
         )  # fmt: skip
     if not file.parent.is_dir():
-        raise StorageError(f"--plot {path}", f"there is no folder {file.parent}", "Choose another file")
-    check_outputs([Output(file, "image", "--plot")], force=force)
+        raise StorageError(f"{option} {path}", f"there is no folder {file.parent}", "Choose another file")
+    check_outputs([Output(file, "image", option)], force=force)
 
 
 def draw(frame: pd.DataFrame, path: str, *, force: bool = False) -> None:

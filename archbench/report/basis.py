@@ -37,7 +37,8 @@ _RESTS_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Key of a table or figure -> phases and roles of the rows that it shows."""
 
-_TIMES = ("step_seconds", "seconds_to_first_token", "seconds_per_token", "forward_seconds", "backward_seconds")
+TIMES = ("step_seconds", "seconds_to_first_token", "seconds_per_token", "forward_seconds", "backward_seconds")
+"""Metrics whose rows of one case are repeats of the same work."""
 
 
 def basis_of(key: str, rows: pd.DataFrame) -> tuple[str, ...]:
@@ -76,7 +77,7 @@ def _samples(rows: pd.DataFrame) -> str:
         text = f"From {counted(int(runs.iloc[0]), 'run')}{' of each' if len(runs) > 1 else ''}"
     else:
         text = f"Number of runs: {', '.join(f'{name} {number}' for name, number in runs.items())}"
-    timed = rows[rows.metric.isin(_TIMES)]
+    timed = rows[rows.metric.isin(TIMES)]
     cases = ["run_id", "metric", "batch_size", "prompt_length", "context_length", "attention", "operation"]
     sizes = timed.groupby(cases, dropna=False).size()
     if len(sizes):

@@ -56,7 +56,7 @@ _SUMMARY = (
 
 _MEASURED = ("train", "quality", "prefill", "decode")
 
-_CHANGING = ("loss", "learning_rate", "grad_norm", "validation_loss", "validation_bits_per_byte")
+CHANGING = ("loss", "learning_rate", "grad_norm", "validation_loss", "validation_bits_per_byte")
 """Training metrics that change with the step; they are shown by their last value."""
 
 
@@ -254,7 +254,7 @@ def summarise(rows: pd.DataFrame) -> list[dict[str, Any]]:
     keys = ["phase", "metric", "unit", "batch_size", "prompt_length"]
     for (phase, metric, unit, B, P), group in rows.groupby(keys, sort=False, dropna=False):
         values = group.value.dropna()
-        changing = phase == "train" and metric in _CHANGING
+        changing = phase == "train" and metric in CHANGING
         spreads = not changing and len(values) > 1
         lines.append({
             "phase": phase, "metric": metric, "unit": unit, "batch_size": integer(B), "prompt_length": integer(P),
