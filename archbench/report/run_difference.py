@@ -205,7 +205,7 @@ def number_table(found: list[Number]) -> Table:
     )  # fmt: skip
     rows = (
         (
-            one.phase, one.metric if one.prompt_length is None else f"{one.metric} {one.batch_size} × {one.prompt_length}",
+            one.phase, one.metric + ("" if one.prompt_length is None else f" {one.batch_size} × {one.prompt_length}"),
             _side(one, 0), _side(one, 1), Cell("–") if one.change is None else one.change,
             "" if one.low is None or one.high is None else interval(100 * one.low, 100 * one.high, 2), one.verdict,
         )
