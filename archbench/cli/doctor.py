@@ -126,7 +126,7 @@ def _attention(device: torch.device) -> Iterator[Fact]:
 
 
 def _plugins(plugins: list[str]) -> Iterator[Fact]:
-    from archbench.plugin.catalogue import described
+    from archbench.plugin.description_cache import described
     from archbench.plugin.discovery import plugin_paths
     from archbench.plugin.registry import available
 

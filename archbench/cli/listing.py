@@ -25,7 +25,7 @@ def list_architectures(plugin: Plugins = None, json: Json = False) -> None:
 
     A broken plugin is shown with its error; the exit code is still 0, because the others work.
     """
-    from archbench.plugin.catalogue import described
+    from archbench.plugin.description_cache import described
 
     found = described(plugin or ())
     if json:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.child.process import Child, LostError
 from archbench.errors import ArchbenchError, ArchbenchWarning, PluginError, PluginImportError
-from archbench.plugin.catalogue import Description
+from archbench.plugin.description_cache import Description
 from archbench.plugin.discovery import PLUGINS_VARIABLE, Entry, installed
 from archbench.plugin.importing import import_limit
 from archbench.plugin.registry import ARCHITECTURE, available, load, load_file

@@ -30,11 +30,11 @@ from archbench.report.probe_texts import best_first
 from archbench.report.probe_texts import conclusions as probe_conclusions
 from archbench.report.quality_figures import difference_figure, position_figure
 from archbench.report.regression_pages import SUFFIX, regression_of
-from archbench.report.run_differences import difference_table
 from archbench.report.run_limits import REFERENCES, Peaks, limit_table, memory_table, reference_table
 from archbench.report.run_tables import page_summary, run_table
 from archbench.report.run_texts import KERNELS, NO_VERDICT, limits_of, summary_of
 from archbench.report.sample_figures import history_figure, sample_figure
+from archbench.report.side_by_side import difference_table
 from archbench.report.styles import Style, styles_of
 from archbench.results.doubts import doubts
 from archbench.study.comparison_outcome import ComparisonOutcome
