@@ -22,6 +22,7 @@ from archbench.child.inheritance import clean_environment
 from archbench.child.own_time import OwnTime
 from archbench.errors import PhaseError, from_dict, memory_limit
 from archbench.interruption import SIGNALS, exit_code, kept_from_children, underway
+from archbench.presentation.terminal import echo
 
 ENTRY = Path(__file__).with_name("entry.py")
 
@@ -227,7 +228,7 @@ class Child:
         assert self._process.stderr is not None
         with self._process.stderr as lines:
             for line in lines:
-                print(line.decode(errors="replace").rstrip("\r\n"), file=sys.stderr)
+                echo(line.decode(errors="replace").rstrip("\r\n"), error=True)
 
     def _await_end(self, reader: threading.Thread) -> None:
         self._process.wait()
