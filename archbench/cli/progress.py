@@ -95,7 +95,8 @@ class StudyProgress:
         if not self._view.redrawn:
             found = "" if quality is None else f", {_shown(quality)} {quality.unit}"
             text = f"{self._describe(cell)}: {record.outcome}, {record.seconds:.0f} s{found}"
-            self._view.say(f"[{ended}/{self._cells}] {text}; {self._to_go()}")
+            place = f"pilot {ended} of {self._cells}:" if self._left is None else f"[{ended}/{self._cells}]"
+            self._view.say(f"{place} {text}; {self._to_go()}")
         self._view.refresh()
 
     def note(self, text: str) -> None:
