@@ -30,7 +30,7 @@ ELSEWHERE = {
     "CHANGELOG.md": "project/changes.md",
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-REPOSITORY = PROJECT["urls"]["Source"]
+REPOSITORY = PROJECT["urls"]["Repository"]
 GALLERY = {
     PAGES / "gallery" / f"{page['name']}.html": page["command"]
     for page in tomllib.loads((Path(__file__).parent / "gallery.toml").read_text("utf-8"))["page"]
