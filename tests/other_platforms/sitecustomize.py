@@ -142,7 +142,8 @@ def audit(event: str, arguments: tuple[Any, ...]) -> None:
         and not (event == "open" and os.path.exists(new))
     ):
         raise OSError(22, "The filename, directory name, or volume label syntax is incorrect", new)
-    if event == "open" and os.path.isdir(path) and not arguments[2] & os.O_TMPFILE == os.O_TMPFILE:
+    # shutil and tempfile open folders too, as they do not on Windows.
+    if event == "open" and os.path.isdir(path) and is_ours(sys._getframe(1).f_code.co_filename):
         raise PermissionError(13, "Permission denied", path)
     if event in {"os.rename", "os.remove"}:
         refuse_open({os.path.realpath(path), os.path.realpath(new)})
