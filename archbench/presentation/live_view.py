@@ -78,6 +78,7 @@ class LiveView:
         self._moment, self._stream, self._heartbeat = moment, sys.stderr, heartbeat
         self.shown = shown
         self.redrawn = shown and redrawn and is_redrawn(self._stream)
+        self._console = console(self._stream)
         self._live: Live | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
@@ -89,7 +90,7 @@ class LiveView:
 
             # Standard output stays untouched: programs may read it.
             self._live = Live(
-                console=console(self._stream),
+                console=self._console,
                 get_renderable=self._drawn,
                 auto_refresh=False,
                 transient=True,
@@ -147,8 +148,7 @@ class LiveView:
         now = self._moment()
         if now is None:
             return Text("")
-        assert self._live is not None
-        width, room = self._live.console.width, max(1, self._live.console.height - 3)
+        width, room = self._console.width, max(1, self._console.height - 3)
         first = Table.grid(padding=(0, 2, 0, 0), expand=True)
         first.add_column(no_wrap=True)
         first.add_column(ratio=1)
