@@ -26,12 +26,12 @@ def write_package(site: Path, package: str, name: str, source: str | None, versi
 
 
 def kill_when_said(beginning: str, *command: str | Path) -> None:
-    """Kill -9 an archbench command once a line of its standard error begins so; no process of it may be left."""
+    """Kill -9 an archbench command once a line of its log begins so; no process of it may be left."""
     script = Path(sys.executable).with_name("archbench")
     process = subprocess.Popen([script, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith(beginning):
+        if line.partition("  ")[2].startswith(beginning):  # after the time
             break
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
