@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from archbench.data import corpora
@@ -103,6 +103,7 @@ def test_a_file_that_repeats_another_cannot_leak_into_validation(text: Callable[
     assert [document.name for document in corpus.splits["validation"]] == ["b.txt"]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # seconds say nothing on a busy machine
 @given(
     st.lists(st.text(alphabet=st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), min_size=1),
     st.floats(0.01, 0.99),

@@ -166,7 +166,7 @@ def test_wide_is_an_option_of_commands_that_print_tables() -> None:
 
 
 def test_a_suggestion_ends_with_its_question_mark_and_v_is_the_version() -> None:
-    done = archbench("raport", cwd=ROOT)
+    done = archbench("showw", cwd=ROOT)
     assert done.returncode == 2
-    assert "'report'? See archbench --help." in done.stderr
+    assert "'show'? See archbench --help." in done.stderr
     assert archbench("-V", cwd=ROOT).stdout == archbench("--version", cwd=ROOT).stdout
