@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 SMALL = (
     "--profile smoke --steps 4 --set n_layer=1 --set context_length=32 --threads 1 --config training.checkpoint_every=2"
 )
-COMPARED = f"{SMALL.replace('--steps 4', '--tokens 2048')} --seeds 2 --sweeps 1"
+COMPARED = f"{SMALL.replace('--steps 4', '--tokens 2048')} --seeds 2 --sweeps 1 --no-tuning --contexts 16"
 
 COMMANDS = [
     "--help",
