@@ -51,31 +51,30 @@ def main() -> int:
         script = Path(sys.executable).parent / "Scripts" / script.name
     variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        place = [sys.executable, "-P", "-c", "import archbench; print(archbench.__file__, archbench.__version__)"]
-        found = subprocess.run(
-            place, cwd=folder, env=variables, capture_output=True, encoding="utf-8", check=True
-        ).stdout
-        if Path(found.rpartition(" ")[0]).is_relative_to(CHECKOUT):
-            print(f"this is the checkout, not what is installed: {found}")
-            return 1
-        print(found.strip(), "metadata:", importlib.metadata.version("archbench"))
-        listed = "import archbench.cli.app as app; print(*(one.name for one in app.app.registered_commands))"
-        listing = [sys.executable, "-P", "-c", listed]
-        names = subprocess.run(
-            listing, cwd=folder, env=variables, capture_output=True, encoding="utf-8", check=True
-        ).stdout
-        called = {command.split()[0] for command in COMMANDS}
-        for command in [*COMMANDS, *(f"{name} --help" for name in names.split() if name not in called)]:
-            begun = time.monotonic()
-            done = subprocess.run(
-                [script, *command.split()],
+
+        def run(*command: str | Path, check: bool = False) -> subprocess.CompletedProcess[str]:
+            return subprocess.run(
+                command,
                 cwd=folder,
                 env={**variables, "PYTHONIOENCODING": "utf-8"},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 encoding="utf-8",
-                check=False,
+                check=check,
             )
+
+        python = [sys.executable, "-P", "-c"]
+        found = run(*python, "import archbench; print(archbench.__file__, archbench.__version__)", check=True).stdout
+        if Path(found.rpartition(" ")[0]).is_relative_to(CHECKOUT):
+            print(f"this is the checkout, not what is installed: {found}")
+            return 1
+        print(found.strip(), "metadata:", importlib.metadata.version("archbench"))
+        listed = "import archbench.cli.app as app; print(*(one.name for one in app.app.registered_commands))"
+        names = run(*python, listed, check=True).stdout
+        called = {command.split()[0] for command in COMMANDS}
+        for command in [*COMMANDS, *(f"{name} --help" for name in names.split() if name not in called)]:
+            begun = time.monotonic()
+            done = run(script, *command.split())
             print(f"{time.monotonic() - begun:6.1f} s  {done.returncode}  archbench {command}", flush=True)
             if done.returncode:
                 print(done.stdout, done.stderr, sep="\n")

@@ -38,7 +38,6 @@ PATIENCE = 4.0
 LONGEST_WAIT = 20.0
 """Wall time, as a multiple of a limit by another clock, after which a child has taken too long by any."""
 
-
 KILLED = -9
 """Exit code of a process that SIGKILL ended; Windows has none such."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,6 +22,8 @@ from archbench.files.loader import read_json
 from archbench.files.seal import sealed
 from archbench.hookspecs import GROUP
 from archbench.plugin.discovery import Entry, installed, plugin_files, plugin_paths, source_path, versions
+
+_log = logging.getLogger(__name__)
 
 Description = dict[str, Any]
 """``name``, ``packages``, ``sources``, ``versions``, ``summary``, ``paper``, ``presets``, ``wrappers``, ``error``."""
@@ -75,9 +78,12 @@ def _sources(descriptions: Iterable[Description]) -> set[str]:
 
 
 def _kept(state: str) -> list[Description]:
+    if not _file(state).exists():
+        return []
     try:
-        content = read_json(_file(state), sealing="required", next_step="")
-    except StorageError:  # nothing is kept, or it is damaged: it is made again
+        content = read_json(_file(state), sealing="required", next_step="It is made again")
+    except StorageError as error:
+        _log.warning("what plugins said is damaged, and they are asked again: %s", error)
         return []
     found: list[Description] = content["descriptions"] if content["state"] == state else []
     return found

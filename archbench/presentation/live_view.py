@@ -119,7 +119,7 @@ class LiveView:
             if self._live is not None:
                 self._live.console.print(text, soft_wrap=True)
             elif self.shown:
-                echo(text if self._stream.isatty() else f"{stamp()}  {text}", stream=self._stream)
+                log(text, self._stream)
 
     def refresh(self) -> None:
         """Redraw at once; a log gets nothing."""
@@ -128,13 +128,16 @@ class LiveView:
                 self._live.refresh()
 
     def _tick(self) -> None:
-        while not self._ended.wait(min(SECONDS_BETWEEN_REDRAWS, self._heartbeat)):
-            self.refresh()
-            if self._live is None and time.monotonic() - self._said >= self._heartbeat:
-                now = self._moment()
-                if now is not None:
-                    details = [f"{label}: {'; '.join(lines)}" for label, lines in now.details.items() if lines]
-                    self.say("; ".join([now.counts, now.times, *details]).replace(UNBROKEN, " "))
+        wait = SECONDS_BETWEEN_REDRAWS if self.redrawn else self._heartbeat
+        while not self._ended.wait(wait):
+            if self.redrawn:
+                self.refresh()
+                continue
+            silent = time.monotonic() - self._said
+            wait = self._heartbeat - silent if silent < self._heartbeat else self._heartbeat
+            if silent >= self._heartbeat and (now := self._moment()) is not None:
+                details = [f"{label}: {'; '.join(lines)}" for label, lines in now.details.items() if lines]
+                self.say("; ".join([now.counts, now.times, *details]).replace(UNBROKEN, " "))
 
     def _drawn(self) -> RenderableType:
         from rich.console import Group
@@ -166,9 +169,9 @@ class LiveView:
         return Group(first, *([] if beside else [line(now.times)]), *drawn[:room])
 
 
-def stamp() -> str:
-    """The time now, as a log has it."""
-    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S")
+def log(text: str, stream: TextIO) -> None:
+    """A line: on a terminal as it is, elsewhere with the time."""
+    echo(text if stream.isatty() else f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S}  {text}", stream=stream)
 
 
 def _wrapped(lines: Sequence[str], width: int) -> list[str]:

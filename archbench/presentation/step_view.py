@@ -16,12 +16,13 @@ class StepView:
     Args:
         shown: False shows nothing.
         json: JSON lines go to standard output meanwhile; in a terminal, changing lines would run into them.
+        still: what is timed meanwhile would be disturbed; a line says what is at work.
     """
 
-    def __init__(self, *, shown: bool, json: bool = False) -> None:
+    def __init__(self, *, shown: bool, json: bool = False, still: bool = False) -> None:
         self._text, self._number, self._count = "loading", 0, 0
         self._began = time.monotonic()
-        self.view = LiveView(self._moment, shown=shown, redrawn=not (json and sys.stdout.isatty()))
+        self.view = LiveView(self._moment, shown=shown, redrawn=not still and not (json and sys.stdout.isatty()))
 
     def __enter__(self) -> Self:
         self.view.__enter__()

@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from archbench.presentation.quantities import interval, percent, quantity
+from archbench.presentation.quantities import ABSENT, interval, percent, quantity
 from archbench.presentation.tables import Cell, Column, Table, table
 from archbench.report.basis import TIMES
 from archbench.report.kernel_tables import case_name
 from archbench.report.run_tables import summarise
+from archbench.report.side_by_side import differing, flat, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,10 +83,9 @@ def facts(rows: tuple[pd.DataFrame, pd.DataFrame], saved: tuple[Mapping[str, Any
         rows: of each run.
         saved: the JSON beside each run; empty where there is none, and then only columns of ``rows`` are compared.
     """
-    sides = [_known(frame, content, whole=all(saved)) for frame, content in zip(rows, saved, strict=True)]
-    names = dict.fromkeys(key for side in sides for key in side)
-    found = [Fact(part, name, *(side.get((part, name)) for side in sides)) for part, name in names]
-    return [one for one in found if one.a != one.b]
+    known = (_known(frame, content, whole=all(saved)) for frame, content in zip(rows, saved, strict=True))
+    found = differing(dict(zip("AB", known, strict=True)))
+    return [Fact(part, name, values["A"], values["B"]) for (part, name), values in found.items()]
 
 
 def _known(frame: pd.DataFrame, saved: Mapping[str, Any], *, whole: bool) -> dict[tuple[str, str], Any]:
@@ -95,24 +95,14 @@ def _known(frame: pd.DataFrame, saved: Mapping[str, Any], *, whole: bool) -> dic
             values = sorted(map(str, frame[name].dropna().unique())) if name in frame else []
             known |= {(part, name): ", ".join(values)} if values else {}
     if whole:
-        given = _flat(saved["run"]) | {f"model.{name}": value for name, value in _flat(saved["model"]).items()}
-        known |= {("configuration", name): value for name, value in given.items()}
+        given = flat(saved["run"]) | flat(saved["model"], "model")
+        known |= {("configuration", name): str(value) for name, value in given.items()}
         facts = saved["facts"]
         about = {**facts.get("machine", {}), **facts.get("versions", {}), **facts}
         for part, names in (("code", _CODE), ("machine", _MACHINE)):
             known |= {(part, name): str(about[name]) for name in names if about.get(name) is not None}
         known[("configuration", "corpus_sha256")] = facts.get("corpus_sha256")
     return known
-
-
-def _flat(section: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{above}{name}.")
-        else:
-            flat[above + name] = str(value)
-    return flat
 
 
 def numbers(a: pd.DataFrame, b: pd.DataFrame, *, floor: float = 0.0) -> list[Number]:
@@ -189,12 +179,8 @@ def _verdict(a: float | None, b: float | None, low: float | None, high: float | 
 
 def fact_table(found: list[Fact]) -> Table:
     columns = Column("part", "name"), Column("what", "name"), Column("A", "text"), Column("B", "text")
-    rows = ((one.part, one.name, *(_text(value) for value in (one.a, one.b))) for one in found)
+    rows = ((one.part, one.name, *(shown(value) for value in (one.a, one.b))) for one in found)
     return table("facts", "", columns, rows, grouped=1)
-
-
-def _text(value: Any) -> str:
-    return "–" if value is None else str(value)
 
 
 def number_table(found: list[Number]) -> Table:
@@ -206,7 +192,7 @@ def number_table(found: list[Number]) -> Table:
     rows = (
         (
             one.phase, one.metric + ("" if one.prompt_length is None else f" {one.batch_size} × {one.prompt_length}"),
-            _side(one, 0), _side(one, 1), Cell("–") if one.change is None else one.change,
+            _side(one, 0), _side(one, 1), Cell(ABSENT) if one.change is None else one.change,
             "" if one.low is None or one.high is None else interval(100 * one.low, 100 * one.high, 2), one.verdict,
         )
         for one in found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from archbench.presentation.quantities import ABSENT, percent, quantity
 from archbench.presentation.tables import Column, Table, table
@@ -12,6 +12,8 @@ from archbench.report.run_limits import COMPARED, value_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Field = TypeVar("Field")
 
 MOST = 8
 """Runs, the newest, that have a column each."""
@@ -31,7 +33,7 @@ def difference_table(rows: pd.DataFrame, places: Sequence[str]) -> Table | None:
         return None
     described = {str(run): _described(str(run), modelled[modelled.run_id == run], places) for run in newest}
     lines = [
-        (field, *(_shown(values[run]) for run in described))
+        (field, *(shown(values[run]) for run in described))
         for field, values in differing(described).items()
     ]  # fmt: skip
     lines += _numbers({run: modelled[modelled.run_id == run] for run in described})
@@ -45,7 +47,7 @@ def difference_table(rows: pd.DataFrame, places: Sequence[str]) -> Table | None:
     return table("differences", "What differs between the runs", columns, lines, caption=caption, notes=notes)
 
 
-def differing(described: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+def differing(described: Mapping[str, Mapping[Field, Any]]) -> dict[Field, dict[str, Any]]:
     """Field -> run -> value (None where the run has no such field), for the fields that are not the same in all."""
     fields = dict.fromkeys(field for one in described.values() for field in one)
     found = {field: {run: one.get(field) for run, one in described.items()} for field in fields}
@@ -91,5 +93,5 @@ def _described(run: str, rows: pd.DataFrame, places: Sequence[str]) -> dict[str,
     return {name: value for name, value in described.items() if name not in ("out", "time_limit", "profile")}
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     return ABSENT if value is None else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -14,7 +15,7 @@ from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError, refusal
 from archbench.files.writing import set_aside
 from archbench.measure.machine import device_name, versions
-from archbench.presentation.live_view import LiveView
+from archbench.presentation.live_view import log
 from archbench.presentation.quantities import duration
 from archbench.presentation.step_view import StepView
 from archbench.results.reading import read_results
@@ -152,20 +153,23 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
 
 
 def _shown_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, Any]]:
-    """Measure a phase with a view of it; the process that trains draws its own, which has the loss."""
+    """Measure a phase with a view of it.
+
+    The process that trains draws its own, which has the loss; while prefill and decoding are timed, nothing is redrawn.
+    """
     config, every = folder.config, _phases(folder)
     name = f"{config.architecture} {config.preset}, {phase}"
     place = f"phase {every.index(phase) + 1} of {len(every)}"
     start = time.monotonic()
-    with StepView(shown=not quiet and phase != "train") as steps:
+    with StepView(shown=not quiet and phase != "train", still=phase in ("prefill", "decode")) as steps:
         steps.at(f"{name}: {place}")
         rows = run_phase(folder, phase, quiet=quiet)
     last = {row["metric"]: row["value"] for row in rows if row["phase"] == phase and row["value"] is not None}
     found = ""
     if phase == "train" and {"loss", "tokens_per_second"} <= last.keys():
         found = f", last loss {last['loss']:.3f}, {last['tokens_per_second']:,.0f} tokens/s"
-    took = duration(time.monotonic() - start)
-    LiveView(lambda: None, shown=not quiet).say(f"{name}: done in {took}{found} ({place})")
+    if not quiet:
+        log(f"{name}: done in {duration(time.monotonic() - start)}{found} ({place})", sys.stderr)
     return rows
 
 

@@ -10,9 +10,9 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal, TextIO
 
-from archbench.presentation.live_view import is_redrawn, stamp
+from archbench.presentation.live_view import is_redrawn, log
 from archbench.presentation.quantities import duration
-from archbench.presentation.terminal import console, echo
+from archbench.presentation.terminal import console
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -100,7 +100,7 @@ class Progress:
             if self._bar is not None:
                 self._bar.console.print(line)
             else:
-                echo(line if self.stream.isatty() else f"{stamp()}  {line}", stream=self.stream)
+                log(line, self.stream)
 
     def _open_bar(self, progress: float) -> None:
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn

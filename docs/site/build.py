@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urldefrag
@@ -123,8 +124,13 @@ class Links(HTMLParser):
         (self.fetched if fetches else self.links).extend(given[name] for name in ("href", "src") if name in given)
 
 
-def faults_of(page: Path, seen: dict[Path, set[str]] = {}) -> list[str]:  # noqa: B006  (anchors of pages read before)
-    links, faults = Links(page), []
+@cache
+def links_of(page: Path) -> Links:
+    return Links(page)
+
+
+def faults_of(page: Path) -> list[str]:
+    links, faults = links_of(page), []
     for link in (*links.links, *links.fetched):
         target, anchor = urldefrag(link)
         if target.startswith(("http://", "https://", "//")):
@@ -137,11 +143,10 @@ def faults_of(page: Path, seen: dict[Path, set[str]] = {}) -> list[str]:  # noqa
         found = (folder / unquote(target).lstrip("/")).resolve() if target else page
         if not found.exists():
             faults.append(f"{page.relative_to(SITE)}: {link} leads nowhere")
-        elif found.suffix == ".html" and not found.is_relative_to(SITE / "gallery"):
-            if found not in seen:
-                seen[found] = Links(found).anchors
-            if unquote(anchor) not in seen[found]:
-                faults.append(f"{page.relative_to(SITE)}: {link} has no such anchor")
+        elif found.suffix != ".html" or found.is_relative_to(SITE / "gallery"):
+            continue
+        elif unquote(anchor) not in links_of(found).anchors:
+            faults.append(f"{page.relative_to(SITE)}: {link} has no such anchor")
     return faults
 
 
