@@ -17,8 +17,8 @@ from archbench.study.time_left import Predicted, TimeLeft
 
 
 class Cell:
-    def __init__(self, key: str, architecture: str) -> None:
-        self.key, self.architecture = key, architecture
+    def __init__(self, key: str, architecture: str, stage: str = "seed") -> None:
+        self.key, self.architecture, self.stage = key, architecture, stage
 
 
 class Terminal(io.StringIO):
@@ -146,3 +146,19 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_plain_lines(
         followed(progress)
     assert "\x1b" not in terminal.getvalue()
     assert "[2/4] llama, cell 1: ok" in terminal.getvalue()
+
+
+def test_nothing_is_redrawn_while_speed_is_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr("archbench.presentation.live_view.SECONDS_BETWEEN_REDRAWS", 0.01)
+
+    def redrawn_after(stage: str) -> bool:
+        progress.started(Cell("0", "gpt1", stage))
+        shown = len(terminal.getvalue())
+        time.sleep(0.2)
+        return len(terminal.getvalue()) > shown
+
+    with StudyProgress(tmp_path, "archbench compare", quiet=False, describe=described) as progress:
+        progress.piloting(2)
+        assert [redrawn_after(stage) for stage in ("seed", "speed", "cost", "tune")] == [True, False, False, True]

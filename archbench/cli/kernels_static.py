@@ -7,8 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from archbench.errors import UsageError
+from archbench.presentation.step_view import StepView
 from archbench.presentation.tables import Cell, Column, Table, table
-from archbench.presentation.terminal import echo
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -47,7 +47,8 @@ def static_kernels(
     from archbench_kernelcheck import table as static_table
 
     load = partial(_own, head_widths, dtype) if plugin is None else partial(_of_plugin, plugin)
-    results = check_on(chips, load, progress=None if quiet else _Progress())
+    with _Compiling(shown=not quiet, json=json) as progress:
+        results = check_on(chips, load, progress=progress.compiled)
     if json:
         for row in rows(results):
             print_json(row)
@@ -70,15 +71,15 @@ def _shown(static: RichTable) -> Table:
     return table("static", str(static.title), columns, zip(*cells, strict=True))
 
 
-class _Progress:
-    """Prints a line on standard error for each compiled launch."""
+class _Compiling(StepView):
+    """Progress of the compiler; a log gets a line for each launch."""
 
-    def __init__(self) -> None:
-        self._done = 0
-
-    def __call__(self, result: Result, total: int) -> None:
-        self._done += 1
-        echo(f"[{self._done}/{total}] compiled {result.launch} for {result.chip}", error=True)
+    def compiled(self, result: Result, count: int) -> None:
+        """``result`` is there, the next of ``count``."""
+        text = f"compiled {result.launch} for {result.chip}"
+        self.begun(text, self.number + 1, count)
+        if not self.view.redrawn:
+            self.view.say(f"[{self.number}/{count}] {text}")
 
 
 def _own(head_widths: Sequence[int] | None, dtype: str | None) -> Launches:

@@ -28,6 +28,8 @@ STAGES = {
     "speed": "speed in turns",
     "cost": "context length",
 }
+TIMED = ("speed", "cost")
+"""Stages whose runs are timed and compared: nothing is redrawn meanwhile."""
 
 
 class StudyProgress:
@@ -73,6 +75,7 @@ class StudyProgress:
 
     def started(self, cell: Any) -> None:
         self._running[cell.key] = self._describe(cell), time.monotonic()
+        self._view.still = getattr(cell, "stage", None) in TIMED
         self._view.refresh()
 
     def known(self, cell: Any, quality: Quality | None) -> None:

@@ -65,6 +65,10 @@ class LiveView:
         shown: False shows nothing at all.
         redrawn: False for plain lines in a terminal too.
         heartbeat: seconds of silence after which a log gets a line.
+
+    Attributes:
+        redrawn: whether it is lines that are redrawn.
+        still: redraw only when asked to, because what is timed meanwhile would be disturbed.
     """
 
     def __init__(
@@ -78,6 +82,7 @@ class LiveView:
         self._moment, self._stream, self._heartbeat = moment, sys.stderr, heartbeat
         self.shown = shown
         self.redrawn = shown and redrawn and is_redrawn(self._stream)
+        self.still = False
         self._console = console(self._stream)
         self._live: Live | None = None
         self._ended = threading.Event()
@@ -131,7 +136,8 @@ class LiveView:
         wait = SECONDS_BETWEEN_REDRAWS if self.redrawn else self._heartbeat
         while not self._ended.wait(wait):
             if self.redrawn:
-                self.refresh()
+                if not self.still:
+                    self.refresh()
                 continue
             silent = time.monotonic() - self._said
             wait = self._heartbeat - silent if silent < self._heartbeat else self._heartbeat

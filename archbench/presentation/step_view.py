@@ -17,10 +17,13 @@ class StepView:
         shown: False shows nothing.
         json: JSON lines go to standard output meanwhile; in a terminal, changing lines would run into them.
         still: what is timed meanwhile would be disturbed; a line says what is at work.
+
+    Attributes:
+        number: of the step at work, from 1; 0 before the first.
     """
 
     def __init__(self, *, shown: bool, json: bool = False, still: bool = False) -> None:
-        self._text, self._number, self._count = "loading", 0, 0
+        self._text, self.number, self._count = "loading", 0, 0
         self._began = time.monotonic()
         self.view = LiveView(self._moment, shown=shown, redrawn=not still and not (json and sys.stdout.isatty()))
 
@@ -33,7 +36,7 @@ class StepView:
 
     def begun(self, text: str, number: int, count: int) -> None:
         """The step ``text`` has begun, the ``number``-th of ``count``."""
-        self._text, self._number, self._count = text, number, count
+        self._text, self.number, self._count = text, number, count
         self.view.refresh()
 
     def at(self, text: str) -> None:
@@ -48,7 +51,7 @@ class StepView:
         elapsed = time.monotonic() - self._began
         if not self._count:
             return Moment(self._text, f"{duration(elapsed)} so far")
-        done = self._number - 1
+        done = self.number - 1
         left = f", about {duration(elapsed / done * (self._count - done))} left" if done else ""
-        counts = f"{self._text} ({self._number} of {self._count})"
+        counts = f"{self._text} ({self.number} of {self._count})"
         return Moment(counts, f"{duration(elapsed)} so far{left}", done / self._count)

@@ -15,7 +15,7 @@ from archbench.errors import DeviceError, PhaseError
 from archbench.measure import environment
 from archbench.measure.machine import describe, versions
 from archbench.plugin.growth import check_room
-from archbench.presentation.terminal import echo
+from archbench.presentation.step_view import StepView
 from archbench.results.store import new_run_id, prepare_folder, write_run
 from archbench.runs.device import measuring
 from archbench.runs.kernel_cases import cases
@@ -103,15 +103,11 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
     """
     config, quiet = KernelConfig(**request["config"]), request["quiet"]
 
-    def say(line: str) -> None:
-        if not quiet:
-            echo(line, error=True)
-
-    with measuring("kernel", config) as (device, rows):
+    with StepView(shown=not quiet, still=True) as steps, measuring("kernel", config) as (device, rows):
         for case in cases(config):
             needed = case.least_bytes(4 if config.dtype == "float32" else 2)
             check_room(str(case), "its inputs and gradients take", needed, str(device))
-        left_out = run_kernel(config, device, rows, progress=say)
+        left_out = run_kernel(config, device, rows, progress=steps.at)
     finished = rows.finished()
     if all(row["value"] is None for row in finished):
         reasons = dict.fromkeys(f"{one.candidate}: {one.reason}" for one in left_out)
