@@ -244,7 +244,12 @@ def _allowed(scratch: Scratch, words: Sequence[str]) -> list[Path]:
         value for word in words for value in (word, word.partition("=")[2], word[2:]) if value and len(value) < 500
     ]
     named = [scratch.cwd / os.path.normpath(value) for value in values if value not in (".", "/")]
-    return [*named, *(path.resolve() for path in named), scratch.cwd / "results", scratch.cwd / "report.html"]
+    return [
+        *named,
+        *(Path(os.path.realpath(path)) for path in named),
+        scratch.cwd / "results",
+        scratch.cwd / "report.html",
+    ]
 
 
 def _wrong_json(words: Sequence[str], ended: Ended) -> Iterator[str]:

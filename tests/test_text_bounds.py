@@ -101,14 +101,13 @@ def test_files_without_an_end_of_their_own_are_named(path: str) -> None:
 
 
 @POSIX
-def test_the_command_names_the_pipe_before_anything_is_measured(tmp_path: Path) -> None:
-    pipe(tmp_path / "pipe")
+@pytest.mark.parametrize("make", [pipe, loop])
+def test_the_command_names_it_before_anything_is_measured(make: Callable[[Path], None], tmp_path: Path) -> None:
+    make(file := tmp_path / "file")
     begun = time.monotonic()
-    done = archbench(
-        "run", "gpt1", "--profile", "smoke", "--corpus", tmp_path / "pipe", "--out", tmp_path / "out", cwd=tmp_path
-    )
+    done = archbench("run", "gpt1", "--profile", "smoke", "--corpus", file, "--out", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 4
-    assert f"file '{tmp_path / 'pipe'}'" in done.stderr
+    assert str(file) in done.stderr
     assert "Traceback" not in done.stderr
     assert not list(tmp_path.glob("out/**/*.json"))
     assert time.monotonic() - begun < 60

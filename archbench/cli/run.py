@@ -240,6 +240,8 @@ def _measure_published(given: Given, written: dict[str, Any], weights: str) -> N
 def _tokenizer_beside(weights: Path) -> str:
     from archbench.data.gguf import is_gguf
 
+    if not weights.exists():
+        raise UsageError(f"--weights {weights}", "there is no such file or folder", "Correct the path")
     if is_gguf(weights):
         return f"gguf:{weights}"
     file = (weights if weights.is_dir() else weights.parent) / "tokenizer.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -94,16 +95,19 @@ def _with_text_to_score(config: RunConfig) -> RunConfig:
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The configuration for child processes and later sessions, which may start in another folder."""
+    """The configuration for child processes and later sessions, which may start in another folder.
+
+    A link that leads to itself stays as it is, and is named when it is read.
+    """
     corpus, tokenizer = config.data.corpus, config.data.tokenizer
     if corpus not in EMBEDDED and not corpus.startswith("hf:"):
-        corpus = str(Path(corpus).resolve())
+        corpus = os.path.realpath(corpus)
     kind, colon, place = tokenizer.partition(":")
     if kind in ("file", "gguf", "saved"):
-        tokenizer = kind + colon + str(Path(place).resolve())
+        tokenizer = kind + colon + os.path.realpath(place)
     return config.override(
         plugins=plugin_paths(config.plugins),
-        weights=None if config.weights is None else str(Path(config.weights).resolve()),
+        weights=None if config.weights is None else os.path.realpath(config.weights),
         data=config.data.override(corpus=corpus, tokenizer=tokenizer),
     )
 
