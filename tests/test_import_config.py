@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 import archbench
 from archbench import RunConfig
@@ -261,6 +263,19 @@ def test_a_pickle_is_refused_and_not_run(folder: Path, capsys: pytest.CaptureFix
     with forked_children():
         code = main(["run", "llama", *arguments, "--unchecked", "--phases", "quality", "--set", "n_layer=1"])
     assert_one_paragraph(code, 6, r"pytorch_model\.bin: .*archbench runs no code from files", capsys)
+    assert not (folder / "ran").exists()
+
+
+def test_code_that_a_configuration_names_is_not_run(folder: Path) -> None:
+    """transformers would run it if it were asked to trust it."""
+    (folder / "model" / "evil.py").write_text(f"open({str(folder / 'ran')!r}, 'w')\nclass Model: ...\nConfig = Model\n")
+    named = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model", "AutoTokenizer": ["evil.Model", None]}
+    for file in ("config.json", "tokenizer_config.json"):
+        (folder / "model" / file).write_text(json.dumps(LLAMA | {"auto_map": named}))
+    tokenizer = Tokenizer(WordLevel({"a": 0, "<unk>": 1}, "<unk>"))
+    tokenizer.save(str(folder / "model" / "tokenizer.json"))
+    _, model = started(folder, data={"corpus": str(folder / "small.txt"), "tokenizer": "file:model/tokenizer.json"})
+    assert model == imported("llama", LLAMA)
     assert not (folder / "ran").exists()
 
 
