@@ -32,7 +32,7 @@ from archbench.testing.subject import Subject
 from archbench.trackers.feed import Feed, FeedReader
 from archbench.training.checkpoints import load_latest, save_checkpoint
 from command_line import archbench
-from small_runs import UNCHECKED, with_small_corpus
+from small_runs import SMALL, UNCHECKED, with_small_corpus
 from test_results_schema import COMMON
 
 RUN = "20260101T000000-aaaaaa"
@@ -179,7 +179,7 @@ def test_a_deleted_working_directory_is_named(tmp_path: Path) -> None:
 # Folders that vanish, or cannot be written any more, while a run is measured
 
 
-def run_vandal(folder: Path, deed: str) -> subprocess.CompletedProcess[str]:
+def vandal(folder: Path, deed: str) -> tuple[str, ...]:
     """A run of a plugin that does something to the results in its second update, until there is a file ``done``."""
     source = EXAMPLE.read_text().replace('"bigram"', '"vandal"')
     place = "    return next_token_step("
@@ -187,12 +187,13 @@ def run_vandal(folder: Path, deed: str) -> subprocess.CompletedProcess[str]:
     head = f"import shutil\nfrom pathlib import Path\n\nOUT = Path({str(folder / 'results')!r})\n"
     (folder / "vandal.py").write_text(head + source.replace(place, lines + place))
     options = ("--profile", "smoke", "--corpus", "small.txt", "--steps", "3", "--threads", "1", "--quiet")
-    return archbench("run", "vandal", "--plugin", "vandal.py", *options, "--unchecked", cwd=with_small_corpus(folder))
+    with_small_corpus(folder)
+    return "run", "vandal", "--plugin", "vandal.py", *options, "--unchecked"
 
 
 @pytest.mark.parametrize("deed", ["shutil.rmtree(OUT)", "OUT.rename(OUT.with_name('renamed'))"])
 def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_again(deed: str, tmp_path: Path) -> None:
-    done = run_vandal(tmp_path, deed)
+    done = archbench(*vandal(tmp_path, deed), cwd=tmp_path)
     assert done.returncode == 7, done.stderr
     assert "results/" in done.stderr
     assert "vanished" in done.stderr
@@ -202,7 +203,8 @@ def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_again(deed: str, tm
 
 def test_a_folder_that_cannot_be_written_any_more_ends_the_run_which_is_resumed(tmp_path: Path) -> None:
     """A file where the checkpoints would be: unlike a folder's mode it stops root too."""
-    done = run_vandal(tmp_path, "next(OUT.glob('*/config.json')).with_name('checkpoints').touch()")
+    command = vandal(tmp_path, "next(OUT.glob('*/config.json')).with_name('checkpoints').touch()")
+    done = archbench(*command, cwd=tmp_path)
     assert done.returncode == 7, done.stderr
     assert "checkpoints" in done.stderr
     assert "archbench run vandal --resume" in done.stderr
@@ -210,3 +212,42 @@ def test_a_folder_that_cannot_be_written_any_more_ends_the_run_which_is_resumed(
     (tmp_path / "done").touch()
     again = archbench("run", "vandal", "--resume", "last", "--quiet", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.slow
+def test_a_file_system_that_becomes_read_only_ends_the_run_which_is_resumed_where_it_can_be_written(
+    tmp_path: Path,
+) -> None:
+    """A mount of its own over ``results``, as a kernel remounts a disk that fails. Reading needs no writing."""
+
+    def mounted(*arguments: str, only_reading: bool = False) -> subprocess.CompletedProcess[str]:
+        remount = "mount -o remount,bind,ro results && " if only_reading else ""
+        script = f'mount --bind results results && {remount}exec "$@"'
+        command = [Path(sys.executable).with_name("archbench"), *arguments]
+        inside = ["unshare", "--mount", "sh", "-c", script, "sh", *command]
+        return subprocess.run(inside, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    (tmp_path / "results").mkdir()
+    if mounted("--version").returncode != 0:
+        pytest.skip("needs the right to mount")
+    # Mounted anew on top, because files that are open for writing keep a mount from becoming read-only.
+    deed = "__import__('os').system(f'mount --bind {OUT} {OUT} && mount -o remount,bind,ro {OUT}')"
+    done = mounted(*vandal(tmp_path, deed))
+    assert done.returncode == 7, done.stderr
+    assert "Read-only file system" in done.stderr
+    assert "archbench run vandal --resume" in done.stderr
+    assert not list(tmp_path.glob("results/*.parquet"))
+    refused = mounted("run", "gpt1", *SMALL, only_reading=True)
+    assert refused.returncode == 7
+    assert "results" in refused.stderr
+    (tmp_path / "done").touch()
+    again = archbench("run", "vandal", "--resume", "last", "--quiet", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    for reading in (
+        ("results",),
+        ("report", "results", "-o", "page.html"),
+        ("fsck", "results"),
+        ("clean", "--dry-run"),
+    ):
+        read = mounted(*reading, only_reading=True)
+        assert read.returncode == 0, (reading, read.stderr)
