@@ -14,7 +14,9 @@ from archbench.study.compare import Comparison, budget_of, cost_cells, seed_cell
 from archbench.study.compare_plan import ComparePlan
 from archbench.study.contenders import contenders
 from archbench.study.engine import Session
+from archbench.study.probe_plan import ProbePlan
 from archbench.study.run_cells import tuning_cells, updates_of
+from archbench.study.scale_plan import ScalePlan
 
 
 def plan(*names: str, profile: str = "quick", training: dict[str, Any] | None = None, **fields: Any) -> ComparePlan:
@@ -31,6 +33,8 @@ def plan(*names: str, profile: str = "quick", training: dict[str, Any] | None = 
         ({"training": {"seconds": 5}}, "training.seconds", "equal FLOPs"),
         ({"training": {"flops": 1e9}, "match": "params"}, "training.flops", "equally many tokens"),
         ({"factors": (0.5, 2.0)}, "factors", "the recipe's own learning rate"),
+        ({"factors": (1.0, 2.0, 2.0)}, "factor 2", "named twice"),
+        ({"cost_multiples": (1, 4, 4)}, "context multiple 4", "named twice"),
     ],
 )
 def test_a_plan_that_cannot_be_fair_is_refused_by_name(fields: dict[str, Any], culprit: str, cause: str) -> None:
@@ -43,6 +47,15 @@ def test_a_plan_that_cannot_be_fair_is_refused_by_name(fields: dict[str, Any], c
 def test_an_architecture_is_named_once() -> None:
     with pytest.raises(ConfigError, match="'gpt1'"):
         plan("gpt1", "gpt1")
+
+
+def test_a_learning_rate_of_a_probe_or_a_ladder_is_named_once() -> None:
+    """Its trainings would be counted twice."""
+    with pytest.raises(ConfigError, match="learning rate 8"):
+        ProbePlan(architectures=("gpt1",), tasks=("recall",), learning_rates=(8.0, 0.1, 8))
+    run = RunConfig(architecture="gpt1", data={"tokenizer": "byte"})
+    with pytest.raises(ConfigError, match=r"factor 0\.5"):
+        ScalePlan(architectures=("gpt1",), sizes=(1000,), budgets=(1000,), factors=(1, 0.5, 0.5), run=run)
 
 
 def test_only_what_is_measured_makes_another_plan() -> None:

@@ -244,8 +244,10 @@ def _allowed(scratch: Scratch, words: Sequence[str]) -> list[Path]:
         value for word in words for value in (word, word.partition("=")[2], word[2:]) if value and len(value) < 500
     ]
     named = [scratch.cwd / os.path.normpath(value) for value in values if value not in (".", "/")]
+    pages = [path.with_suffix(".html") for path in named if words[0] == "open" and path.name]
     return [
         *named,
+        *pages,
         *(Path(os.path.realpath(path)) for path in named),
         scratch.cwd / "results",
         scratch.cwd / "report.html",

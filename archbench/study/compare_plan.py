@@ -11,7 +11,7 @@ from archbench.bounds import Factor, Size
 from archbench.config import Frozen, RunConfig
 from archbench.errors import ConfigError, did_you_mean
 from archbench.study.learning_rates import FACTORS, TUNING_SEEDS
-from archbench.study.records import plan_digest
+from archbench.study.records import named_once, plan_digest
 from archbench.study.verdicts import MARGIN
 
 MatchName = Literal["flops", "params", "tokens", "time", "state"]
@@ -52,9 +52,7 @@ class ComparePlan(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for name in self.architectures:
-            if self.architectures.count(name) > 1:
-                raise ConfigError(f"architecture {name!r}", "it is named twice", "Name each architecture once")
+        named_once(architecture=self.architectures, factor=self.factors, context_multiple=self.cost_multiples)
         if self.baseline not in self.architectures:
             step = did_you_mean(self.baseline, self.architectures)
             raise ConfigError(f"baseline {self.baseline!r}", "it is not among those compared", step)

@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 
 from archbench.bounds import Factor, Parameters, Threads
 from archbench.config import DTypeName, Frozen
-from archbench.errors import ConfigError
-from archbench.study.records import plan_digest
+from archbench.study.records import named_once, plan_digest
 
 TOLERANCE = 0.02
 """Largest relative deviation of a model's size from the requested one."""
@@ -44,10 +43,7 @@ class ProbePlan(Frozen):
 
     @model_validator(mode="after")
     def _named_once(self) -> Self:
-        for what, names in (("architecture", self.architectures), ("task", self.tasks)):
-            for name in names:
-                if names.count(name) > 1:
-                    raise ConfigError(f"{what} {name!r}", "it is named twice", f"Name each {what} once")
+        named_once(architecture=self.architectures, task=self.tasks, learning_rate=self.learning_rates)
         return self
 
     def digest(self) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -13,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from archbench import __version__
-from archbench.errors import StorageError
+from archbench.errors import ConfigError, StorageError
 from archbench.files.loader import read_model, validated
 from archbench.files.seal import sealed
 from archbench.files.writing import write_text
@@ -38,6 +40,22 @@ def _torch_version() -> str:  # it is read from a file, and a ladder has hundred
 def plan_digest(values: dict[str, Any]) -> str:
     """Eight hex digits of the part of a plan that must stay the same in one folder."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def named_once(**values: Sequence[str | float] | None) -> None:
+    """Refuse a plan that names something twice: its cells would be counted twice.
+
+    Args:
+        values: what they are, with ``_`` for a space -> the values.
+
+    Raises:
+        ConfigError: a value occurs twice.
+    """
+    for what, given in values.items():
+        if twice := [value for value, count in Counter(given or ()).items() if count > 1]:
+            what = what.replace("_", " ")
+            shown = f"{twice[0]:g}" if isinstance(twice[0], float) else repr(twice[0])
+            raise ConfigError(f"{what} {shown}", "it is named twice", f"Name each {what} once")
 
 
 def read_record(kind: type[R], folder: Path, key: str) -> R | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -10,7 +9,7 @@ from pydantic import Field, model_validator
 from archbench.bounds import Factor, Parameters, Tokens
 from archbench.config import Frozen, RunConfig
 from archbench.errors import ConfigError
-from archbench.study.records import plan_digest
+from archbench.study.records import named_once, plan_digest
 
 
 class ScalePlan(Frozen):
@@ -39,9 +38,7 @@ class ScalePlan(Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for what, values in (("architecture", self.architectures), ("size", self.sizes), ("budget", self.budgets)):
-            if twice := [value for value, count in Counter[str | int](values).items() if count > 1]:
-                raise ConfigError(f"{what} {twice[0]!r}", "it is named twice", f"Name each {what} once")
+        named_once(architecture=self.architectures, size=self.sizes, budget=self.budgets, factor=self.factors)
         if 1.0 not in self.factors:
             raise ConfigError("factors", "the recipe's own learning rate is not among them", "Let 1 be one of them")
         return self
