@@ -99,6 +99,8 @@ def test_what_is_trusted_can_be_seen_and_forgotten(cli: RunCLI, evil: Path) -> N
     assert cli("trust", "--forget", evil).returncode == 0
     assert trusted() == []
     assert cli("trust", "--forget", evil).returncode == 2
+    (link := evil.with_name("link")).symlink_to(link)
+    assert cli("trust", "--forget", link).returncode == 2
     assert not ran(evil)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -74,6 +73,8 @@ def _is_old(sources: list[Path], page: Path) -> bool:
 
 
 def _opened(page: Path) -> bool:
+    import webbrowser
+
     try:
         return webbrowser.open(page.resolve().as_uri())
     except webbrowser.Error:

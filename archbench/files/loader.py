@@ -12,7 +12,6 @@ import json
 import os
 import re
 import stat
-import tomllib
 from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Required, TypedDict, TypeVar, Unpack
@@ -162,6 +161,8 @@ def validated_line(kind: type[M], line: bytes, *, error: type[ArchbenchError], c
 def read_toml(path: str | Path, **how: Unpack[Reading]) -> dict[str, Any]:
     """As :func:`read_text`, parsed as TOML, at most 1 MiB; dotted keys have at most 64 parts, because the parser's time
     grows with the square of their number."""
+    import tomllib
+
     how.setdefault("limit", 1 << 20)
     text, (error, culprit) = read_text(path, **how), _named(path, how)
     if _LONG_KEY.search(text):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator
@@ -21,9 +21,7 @@ from archbench.errors import ArchbenchWarning, StorageError
 from archbench.files.loader import read_json
 from archbench.files.seal import sealed
 from archbench.hookspecs import GROUP
-from archbench.plugin.discovery import Entry, installed, plugin_files, plugin_paths, source_path, versions
-
-_log = logging.getLogger(__name__)
+from archbench.plugin.discovery import Entry, Package, installed, packages, plugin_files, plugin_paths, source_path
 
 Description = dict[str, Any]
 """``name``, ``packages``, ``sources``, ``versions``, ``summary``, ``paper``, ``presets``, ``wrappers``, ``error``."""
@@ -45,9 +43,10 @@ def described(plugins: Iterable[str | Path] = ()) -> list[Description]:
         UsageError: a file or folder in ``plugins`` does not exist, or has no plugin.
     """
     files = [file for place in plugin_paths(plugins) for file in plugin_files(place)]
-    entries = installed(GROUP)
+    here = packages()
+    entries = installed(GROUP, here)
     sources = {*files, *(entry.source for entry in entries)}
-    state = _state(entries, files)
+    state = _state(entries, files, here)
     kept = _kept(state) if state is not None else []
     if sources <= _sources(kept):
         return [one for one in kept if one["name"] is not None]
@@ -83,7 +82,9 @@ def _kept(state: str) -> list[Description]:
     try:
         content = read_json(_file(state), sealing="required", next_step="It is made again")
     except StorageError as error:
-        _log.warning("what plugins said is damaged, and they are asked again: %s", error)
+        import logging
+
+        logging.getLogger(__name__).warning("what plugins said is damaged, and they are asked again: %s", error)
         return []
     found: list[Description] = content["descriptions"] if content["state"] == state else []
     return found
@@ -93,10 +94,10 @@ def _file(state: str) -> Path:
     return cache_folder() / "descriptions" / f"{content_key(state)}.json"
 
 
-def _state(entries: list[Entry], files: list[str]) -> str | None:
+def _state(entries: list[Entry], files: list[str], here: list[Package]) -> str | None:
     """All that decides what plugins say, as text; None if that is too much to read."""
-    packages = {entry.source.partition(":")[0].partition(".")[0] for entry in entries}
-    places = [source_path(Entry(name, name, "", name)) for name in sorted(packages)]
+    modules = {entry.source.partition(":")[0].partition(".")[0] for entry in entries}
+    places = [source_path(Entry(name, name, "", name)) for name in sorted(modules)]
     digests = {}
     for place in [Path(archbench.__file__).parent, *filter(None, places), *map(Path, files)]:
         digest = _digest(place)
@@ -104,7 +105,9 @@ def _state(entries: list[Entry], files: list[str]) -> str | None:
             return None
         digests[str(place)] = digest
     claims = [(entry.name, entry.package, entry.version, entry.source) for entry in entries]
-    return json.dumps([digests, claims, files, sorted(versions()), sys.version, sys.platform])
+    return json.dumps(
+        [digests, claims, files, sorted(f"{one.name} {one.version}" for one in here), sys.version, sys.platform]
+    )
 
 
 def _digest(place: Path) -> str | None:
@@ -114,12 +117,18 @@ def _digest(place: Path) -> str | None:
         for number, file in enumerate(_texts(place)):
             if number == MOST_FILES:
                 return None
-            content = file.read_bytes()
-            digest.update(f"{file.relative_to(place)} {len(content)}\n".encode("utf-8", "surrogateescape") + content)
+            with open(file, "rb") as opened:
+                content = opened.read()
+            digest.update(f"{file[len(str(place)) :]} {len(content)}\n".encode("utf-8", "surrogateescape") + content)
     except OSError:
         return None
     return digest.hexdigest()
 
 
-def _texts(place: Path) -> Iterator[Path]:
-    return iter(sorted(place.rglob("*.py")) if place.is_dir() else [place])
+def _texts(place: Path) -> Iterator[str]:
+    """Paths as text: those of pathlib take as long as reading the files."""
+    if not place.is_dir():
+        yield str(place)
+    for folder, folders, files in os.walk(place):
+        folders.sort()
+        yield from (os.path.join(folder, file) for file in sorted(files) if file.endswith(".py"))

@@ -60,41 +60,44 @@ class Entry:
         return f"plugin {self.name!r} (package {self.package} {self.version})"
 
 
-def installed(group: str) -> list[Entry]:
+@dataclass(frozen=True)
+class Package:
+    """An installed package, by its own metadata."""
+
+    name: str
+    version: str
+    distribution: metadata.Distribution
+
+
+def packages() -> list[Package]:
+    """Every installed package; one that is found twice on ``sys.path`` counts once, as in Python's own imports."""
+    found: dict[str, Package] = {}
+    for distribution in metadata.distributions(path=[folder for folder in sys.path if folder not in ("", ".")]):
+        # ``distribution.metadata`` parses all of it, its README too, which is slow.
+        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+        headers = dict(_HEADER.findall(text.partition("\n\n")[0]))
+        if "Name" in headers:  # otherwise it is half removed
+            key = re.sub(r"[-_.]+", "-", headers["Name"]).lower()
+            found.setdefault(key, Package(headers["Name"], headers.get("Version", ""), distribution))
+    return list(found.values())
+
+
+_HEADER = re.compile(r"^(Name|Version):[ \t]*(\S+)", re.MULTILINE)
+
+
+def installed(group: str, among: Iterable[Package] | None = None) -> list[Entry]:
     """Entry points of the group, sorted by name; nothing is imported.
 
-    A package that is found twice on ``sys.path`` counts once, the first time, as in Python's own imports.
+    Args:
+        among: the packages looked at; by default all.
     """
     entries = [
-        Entry(point.name, package, distribution.version, point.value)
-        for package, distribution in _packages()
-        for point in distribution.entry_points.select(group=group)
+        Entry(point.name, package.name, package.version, point.value)
+        for package in (packages() if among is None else among)
+        if group in (package.distribution.read_text("entry_points.txt") or "")
+        for point in package.distribution.entry_points.select(group=group)
     ]
     return sorted(entries, key=lambda entry: (entry.name, entry.package))
-
-
-def versions() -> list[str]:
-    """``name version`` of every package that is installed."""
-    return [f"{package} {_header(distribution, 'Version')}" for package, distribution in _packages()]
-
-
-def _packages() -> Iterator[tuple[str, metadata.Distribution]]:
-    seen: set[str] = set()
-    for distribution in metadata.distributions(path=[folder for folder in sys.path if folder not in ("", ".")]):
-        package = _header(distribution, "Name")
-        if package is None:  # it is half removed
-            continue
-        key = re.sub(r"[-_.]+", "-", package).lower()
-        if key not in seen:
-            seen.add(key)
-            yield package, distribution
-
-
-def _header(distribution: metadata.Distribution, name: str) -> str | None:
-    """From its metadata; ``distribution.metadata`` parses all of it, its README too, which is slow."""
-    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-    found = re.search(rf"^{name}:[ \t]*(\S+)", text.partition("\n\n")[0], re.MULTILINE | re.IGNORECASE)
-    return found and found[1]
 
 
 def source_path(entry: Entry) -> Path | None:
@@ -141,7 +144,7 @@ def plugin_paths(plugins: Iterable[str | Path] = ()) -> tuple[str, ...]:
             raise UsageError(
                 f"{option} {given}", "there is no such file or folder", "Correct the path, or leave it out"
             )
-        paths[str(path.resolve())] = None
+        paths[os.path.realpath(path)] = None
     return tuple(paths)
 
 

@@ -133,7 +133,9 @@ def forget(given: str) -> list[Trusted]:
         OSError: the list cannot be written.
         UsageError: there is nothing of the kind.
     """
-    place = Path(os.path.expanduser(given)).resolve()
+    place = Path(
+        os.path.realpath(os.path.expanduser(given))
+    )  # unlike resolve(), it takes links that lead to themselves
     names = {given, str(place)}
     with suppress(UsageError):  # it is gone, or no plugin any more
         names |= {content_digest(file) for file in _expanded([place])}
@@ -204,7 +206,7 @@ def check_source(path: str, source: bytes) -> None:
 
 def _expanded(plugins: Iterable[str | Path]) -> list[str]:
     """The plugins at these paths as they are loaded: absolute, without links."""
-    places = dict.fromkeys(str(Path(os.path.expanduser(plugin)).resolve()) for plugin in plugins)
+    places = dict.fromkeys(os.path.realpath(os.path.expanduser(plugin)) for plugin in plugins)
     return [file for place in places for file in plugin_files(place)]
 
 

@@ -99,7 +99,7 @@ def write_markdown(
     """
     from archbench.report.markdown import markdown
 
-    start = Path(path).resolve().parent
+    start = os.path.dirname(os.path.realpath(path))
     named = [
         {key: quote(Path(os.path.relpath(file.resolve(), start)).as_posix()) for key, file in part.items()}
         for part in images
