@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import compileall
+import gc
 import importlib
 import os
 import signal
@@ -29,6 +31,18 @@ os.environ.pop("COLUMNS", None)  # pytest -n sets it for its workers: tables wou
 EXAMPLES = Path(__file__).parent / "example_plugins"
 
 Install = Callable[..., Path]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where Python is told to write no bytecode, each process that tests start would compile all of archbench anew."""
+    if worker is None and sys.dont_write_bytecode:
+        for name in ("archbench", "archbench_kernelcheck", "plugins"):
+            compileall.compile_dir(Path(__file__).parents[1] / name, quiet=2, workers=0)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What collection made lives until the end: a million objects that no later garbage collection has to visit."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from forked_children import ForkedCommand
 
 RunCLI = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -25,18 +25,22 @@ def write_package(site: Path, package: str, name: str, source: str | None, versi
         (site / f"{module}.py").write_text(source)
 
 
-def kill_when_said(beginning: str, *command: str | Path) -> None:
-    """Kill -9 an archbench command once a line of its log begins so; no process of it may be left."""
-    script = Path(sys.executable).with_name("archbench")
-    process = subprocess.Popen([script, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.partition("  ")[2].startswith(beginning):  # after the time
-            break
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+def kill_when_said(beginning: str, *command: str | Path, cwd: Path) -> None:
+    """Kill -9 an archbench command once a line of its log begins so, after its time; nothing may live on in ``cwd``."""
+    running = ForkedCommand(*command, cwd=cwd)
+    while not [line for line in running.said().splitlines() if line.partition("  ")[2].startswith(beginning)]:
+        assert psutil.pid_exists(running.process.pid), running.finished().stderr
+        time.sleep(0.01)
+    running.process.kill()
+    running.finished()
     deadline = time.monotonic() + 20
-    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
-        assert time.monotonic() < deadline, "a process was left behind"
+    while left := [process for process in psutil.process_iter() if _stands_in(process, cwd)]:
+        assert time.monotonic() < deadline, f"left behind: {left}"
         time.sleep(0.1)
+
+
+def _stands_in(process: psutil.Process, folder: Path) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == folder
+    except psutil.Error:  # it has ended, or is somebody else's
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -11,10 +12,12 @@ from installations import RunCLI
 
 
 def test_doctor_measures_peaks_and_noise_and_says_what_is_installed(
-    cli: RunCLI, monkeypatch: pytest.MonkeyPatch
+    cli: RunCLI, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also beside a plugin that ends the process that imports it."""
+    (tmp_path / "exits.py").write_text("import os\nos._exit(0)\n")
     monkeypatch.setattr(peaks, "last_level_cache_bytes", lambda device: 2**20)  # of a server's, buffers are gigabytes
-    done = cli("doctor", "--json", "--device", "cpu")
+    done = cli("doctor", "--json", "--device", "cpu", "--plugin", tmp_path / "exits.py")
     assert done.returncode == 0, done.stderr
     facts = [json.loads(line) for line in done.stdout.splitlines()]
     (machine,) = (fact for fact in facts if fact["kind"] == "environment")
@@ -32,7 +35,9 @@ def test_doctor_measures_peaks_and_noise_and_says_what_is_installed(
     assert attention["triton"]["why_not_inference"].endswith("runs only on NVIDIA and AMD GPUs, but q is on cpu")
     assert attention["flex"]["why_not_training"]
     assert [name for name in attention if attention[name]["automatic"]] == ["sdpa"]
-    assert "gpt1" in [fact["name"] for fact in facts if fact["kind"] == "plugin"]
+    plugins = {fact["name"]: fact for fact in facts if fact["kind"] == "plugin"}
+    assert "gpt1" in plugins
+    assert [name for name in plugins if name.endswith("exits.py")]
     assert {fact["package"] for fact in facts if fact["kind"] == "extra"} >= {"datasets", "vl-convert-python"}
 
 

@@ -247,7 +247,7 @@ def test_a_killed_probe_leaves_no_process_and_is_resumed(cli: RunCLI, tmp_path: 
         "probe", "bigram", "--plugin", tmp_path / "bigram.py", *PARITY, *SMALL, "--seeds", "2", "--unchecked",
         "--out", out,
     )  # fmt: skip
-    kill_when_said("[1/", *command)
+    kill_when_said("[1/", *command, cwd=tmp_path)
     assert not (out / "probe.json").exists()
     known = {file.name: file.stat().st_mtime_ns for file in (out / "cells").iterdir()}
     again = cli(*command)

@@ -112,7 +112,7 @@ def test_a_killed_ladder_leaves_no_process_goes_on_and_is_fitted(cli: RunCLI, tm
         "scale", "llama", "--config", "checked=false", "--sizes", "13k,25k,50k,100k", "--budgets", "8k,32k,128k",
         "--set", "context_length=32", "--seeds", "2", "--out", out,
     )  # fmt: skip
-    kill_when_said("[3/", *command)
+    kill_when_said("[3/", *command, cwd=tmp_path)
     assert not (out / "scale.json").exists()
     again = cli(*command)  # 56 runs of 5 to 30 s
     assert again.returncode == 0, again.stderr

@@ -33,11 +33,10 @@ def show(
 
 def _facts(architecture: Architecture, config: ModelConfig, preset: str) -> dict[str, Any]:
     """Everything shown, as plain values in base units."""
-    import torch
-
     from archbench.measure.flops import cache_bytes_per_token, count_flops, layer_table
+    from archbench.measure.meta_device import meta_device
 
-    with torch.device("meta"):
+    with meta_device():
         model = architecture.build(config)
     T = config.context_length
     flops = count_flops(model, 1, T)

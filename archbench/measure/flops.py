@@ -46,11 +46,15 @@ class FlopCount:
         forward_per_token: of a forward pass.
         training_per_token: of a forward and backward pass.
         counted_on: the tensors that it was counted on.
+        uncounted: operators of the forward pass (:mod:`archbench.measure.uncounted_operators`), as in ``aten::cumsum``.
+        uncounted_backward: those of the backward pass after it.
     """
 
     forward_per_token: float
     training_per_token: float
     counted_on: Kind
+    uncounted: tuple[str, ...] = ()
+    uncounted_backward: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,17 +90,23 @@ def count_flops(model: nn.Module, batch_size: int, context_length: int) -> FlopC
         UsageError: what it declares uncounted is no mapping of names to FLOPs.
     """
 
-    def count(call: Callable[[Tensor], Tensor], trained: list[Tensor], tokens: Tensor) -> tuple[int, int]:
-        with module_mode(model, training=False), torch.no_grad(), _counter() as forward:
+    def count(
+        call: Callable[[Tensor], Tensor], trained: list[Tensor], tokens: Tensor
+    ) -> tuple[int, int, list[str], list[str]]:
+        with module_mode(model, training=False), torch.no_grad(), _counter() as evaluated:
             call(tokens)
-        with module_mode(model, training=True), torch.enable_grad(), _counter() as training:
-            torch.autograd.grad(call(tokens).sum(), trained, allow_unused=True)
-        return forward.get_total_flops(), training.get_total_flops()
+        with module_mode(model, training=True), torch.enable_grad():
+            with UncountedOperators() as passed, _counter() as forward:
+                total = call(tokens).sum()
+            with UncountedOperators() as back, _counter() as backward:
+                torch.autograd.grad(total, trained, allow_unused=True)
+        training = forward.get_total_flops() + backward.get_total_flops()
+        return evaluated.get_total_flops(), training, passed.names, back.names
 
-    (forward, training), kind, _ = run_for_shapes(model, batch_size, context_length, count)
+    (forward, training, *names), kind, _ = run_for_shapes(model, batch_size, context_length, count)
     n = batch_size * context_length
     declared = sum(declared_uncounted(model, batch_size, context_length).values())
-    return FlopCount((forward + declared) / n, (training + 3 * declared) / n, kind)
+    return FlopCount((forward + declared) / n, (training + 3 * declared) / n, kind, *map(tuple, names))
 
 
 def declared_uncounted(model: nn.Module, batch_size: int, context_length: int) -> Mapping[str, float]:
@@ -118,32 +128,6 @@ def declared_uncounted(model: nn.Module, batch_size: int, context_length: int) -
             "Return FLOPs by operator, as in {'aten::cumsum': 0.0}",
         )
     return declared
-
-
-def uncounted_operators(model: nn.Module, batch_size: int, context_length: int) -> tuple[list[str], list[str]]:
-    """The uncounted operators (:mod:`archbench.measure.uncounted_operators`) of a model, as in ``aten::cumsum``.
-
-    Args:
-        model: as for :func:`count_flops`.
-        batch_size: B.
-        context_length: T.
-
-    Returns:
-        Those of a forward pass on tokens (B, T), and those of the backward pass after it.
-
-    Raises:
-        DeviceError: as in :func:`count_flops`.
-    """
-
-    def run(call: Callable[[Tensor], Tensor], trained: list[Tensor], tokens: Tensor) -> tuple[list[str], list[str]]:
-        with module_mode(model, training=True), torch.enable_grad():
-            with UncountedOperators() as forward, _counter():
-                total = call(tokens).sum()
-            with UncountedOperators() as backward, _counter():
-                torch.autograd.grad(total, trained, allow_unused=True)
-        return forward.names, backward.names
-
-    return run_for_shapes(model, batch_size, context_length, run)[0]
 
 
 def layer_table(model: nn.Module, batch_size: int = 1, context_length: int | None = None) -> list[LayerRow]:
@@ -275,10 +259,7 @@ def _slope(
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` whose tensors have shapes but no values, for counting; tied weights stay tied.
-
-    Unlike ``build`` under ``torch.device("meta")`` this draws no initial values, for which torch imports its compiler.
-    """
+    """A copy of ``model`` whose tensors have shapes but no values, for counting; tied weights stay tied."""
     tensors = [*model.parameters(), *model.buffers()]
     return copy.deepcopy(model, {id(tensor): _described(tensor) for tensor in tensors})
 

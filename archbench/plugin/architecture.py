@@ -121,11 +121,10 @@ class Architecture:
         Raises:
             UsageError: more positions than the model can tell apart.
         """
-        import torch
-
         from archbench.measure.flops import cache_bytes
+        from archbench.measure.meta_device import meta_device
 
-        with torch.device("meta"):
+        with meta_device():
             return cache_bytes(self.build(config), 1, context_length)
 
     def train_step(self, state: TrainState, batch: Batch) -> Tensor:

@@ -73,9 +73,7 @@ def packages() -> list[Package]:
     """Every installed package; one that is found twice on ``sys.path`` counts once, as in Python's own imports."""
     found: dict[str, Package] = {}
     for distribution in metadata.distributions(path=[folder for folder in sys.path if folder not in ("", ".")]):
-        # ``distribution.metadata`` parses all of it, its README too, which is slow.
-        text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
-        headers = dict(_HEADER.findall(text.partition("\n\n")[0]))
+        headers = _headers(distribution)
         if "Name" in headers:  # otherwise it is half removed
             key = re.sub(r"[-_.]+", "-", headers["Name"]).lower()
             found.setdefault(key, Package(headers["Name"], headers.get("Version", ""), distribution))
@@ -83,6 +81,27 @@ def packages() -> list[Package]:
 
 
 _HEADER = re.compile(r"^(Name|Version):[ \t]*(\S+)", re.MULTILINE)
+_known: dict[tuple[str, int, int], dict[str, str]] = {}
+"""File of a package's metadata, when it was changed, and its size -> name and version."""
+
+
+def _headers(distribution: metadata.Distribution) -> dict[str, str]:
+    """Name and version, read once: a process that loads a plugin after another would read each README every time."""
+    try:
+        file = os.fspath(distribution._path / "METADATA")  # type: ignore[attr-defined]
+        state = os.stat(file)
+    except (AttributeError, TypeError, OSError):  # of another finder than Python's own, or without that file
+        key = ("", 0, 0)
+    else:
+        key = (file, state.st_mtime_ns, state.st_size)
+    if key in _known:
+        return _known[key]
+    # ``distribution.metadata`` parses all of it, which is slow.
+    text = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    headers = dict(_HEADER.findall(text.partition("\n\n")[0]))
+    if key[0]:
+        _known[key] = headers
+    return headers
 
 
 def installed(group: str, among: Iterable[Package] | None = None) -> list[Entry]:

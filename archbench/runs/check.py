@@ -11,6 +11,7 @@ import torch
 from archbench.config import ModelConfig
 from archbench.data.dataset import prepare
 from archbench.errors import ArchbenchError
+from archbench.measure.meta_device import meta_device
 from archbench.plugin.architecture import Architecture
 from archbench.presentation.terminal import echo
 from archbench.runs.conformance import Findings
@@ -86,7 +87,7 @@ def _affordable(architecture: Architecture, config: ModelConfig, device: torch.d
     if config.context_length <= SHORTEST:
         return config
     try:
-        with torch.device("meta"):
+        with meta_device():
             parameters = count_parameters(architecture.build(config))
     except ArchbenchError:  # the checks will report it
         return config

@@ -6,6 +6,7 @@ import torch
 
 from archbench.config import RunConfig
 from archbench.errors import ConfigError, PluginError
+from archbench.measure.meta_device import meta_device
 from archbench.plugin.growth import check_room
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture
@@ -26,7 +27,7 @@ def require_room(run: RunFolder, device: torch.device) -> None:
     """
     architecture, config = load_architecture(run)
     try:
-        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        with meta_device(), torch.random.fork_rng(devices=[]):
             parameters = count_parameters(architecture.build(config))
     except ConfigError:
         raise

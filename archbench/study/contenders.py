@@ -110,8 +110,8 @@ def shared_fields(run: RunConfig, first: Architecture) -> dict[str, Any]:
 
 def built_size(architecture: Architecture, config: ModelConfig) -> Size:
     """The size of a model, built on the meta device."""
-    import torch
+    from archbench.measure.meta_device import meta_device
 
-    with torch.device("meta"):
+    with meta_device():
         model = architecture.build(config)
     return size_of(model, config.context_length)

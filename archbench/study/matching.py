@@ -75,8 +75,7 @@ def match(
         UnknownNameError, ConfigError: the architecture has no such preset or field.
         HookFailedError: the plugin fails. Shapes that it refuses with a ValueError are skipped.
     """
-    import torch
-
+    from archbench.measure.meta_device import meta_device
     from archbench.measure.sizes import size_of
 
     if target <= 0:
@@ -88,7 +87,7 @@ def match(
     shape, value = search.run()
     changes = {name: number for name, number in shape.items() if number != family.start[name]}
     config = architecture.config(start, **changes)
-    with torch.device("meta"):
+    with meta_device():
         size = size_of(architecture.build(config), config.context_length)
     reason = search.reason(shape, value)
     deviation = None if value is None else value / target - 1
@@ -244,12 +243,11 @@ class _Search:
             self.best, self.price = (shape, size), price
 
     def _measure(self, config: ModelConfig) -> float | None:
-        import torch
-
         from archbench.measure.flops import cache_bytes
+        from archbench.measure.meta_device import meta_device
         from archbench.measure.sizes import head_names, non_embedding_active_parameters
 
-        with torch.device("meta"):
+        with meta_device():
             model = self.architecture.build(config)
         if self.quantity == "state_bytes":
             return cache_bytes(model, 1, config.context_length)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from archbench.data.batches import Batch
+from archbench.testing.subject import seed_generators
 
 STEPS = (1e-7, 1e-5, 1e-3)
 """Changes of the loss, nats, to try: the smallest is exact in float64, the largest still shows where a model computes
@@ -71,7 +72,7 @@ class _Probe:
         with torch.no_grad():
             for buffer, value in self.buffers:
                 buffer.copy_(value)
-        torch.manual_seed(self.seed)
+        seed_generators(self.seed, self.batch.inputs.device)
         with _Float64():
             logits = self.model(self.batch.inputs)
             return F.cross_entropy(logits.flatten(0, 1), self.batch.targets.flatten())

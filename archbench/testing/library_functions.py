@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -22,10 +22,14 @@ _MODULES = ("torch", "torch.nn.functional", "torch.nn.init", "torch.nn.utils.cli
 _PACKAGES = ("torch.nn.modules.", "torch.optim.", "archbench.")
 _TORCH = str(Path(torch.__file__).parent)
 
-_places: list[tuple[str, Mapping[str, Any], Any, str]] = []
-"""Whole name, namespace, the module or class whose it is, and name there."""
+_Place = tuple[str, str]
+"""Whole name of a function, and its name in its namespace."""
+
+_spaces: list[tuple[Mapping[str, Any], Any, list[_Place]]] = []
+"""Namespaces, the module or class whose each is, and the places in it."""
 
 _walked: set[str] = set()
+"""Names of the modules that have been seen, those without a place among them."""
 
 
 class Functions:
@@ -36,14 +40,17 @@ class Functions:
 
     def __init__(self) -> None:
         _walk()
-        self._found = [namespace.get(name) for _, namespace, _, name in _places]
+        self._found = [namespace.copy() for namespace, _, _ in _spaces]  # type: ignore[attr-defined]
 
     def replaced(self, later: Functions) -> list[tuple[str, Any, Any]]:
         """Whole name, function and what is there ``later``, of those that were replaced."""
-        if all(map(operator.is_, self._found, later._found)):
-            return []
-        places = zip(_places, self._found, later._found, strict=False)  # later there may be more
-        return [(place[0], one, other) for place, one, other in places if _differ(one, other)]
+        return [
+            (whole, before.get(name), after.get(name))
+            for (_, _, places), before, after in zip(_spaces, self._found, later._found, strict=False)  # later, more
+            if not _unchanged(before, after)
+            for whole, name in places
+            if _differ(before.get(name), after.get(name))
+        ]
 
     def wrapped_in(self, later: Functions) -> str:
         """The file whose functions wrap all that were replaced, and call them; "" where one does not."""
@@ -57,13 +64,15 @@ class Functions:
 
     def restore(self) -> None:
         """Put them back."""
-        for (_, namespace, owner, name), function in zip(_places, self._found, strict=False):
-            if not _differ(function, namespace.get(name)):
-                continue
-            if function is None:  # it was inherited
-                delattr(owner, name)
-            else:
-                setattr(owner, name, function)
+        for (namespace, owner, places), before in zip(_spaces, self._found, strict=False):
+            for _, name in places:
+                function = before.get(name)
+                if not _differ(function, namespace.get(name)):
+                    continue
+                if function is None:  # it was inherited
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, function)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Functions) and not self.replaced(other)
@@ -71,35 +80,45 @@ class Functions:
     __hash__ = None  # type: ignore[assignment]
 
 
+def _unchanged(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    """Whether they hold the same things under the same names in the same order."""
+    return (
+        len(before) == len(after)
+        and all(map(operator.is_, before.values(), after.values()))
+        and all(map(operator.is_, before, after))
+    )
+
+
 def _walk() -> None:
     """Find the functions of modules that were imported since the last time."""
-    for name in [*sys.modules]:
-        if name not in _walked and (name in _MODULES or name.startswith(_PACKAGES)):
-            _walked.add(name)
+    for name in [name for name in [*sys.modules] if name not in _walked]:
+        _walked.add(name)
+        if name in _MODULES or name.startswith(_PACKAGES):
             if isinstance(module := sys.modules[name], ModuleType):
-                _places.extend(_in_module(module))
+                _walk_module(module)
             if name == "torch":
-                _places.extend(_in_class("torch.Tensor", torch.Tensor))
+                _walk_class("torch.Tensor", torch.Tensor)
 
 
-def _in_module(module: ModuleType) -> Iterator[tuple[str, Mapping[str, Any], Any, str]]:
+def _walk_module(module: ModuleType) -> None:
+    places = []
     for name, value in [*vars(module).items()]:
         if isinstance(value, type):
             if value.__module__ == module.__name__ and value is not torch.Tensor:
-                yield from _in_class(f"{module.__name__}.{name}", value)
+                _walk_class(f"{module.__name__}.{name}", value)
         elif callable(value):
-            yield f"{module.__name__}.{name}", vars(module), module, name
+            places.append((f"{module.__name__}.{name}", name))
+    _spaces.append((vars(module), module, places))
 
 
-def _in_class(whole: str, kind: type) -> Iterator[tuple[str, Mapping[str, Any], Any, str]]:
+def _walk_class(whole: str, kind: type) -> None:
     names = {name: None for name, value in vars(kind).items() if _is_function(value)}
     if issubclass(kind, nn.Module):
         names |= dict.fromkeys(_INHERITED)
     elif issubclass(kind, torch.Tensor | torch.optim.Optimizer):
         bases = kind.__mro__[1:-1]
         names |= {name: None for base in bases for name, value in vars(base).items() if _is_function(value)}
-    for name in names:
-        yield f"{whole}.{name}", vars(kind), kind, name
+    _spaces.append((vars(kind), kind, [(f"{whole}.{name}", name) for name in names]))
 
 
 def _is_function(value: Any) -> bool:

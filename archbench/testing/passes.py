@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from archbench.testing.subject import logits_of
+from archbench.testing.subject import logits_of, seed_generators
 from archbench.testing.token_gradients import token_gradients
 
 
@@ -29,7 +29,7 @@ class Passes:
     def gradients(self, tokens: Tensor, positions: Tensor) -> list[Tensor]:
         """See :func:`archbench.testing.token_gradients.token_gradients`."""
         self._reset_buffers()
-        torch.manual_seed(0)  # the same dropout
+        seed_generators(0, tokens.device)  # the same dropout
         return token_gradients(self.model, tokens.clone(), positions)
 
     def _reset_buffers(self) -> None:

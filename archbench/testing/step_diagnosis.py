@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from archbench.data.batches import Batch
 from archbench.protocols import LinearHeadModel
-from archbench.testing.subject import Difference
+from archbench.testing.subject import Difference, seed_generators
 
 if TYPE_CHECKING:
     from archbench.testing.update_audit import UpdateAudit
@@ -246,7 +246,7 @@ _LOSSES: dict[str, _Part] = {
 
 def _gradient(step: Step, model: nn.Module, part: _Part) -> dict[str, Tensor]:
     """The gradient of that part of the loss, sampled; {} where the batch has no such part."""
-    torch.manual_seed(step.seed)
+    seed_generators(step.seed, step.batch.inputs.device)
     loss = part(model(step.batch.inputs), step.batch)
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     found = torch.autograd.grad(loss, list(named.values()), materialize_grads=True, allow_unused=True)

@@ -87,7 +87,7 @@ class Subject:
 
     def build(self, seed: int | None = None) -> nn.Module:
         """A model as a run builds it: in training mode, at the initial weights of ``seed``."""
-        torch.manual_seed(self.seed if seed is None else seed)
+        seed_generators(self.seed if seed is None else seed, self.device)
         return self.architecture.build(self.config).to(self.device)
 
     def model(self, seed: int | None = None) -> nn.Module:
@@ -124,6 +124,14 @@ class Subject:
         return TrainState.create(model, recipe, device=self.device, dtype=dtype)
 
 
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed torch's global generators, from which a model on ``device`` draws.
+
+    On a CPU only its own: ``torch.manual_seed`` writes down the whole stack for each kind of accelerator without one.
+    """
+    (torch.default_generator if device.type == "cpu" else torch).manual_seed(seed)
+
+
 def forward_flops(model: nn.Module, positions: int) -> float:
     """About what a forward pass costs."""
     return 2.0 * positions * sum(parameter.numel() for parameter in model.parameters())
@@ -136,7 +144,7 @@ def logits_of(model: nn.Module, tokens: Tensor, seed: int | None = None, *, reco
         record: whether operations are recorded for gradients, as in training: a model can tell.
     """
     if seed is not None:
-        torch.manual_seed(seed)
+        seed_generators(seed, tokens.device)
     with torch.set_grad_enabled(record):
         logits: Tensor = model(tokens)
     return logits.detach().float()

@@ -11,7 +11,7 @@ from archbench.errors import ArchbenchError
 from archbench.protocols import CachedModel
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.plugin_lines import raised
-from archbench.testing.subject import Difference, Subject, logits_of
+from archbench.testing.subject import Difference, Subject, logits_of, seed_generators
 
 DECODED, POSITIONS, LONG = 32, 128, 512
 """Most positions decoded; trained on, enough for rounding to grow along a sequence; and read at once: bfloat16 tells
@@ -146,7 +146,7 @@ def _loss(subject: Subject, dtype: torch.dtype) -> float:
     model = subject.build().train()
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     state = subject.state(model, dtype="bfloat16" if dtype == torch.bfloat16 else "float32")
-    torch.manual_seed(subject.seed)
+    seed_generators(subject.seed, subject.device)
     loss = float(subject.architecture.train_step(state, subject.batch(2, min(subject.T, POSITIONS))))
     for name, parameter in model.named_parameters():
         if parameter.dtype != dtypes[name]:

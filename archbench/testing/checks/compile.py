@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from archbench.kernels.triton_guard import without_triton
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.plugin_lines import plugin_line
-from archbench.testing.subject import TOLERANCE, Difference, Subject
+from archbench.testing.subject import TOLERANCE, Difference, Subject, seed_generators
 
 POSITIONS = 128
 """Most positions read."""
@@ -81,7 +81,7 @@ def _with_gradients(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits (B, T, V), and the parameters' gradients of a random sum of them."""
     model.zero_grad()
-    torch.manual_seed(0)
+    seed_generators(0, tokens.device)
     logits = forward(tokens)
     weights = torch.randn(logits.shape[-1], generator=torch.Generator().manual_seed(0)).to(logits)
     torch.autograd.backward((logits @ weights).square().sum())

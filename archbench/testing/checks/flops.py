@@ -8,7 +8,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from archbench.kernels.attention_backends import attention_backend
 from archbench.kernels.triton_guard import flop_counter
-from archbench.measure.flops import count_flops, declared_uncounted, layer_table, on_meta, uncounted_operators
+from archbench.measure.flops import FlopCount, count_flops, declared_uncounted, layer_table, on_meta
 from archbench.measure.sizes import active_parameters
 from archbench.protocols import FlopsModel
 from archbench.testing.evaluation import Fault, check
@@ -17,8 +17,8 @@ from archbench.testing.subject import Subject
 TOLERANCE = 0.02
 """Of a closed form: room to leave out what is small, a router or a gate."""
 
-RUN_POSITIONS = 32
-"""Read where the count is repeated with values."""
+RUN_POSITIONS = 64
+"""Most that are read where the count is repeated with values."""
 
 
 @check(needs=("logits",))
@@ -28,13 +28,13 @@ def check_flops(subject: Subject) -> str:
     _check_inactive(subject, subject.model())
     model = on_meta(subject.build())
     cases = [(1, subject.T)] + ([(2, subject.T // 2)] if subject.T > 1 else [])
-    for B, T in cases:
-        _check_uncounted(model, B, T)
-    found = [count_flops(model, B, T) for B, T in cases]
-    if (kind := found[0].counted_on) != "meta":
+    found = {case: count_flops(model, *case) for case in cases}
+    for (B, T), count in found.items():
+        _check_uncounted(model, B, T, count)
+    if (kind := found[cases[0]].counted_on) != "meta":
         subject.note(f"counted on {kind} tensors: the model does not run on the meta device")
-    counts = [count.forward_per_token * B * T for count, (B, T) in zip(found, cases, strict=True)]
-    _check_as_run(subject, model)
+    counts = [count.forward_per_token * B * T for (B, T), count in found.items()]
+    _check_as_run(subject, model, found)
     shown = f"{_flops(counts[0] / subject.T)} a token at T = {subject.T}"
     if not isinstance(model, FlopsModel):
         return f"{shown}; it declares none"
@@ -48,9 +48,8 @@ def check_flops(subject: Subject) -> str:
     return f"{shown}, and as declared"
 
 
-def _check_uncounted(model: nn.Module, B: int, T: int) -> None:
-    declared = declared_uncounted(model, B, T)
-    forward, backward = uncounted_operators(model, B, T)
+def _check_uncounted(model: nn.Module, B: int, T: int, count: FlopCount) -> None:
+    declared, forward, backward = declared_uncounted(model, B, T), count.uncounted, count.uncounted_backward
     # A backward pass is counted as twice the forward pass, unless that had nothing uncounted.
     missing = [name for name in forward or backward if name not in declared]
     if missing:
@@ -69,19 +68,20 @@ def _check_uncounted(model: nn.Module, B: int, T: int) -> None:
             )
 
 
-def _check_as_run(subject: Subject, on_meta: nn.Module) -> None:
+def _check_as_run(subject: Subject, on_meta: nn.Module, found: dict[tuple[int, int], FlopCount]) -> None:
     """Fault where the model does more here than on the meta device, in evaluation or in training.
 
     Attention is computed by plain products, as it is on the meta device: fused, a CPU's is not counted.
     """
-    B, T, model = 2, min(subject.T, RUN_POSITIONS), subject.build()
+    B, T, model = 2, max(1, min(subject.T // 2, RUN_POSITIONS)), subject.build()
     tokens, counter = subject.tokens(B, T), flop_counter().FlopCounterMode
     with attention_backend("reference"), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         with counter(display=False) as forward:
             model.eval()(tokens)
         with counter(display=False) as training:
             torch.autograd.backward(model.train()(tokens).sum())
-    count, declared = count_flops(on_meta, B, T), sum(declared_uncounted(on_meta, B, T).values())
+    count = found.get((B, T)) or count_flops(on_meta, B, T)
+    declared = sum(declared_uncounted(on_meta, B, T).values())
     for what, here, per_token, passes in (
         ("a forward pass", forward, count.forward_per_token, 1),
         ("a forward and backward pass in training mode", training, count.training_per_token, 3),

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from archbench.inference.sampling import Sampling
 from archbench.testing.evaluation import Fault, check
-from archbench.testing.subject import Subject
+from archbench.testing.subject import Subject, seed_generators
 
 GREEDY = Sampling(greedy=True)
 HOT = 1e3
@@ -99,7 +99,7 @@ class _Decoder:
 def _check_greedy(decoder: _Decoder, tokens: Tensor) -> list[int]:
     """Greedy decoding depends neither on chance nor on how many tokens are asked for; the work for two of them."""
     with torch.random.fork_rng(enabled=True):
-        torch.manual_seed(1)
+        seed_generators(1, decoder.subject.device)
         again, _ = decoder.decode()
     if not torch.equal(again, tokens):
         raise Fault(

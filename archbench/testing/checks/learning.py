@@ -16,7 +16,7 @@ from archbench.testing.attributes import module_attributes
 from archbench.testing.evaluation import Fault, NotApplicable, and_more, check
 from archbench.testing.finite_differences import wrong_derivative
 from archbench.testing.plugin_lines import raised
-from archbench.testing.subject import Subject, logits_of
+from archbench.testing.subject import Subject, logits_of, seed_generators
 
 INITIAL_TOLERANCE = 1.0
 """Nats above or below ln V. Logits of standard deviation s cost s²/2 more: a table from N(0, 1) 0.5."""
@@ -82,7 +82,7 @@ def check_gradients(subject: Subject) -> str:
     unused = dict.fromkeys(parameters, "none")
     batches = 0
     while unused and batches < GRADIENT_BATCHES:
-        torch.manual_seed(batches)
+        seed_generators(batches, subject.device)
         subject.architecture.train_step(state, subject.batch(4, subject.T, seed=batches))
         batches += 1
         given = {name: gradient for name, gradient in found.items() if gradient is not None}
@@ -112,7 +112,7 @@ def check_gradients(subject: Subject) -> str:
 def _assert_true(subject: Subject, model: nn.Module, batch: Batch) -> None:
     """Fault unless gradients are those of the parameters, of all of them, and what the loss changes by."""
     model.zero_grad()
-    torch.manual_seed(0)
+    seed_generators(0, subject.device)
     trained = _gradients(model.train(), batch)
     evaluated = _gradients(model.eval(), batch)
     model.train()

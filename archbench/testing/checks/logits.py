@@ -9,7 +9,7 @@ from archbench.errors import ArchbenchError, ConfigError
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.passes import Passes
 from archbench.testing.plugin_lines import raised
-from archbench.testing.subject import Difference, Subject
+from archbench.testing.subject import Difference, Subject, seed_generators
 
 
 @check(gate=True, needs=("hooks",))
@@ -78,7 +78,7 @@ def _check_other_vocabulary(subject: Subject) -> None:
             f"the configuration cannot be had {when} ({error.cause}), and a run takes the vocabulary of its tokenizer: "
             "accept any number, and pad tables within the model where that helps"
         ) from error
-    torch.manual_seed(subject.seed)
+    seed_generators(subject.seed, subject.device)
     try:
         model = subject.architecture.build(config).to(subject.device).eval()
     except ArchbenchError as error:

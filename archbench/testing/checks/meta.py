@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from archbench.config import ModelConfig
 from archbench.errors import ArchbenchError, DeviceError
+from archbench.measure.meta_device import meta_device
 from archbench.measure.shape_runs import run_for_shapes
 from archbench.testing.checks.logits import dtype_name
 from archbench.testing.evaluation import Fault, check
@@ -57,7 +58,7 @@ def check_meta(subject: Subject) -> str:
 
 def _built_on_meta(subject: Subject, config: ModelConfig, what: str) -> nn.Module:
     try:
-        with torch.device("meta"):
+        with meta_device():
             model = subject.architecture.build(config)
     except ArchbenchError as error:
         raise Fault(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from archbench.inference.sampling import Sampling
 from archbench.testing.evaluation import Fault, check
-from archbench.testing.subject import Subject
+from archbench.testing.subject import Subject, seed_generators
 
 POSITIONS, STEPS, NEW_TOKENS = 128, 3, 8
 """Most positions read, training steps, and tokens sampled."""
@@ -66,11 +66,11 @@ def _run(subject: Subject) -> _Run:
     initial = _copied(model)
     T = min(subject.T, POSITIONS)
     state = subject.state(model.train())
-    torch.manual_seed(subject.seed)
+    seed_generators(subject.seed, subject.device)
     losses = [float(subject.architecture.train_step(state, subject.batch(2, T, seed=step))) for step in range(STEPS)]
     trained = _copied(model)
     # Seed both generators, whichever it draws from: another check tests that it uses the one it was given.
-    torch.manual_seed(subject.seed)
+    seed_generators(subject.seed, subject.device)
     sampling = Sampling(generator=torch.Generator(subject.device).manual_seed(subject.seed))
     prompt = subject.tokens(2, max(1, T // 2))
     tokens = subject.architecture.generate(model, prompt, NEW_TOKENS, sampling)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from archbench.inference.sampling import Sampling
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.global_state import NUMERICS, SURROUNDINGS, Watch
-from archbench.testing.subject import Subject, logits_of
+from archbench.testing.subject import Subject, logits_of, seed_generators
 
 POSITIONS, NEW_TOKENS = 32, 4
 """Enough for a hook to do all that it does, and cheap for a model of 100 M parameters."""
@@ -83,7 +83,7 @@ def _observe(
     for seed in (1, 2):
         watch = Watch(NUMERICS + SURROUNDINGS)
         try:
-            _seed(seed)
+            _seed(seed, subject.device)
             with _standard_output() as output:
                 call(seed)
             left.append(_generator_states(subject.device))
@@ -158,8 +158,8 @@ def _flush(file: IO[str] | None) -> None:
                 stream.flush()
 
 
-def _seed(seed: int) -> None:
-    torch.manual_seed(seed)
+def _seed(seed: int, device: torch.device) -> None:
+    seed_generators(seed, device)
     np.random.seed(seed)  # the global one, on purpose: a hook must not touch it
     random.seed(seed)
 

@@ -16,7 +16,7 @@ from archbench.data.batches import Batch
 from archbench.kernels.triton_guard import flop_counter
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.step_diagnosis import Step, other_inside, wrong_gradient, wrong_loss
-from archbench.testing.subject import Subject, logits_of
+from archbench.testing.subject import Subject, logits_of, seed_generators
 from archbench.testing.update_audit import ADVICE, UpdateAudit
 from archbench.training.state import TrainState
 
@@ -116,7 +116,7 @@ class _Trial:
     def _own(self, step: Step) -> None:
         """What the core makes of the batch: loss, logits, gradients and FLOPs, from the same weights and buffers."""
         step.weights = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
-        torch.manual_seed(step.seed)
+        seed_generators(step.seed, step.batch.inputs.device)
         with _buffers_kept(self.model), self._counting() as counted:
             for micro in self.state.split(step.batch):
                 logits = self.model(micro.inputs)  # (B, T, V)
@@ -134,7 +134,7 @@ class _Trial:
 
     def _theirs(self, step: Step) -> None:
         """The plugin's update."""
-        torch.manual_seed(step.seed)
+        seed_generators(step.seed, step.batch.inputs.device)
         inside = step.inside
 
         def record(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any], output: Any) -> None:
