@@ -21,13 +21,15 @@ A plugin is a module (or object) whose functions carry ``@archbench.hookimpl``::
 
 It is found through an entry point of the group ``archbench``, which has the architecture's name, or by
 ``--plugin FILE_OR_DIR``. Plugins of diagnostic tasks have only the hook ``tasks``; they are found through the group
-``archbench.tasks``, or by ``--plugin`` too.
+``archbench.tasks``, or by ``--plugin`` too. A function of the group ``archbench.sources`` makes the plugin of each name
+that begins with its own and a colon (:class:`Located`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pluggy
@@ -49,6 +51,10 @@ TASK_GROUP = "archbench.tasks"
 
 TRACKER_GROUP = "archbench.trackers"
 """Entry-point group of experiment trackers: classes, by name."""
+
+SOURCE_GROUP = "archbench.sources"
+"""Entry-point group of functions that find architectures by a prefix, ``hf`` for ``hf:PLACE``: the text after the colon
+-> :class:`Located`."""
 
 hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
@@ -74,6 +80,26 @@ class ArchitectureInfo:
     paper: str
     config: type[ModelConfig]
     presets: Mapping[str, ModelConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Located:
+    """What a source found (:data:`SOURCE_GROUP`).
+
+    Attributes:
+        name: identifies the architecture by its content, without spaces; the source finds it under this name too, so
+            results, plans and other processes name it so, after the prefix.
+        plugin: the object with its hooks; ``describe`` gives the name with the prefix.
+        package, version, revision: what every row says of it, as of a package.
+        weights: published weights that ``archbench run`` measures; None: it is trained from scratch.
+    """
+
+    name: str
+    plugin: object
+    package: str
+    version: str
+    revision: str | None = None
+    weights: Path | None = None
 
 
 @hookspec(firstresult=True)

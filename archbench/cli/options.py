@@ -12,9 +12,11 @@ from archbench.errors import ConfigError, UsageError
 
 Names = Annotated[
     list[str] | None,
-    typer.Argument(help="Names of the architectures (see: archbench list), or all", show_default=False),
+    typer.Argument(help="Names of the architectures (see: archbench list), hf:PLACE, or all", show_default=False),
 ]
-Name = Annotated[str | None, typer.Argument(help="Name of the architecture (see: archbench list)", show_default=False)]
+Name = Annotated[
+    str | None, typer.Argument(help="Name of the architecture (see: archbench list), or hf:PLACE", show_default=False)
+]
 Preset = Annotated[str, typer.Option(help="The model's size: nano, small, paper")]
 Set = Annotated[
     list[str] | None,
@@ -80,25 +82,28 @@ def number(value: float | None, option: str) -> None:
 
 
 def named(architecture: str | None, command: str) -> str:
-    """The one architecture of a command.
+    """The one architecture of a command, by its full name.
 
     Raises:
         UsageError: no architecture is named.
+        ArchbenchError: a source does not find it.
     """
     if architecture is None:
         step = f"Name one: archbench {command} gpt1; archbench list shows all"
         raise UsageError(f"archbench {command}", "no architecture is named", step)
-    return architecture
+    from archbench.plugin.registry import full_name
+
+    return full_name(architecture)
 
 
 def all_named(architectures: Sequence[str] | None, plugins: Sequence[str], command: str) -> list[str]:
-    """The named architectures; ``all`` names every one there is.
+    """The named architectures, by their full names; ``all`` names every one that is installed or among ``plugins``.
 
     Raises:
         UsageError: no architecture is named.
+        ArchbenchError: a source does not find one.
     """
-    names = list(architectures or ())
-    named(names[0] if names else None, command)
+    names = [named(name, command) for name in architectures or (None,)]
     if "all" not in names:
         return names
     from archbench.plugin.registry import available

@@ -19,7 +19,6 @@ from archbench.cli.options import (
     Trust,
     Unchecked,
     all_named,
-    assign,
     assignments,
     chosen_device,
     configure,
@@ -97,8 +96,6 @@ def run(
     given.setdefault("profile", written.get("profile") or ("standard" if on_gpu else "quick"))
     if unchecked:
         given["checked"] = False
-    if (weights := given.get("weights") or written.get("weights")) is not None:
-        _measure_published(given, written, weights)
     configure(given, config)
     names = architecture or ([written["architecture"]] if "architecture" in written else [])
     names = all_named(names, given.get("plugins") or written.get("plugins", ()), "run")
@@ -106,7 +103,7 @@ def run(
         step = f"Give at most {MOST_RUNS:,} in one command"
         raise UsageError("archbench run", f"architectures times seeds are {count:,} runs", step)
     runs = [
-        configured(written, {**given, "architecture": name, "seed": one}, file)
+        configured(written, {**_with_weights(given, written, name), "architecture": name, "seed": one}, file)
         for name in names
         for one in seed or [written.get("seed", 0)]
     ]
@@ -184,6 +181,7 @@ def _resume(
     Raises:
         UsageError: several architectures, or an option that would change the configuration.
     """
+    from archbench.plugin.registry import full_name
     from archbench.runs.run import resume
 
     if not architectures:
@@ -208,7 +206,7 @@ def _resume(
 
         vouch(open_run(out, run_id).config.plugins)
     with _saying_how_to_resume():
-        frame = resume(architectures[0], run_id, out, time_limit=time_limit, quiet=quiet)
+        frame = resume(full_name(architectures[0]), run_id, out, time_limit=time_limit, quiet=quiet)
     _show(frame, out, json=json)
 
 
@@ -223,18 +221,26 @@ def _saying_how_to_resume() -> Iterator[None]:
         raise
 
 
-def _measure_published(given: Given, written: dict[str, Any], weights: str) -> None:
-    """Fill in what published weights imply: no training, and the tokenizer that they were trained with.
+def _with_weights(given: Given, written: dict[str, Any], architecture: str) -> Given:
+    """The fields with what published weights imply, those named or those that the architecture's name leads to.
+
+    That is no training, and the tokenizer that they were trained with.
 
     Raises:
         UsageError: no tokenizer is named, beside the weights or in them. Scores with any other mean nothing.
     """
-    given["vocabulary"] = "preset"
-    if "phases" not in written:
-        given.setdefault("phases", ("quality", "prefill", "decode"))
+    weights = given.get("weights") or written.get("weights")
+    if weights is None and ":" in architecture:
+        from archbench.plugin.registry import load
+
+        weights = load(architecture).weights
+    if weights is None:
+        return given
     section = written.get("data")
     named = given.get("data", {}).get("tokenizer") or (section.get("tokenizer") if isinstance(section, dict) else None)
-    assign(given, "data.tokenizer", named or _tokenizer_beside(Path(weights)))
+    phases = {} if "phases" in written else {"phases": ("quality", "prefill", "decode")}
+    data = {**given.get("data", {}), "tokenizer": named or _tokenizer_beside(Path(weights))}
+    return {**phases, **given, "weights": str(weights), "vocabulary": "preset", "data": data}
 
 
 def _tokenizer_beside(weights: Path) -> str:

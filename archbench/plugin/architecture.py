@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.config import ModelConfig
 from archbench.errors import ArchbenchError, HookFailedError, UnknownNameError, did_you_mean, one_line
-from archbench.hookspecs import ArchitectureInfo
+from archbench.hookspecs import ArchitectureInfo, Located
 from archbench.measure.machine import revision_of
 from archbench.plugin.discovery import Entry
 from archbench.plugin.growth import watched_growth
@@ -35,14 +35,23 @@ class Architecture:
         version: that distribution's version; empty for files.
         source: module or path of the plugin.
         wrappers: names of the plugins that wrap its hooks.
+        weights: published weights that its name leads to; None for most.
         files: absolute paths of its plugin files and packages, for another process to load.
 
     Every method raises HookFailedError if the plugin's hook raises, with the cause chained, and HookResultError if it
     returns None or the wrong type. archbench's own errors pass through.
     """
 
-    def __init__(self, entry: Entry, plugin: object, wrappers: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        plugin: object,
+        wrappers: Mapping[str, object] | None = None,
+        located: Located | None = None,
+    ) -> None:
         wrappers = wrappers or {}
+        self.weights = located and located.weights
+        self._located = located
         self.package = entry.package
         self.version = entry.version
         self.source = entry.source
@@ -68,7 +77,10 @@ class Architecture:
         return None if file is None else Path(file)
 
     def revision(self) -> str | None:
-        """Commit of the repository that :attr:`file` is in; see :func:`archbench.measure.machine.revision_of`."""
+        """Commit of the repository that :attr:`file` is in (:func:`archbench.measure.machine.revision_of`), or what the
+        source that found it says."""
+        if self._located is not None:
+            return self._located.revision
         return None if self.file is None else revision_of(self.file)
 
     def describe(self) -> ArchitectureInfo:

@@ -136,7 +136,7 @@ def check_info(info: ArchitectureInfo, entry: Entry) -> ArchitectureInfo:
     for name in ("name", "summary", "paper"):
         if not isinstance(getattr(info, name), str) or not getattr(info, name):
             raise refuse(f"no {name}", f"Give ArchitectureInfo.{name} a string")
-    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*", info.name):
+    if not re.fullmatch(r"[a-z0-9][a-z0-9._-]*" + (r":\S+" if ":" in entry.name else ""), info.name):
         raise refuse(f"the name {info.name!r}", "Use lower-case letters, digits, '-', '_' and '.'")
     if not entry.is_file and info.name != entry.name:
         raise refuse(f"the name {info.name!r}, and its entry point says {entry.name!r}", "Make the two agree")

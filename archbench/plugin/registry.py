@@ -21,7 +21,7 @@ from archbench.errors import (
     UnknownNameError,
     did_you_mean,
 )
-from archbench.hookspecs import GROUP, REQUIRED_HOOKS, TASK_GROUP, TRACKER_GROUP
+from archbench.hookspecs import GROUP, REQUIRED_HOOKS, SOURCE_GROUP, TASK_GROUP, TRACKER_GROUP, Located
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.discovery import Entry, installed, is_same_plugin, plugin_files, plugin_paths
 from archbench.plugin.hooks import Hooks, check_hooks, hooks_of, is_wrapper
@@ -49,6 +49,7 @@ class Kind:
 ARCHITECTURE = Kind("architecture", GROUP, REQUIRED_HOOKS)
 TASK = Kind("task", TASK_GROUP, ("tasks",))
 TRACKER = Kind("tracker", TRACKER_GROUP)
+SOURCE = Kind("source of architectures", SOURCE_GROUP)  # its name and a colon begin theirs
 WRAPPER = Kind("wrapper", "")  # a file whose hooks are all wrappers
 
 
@@ -81,7 +82,16 @@ def find(kind: Kind, names: Iterable[str]) -> dict[str, Entry]:
         UnknownNameError, DuplicateNameError: as :func:`claimant`.
     """
     claims = installed(kind.group)
-    return {name: claimant(kind, name, claims) for name in names}
+    return {name: _source(name) or claimant(kind, name, claims) for name in names}
+
+
+def full_name(name: str) -> str:
+    """The name by which results and plans know an architecture: of one that a source finds, by its content.
+
+    Raises:
+        ArchbenchError: the source does not find it.
+    """
+    return load(name).name if ":" in name else name
 
 
 def available(plugins: Iterable[str | Path] = ()) -> list[Entry]:
@@ -111,11 +121,16 @@ def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
     """
     files = _files(plugins)
     claims = _architectures(files)
-    if all(claim.name != name for claim in claims):
+    source = _source(name)
+    if source is None and all(claim.name != name for claim in claims):
         for file in files:
             file.raise_error()  # the user may have meant this file
-    entry = claimant(ARCHITECTURE, name, claims)
-    if entry.is_file:
+    entry = source or claimant(ARCHITECTURE, name, claims)
+    located = None
+    if source is not None:
+        entry, located = _located(source, name)
+        plugin = located.plugin
+    elif entry.is_file:
         file = next(file for file in files if file.entry == entry)
         file.raise_error()
         plugin = file.plugin
@@ -128,7 +143,25 @@ def load(name: str, plugins: Iterable[str | Path] = ()) -> Architecture:
             wrappers[Path(file.entry.source).stem] = file.plugin
         elif isinstance(file.error, PluginImportError):
             warnings.warn(f"left out {file.error}", ArchbenchWarning, stacklevel=2)
-    return Architecture(entry, plugin, wrappers)
+    return Architecture(entry, plugin, wrappers, located)
+
+
+def _source(name: str) -> Entry | None:
+    """The installed source that finds the architecture; None for a name without a prefix."""
+    prefix, colon, _ = name.partition(":")
+    return claimant(SOURCE, prefix, installed(SOURCE.group)) if colon else None
+
+
+def _located(source: Entry, name: str) -> tuple[Entry, Located]:
+    """What the source finds, and how errors and rows name it."""
+    prefix, _, place = name.partition(":")
+    locate = import_installed(source)
+    assert callable(locate), f"{source.culprit}: {source.source} is no function"
+    with plugin_code():
+        found = locate(place)
+    assert isinstance(found, Located), f"{source.culprit} returned {found!r}"
+    check_hooks(found.plugin, f"{name} ({source.culprit})", required=ARCHITECTURE.hooks)
+    return Entry(f"{prefix}:{found.name}", found.package, found.version, source.source), found
 
 
 def available_tasks(plugins: Iterable[str | Path] = ()) -> dict[str, Task]:

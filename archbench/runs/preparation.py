@@ -21,7 +21,7 @@ from archbench.results.store import new_run_id, prepare_folder
 from archbench.runs.device import check_attention, check_dtype, resolve_device
 from archbench.runs.folder import RunFolder
 from archbench.runs.weights_config import resolve_published
-from archbench.training.weights import digest_of
+from archbench.training.weights import digest_of, require_whole
 
 LONGEST_USUAL_CONTEXT = 2048
 LOGITS_AT_ONCE = 1 << 30
@@ -44,8 +44,11 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)
     vouch(architecture.files)
-    config = config.override(plugins=architecture.files)  # this run's processes load no other plugin's code
+    # This run's processes load no other plugin's code; what a source finds is named by its content.
+    config = config.override(architecture=architecture.name, plugins=architecture.files)
     config, published = resolve_published(config, architecture)
+    if config.weights is not None:
+        require_whole(Path(config.weights))
     data = prepare(config.data)
     model_config = _resolve_model(config, architecture, data, published)
     config = config.override(

@@ -89,6 +89,35 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return _read_file(first)
 
 
+def require_whole(path: Path) -> None:
+    """See, without reading a tensor, that each safetensors file at ``path`` can be read and holds what its index says.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or lacks a tensor.
+    """
+    first, *shards = _files(path)
+    placed = _placed(first) if first.name.endswith(_INDEX) else {}
+    for file in shards or [first]:
+        if file.suffix != ".safetensors":
+            continue
+        expected = {name for name, shard in placed.items() if shard == file.name}
+        if missing := sorted(expected - tensor_shapes(file).keys()):
+            raise _damaged(first, f"{file.name} lacks {missing[0]!r} and {len(missing) - 1} more of its tensors")
+
+
+def tensor_shapes(path: Path) -> dict[str, list[int]]:
+    """Name of each tensor in a safetensors file -> its shape; only the header is read.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _unsafe(path, error) from None
+
+
 def require_numbers(weights: Mapping[str, Tensor], path: Path) -> None:
     """Refuse weights with NaN in them: nothing that is measured of them means anything.
 
@@ -143,7 +172,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
             aliases = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, f"it cannot be read as safetensors ({error})") from None
+        raise _unsafe(path, error) from None
     # Metadata of tied weights, alias -> name, as safetensors.torch.save_model writes it.
     for alias, name in aliases.items():
         if alias not in weights and name in weights:
@@ -197,3 +226,7 @@ def read_torch_file(path: Path, culprit: str, remedy: str) -> object:
 
 def _damaged(path: Path, cause: str) -> CheckpointError:
     return CheckpointError(f"weights {path}", cause, _AGAIN)
+
+
+def _unsafe(path: Path, error: Exception) -> CheckpointError:
+    return _damaged(path, f"it cannot be read as safetensors ({error})")
