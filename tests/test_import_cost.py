@@ -13,8 +13,11 @@ from statistics import median
 
 import pytest
 
+from archbench.config import RunConfig
+from archbench.results.store import write_run
 from command_line import own_process as archbench
-from small_runs import SMALL, with_small_corpus
+from small_runs import SMALL, begun, with_small_corpus
+from test_results_schema import COMMON
 
 HEAVY = (
     "torch",
@@ -71,6 +74,16 @@ def two(): "The second."
 app()
 """
 _LIST = _HELP.replace('"--help"', '"list"').replace("generate", "rwkv7")
+_FRAMES = _EMPTY.replace('"The first."', '"The first."\n    import pandas, pyarrow.parquet')
+_READING = """
+import json, sys
+from archbench.cli import main
+for command in json.loads(sys.argv[1]):
+    sys.argv = ["archbench", *command]
+    code = main(command)
+    assert code == 0, (command, code)
+    assert not {"torch", "triton", "scipy"} & set(sys.modules), (command, sorted(sys.modules))
+"""
 _REGISTRY = "import json, sys, archbench; archbench.available(); print(json.dumps(sorted(sys.modules)))"
 
 
@@ -147,6 +160,43 @@ def cpu_time(command: Sequence[str | Path]) -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of results with two small runs."""
+    folder = tmp_path_factory.mktemp("results")
+    for number in range(2):
+        rows = [{"phase": "quality", "metric": "bits_per_byte", "value": 2.5 + number, "unit": "bit/byte"}]
+        run = begun(folder, f"20260101T00000{number}-aaaaaa", RunConfig(architecture="gpt1"))
+        write_run(folder, run.run_id, rows, run.as_dict(), COMMON)
+    return folder
+
+
+READING = {
+    "where": ["where"],
+    "trust": ["trust", "--list"],
+    "clean": ["clean", "--dry-run"],
+    "rm": ["rm", "{first}", "--dry-run"],
+    "results": ["results", "{results}"],
+    "diff": ["diff", "{first}", "{second}"],
+    "plot": ["plot", "bits_per_byte", "{results}"],
+    "fsck": ["fsck", "{results}"],
+}
+"""Commands that read what is measured, and those that only look for files. What makes a page draws too."""
+
+NO_FRAMES = ("where", "trust", "clean", "rm")
+
+
+def reading(name: str, results: Path) -> list[str]:
+    first, second = sorted(results.glob("*.parquet"))
+    return [word.format(results=results, first=first, second=second) for word in READING[name]]
+
+
+def test_commands_that_read_need_no_torch(results: Path) -> None:
+    commands = json.dumps([reading(name, results) for name in READING])
+    done = subprocess.run([sys.executable, "-c", _READING, commands], cwd=results, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def ratio(command: Sequence[str | Path], beside: Sequence[str | Path], rounds: int = 7) -> float:
     """CPU time of ``command`` relative to that of ``beside``: in seconds, a slow machine would decide.
 
@@ -169,3 +219,14 @@ def test_list_needs_no_torch_and_the_time_of_an_empty_typer_application(
     assert archbench("list", cwd=tmp_path).returncode == 0
     assert modules_after(_LIST) & {*HEAVY} - {"pydantic"} == set()
     assert ratio([ARCHBENCH, "list"], [sys.executable, "-c", _EMPTY, "one"]) < 1.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READING)
+def test_a_command_that_reads_starts_as_an_empty_typer_application_does(
+    name: str, results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that imports what the results are read with, if it reads them."""
+    monkeypatch.setenv("ARCHBENCH_CACHE", str(results / "cache"))
+    beside = _EMPTY if name in NO_FRAMES else _FRAMES
+    assert ratio([ARCHBENCH, *reading(name, results)], [sys.executable, "-c", beside, "one"]) < 1.5

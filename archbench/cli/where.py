@@ -59,10 +59,11 @@ def _folders(results: Path) -> Iterator[Place]:
 
 def _plugins(named: list[str]) -> Iterator[Place]:
     from archbench.hookspecs import GROUP, TASK_GROUP, TRACKER_GROUP
-    from archbench.plugin.discovery import installed, plugin_files, plugin_paths, source_path
+    from archbench.plugin.discovery import installed, packages, plugin_files, plugin_paths, source_path
 
+    here = packages()
     for group, kind in ((GROUP, "architecture"), (TASK_GROUP, "task"), (TRACKER_GROUP, "tracker")):
-        for entry in installed(group):
+        for entry in installed(group, here):
             source = source_path(entry)
             missing = "" if source is not None else f" (there is no module {entry.source})"
             path = source or Path(entry.source)

@@ -18,7 +18,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
-import filelock
 from pydantic import BaseModel
 
 from archbench.child.inheritance import handed_down
@@ -268,6 +267,8 @@ def _store() -> Path:
 def _change(change: Callable[[list[Trusted]], list[Trusted]]) -> None:
     file = _store()
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    import filelock
+
     with filelock.FileLock(file.with_name(".lock")):
         text = _Store(trusted=change(trusted())).model_dump_json(indent=1) + "\n"
 

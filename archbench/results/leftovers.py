@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-import filelock
 import psutil
 
 from archbench.data.cache import cache_folder
@@ -196,6 +195,8 @@ def _owner(run: Path) -> str | None:
     for folder in (run, *list(run.parents)[:3]):  # STUDY/runs/KEY/RUN_ID
         if not (folder / ".lock").is_file():
             continue
+        import filelock
+
         lock = filelock.FileLock(folder / ".lock")
         try:
             lock.acquire(blocking=False)

@@ -9,8 +9,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import filelock
-
 from archbench.errors import StorageError, UsageError, storing
 from archbench.interruption import underway
 from archbench.results.store import prepare_folder
@@ -29,6 +27,8 @@ def locked(folder: Path, step: str = "Wait for it, or choose another folder with
     """
     prepare_folder(folder)
     owner = folder / ".lock-owner"
+    import filelock
+
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)

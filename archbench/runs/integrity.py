@@ -21,8 +21,6 @@ from archbench.results.schema import OUTCOMES, ROWS
 from archbench.results.store import RUN_ID, described
 from archbench.runs.conformance import FILE as CHECK_FILE
 from archbench.runs.folder import CONFIG, open_run
-from archbench.runs.run import rows_of_phases, write_again
-from archbench.training.checkpoints import MANIFEST, verify_checkpoint
 
 State = Literal["whole", "unverified", "damaged", "leftover"]
 STATES: dict[State, str] = {
@@ -163,6 +161,8 @@ def _parquet(path: Path) -> Finding:
     found = _judged(Finding(path, "results", "whole", remedy="Move it away and repeat the run"), seals)
     if found.state != "damaged":
         return found
+    from archbench.runs.run import rows_of_phases, write_again  # torch, which a whole folder does not need
+
     try:
         run = open_run(path.parent, path.stem)
         rows_of_phases(run)
@@ -208,6 +208,8 @@ def _resumed(folder: Path) -> str:
 
 
 def _checkpoint(path: Path, listed: list[str]) -> Finding:
+    from archbench.training.checkpoints import MANIFEST, verify_checkpoint  # torch too
+
     older = [one for one in listed if one < path.name]
     remedy = f"Delete it: {older[-1]} comes before it" if older else "Delete it: training begins anew"
 
