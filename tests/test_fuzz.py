@@ -233,9 +233,13 @@ def _complaints(scratch: Scratch, words: Sequence[str], ended: Ended) -> Iterato
 
 
 def _replaceable(scratch: Scratch, words: Sequence[str], path: Path) -> bool:
-    """Whether the line may change this file, which it names: of the run that it continues, or by its own wish."""
+    """Whether the line may change this file, which it names: of the run that it continues, or by its own wish.
+
+    A file that is empty, as ``mktemp`` makes it, has nothing to lose.
+    """
     continued = scratch.cwd / "results" / fuzz_scratch.RUNS["broken off"]
-    return path.is_relative_to(continued) or bool({"--force", "--repair", "clean"} & set(words))
+    empty = path == scratch.cwd / "empty.txt" and path.exists()
+    return empty or path.is_relative_to(continued) or bool({"--force", "--repair", "clean"} & set(words))
 
 
 def _allowed(scratch: Scratch, words: Sequence[str]) -> list[Path]:
