@@ -26,6 +26,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is not None:  # pytest -n: 
     if hasattr(os, "sched_setaffinity"):  # each on a core of its own: threads that wait for each other's cores spin
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+os.fsync = lambda descriptor: None  # type: ignore[assignment, misc]  # tests cut no power: none waits for a disk
 os.environ.pop("COLUMNS", None)  # pytest -n sets it for its workers: tables would wrap in what tests start
 
 EXAMPLES = Path(__file__).parent / "example_plugins"

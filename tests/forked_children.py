@@ -64,22 +64,30 @@ class ForkedCommand:
 
     Args:
         stderr: a descriptor to write to, such as a terminal's; without it standard error is kept.
+        program: "pytest" for a session of that, which is part of no ``pytest -n``.
 
     Attributes:
         process: its ``pid``, ``send_signal`` and ``kill``.
     """
 
     def __init__(
-        self, *arguments: str | Path, cwd: Path, env: dict[str, str] | None = None, stderr: int | None = None
+        self,
+        *arguments: str | Path,
+        cwd: Path,
+        env: dict[str, str] | None = None,
+        stderr: int | None = None,
+        program: str = "archbench",
     ) -> None:
         variables = {**os.environ, **(env or {})}
+        if program == "pytest":
+            variables = {name: value for name, value in variables.items() if not name.startswith("PYTEST_XDIST")}
         server = _server(variables)
         assert server is not None
         self._arguments = [str(argument) for argument in arguments]
         self._out, self._error = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         error = self._error.fileno() if stderr is None else stderr
         descriptors = [os.open(os.devnull, os.O_RDONLY), os.dup(self._out.fileno()), os.dup(error)]
-        self.process = Fork(server, "command", self._arguments, descriptors, variables, str(cwd))
+        self.process = Fork(server, program, self._arguments, descriptors, variables, str(cwd))
 
     def said(self) -> str:
         """What has been written to standard error by now."""
@@ -181,6 +189,8 @@ def serve(owner: int, listener: socket.socket) -> None:
         for name in IMPORTED:
             importlib.import_module(name)
     process.subprocess = sys.modules[__name__]  # type: ignore[assignment]
+    if "LD_PRELOAD" not in os.environ:  # tests/full_disk.c refuses flushes too
+        os.fsync = lambda descriptor: None  # type: ignore[assignment, misc]  # as in conftest.py
     _servers[key] = listener.getsockname()
     signal.signal(signal.SIGTERM, lambda *_: _end())
     entry.take_signals()  # it may have been started for a child that was to get none yet
@@ -263,6 +273,10 @@ def _become(request: Message, descriptors: list[int]) -> None:
     try:
         if request["kind"] == "child":  # python -P entry.py PARENT …
             code = entry.run(str(os.getppid()), *arguments)
+        elif request["kind"] == "pytest":
+            import pytest
+
+            code = pytest.main(arguments)
         else:
             sys.argv = ["archbench", *arguments]
             with ended_at_once():

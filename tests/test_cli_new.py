@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
-import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +19,7 @@ from archbench.plugin.registry import available
 from archbench.scaffold import action_reference
 from archbench.scaffold.origin import find_origin
 from archbench.scaffold.package import check_name, package_files, write_package
+from forked_children import ForkedCommand
 from installations import RunCLI
 
 ROOT = Path(__file__).parents[1]
@@ -153,8 +152,7 @@ def test_a_copy_of_gpt1_is_gpt1_under_another_name(tmp_path: Path) -> None:
 )
 def test_a_copy_passes_its_own_tests_at_once(chosen: list[str], tmp_path: Path) -> None:
     write_package(tmp_path / "mine", copy_of("gpt1"))
-    command = [sys.executable, "-m", "pytest", "-q", *chosen]
-    done = subprocess.run(command, cwd=tmp_path / "mine", capture_output=True, text=True)
+    done = ForkedCommand("-q", *chosen, cwd=tmp_path / "mine", program="pytest").finished()
     assert done.returncode == 0, done.stdout
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import archbench_plugins.gpt1 as gpt1
 import pytest
 
+from forked_children import ForkedCommand
+
 PYPROJECT = """
 [project]
 name = "archbench-mine"
@@ -65,11 +67,19 @@ class Repository:
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def regress(self, *arguments: str, code: int, folder: str = ".") -> tuple[str, str]:
-        """Standard output and error of ``archbench regress``, which has to end with ``code`` and leave nothing."""
-        process = self.popen(*arguments, folder=folder)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == code, err
+    def regress(self, *arguments: str, code: int, folder: str = ".", fresh: bool = False) -> tuple[str, str]:
+        """Standard output and error of ``archbench regress``, which has to end with ``code`` and leave nothing.
+
+        ``fresh``: in processes of its own, not in forks (tests/forked_children.py).
+        """
+        if fresh:
+            process = self.popen(*arguments, folder=folder)
+            out, err = process.communicate(timeout=300)
+            found = process.returncode
+        else:
+            done = ForkedCommand("regress", *arguments, cwd=self.path / folder, env=self.environment).finished()
+            found, out, err = done.returncode, done.stdout, done.stderr
+        assert found == code, err
         self.is_clean()
         return out, err
 
@@ -106,7 +116,7 @@ def test_each_revision_runs_its_own_code_and_a_larger_count_is_exit_code_10(
     summary = tmp_path / "summary.md"
     repository.environment["GITHUB_STEP_SUMMARY"] = str(summary)
     accepted = ["--accept", "saved_activation_bytes=its inputs"]
-    out, err = repository.regress(base, head, "--exact-only", *accepted, *SMALL, code=10)
+    out, err = repository.regress(base, head, "--exact-only", *accepted, *SMALL, code=10, fresh=True)
     assert f"archbench regress {base[:7]} {head[:7]}: " in err
     assert "mine:forward_flops_per_token" in err
     lines = {line.split()[1]: line for line in out.splitlines() if line.startswith("mine ")}
@@ -212,8 +222,8 @@ def test_a_slowed_copy_fails_by_the_timing_gate_and_an_equal_one_does_not(reposi
     base = repository.commit({"pyproject.toml": PYPROJECT, "archbench_mine.py": MINE})
     same = repository.commit({"archbench_mine.py": MINE + "\n"})
     slow = repository.commit({"archbench_mine.py": SLOWED})
-    out, _ = repository.regress(base, same, "--json", code=0)
+    out, _ = repository.regress(base, same, "--json", code=0, fresh=True)
     assert "FAIL" not in verdicts(out).values()
-    out, err = repository.regress(base, slow, "--json", code=10)
+    out, err = repository.regress(base, slow, "--json", code=10, fresh=True)
     assert {name for name, verdict in verdicts(out).items() if verdict == "FAIL"} == {"train_step", "prefill", "decode"}
     assert "once more" in err

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from forked_children import ForkedCommand
+
 pytest_plugins = "pytester"
 
 BENCHMARKS = ("--pyargs", "archbench.testing", "--benchmark-only", "-p", "no:cacheprovider")
@@ -26,13 +28,19 @@ def rows(path: Path) -> dict[tuple[str, str], str]:
     return {(row["architecture"], row["metric"]): row["verdict"] for row in json.loads(path.read_text())}
 
 
+def session(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    """One in a fork that has imported torch: nothing is timed in it."""
+    done = ForkedCommand(*arguments, cwd=pytester.path, program="pytest").finished()
+    return pytest.RunResult(done.returncode, done.stdout.splitlines(), done.stderr.splitlines(), 0.0)
+
+
 @pytest.fixture
 def saved(minimal_plugin: str, pytester: pytest.Pytester) -> Path:
     """The baseline of an architecture that has one more layer since."""
     source = minimal_plugin.replace('"bigram"', '"mine"')
     plugin = pytester.path / "mine.py"
     plugin.write_text(source)
-    saved = pytester.runpytest_subprocess(*BENCHMARKS, *MINE, "--archbench-baseline", "save", "-k", "exact")
+    saved = session(pytester, *BENCHMARKS, *MINE, "--archbench-baseline", "save", "-k", "exact")
     saved.assert_outcomes(passed=1, deselected=3)
     saved.stdout.fnmatch_lines(["mine * parameters * 66,049*", "baseline of mine: *mine-*.json"])
     saved.stdout.no_fnmatch_line("*(time in *")  # pytest-benchmark has no time to show
@@ -49,7 +57,7 @@ def test_what_a_session_saved_another_compares_with(
     (pytester.path / ".archbench-baselines").mkdir()  # where version 0.1 saved it
     saved.rename(pytester.path / ".archbench-baselines" / saved.name)
     options = ("--archbench-baseline", "compare", "--archbench-report", "report.json", "-k", "exact")
-    done = pytester.runpytest_subprocess(*BENCHMARKS, *MINE, *options)
+    done = session(pytester, *BENCHMARKS, *MINE, *options)
     done.assert_outcomes(failed=1, deselected=3)
     verdict_first = ["1 of 7 regressed: mine parameters.", "mine * parameters * 66,049 * 66,058 * FAIL *"]
     done.stdout.fnmatch_lines([*verdict_first, "*= FAILURES =*"])
@@ -68,7 +76,7 @@ def test_what_another_machine_saved_is_new(saved: Path, minimal_plugin: str, pyt
     (saved.parent / "bigram-000000000000.json").write_text(json.dumps(content))
     bigram = ("--archbench-arch", "bigram", "--archbench-plugin", "bigram.py", "-k", "exact")
     options = ("--archbench-baseline", "compare", "--archbench-report", "report.json")
-    done = pytester.runpytest_subprocess(*BENCHMARKS, *bigram, *options)
+    done = session(pytester, *BENCHMARKS, *bigram, *options)
     done.assert_outcomes(passed=1, deselected=3)
     done.stdout.fnmatch_lines(["*bigram*parameters*NEW*'a Xeon'*"])
     assert set(rows(pytester.path / "report.json").values()) == {"NEW"}
@@ -78,7 +86,7 @@ def test_what_another_machine_saved_is_new(saved: Path, minimal_plugin: str, pyt
 def test_what_has_no_baseline_fails_where_one_is_required(minimal_plugin: str, pytester: pytest.Pytester) -> None:
     (pytester.path / "mine.py").write_text(minimal_plugin.replace('"bigram"', '"mine"'))
     options = ("--archbench-baseline", "compare", "--require-baseline", "-k", "exact")
-    pytester.runpytest_subprocess(*BENCHMARKS, *MINE, *options).assert_outcomes(failed=1, deselected=3)
+    session(pytester, *BENCHMARKS, *MINE, *options).assert_outcomes(failed=1, deselected=3)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from forked_children import ForkedCommand
 
 pytest_plugins = "pytester"
 
@@ -91,10 +91,8 @@ class Session:
 
 
 def session(folder: Path, *arguments: str) -> Session:
-    """pytest in a process of its own, which is part of no ``pytest -n``."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=300, check=False)
+    """pytest in a process of its own."""
+    done = ForkedCommand("-p", "no:cacheprovider", *arguments, cwd=folder, program="pytest").finished()
     return Session(done.stdout + done.stderr, done.returncode)
 
 
