@@ -38,6 +38,9 @@ _current: list[list[str]] = []
 _busy: list[str] = []
 """What this process does that may never end, for the line that says it was interrupted."""
 
+_steps: list[str] = []
+"""How to continue what this process has begun, the whole before its parts."""
+
 _begun: list[None] = []
 """One for each context :func:`underway`, in whatever thread."""
 
@@ -79,6 +82,16 @@ def busy(what: str) -> Iterator[None]:
         yield
     finally:
         _busy.pop()
+
+
+@contextlib.contextmanager
+def continued(how: str) -> Iterator[None]:
+    """Within this context an interruption that ends the process at once also says how to continue."""
+    _steps.append(how)
+    try:
+        yield
+    finally:
+        _steps.remove(how)
 
 
 @contextlib.contextmanager
@@ -229,5 +242,6 @@ def _resend(number: int) -> None:
 
 def _end(number: int) -> NoReturn:
     with contextlib.suppress(OSError):
-        os.write(2, " ".join(["Interrupted", *_busy[-1:]]).encode(errors="replace") + b"\n")
+        lines = [*_steps[:1], " ".join(["Interrupted", *_busy[-1:]])]
+        os.write(2, "".join(f"{line}\n" for line in lines).encode(errors="replace"))
     os._exit(128 + number)

@@ -88,8 +88,8 @@ def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
     program = f"""
 import signal, sys, time
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from archbench.interruption import exit_code, interruptible, underway
-with interruptible(), underway():
+from archbench.interruption import continued, exit_code, interruptible, underway
+with interruptible(), underway(), continued("archbench compare"), continued("archbench run"):
     try:
         print("ready", flush=True)
         time.sleep(100)
@@ -105,7 +105,8 @@ with interruptible(), underway():
             assert child.stdout.readline() == said + "\n"
             child.send_signal(number)
         began = time.monotonic()
-        child.communicate(timeout=60)
+        lines = child.communicate(timeout=60)[1].splitlines()
+        assert lines[:-1] == ["archbench compare"] * (slow == 100), "how to continue the whole, not its part"
         assert child.returncode == code, "of two SIGHUP that a closing terminal sends one counts"
         assert time.monotonic() - began < (1.5 if len(signals) > 1 else LONGEST)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from archbench.cli.output import say
+from archbench.interruption import continued
 from archbench.presentation.live_view import UNBROKEN, LiveView, Moment
 from archbench.presentation.quantities import counted, duration
 from archbench.presentation.step_view import StepView
@@ -45,7 +46,8 @@ class StudyProgress:
     def __init__(
         self, folder: Path, command: str, *, quiet: bool, describe: Callable[[Any], str] | None = None
     ) -> None:
-        self._folder, self._command = folder, command
+        self._continuation = f"Finished runs are kept in {folder}. Continue with: {command}"
+        self._folder, self._continued = folder, continued(self._continuation)
         self._describe = describe or describe_cell
         self._view = LiveView(self._moment, shown=not quiet)
         self._cells = self._done = self._failed = 0
@@ -56,13 +58,15 @@ class StudyProgress:
         """Among what -> architecture -> its best cell, the newest last."""
 
     def __enter__(self) -> Self:
+        self._continued.__enter__()
         self._view.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._view.__exit__()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
-            echo(f"Finished runs are kept in {self._folder}. Continue with: {self._command}", error=True)
+            echo(self._continuation, error=True)
+        self._continued.__exit__(None, None, None)
 
     def piloting(self, cells: int) -> None:
         self._cells = cells

@@ -14,6 +14,7 @@ import torch
 from archbench.config import RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError, refusal
 from archbench.files.writing import set_aside
+from archbench.interruption import continued
 from archbench.measure.machine import device_name, versions
 from archbench.presentation.live_view import log
 from archbench.presentation.quantities import duration
@@ -55,7 +56,7 @@ def run(
     """
     with followed_by(config.trackers, quiet=quiet) as trackers:
         folder = start(config, role)
-        with folder.owned():
+        with folder.owned(), continued(_continuation(folder)):
             if checked_by is not None and config.checked:
                 take_over(checked_by, folder)
             return _measure(folder, trackers, quiet=quiet)
@@ -96,7 +97,7 @@ def resume(
         _refuse_other(folder)
         if time_limit is not None:
             folder = dataclasses.replace(folder, config=folder.config.override(time_limit=time_limit))
-        with followed_by(folder.config.trackers, quiet=quiet) as trackers:
+        with followed_by(folder.config.trackers, quiet=quiet) as trackers, continued(_continuation(folder)):
             return _measure(folder, trackers, quiet=quiet)
 
 
@@ -115,6 +116,10 @@ def _refuse_other(folder: RunFolder) -> None:
     if measured != found:
         cause = f"it was started with version {measured} of {architecture}, and this is {found}"
         raise UsageError(f"run {folder.run_id}", cause, "Start a new run")
+
+
+def _continuation(folder: RunFolder) -> str:
+    return f"Continue with: {folder.resume_command}"
 
 
 def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFrame:
@@ -145,7 +150,7 @@ def _measure(folder: RunFolder, trackers: Trackers, *, quiet: bool) -> pd.DataFr
         status = "interrupted"
         if not folder.finished:
             _record_end(folder, rows, phase, INTERRUPTED, f"Interrupted: by {str(interruption) or 'SIGINT'}")
-        interruption.add_note(f"Continue with: {folder.resume_command}")
+        interruption.add_note(_continuation(folder))
         raise
     finally:
         trackers.finish(rows, status)
