@@ -87,6 +87,15 @@ def test_it_shows_everything_with_size_and_age_and_removes_nothing_unasked(cli: 
     assert _files(results.parent) - {"cwd"} == before - {"cwd"}
 
 
+def test_a_cache_of_many_files_is_a_row_for_each_of_its_folders(cli: RunCLI, results: Path) -> None:
+    for number in range(50):
+        _write(results.parent / "cache" / "tokens" / f"{number:032}.json", "y" * 5000)
+    _age(results.parent / "cache")
+    rows = [line.split() for line in cli("clean", str(results)).stdout.splitlines() if line.startswith("cache")]
+    assert sorted(row[1] for row in rows) == ["1", "51"], "files of a pair are one item"
+    assert len([one for one in _listed(cli, results) if one["kind"] == "cache"]) == 52, "for programs each is listed"
+
+
 def test_results_unfinished_runs_and_what_is_not_archbenchs_stay(cli: RunCLI, results: Path) -> None:
     before = _files(results.parent)
     assert cli("clean", str(results), "--yes").returncode == 0

@@ -132,10 +132,17 @@ def _print_table(found: list[Leftover], folder: str) -> None:
         echo(f"Nothing to clean in {folder}, in the cache or among temporary files.")
         return
     columns = (
-        Column("kind", "name"), Column("size", unit="B"), Column("age", show=duration),
+        Column("kind", "name"), Column("items", show="{:,}".format), Column("size", unit="B"), Column("oldest", show=duration),
         Column("what is lost", "text", priority=1), Column("what", "name"),
     )  # fmt: skip
-    rows = ((one.kind, one.bytes, one.age, one.owner or one.loses, str(one.paths[-1])) for one in found)
+    together: dict[tuple[str, str, Path], list[Leftover]] = {}
+    for one in found:  # a cache has thousands of files, whose names say nothing: a row for each of its folders
+        what = one.paths[-1].parent if one.kind == "cache" else one.paths[-1]
+        together.setdefault((one.kind, one.owner or one.loses, what), []).append(one)
+    rows = (
+        (kind, len(those), sum(one.bytes for one in those), max(one.age for one in those), lost, str(what))
+        for (kind, lost, what), those in together.items()
+    )
     show(table("leftovers", "", columns, rows))
     left = [one for one in found if one.kind == "unfinished" and one.owner is None]
     if left:
