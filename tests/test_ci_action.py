@@ -82,9 +82,33 @@ def test_one_comment_is_written_and_then_changed(tmp_path: Path) -> None:
 
     listed.write_text(f"11 Nice!\n13 {marker}\r\n14 {marker}\n")
     (report / "regress.md").unlink()  # nothing was compared, since a check failed
+    (report / "regress.txt").write_text("counting: mine\nError: base 'main': git knows no such revision.\n")
     assert bash(script("Comment"), tmp_path, **variables).returncode == 0
     assert "--method PATCH repos/me/mine/issues/comments/13 " in calls.read_text()
-    assert "nothing was compared" in sent.read_text()
+    said = sent.read_text()
+    assert said.splitlines()[1].startswith("### archbench")
+    assert "git knows no such revision" in said
+
+
+def test_a_failed_check_is_named_in_the_summary_and_in_the_comment(tmp_path: Path) -> None:
+    folder, report, summary, sent = (tmp_path / name for name in ("mine", "report", "summary.md", "sent"))
+    folder.mkdir()
+    report.mkdir()
+    (report / "regress.md").write_text("### of another plugin\n")
+    (folder / "test_mine.py").write_text("def test_causality(): assert 0, 'it sees the future'\n")
+    done = bash(script("Is it"), folder, REPORT=report, GITHUB_STEP_SUMMARY=summary, CI="true")
+    assert done.returncode == 1, done.stderr
+    assert (report / "pytest.txt").read_text() == done.stdout
+    told = summary.read_text()
+    assert told.startswith("### archbench: pytest failed")
+    assert "FAILED test_mine.py::test_causality - AssertionError: it sees the future" in told
+    for name in ("gh", "listed", "calls"):
+        (tmp_path / name).write_text(GH if name == "gh" else "")
+    (tmp_path / "gh").chmod(0o755)
+    variables = {"BIN": tmp_path, "CALLS": tmp_path / "calls", "LISTED": tmp_path / "listed", "SENT": sent}
+    named = {"REPORT": report, "PLUGIN": ".", "COMMENTS": "repos/me/mine/issues/3/comments", "JOB": "https://job"}
+    assert bash(script("Comment"), tmp_path, **variables, **named).returncode == 0
+    assert told in sent.read_text()
 
 
 @pytest.mark.slow
@@ -99,8 +123,9 @@ def test_the_steps_on_a_new_plugin_and_a_change_that_costs_more(tmp_path: Path) 
     git("init", "-q")
     git("add", "-A")
     git("commit", "-qm", "As it was written")
-    done = bash(script("Is it"), folder, REPORT=report)
+    done = bash(script("Is it"), folder, REPORT=report, GITHUB_STEP_SUMMARY=tmp_path / "none.md")
     assert done.returncode == 0, done.stdout
+    assert not (tmp_path / "none.md").exists()
     assert (report / "pytest.xml").is_file()
     module = folder / "archbench_mine.py"
     module.write_text(module.read_text().replace("4 * C", "5 * C"))

@@ -92,8 +92,27 @@ def test_the_workflow_uses_the_archbench_that_is_installed(
     if direct is not None:
         (info / "direct_url.json").write_text(json.dumps(direct))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(action_reference, "git_revision", lambda: None)  # as where it runs from no checkout
+    monkeypatch.setattr(action_reference, "ROOT", tmp_path)  # no checkout
     assert action_reference.action_reference() == (found or action_reference.UNKNOWN)
+
+
+def test_the_workflow_uses_the_checkout_that_pip_installed_a_copy_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone = tmp_path / "a clone"
+    remote = ("remote", "add", "origin", "git@github.com:me/archbench.git")
+    identity = ("-c", "user.name=me", "-c", "user.email=me@mine.dev")
+    clone.mkdir()
+    for command in (("init", "-q"), remote, (*identity, "commit", "-q", "--allow-empty", "-m", "x")):
+        subprocess.run(["git", *command], cwd=clone, check=True)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=clone, check=True, capture_output=True, text=True).stdout
+    info = tmp_path / "archbench-7.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: archbench\nVersion: 7.1\n")
+    (info / "direct_url.json").write_text(json.dumps({"url": clone.as_uri(), "dir_info": {}}))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(action_reference, "ROOT", tmp_path)  # no checkout
+    assert action_reference.action_reference() == f"me/archbench@{head.strip()}"
 
 
 @pytest.mark.parametrize("name", ["none", "class", "mixer", "tensor", "torch", "a-1-b"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import archbench_plugins.gpt1 as gpt1
 import pytest
 
+from command_line import archbench
 from forked_children import ForkedCommand
 
 PYPROJECT = """
@@ -188,6 +189,16 @@ def test_what_cannot_be_compared_is_exit_code_2(arguments: list[str], said: str,
     repository.commit({"pyproject.toml": PYPROJECT, "archbench_mine.py": MINE})
     _, err = repository.regress(*arguments, code=2)
     assert fnmatch.fnmatch(" ".join(err.split()), f"*{said}*"), err
+
+
+def test_a_change_that_is_not_committed_is_named(repository: Repository) -> None:
+    for text in (MINE, MINE + "\n"):
+        repository.commit({"pyproject.toml": PYPROJECT, "archbench_mine.py": text})
+    (repository.path / "archbench_mine.py").write_text(MATMUL)
+    for head, named in (("HEAD", True), ("HEAD~1", False)):  # of a head that is not checked out, it is no version
+        done = archbench("regress", "HEAD~1", head, "--arch", "nobody", cwd=repository.path)
+        assert done.returncode == 2, done.stderr
+        assert ("not committed: archbench_mine.py\n" in done.stderr) == named
 
 
 def test_outside_a_repository_it_says_so(repository: Repository, tmp_path: Path) -> None:

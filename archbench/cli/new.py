@@ -60,8 +60,7 @@ def new(
     echo(f"  archbench run {name} --profile smoke")
     echo(f"On GitHub, {WORKFLOW} checks each pull request and")
     if action == UNKNOWN:
-        echo("comments on what it costs, once you replace there, by where archbench comes from,")
-        echo(f"  {action}")
+        echo("comments on what it costs. First write there where archbench comes from, for")
     else:
         echo("comments on what it costs, with archbench from")
-        echo(f"  {action}")
+    echo(f"  {action}")

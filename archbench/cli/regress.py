@@ -77,7 +77,7 @@ def regress(
     from archbench.regression.gate import Plan
     from archbench.regression.sides import Request, Side
     from archbench.regression.verdict_table import accepted
-    from archbench.regression.worktrees import checked_out
+    from archbench.regression.worktrees import checked_out, uncommitted
 
     number(limit, "--limit")
     reasons = _reasons(accept)
@@ -85,6 +85,8 @@ def regress(
     check_outputs([output] if output is not None else [])
     plan = Plan(rounds=rounds, max_rounds=max(rounds, max_rounds), limit=limit)
     with checked_out(Path.cwd(), [base, head]) as trees:
+        if changed := uncommitted(Path.cwd(), trees[1].commit):
+            echo(f"Not compared, because it is not committed: {', '.join(changed)}", error=True)
         names = _names(arch, trees[1], plugin)
         timed_names = [] if exact_only else _chosen(timed, names)
 
@@ -205,7 +207,7 @@ def _conclude(rows: Sequence[Row], title: str, output: Output | None, *, json: b
     """
     from archbench.cli.output import print_json
     from archbench.files.outputs import write_output
-    from archbench.presentation.terminal import show
+    from archbench.presentation.terminal import paragraph, show
     from archbench.regression.verdict_table import as_json, conclusion, markdown, row_table, write_summary
 
     verdict = conclusion(rows)
@@ -222,7 +224,7 @@ def _conclude(rows: Sequence[Row], title: str, output: Output | None, *, json: b
         print_json({"title": title, "conclusion": verdict, "failed": failed, "new": new})
     else:
         show(row_table(rows))
-        echo(f"\n{verdict}.")
+        paragraph(f"\n{verdict}.")
     if failed:
         step = f"Undo what costs more, or say that it is meant: --accept '{failed[0].partition(':')[2]}=why'"
         raise RegressionError(title, f"{len(failed)} of {len(rows)} regressed ({', '.join(failed)})", step)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import archbench
 
-_ROOT = Path(archbench.__file__).resolve().parent.parent
+ROOT = Path(archbench.__file__).resolve().parent.parent
 
 
 def versions() -> dict[str, str | None]:
@@ -39,7 +39,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def git_revision(root: Path = _ROOT) -> str | None:
+def git_revision(root: Path = ROOT) -> str | None:
     """Commit of the archbench checkout that is running, with ``-dirty`` if files differ from it.
 
     None if archbench does not run from a checkout: a repository around the virtual environment is another project.
@@ -53,7 +53,7 @@ def git_revision(root: Path = _ROOT) -> str | None:
     return f"{commit}-dirty" if changes else commit
 
 
-def git_remote(root: Path = _ROOT) -> str | None:
+def git_remote(root: Path = ROOT) -> str | None:
     """URL that the checkout at ``root`` was cloned from; None if there is none."""
     return _output("git", "-C", str(root), "remote", "get-url", "origin")
 

@@ -84,6 +84,14 @@ def checked_out(folder: Path, revisions: Sequence[str]) -> Iterator[list[Tree]]:
                 _run_git(repository, "worktree", "remove", "--force", str(path))
 
 
+def uncommitted(folder: Path, commit: str) -> list[str]:
+    """Files under ``folder`` that differ from ``commit``, where that is checked out: no revision has them so."""
+    if _git(folder, "rev-parse", "HEAD", culprit=str(folder)) != commit:
+        return []
+    changed = _git(folder, "diff", "--name-only", "--relative", "-z", "HEAD", culprit=str(folder))
+    return [name for name in changed.split("\0") if name]
+
+
 def describe(revision: str, commit: str, project: Path) -> Tree:
     """Read ``pyproject.toml`` in ``project``, and make the project importable as if pip had installed it.
 
