@@ -40,6 +40,9 @@ _RESTS_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 TIMES = ("step_seconds", "seconds_to_first_token", "seconds_per_token", "forward_seconds", "backward_seconds")
 """Metrics whose rows of one case are repeats of the same work."""
 
+_CASES = ["run_id", "metric", "batch_size", "prompt_length", "context_length", "attention", "operation"]
+_NEEDED = [*_CASES, "name", "role", "contaminated", "conformance"]
+
 
 def basis_of(key: str, rows: pd.DataFrame) -> tuple[str, ...]:
     """What the numbers of a table or figure rest on; nothing for one whose rows are not here.
@@ -50,7 +53,8 @@ def basis_of(key: str, rows: pd.DataFrame) -> tuple[str, ...]:
     if key not in _RESTS_ON:
         return ()
     phases, roles = _RESTS_ON[key]
-    own = rows[rows.phase.isin(phases) & rows.value.notna() & ~rows.metric.str.startswith("audit_")]
+    shown = rows.phase.isin(phases) & rows.value.notna() & ~rows.metric.str.startswith("audit_")
+    own = rows.loc[shown, _NEEDED]
     return basis(own[own.role.isin(roles)] if roles and own.role.isin(roles).any() else own)
 
 
@@ -77,9 +81,7 @@ def _samples(rows: pd.DataFrame) -> str:
         text = f"From {counted(int(runs.iloc[0]), 'run')}{' of each' if len(runs) > 1 else ''}"
     else:
         text = f"Number of runs: {', '.join(f'{name} {number}' for name, number in runs.items())}"
-    timed = rows[rows.metric.isin(TIMES)]
-    cases = ["run_id", "metric", "batch_size", "prompt_length", "context_length", "attention", "operation"]
-    sizes = timed.groupby(cases, dropna=False).size()
+    sizes = rows[rows.metric.isin(TIMES)].groupby(_CASES, dropna=False).size()
     if len(sizes):
         low, high = int(sizes.min()), int(sizes.max())
         text += f", with {low if low == high else f'{low} to {high}'} samples of each time"
@@ -122,5 +124,5 @@ def conformance(rows: pd.DataFrame) -> str:
 
 def phases_disturbed(rows: pd.DataFrame) -> Sequence[str]:
     """Phases of these rows that other work disturbed."""
-    disturbed = rows[rows.contaminated.eq(True).fillna(False)]
-    return [str(phase) for phase in disturbed.phase.unique() if phase != "environment"]
+    disturbed = rows.phase[rows.contaminated.eq(True).fillna(False)]
+    return [str(phase) for phase in disturbed.unique() if phase != "environment"]

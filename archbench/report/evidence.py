@@ -133,7 +133,8 @@ def of_runs(rows: pd.DataFrame, places: tuple[str, ...]) -> Evidence:
     """
     rows = rows.assign(name=_names(rows))
     names = tuple(dict.fromkeys(rows.name.dropna().sort_values()))
-    measured = rows[~rows.metric.isin(ENDED) & rows.value.notna() & rows.name.notna()]
+    needed = ["name", "run_id", "phase", "metric", "value", "batch_size", "prompt_length", "tokens_seen"]
+    measured = rows.loc[~rows.metric.isin(ENDED) & rows.value.notna() & rows["name"].notna(), needed]
     first = rows.iloc[0]
     versions = f"archbench {first.archbench_version}, torch {first.torch_version}, Python {first.python_version}"
     devices = ", ".join(rows.device_name.drop_duplicates().astype(str))

@@ -164,7 +164,8 @@ def _limits(series: Sequence[Series]) -> tuple[float, float] | None:
 
 def _runs(evidence: Evidence, metric: str) -> list[_Run]:
     few = evidence.rows[["phase", "run_id", "name", "seed", "metric", "value", "repeat", "tokens_seen"]]
-    rows = few[(few.phase == "train") & few.run_id.isin(evidence.learners)]
+    metrics = (metric, "flops_per_token", "step_seconds", "first_step_seconds", "diverged")
+    rows = few[(few.phase == "train") & few.metric.isin(metrics) & few.run_id.isin(evidence.learners)]
     by_run = {str(run_id): own for run_id, own in rows.groupby("run_id", sort=False)}
     return [
         run for run_id in evidence.learners if run_id in by_run and (run := _run(by_run[run_id], metric)) is not None

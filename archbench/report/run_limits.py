@@ -54,7 +54,7 @@ def peaks_in(file: str | Path) -> dict[str, float]:
 
 def value_of(rows: pd.DataFrame, phase: str, metric: str) -> float | None:
     """The median of a measurement; None if there is none."""
-    values = rows[(rows.phase == phase) & (rows.metric == metric)].value.dropna()
+    values = rows.value[(rows.phase == phase) & (rows.metric == metric)].dropna()
     return None if values.empty else float(values.median())
 
 

@@ -27,6 +27,12 @@ _RUN_METRICS = (
     ("decode", "seconds_per_token", "decoding, a token", "s"),
 )
 
+_OF_RUN = [
+    "run_id", "name", "architecture", "preset", "seed", "parameters", "corpus", "phase", "metric", "value", "status",
+    "conformance", "contaminated",
+]
+"""Columns that a line of the table of runs needs."""
+
 _SIDE_BY_SIDE = (
     ("bits per byte", 0, "quality", "bits_per_byte", "bit/byte"),
     ("training tokens/s", 1, "train", "tokens_per_second", "token/s"),
@@ -74,7 +80,7 @@ def run_table(evidence: Evidence) -> Table | None:
         Column("checks", "text", hint="level of the conformance checks passed, or unchecked"),
         Column("contaminated", "text", hint="phases that other work on the machine disturbed"),
     )
-    runs = evidence.rows[evidence.rows.phase != "probe"].groupby("run_id", sort=False)
+    runs = evidence.rows.loc[evidence.rows.phase != "probe", _OF_RUN].groupby("run_id", sort=False)
     rows = sorted((_run(str(run_id), own) for run_id, own in runs), key=_best_first)
     caption = (
         "The best of each text first. Medians over repeats, with half the interquartile range and the number of "
@@ -86,7 +92,7 @@ def run_table(evidence: Evidence) -> Table | None:
 def _run(run_id: str, own: pd.DataFrame) -> list[Any]:
     first, modelled = own.iloc[0], own.architecture.iloc[0] != "none"
     medians = [
-        _with_spread(own[(own.phase == phase) & (own.metric == metric)].value.dropna(), unit)
+        _with_spread(own.value[(own.phase == phase) & (own.metric == metric)].dropna(), unit)
         for phase, metric, _, unit in _RUN_METRICS
     ]
     failed, diverged = own[own.status != "ok"], own[own.metric == "diverged"]

@@ -99,7 +99,9 @@ def _cases(name: str, style: Style, title: str, cases: Sequence[tuple[str, pd.Da
 
 def history_figure(evidence: Evidence) -> Figure | None:
     """Quality, speed and memory of each run by its date; None for fewer than three runs, or runs of one time."""
-    rows = evidence.rows[evidence.rows["name"].isin(evidence.names) & (evidence.rows.phase != "probe")]
+    columns = ["name", "run_id", "time_utc", "git_revision", "phase", "metric", "value"]
+    named = evidence.rows["name"].isin(evidence.names) & (evidence.rows.phase != "probe")
+    rows = evidence.rows.loc[named, columns]
     if evidence.outcome is not None or rows.run_id.nunique() < 3 or rows.time_utc.nunique() < 2:
         return None
     panels = []

@@ -24,6 +24,8 @@ _RECORDED = (
 )  # fmt: skip
 """Columns of the rows that the configuration does not say."""
 
+_IN_ROWS = ["run_id", "architecture", "preset", "seed", "phase", "metric", "value"]
+
 
 def difference_table(rows: pd.DataFrame, places: Sequence[str]) -> Table | None:
     """A row for each field that differs and each number, a column for each of the newest runs; None for one run."""
@@ -31,12 +33,15 @@ def difference_table(rows: pd.DataFrame, places: Sequence[str]) -> Table | None:
     newest = modelled.groupby("run_id").time_utc.min().sort_values(ascending=False).index[:MOST]
     if len(newest) < 2:
         return None
-    described = {str(run): _described(str(run), modelled[modelled.run_id == run], places) for run in newest}
+    known = modelled.run_id.isin(newest)
+    by_run = dict(iter(modelled.loc[known, [*_IN_ROWS, *_RECORDED]].groupby("run_id")))
+    runs = {str(run): by_run[run] for run in newest}
+    described = {run: _described(run, own, places) for run, own in runs.items()}
     lines = [
         (field, *(shown(values[run]) for run in described))
         for field, values in differing(described).items()
     ]  # fmt: skip
-    lines += _numbers({run: modelled[modelled.run_id == run] for run in described})
+    lines += _numbers(runs)
     more = modelled.run_id.nunique() - len(newest)
     columns = (Column("field", "name"), *(Column(run, "list") for run in described))
     caption = (
