@@ -132,8 +132,8 @@ def _print_table(found: list[Leftover], folder: str) -> None:
         echo(f"Nothing to clean in {folder}, in the cache or among temporary files.")
         return
     columns = (
-        Column("kind", "name"), Column("items", show="{:,}".format), Column("size", unit="B"), Column("oldest", show=duration),
-        Column("what is lost", "text", priority=1), Column("what", "name"),
+        Column("kind", "name"), Column("items", show="{:,}".format), Column("size", unit="B"),
+        Column("oldest", show=duration), Column("what is lost", "text", priority=1), Column("what", "name"),
     )  # fmt: skip
     together: dict[tuple[str, str, Path], list[Leftover]] = {}
     for one in found:  # a cache has thousands of files, whose names say nothing: a row for each of its folders

@@ -28,8 +28,19 @@ _RUN_METRICS = (
 )
 
 _OF_RUN = [
-    "run_id", "name", "architecture", "preset", "seed", "parameters", "corpus", "phase", "metric", "value", "status",
-    "conformance", "contaminated",
+    "run_id",
+    "name",
+    "architecture",
+    "preset",
+    "seed",
+    "parameters",
+    "corpus",
+    "phase",
+    "metric",
+    "value",
+    "status",
+    "conformance",
+    "contaminated",
 ]
 """Columns that a line of the table of runs needs."""
 
