@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import typer
 import yaml
 
+import archbench
 from archbench.cli.app import app
 from archbench.regression.gate import SAMPLES
 from archbench.regression.verdict_table import LIMIT, MEANING, UNITS
@@ -61,6 +64,37 @@ def test_workflows_are_what_github_takes_for_one(path: Path) -> None:
         if re.search(r"archbench regress|/archbench@|\.ci/run", done):
             checkout = next(step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@"))
             assert checkout["with"]["fetch-depth"] == 0, "a shallow clone has no base to compare with"
+
+
+@pytest.mark.parametrize(
+    ("tag", "file", "change", "culprit"),
+    [
+        ("v7.8.9", "", ("", ""), "archbench/__init__.py"),
+        (f"v{archbench.__version__}", "CITATION.cff", ("version: ", "version: 1"), "CITATION.cff"),
+        (f"v{archbench.__version__}", "CHANGELOG.md", ("] - 20", "] - soon 20"), "CHANGELOG.md"),
+        (f"v{archbench.__version__}", "pyproject.toml", ("github.com/me/", "github.com/OWNER/"), "pyproject.toml"),
+        (f"v{archbench.__version__}", "", ("", ""), None),
+    ],
+)
+def test_a_tag_is_released_only_if_every_place_agrees_and_the_project_has_an_address(
+    tag: str, file: str, change: tuple[str, str], culprit: str | None, tmp_path: Path
+) -> None:
+    release = ROOT / ".github" / "workflows" / "release.yml"
+    script = next(step["run"] for step in jobs(release)["build"]["steps"] if step.get("name", "").startswith("The tag"))
+    for name in ("archbench/__init__.py", "CITATION.cff", "CHANGELOG.md", "pyproject.toml"):
+        text = (ROOT / name).read_text().replace("github.com/OWNER/", "github.com/me/")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text.replace(*change) if name == file else text)
+    done = subprocess.run(
+        ["bash", "-eo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "GITHUB_REF_NAME": tag},
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert re.findall("::error file=(.+?)::", done.stdout) == ([culprit] if culprit else []), done.stderr
+    assert done.returncode == bool(culprit)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)

@@ -9,6 +9,7 @@ import pytest
 
 import archbench
 from archbench import errors
+from archbench.scaffold.package import package_files, write_package
 
 
 def broken(source: str, old: str, new: str) -> str:
@@ -154,6 +155,18 @@ def test_two_packages_claiming_a_name_are_both_named_and_others_work(
 def test_an_unknown_name_asks_did_you_mean() -> None:
     with pytest.raises(errors.UnknownNameError, match=r"'gtp1'.*'gpt1'"):
         archbench.load("gtp1")
+
+
+def test_in_the_folder_of_a_package_that_is_not_installed_the_next_step_is_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_package(tmp_path / "mine", package_files("mine"))
+    monkeypatch.chdir(tmp_path / "mine")
+    with pytest.raises(errors.UnknownNameError, match=r"'mine'.*pip install -e \. .*archbench_mine"):
+        archbench.load("mine")
+    Path("pyproject.toml").write_text("[project")
+    with pytest.raises(errors.UnknownNameError, match="Known"):
+        archbench.load("mine")
 
 
 def test_an_unknown_preset_or_field_asks_did_you_mean() -> None:

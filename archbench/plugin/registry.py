@@ -19,6 +19,7 @@ from archbench.errors import (
     PluginError,
     PluginImportError,
     UnknownNameError,
+    UsageError,
     did_you_mean,
 )
 from archbench.hookspecs import GROUP, REQUIRED_HOOKS, SOURCE_GROUP, TASK_GROUP, TRACKER_GROUP, Located
@@ -63,7 +64,7 @@ def claimant(kind: Kind, name: str, claims: Iterable[Entry]) -> Entry:
     claims = list(claims)
     found = sorted((claim for claim in claims if claim.name == name), key=lambda claim: claim.is_file)
     if not found:
-        step = did_you_mean(name, {claim.name for claim in claims})
+        step = _declared_here(kind, name) or did_you_mean(name, {claim.name for claim in claims})
         where = "no installed package" + (" and no --plugin" if kind.hooks else "")
         raise UnknownNameError(f"{kind.noun} {name!r}", f"{where} provides it", step)
     if len(found) > 1:
@@ -73,6 +74,18 @@ def claimant(kind: Kind, name: str, claims: Iterable[Entry]) -> Entry:
             step = "Rename one, or leave the file out, or bring an outdated package up to date with pip install -e"
         raise DuplicateNameError(f"{kind.noun} {name!r}", f"{len(found)} plugins claim that name: {who}", step)
     return found[0]
+
+
+def _declared_here(kind: Kind, name: str) -> str:
+    """What to do where the current folder is the package of ``name``, and is not installed; "" elsewhere."""
+    from archbench.plugin.pyproject import read_settings
+
+    try:
+        points = read_settings(Path("pyproject.toml")).project.entry_points
+    except UsageError:  # the file was not asked for
+        return ""
+    module = points.get(kind.group, {}).get(name)
+    return f"The pyproject.toml here declares it: pip install -e . (its code is {module})" if module else ""
 
 
 def find(kind: Kind, names: Iterable[str]) -> dict[str, Entry]:
