@@ -30,6 +30,14 @@ CHROMIUM = os.environ.get("CHROMIUM") or next(
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (set CHROMIUM to its path)")
 
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
+OTHERS = [
+    "probe-mini",
+    "scale-nano",
+    "20261123T112407-da218d.parquet",
+    "gpt1-revisions",
+    "kernels-cpu",
+    "regressions.jsonl",
+]
 PLOTS = ".panel:not([hidden]) .plot"
 UNDRAWN = f"document.querySelectorAll('{PLOTS}:not(:has(svg))').length"
 LINES = "#part0-context .mark-line.role-mark path"
@@ -250,22 +258,41 @@ def test_plots_and_page_follow_the_colour_scheme_when_it_changes(dark: Seen) -> 
     assert page.evaluate(ground) == "rgb(255, 255, 255)"
 
 
-@pytest.mark.parametrize("name", ["probe-mini", "scale-nano", "20261123T112407-da218d.parquet"])
-def test_no_other_page_scrolls_sideways_on_a_phone_and_every_task_has_its_label(
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_kind_of_page_fits_a_phone_in_the_dark_and_paper_and_answers_to_keys(
     browser: Any, name: str, tmp_path: Path
 ) -> None:
-    parts = read([str(REFERENCE / name)])
-    file = write_page(parts, tmp_path / "page.html", title="a test")
+    (part,) = read([str(REFERENCE / name)])
+    file = write_page([part], tmp_path / "page.html", title="a test")
     assert file.stat().st_size < 1.5e6
-    page = opened(browser, file, width=390).page
+    seen = opened(browser, file, width=390, scheme="dark")
+    page = seen.page
+    if part.figures:
+        assert float(page.get_attribute("html", "data-ready")) < 0.5 * page.evaluate("performance.now()")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 28)"
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    wider = "all => all.filter(plot => plot.getBoundingClientRect().right > innerWidth).length"
-    assert page.eval_on_selector_all(".plot svg", wider) == 0
-    for panel in (panel for figure in parts[0].figures if figure.key == "probes" for panel in figure.panels):
+    wider = "all => all.filter(one => one.getBoundingClientRect().right > innerWidth + 1).map(one => one.textContent)"
+    assert page.eval_on_selector_all(".plot svg, .plot .role-axis-label text", wider) == []
+    limits = page.locator("section", has=page.locator("h3", has_text="What this does not show")).locator("li")
+    assert limits.count() >= 2
+    for figure in part.figures:
+        names = page.locator(f"#part0-{figure.key} .legend button").all_inner_texts()
+        assert [one.strip() for one in names] == [name for name, _ in figure.legend]
+    for panel in (panel for figure in part.figures if figure.key == "probes" for panel in figure.panels):
         shown = "all => all.filter(one => one.getAttribute('opacity') !== '0').map(one => one.textContent)"
         labels = "".join(page.eval_on_selector_all("#part0-probes .role-axis-label text", shown))
         assert panel.heat is not None
         assert [row for row in (*panel.heat.rows, *panel.heat.columns) if row not in labels] == []
+    heading = page.locator(".tabled thead th button").first
+    heading.press("Enter")
+    assert page.locator("#said").inner_text() == f"Sorted by {heading.inner_text()}, ascending."
+    page.emulate_media(media="print", color_scheme="dark")
+    page.set_viewport_size({"width": 688, "height": 1000})  # as wide as A4 between its margins
+    until(page, "document.documentElement.scrollWidth <= 688", True)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert not page.locator("nav").is_visible()
+    assert seen.complaints == []
+    assert seen.requests == [file.as_uri()]
 
 
 def test_the_page_never_scrolls_sideways_and_tables_scroll_in_their_box(browser: Any, file: Path) -> None:

@@ -158,7 +158,11 @@ def test_several_runs_show_the_fields_that_differ_and_no_others(history: Content
     assert [revision[0] for revision in lines["git_revision"]] == ["4", "2", "1"]
     numbers = {"bits per byte", "training update", "peak memory of training"}
     assert set(lines) == {"training.learning_rate", "git_revision", *numbers}
-    assert lines["bits per byte"] == ["2.5258 bit/byte (+1.00 %)", "2.5008 bit/byte (+0.00 %)", "2.5008 bit/byte"]
+    assert lines["bits per byte"] == [
+        "2.5258 bit/byte (+1.00\u00a0%)",
+        "2.5008 bit/byte (+0.00\u00a0%)",
+        "2.5008 bit/byte",
+    ]
 
 
 def test_a_damaged_configuration_is_a_difference_and_no_error(tmp_path: Path) -> None:
@@ -170,8 +174,26 @@ def test_a_damaged_configuration_is_a_difference_and_no_error(tmp_path: Path) ->
     assert sorted(lines["configuration"]) == ["its file is damaged", "–"]
 
 
-@pytest.mark.parametrize("name", ["compare-nano", "scale-nano", "probe-mini", RUN.name])
+KINDS = ("compare-nano", "scale-nano", "probe-mini", RUN.name, "gpt1-revisions", "kernels-cpu", "regressions.jsonl")
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_every_kind_of_page_says_what_it_does_not_show(name: str) -> None:
     (part,) = read([str(REFERENCES / name)])
     limits = part.limits if part.verdict is None else part.verdict.limits
     assert len(limits) >= 2
+
+
+def test_what_every_run_shares_is_said_once_and_needs_no_column(history: Contents) -> None:
+    made = table_of(history, "runs")
+    assert not {"preset", "corpus", "outcome"} & {column.title for column in made.columns}
+    assert "corpus shakespeare" in made.notes[0]
+
+
+def test_losses_share_a_panel_and_each_panel_has_the_lengths_of_its_own_points() -> None:
+    (part,) = read([str(REFERENCES / "kernels-cpu")])
+    *_, losses = (panel for panel in figure_of(part, "kernels").panels if "loss" in panel.title)
+    assert {one.name for one in losses.series} == {"cross_entropy", "linear_cross_entropy"}
+    assert losses.x.ticks == tuple({x for one in losses.series for x in one.x})
+    assert [one.key for one in part.tables] == ["attention", "losses"]
+    assert any(limit.startswith("Not measured: triton") for limit in part.limits)

@@ -32,7 +32,7 @@ _RESTS_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "probes": (("probe",), ()),
     "probe-state": (("probe",), ()),
     "scores": (("probe",), ()),
-    "kernels": (("kernel",), ()),
+    **dict.fromkeys(("kernels", "attention", "losses"), (("kernel",), ())),
     **dict.fromkeys(("laws", "losses", "forecasts", "size", "tokens", "compute"), (("quality",), _CONFIRM)),
 }
 """Key of a table or figure -> phases and roles of the rows that it shows."""

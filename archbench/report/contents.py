@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from archbench.report.cost_matrix import cost_matrix
 from archbench.report.evidence import Evidence, of_comparison, of_runs, provenance_of, rows_of
 from archbench.report.figures import Figure
 from archbench.report.headings import comparison_title, plan_facts, runs_title, time_fact
-from archbench.report.kernel_tables import kernel_tables
+from archbench.report.kernel_tables import kernel_tables, not_measured
 from archbench.report.ladder_figures import ladder_figures
 from archbench.report.ladder_tables import forecast_table, law_table, loss_table
 from archbench.report.ladder_texts import conclusions as ladder_conclusions
@@ -121,31 +121,41 @@ def _of_runs(evidence: Evidence, places: Sequence[str], peaks: Peaks | None, ref
     """The part of runs without a comparison; of one run, everything that was measured."""
     part, rows = of_evidence(evidence), evidence.rows
     limits = tuple(limits_of(rows))
-    alone = rows.run_id.nunique() == 1 and not (rows.phase == "probe").all()
-    if not alone or not evidence.names:
-        tables = (
-            *part.tables,
-            *resting((difference_table(rows, places), *kernel_tables(rows[rows.phase == "kernel"])), rows),
-        )
-        return replace(part, tables=tables, said=NO_VERDICT if evidence.names else KERNELS, limits=limits)
+    kernels = rows[rows.phase == "kernel"]
+    measured = resting(kernel_tables(kernels), rows)
+    if not evidence.names:
+        return replace(part, tables=measured, missing=(), said=KERNELS, limits=(*not_measured(kernels), *limits))
+    if rows.run_id.nunique() > 1 or (rows.phase == "probe").all():
+        tables = (*part.tables, *resting((difference_table(rows, places),), rows), *measured)
+        return replace(part, tables=tables, said=NO_VERDICT, limits=limits)
     reference = reference_table(rows, references)
     measured = resting((page_summary(rows), limit_table(rows, peaks), memory_table(rows), reference), rows)
     first = rows.iloc[0]
     return replace(
         part,
         title=f"{evidence.names[0]}, {first.preset}, seed {first.seed}",
-        tables=(*measured, *part.tables),
+        tables=(*measured, *(one for one in part.tables if one.key != "runs")),
+        facts=(*part.facts, *_identity(part.tables)),
         missing=(*part.missing, *(() if reference else ("a reference run of the same kind",))),
         said=summary_of(rows),
         limits=limits,
     )
 
 
+def _identity(tables: Sequence[Table]) -> Iterator[tuple[str, str]]:
+    """What the table of runs says of a single run and no other table does."""
+    for made in tables:
+        if made.key == "runs":
+            for column, cell in zip(made.columns, made.rows[0], strict=True):
+                if column.title in ("run", "parameters", "corpus", "outcome", "checks", "contaminated"):
+                    yield column.title, cell.text
+
+
 def _of_regression(file: Path) -> Contents:
-    title, verdict, made, figure, styles = regression_of(file)
+    command, verdict, made, figure, styles = regression_of(file)
     return Contents(
-        title=title,
-        subtitle=counted(len(made.rows), "measurement"),
+        title="Regressions",
+        subtitle=f"{command} · {counted(len(made.rows), 'measurement')}",
         verdict=verdict,
         tables=(made,),
         lead=figure,

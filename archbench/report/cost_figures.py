@@ -246,7 +246,7 @@ _KERNELS = {
 _DIRECTIONS = {
     "forward_flops_per_second": "forward",
     "backward_flops_per_second": "backward",
-    "flops_per_second": "both",
+    "flops_per_second": "forward and backward",
 }
 
 
@@ -259,11 +259,11 @@ def kernel_figure(evidence: Evidence) -> Figure | None:
         return None
     has_parts = set(rows[rows.metric != "flops_per_second"].operation)
     rows = rows[(rows.metric != "flops_per_second") | ~rows.operation.isin(has_parts)]
-    rows = rows.assign(backend=rows.attention.fillna("kernel").str.removesuffix("-autotuned"))
+    names = rows.attention.fillna(rows.operation).str.removesuffix("-autotuned")
+    rows = rows.assign(backend=names, operation=rows.operation.where(rows.attention.notna(), "loss"))
     styles = dict(_KERNELS)
     for name in sorted(set(rows.backend) - set(styles)):
         styles[name] = Style(4 + len(styles) % 4, 4 + len(styles) % 5)
-    lengths = sorted({int(length) for length in rows.context_length})
     shape = [
         "operation",
         "device_name",
@@ -273,6 +273,7 @@ def kernel_figure(evidence: Evidence) -> Figure | None:
         "kv_heads",
         "window",
         "model_width",
+        "vocab_size",
         "metric",
     ]
     panels = []
@@ -288,7 +289,8 @@ def kernel_figure(evidence: Evidence) -> Figure | None:
                 )
             )  # fmt: skip
         title = _case(dict(zip(shape, case, strict=True)))
-        across = Axis("length T, positions", "token", "log", ticks=thinned(lengths))
+        lengths = sorted({int(length) for length in own.context_length})
+        across = Axis("length, positions", "token", "log", ticks=thinned(lengths))
         panels.append(Panel(title, across, Axis("speed", "FLOP/s", zero=True), tuple(series)))
     devices = ", ".join(sorted(set(rows.device_name)))
     return Figure(
@@ -310,6 +312,7 @@ def _case(case: dict[str, Any]) -> str:
         ("kv_heads", "G"),
         ("window", "W"),
         ("model_width", "C"),
+        ("vocab_size", "V"),
     ):
         if pd.notna(case[column]):
             parts.append(f"{letter} {int(case[column])}")

@@ -56,4 +56,7 @@ def time_fact(outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome) -> tuple
 def _kind(evidence: Evidence) -> str:
     if not evidence.names:
         return "Kernels"
-    return "Probes" if (evidence.rows.phase == "probe").all() else "Runs without a comparison"
+    if (evidence.rows.phase == "probe").all():
+        return "Probes"
+    modelled = sorted(set(evidence.rows.architecture) - {"none"})
+    return f"Runs of {', '.join(modelled) if len(modelled) <= 4 else f'{len(modelled)} architectures'}"

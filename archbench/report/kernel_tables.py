@@ -23,6 +23,11 @@ _LOSS = {"N": "context_length", "C": "model_width", "V": "vocab_size"}
 _WHOLE = "cross_entropy"
 """The loss of all logits at once, with which the others are compared."""
 
+LETTERS = (
+    "B sequences, T positions, H query heads, G key/value heads, D head width, W window; of losses, N positions, "
+    "C model width, V vocabulary."
+)
+
 CASE = [*_ATTENTION.values(), "model_width", "vocab_size"]
 
 _COSTS = (
@@ -143,11 +148,11 @@ def _trials(
             yield [*(Cell(size, size) for size in sizes), Cell(marked, own)], case, trial
 
 
-def _speed_rank(trial: pd.DataFrame) -> float:
-    """Seconds of forward and backward, or of forward alone; infinite if neither was measured."""
-    seconds = _together(trial)
-    seconds = _values(trial, "forward_seconds") if seconds.empty else seconds
-    return float(seconds.median()) if len(seconds) else math.inf
+def _speed_rank(trial: pd.DataFrame) -> tuple[bool, float]:
+    """Seconds of forward and backward; after those, of forward alone; infinite if neither was measured."""
+    both = _together(trial)
+    seconds = _values(trial, "forward_seconds") if both.empty else both
+    return both.empty, float(seconds.median()) if len(seconds) else math.inf
 
 
 def _size(value: Any) -> str:

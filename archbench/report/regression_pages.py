@@ -18,7 +18,7 @@ SUFFIX = ".jsonl"
 
 
 def regression_of(file: Path) -> tuple[str, Conclusions, Table, Figure | None, dict[str, Style]]:
-    """Title, conclusions, table, figure of times (None without times) and styles.
+    """The command, conclusions, table, figure of times (None without times) and styles.
 
     Raises:
         StorageError: the file is damaged, or not what ``archbench regress --json`` prints.
@@ -33,7 +33,7 @@ def regression_of(file: Path) -> tuple[str, Conclusions, Table, Figure | None, d
     try:
         styles = styles_of({name: name for name in dict.fromkeys(str(row["architecture"]) for row in rows)})
         figure = _figure([row for row in rows if row["ratio_low"] is not None], styles)
-        return f"Regressions: {last['title']}", _conclusions(rows, last), _table(rows), figure, styles
+        return str(last["title"]), _conclusions(rows, last), _table(rows), figure, styles
     except (KeyError, TypeError) as error:
         raise StorageError(str(file), f"a line is not one of archbench regress ({error})", step) from error
 
@@ -41,9 +41,11 @@ def regression_of(file: Path) -> tuple[str, Conclusions, Table, Figure | None, d
 def _conclusions(rows: Sequence[dict[str, Any]], last: dict[str, Any]) -> Conclusions:
     met = {row["verdict"] for row in rows}
     timed = sum(row["ratio_low"] is not None for row in rows)
+    parts = [(len(rows) - timed, "count"), (timed, "time")]
+    compared = " and ".join(counted(number, noun) for number, noun in parts if number)
     return Conclusions(
         headline=f"{last['conclusion']}.",
-        details=f"{counted(len(rows) - timed, 'count')} and {counted(timed, 'time')} of base and head were compared.",
+        details=f"Compared: {compared} of base and head.",
         matched=("The machine and its load: base and head are measured in turns.",
                  "The configuration: presets are those of each side, and the inputs are the same."),
         limits=(
@@ -66,7 +68,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     ordered = sorted(rows, key=lambda row: (place.get(row["verdict"], len(place)), -(row["ratio"] or 0.0)))
     lines = [
         (
-            row["architecture"], row["verdict"], row["metric"].replace("_", " "), row["base"], row["head"], row["unit"],
+            row["architecture"], row["verdict"], row["metric"].replace("_", " "), row["base"], row["head"],
+            "" if row["unit"] == "1" else row["unit"],
             row["ratio"], None if row["ratio_low"] is None else (row["ratio_low"], row["ratio_high"]), row["note"],
         )
         for row in ordered

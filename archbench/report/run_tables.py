@@ -44,6 +44,9 @@ _OF_RUN = [
 ]
 """Columns that a line of the table of runs needs."""
 
+_ONCE = ("preset", "seed", "parameters", "corpus", "outcome", "checks", "contaminated")
+"""Titles in the table of runs that need no column where all runs share the value."""
+
 _SIDE_BY_SIDE = (
     ("bits per byte", 0, "quality", "bits_per_byte", "bit/byte"),
     ("training tokens/s", 1, "train", "tokens_per_second", "token/s"),
@@ -97,7 +100,25 @@ def run_table(evidence: Evidence) -> Table | None:
         "The best of each text first. Medians over repeats, with half the interquartile range and the number of "
         "samples; speeds of all cases of a run together."
     )
-    return table("runs", "Runs", columns, rows, caption=caption, notes=doubts(evidence.rows)) if rows else None
+    if not rows:
+        return None
+    made = table("runs", "Runs", columns, rows, caption=caption, notes=doubts(evidence.rows))
+    return _without_constants(made) if len(rows) > 1 else made
+
+
+def _without_constants(made: Table) -> Table:
+    """Without the columns of :data:`_ONCE` that say the same of every run: a note says it."""
+    shared = {
+        place: f"{column.title} {made.rows[0][place].text}"
+        for place, column in enumerate(made.columns)
+        if column.title in _ONCE and len({row[place].text for row in made.rows}) == 1
+    }
+
+    def kept(line: Sequence[Any]) -> tuple[Any, ...]:
+        return tuple(one for place, one in enumerate(line) if place not in shared)
+
+    notes = (f"In every run: {', '.join(shared.values())}.", *made.notes) if shared else made.notes
+    return replace(made, columns=kept(made.columns), rows=tuple(map(kept, made.rows)), notes=notes)
 
 
 def _run(run_id: str, own: pd.DataFrame) -> list[Any]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from archbench.presentation.quantities import compact, number, quantity
+from archbench.report.kernel_tables import LETTERS
 from archbench.report.run_limits import value_of
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ NO_VERDICT = (
 
 KERNELS = (
     "Each candidate computes the same on the same inputs, in turns. The tables begin with the fastest of each case, "
-    "and show errors beside times."
+    f"and show errors beside times. Their letters: {LETTERS}"
 )
 
 

@@ -73,6 +73,7 @@ def _numbers(runs: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, ...]]:
         if any(values):
             *newer, oldest = values
             changes = [f" ({percent(value / oldest - 1)})" if value and oldest else "" for value in newer]
+            changes = [change.replace(" %", "\u00a0%") for change in changes]
             yield label, *(quantity(value, unit) + change for value, change in zip(values, [*changes, ""], strict=True))
 
 
@@ -94,7 +95,7 @@ def _described(run: str, rows: pd.DataFrame, places: Sequence[str]) -> dict[str,
             break
     for column in _RECORDED:
         known = rows[column].dropna().astype(str).unique()
-        described[column] = ", ".join(known) or None
+        described[column] = ", ".join(one[:12] if column == "git_revision" else one for one in known) or None
     return {name: value for name, value in described.items() if name not in ("out", "time_limit", "profile")}
 
 

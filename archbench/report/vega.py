@@ -29,7 +29,7 @@ _CONFIG = {
     "view": {"stroke": None},
     "axis": {
         "domainColor": _RULE, "tickColor": _RULE, "gridColor": _GRID, "labelColor": _MUTED, "titleColor": _MUTED,
-        "labelFontSize": 11, "titleFontSize": 12, "titleFontWeight": "normal", "tickCount": 6,
+        "labelFontSize": 11, "labelSeparation": 5, "titleFontSize": 12, "titleFontWeight": "normal", "tickCount": 6,
     },
     "legend": {
         "orient": "top", "title": None, "labelColor": _INK, "labelFontSize": 12, "labelLimit": 0, "symbolOpacity": 1,
@@ -218,6 +218,8 @@ def _axis(axis: Axis, *, grid: bool) -> dict[str, Any]:
         made["format"] = "+.2~%"
     elif axis.unit in _SI:
         made["labelExpr"] = f"format(datum.value, '~s') + '{_SI[axis.unit]}'"
+    if axis.unit == "date":
+        made["labelFlush"] = 14  # a date at the end stays inside the plot
     if axis.labels:
         made |= {"title": None, "labelColor": _INK, "labelFontSize": 13, "labelLimit": 140}
         made |= {"ticks": False, "domain": False}

@@ -149,7 +149,7 @@ def reference_files() -> dict[str, str]:
         if file.suffix == ".parquet"
         else hashlib.sha256(file.read_bytes()).hexdigest()
         for file in sorted(REFERENCE.rglob("*"))
-        if file.suffix in (".json", ".parquet")
+        if file.suffix in (".json", ".jsonl", ".parquet")
     }
 
 
