@@ -76,7 +76,7 @@ def checked(place: Path, *options: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["olmoe", "mamba2"])
+@pytest.mark.parametrize("kind", [pytest.param("olmoe", marks=pytest.mark.slow), "mamba2"])
 def test_experts_and_a_recurrence_decode_and_count_as_the_checks_ask(kind: str, tmp_path: Path) -> None:
     found = checked(written(tmp_path / kind, kind), *(part for name in QUICK for part in ("--check", name)))
     assert found.keys() == {*QUICK}

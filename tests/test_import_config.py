@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
@@ -160,7 +161,7 @@ def test_the_hook_is_optional_and_its_result_is_checked(tmp_path: Path, minimal_
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder ``model`` of a LLaMA's configuration, weights nobody loads, and a small corpus; the test is in it."""
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    save_file({"unread": torch.zeros(1)}, tmp_path / "model" / "model.safetensors")
     (tmp_path / "model" / "config.json").write_text(json.dumps(LLAMA))
     monkeypatch.chdir(with_small_corpus(tmp_path))
     return tmp_path
