@@ -64,6 +64,8 @@ def test_workflows_are_what_github_takes_for_one(path: Path) -> None:
         if re.search(r"archbench regress|/archbench@|\.ci/run", done):
             checkout = next(step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@"))
             assert checkout["with"]["fetch-depth"] == 0, "a shallow clone has no base to compare with"
+        if ".ci/installed.py" in done:
+            assert ".whl)[report]" in done, "it draws a report"
 
 
 @pytest.mark.parametrize(
