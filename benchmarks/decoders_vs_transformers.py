@@ -2,12 +2,16 @@
 
     python benchmarks/decoders_vs_transformers.py --malloc                 # 6 layers, 384 wide; some ten minutes
     python benchmarks/decoders_vs_transformers.py --malloc --only decode llama --json out.json
+    python benchmarks/decoders_vs_transformers.py --malloc --hf llama    # what hf: costs beside the built-in plugin
 
 A training step (8 × 256 tokens, fused AdamW, no dropout) and decoding from a cache at batch 1. Both run in one process
 and take turns (A B, B A, …) with the same batch, threads, dtype, allocator, loss and optimizer. Method and table are
 those of ``gpt1_vs_transformers.py``. Our training is each plugin's own ``train_step``, theirs is
 ``archbench.next_token_step``. Our Mixtral includes its load-balancing loss and theirs does not, which favours theirs.
 Our decoding is ``generate``, theirs is the shortest greedy loop around their cache.
+
+With ``--hf`` theirs is ``hf:``, archbench's own door to the same transformers model: its ``train_step``, and its
+``generate`` from transformers' static cache.
 
 A ratio is their seconds over ours in the same round: above 1, archbench is faster.
 """
@@ -18,6 +22,7 @@ import argparse
 import gc
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -89,7 +94,19 @@ def models(name: str, config: ModelConfig) -> tuple[nn.Module, nn.Module]:
     return ours, theirs
 
 
-def training(name: str, config: ModelConfig, dtype: torch.dtype, B: int, T: int) -> dict[str, Callable[[], Any]]:
+def as_hf(theirs: Any) -> tuple[archbench.Architecture, nn.Module]:
+    """The same model and weights as ``hf:`` makes it of their ``config.json``."""
+    with tempfile.TemporaryDirectory() as folder:
+        theirs.config.save_pretrained(folder)
+        architecture = archbench.load(f"hf:{folder}")
+    model = architecture.build(architecture.config("paper"))
+    model.load_state_dict({f"inner.{name}": tensor for name, tensor in theirs.state_dict().items()})
+    return architecture, model
+
+
+def training(
+    name: str, config: ModelConfig, dtype: torch.dtype, B: int, T: int, *, hf: bool = False
+) -> dict[str, Callable[[], Any]]:
     """One training step of each, in seconds."""
     tokens = torch.randint(config.vocab_size, (B, T + 1))
     batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
@@ -106,13 +123,18 @@ def training(name: str, config: ModelConfig, dtype: torch.dtype, B: int, T: int)
         return timed
 
     ours, theirs = models(name, config)
+    door, foreign = as_hf(theirs) if hf else (None, None)
     return {
         "archbench": contender(ours, archbench.load(name).train_step),
-        "transformers": contender(Logits(theirs, use_cache=False), archbench.next_token_step),
+        "transformers": contender(foreign, door.train_step)
+        if door is not None and foreign is not None
+        else contender(Logits(theirs, use_cache=False), archbench.next_token_step),
     }
 
 
-def decoding(name: str, config: ModelConfig, dtype: torch.dtype, P: int, N: int) -> dict[str, Callable[[], Any]]:
+def decoding(
+    name: str, config: ModelConfig, dtype: torch.dtype, P: int, N: int, *, hf: bool = False
+) -> dict[str, Callable[[], Any]]:
     """The gaps between N tokens after a prompt of P at batch 1, in seconds."""
     prompt = torch.randint(config.vocab_size, (1, P))
     ours, theirs = (model.eval().to(dtype) for model in models(name, config))
@@ -130,9 +152,11 @@ def decoding(name: str, config: ModelConfig, dtype: torch.dtype, P: int, N: int)
                 cache, tokens = output.past_key_values, output.logits[:, -1].argmax(-1, keepdim=True)
             yield tokens
 
+    door, foreign = as_hf(theirs) if hf else (architecture, ours)
+    foreign = foreign.eval().to(dtype)
     return {
         "archbench": lambda: gaps(architecture.generate(ours, prompt, N, GREEDY)),
-        "transformers": lambda: gaps(with_their_cache()),
+        "transformers": lambda: gaps(door.generate(foreign, prompt, N, GREEDY) if hf else with_their_cache()),
     }
 
 
@@ -140,6 +164,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(OURS)}; default: all")
     parser.add_argument("--only", choices=["train", "decode"], help="one half of the cases")
+    parser.add_argument("--hf", action="store_true", help="theirs through hf:, instead of by the shortest loop")
     parser.add_argument("--dtype", choices=DTYPES, action="append", help="default: float32")
     parser.add_argument("--batch", type=int, default=8, help="sequences a training step")
     parser.add_argument("--length", type=int, default=256, help="tokens of each")
@@ -163,9 +188,13 @@ def main() -> None:
         for kind in options.dtype or ["float32"]:
             sizes = (name, config, DTYPES[kind])
             if options.only != "decode":
-                cases[f"{name}, training step, {kind}"] = partial(training, *sizes, options.batch, options.length)
+                cases[f"{name}, training step, {kind}"] = partial(
+                    training, *sizes, options.batch, options.length, hf=options.hf
+                )
             for P in [] if options.only == "train" else options.prompt or [32, 384]:
-                cases[f"{name}, a token after {P}, {kind}"] = partial(decoding, *sizes, P, options.new_tokens)
+                cases[f"{name}, a token after {P}, {kind}"] = partial(
+                    decoding, *sizes, P, options.new_tokens, hf=options.hf
+                )
 
     import transformers
 
