@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.presentation.characters import json_escaped
-from archbench.presentation.terminal import console, put, show
+from archbench.presentation.terminal import console, paragraph, put, show
 from archbench.results.doubts import doubts
 from archbench.results.schema import ENDED, FAILED, UNCHECKED
 
@@ -59,9 +59,9 @@ def print_summary(frame: pd.DataFrame, out: str) -> None:
     screen.print(where, style="dim", soft_wrap=True)
     show(summary_table(frame))
     if scored := _scored(frame, out):
-        screen.print(f"\n{scored}", style="dim", soft_wrap=True)
+        paragraph(f"\n{scored}", style="dim")
     for text, style in _remarks(frame):
-        screen.print(text, style=style, soft_wrap=True)
+        paragraph(text, style=style)
     path = Path(out) / f"{first['run_id']}.parquet"
     screen.print(f"\nResults: {path} ({len(frame):,} rows)", soft_wrap=True)
     screen.print("Next:")
@@ -90,9 +90,9 @@ def print_kernels(frame: pd.DataFrame, left_out: Sequence[Mapping[str, Any]], pa
         screen.print()
         show(table)
     for line in reasons(left_out):
-        screen.print(line, style="yellow", soft_wrap=True)
+        paragraph(line, style="yellow")
     if rows.contaminated.eq(True).any():
-        screen.print("Other work disturbed the machine: these rows are marked contaminated.", style="yellow")
+        paragraph("Other work disturbed the machine: these rows are marked contaminated.", style="yellow")
     screen.print(f"\nResults: {path} ({len(frame):,} rows)", soft_wrap=True)
     if plot is not None:
         screen.print(f"Plot: {plot}", soft_wrap=True)
