@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from archbench.files.loader import read_json
+from archbench.files.seal import sealed
 from forked_children import ForkedCommand
 
 pytest_plugins = "pytester"
@@ -71,15 +73,25 @@ def test_what_a_session_saved_another_compares_with(
 @pytest.mark.slow  # tests/test_regression_baselines.py says of which baselines there is none
 def test_what_another_machine_saved_is_new(saved: Path, minimal_plugin: str, pytester: pytest.Pytester) -> None:
     (pytester.path / "bigram.py").write_text(minimal_plugin)
-    content = json.loads(saved.read_text())
+    content = read_json(saved, next_step="", sealing="required")
     content["architecture"], content["key"]["device"] = "bigram", "a Xeon"
-    (saved.parent / "bigram-000000000000.json").write_text(json.dumps(content))
+    (saved.parent / "bigram-000000000000.json").write_text(sealed(content))
     bigram = ("--archbench-arch", "bigram", "--archbench-plugin", "bigram.py", "-k", "exact")
     options = ("--archbench-baseline", "compare", "--archbench-report", "report.json")
     done = session(pytester, *BENCHMARKS, *bigram, *options)
     done.assert_outcomes(passed=1, deselected=3)
     done.stdout.fnmatch_lines(["*bigram*parameters*NEW*'a Xeon'*"])
     assert set(rows(pytester.path / "report.json").values()) == {"NEW"}
+
+
+@pytest.mark.slow
+def test_a_damaged_baseline_fails_by_name_and_without_a_traceback(saved: Path, pytester: pytest.Pytester) -> None:
+    saved.write_text(saved.read_text().replace("66049", "66048"))
+    done = session(pytester, *BENCHMARKS, *MINE, "-k", "exact", "--archbench-baseline", "compare")
+    done.assert_outcomes(failed=1, deselected=3)
+    done.stdout.fnmatch_lines([f"*{saved.name}*"])
+    done.stdout.no_fnmatch_line("*Traceback*")
+    done.stdout.no_fnmatch_line("*another exception occurred*")
 
 
 @pytest.mark.slow

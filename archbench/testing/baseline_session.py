@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,14 +150,16 @@ class BaselineSession:
 
     def _kept(self, architecture: str, rows: list[Row]) -> list[Row]:
         if any(row.verdict == "NEW" for row in rows) and self._read(architecture) is None:
-            why = missing([other for folder in self._folders for other in others(folder, self.key, architecture)])
+            with _without_traceback():
+                why = missing([other for folder in self._folders for other in others(folder, self.key, architecture)])
             rows = [replace(row, note=f"no baseline of this machine: {why}") for row in rows]
         self.rows += rows
         return rows
 
     def _read(self, architecture: str) -> Baseline | None:
-        found = (read(folder, self.key, architecture) for folder in self._folders)
-        return next((one for one in found if one is not None), None)
+        with _without_traceback():
+            found = (read(folder, self.key, architecture) for folder in self._folders)
+            return next((one for one in found if one is not None), None)
 
     def _baseline(self, architecture: str) -> Baseline:
         if architecture not in self._baselines:
@@ -164,7 +168,14 @@ class BaselineSession:
         return self._baselines[architecture]
 
     def _save(self, architecture: str) -> None:
-        try:
+        with _without_traceback():
             self._saved[architecture] = save(self._folders[0], self._baselines[architecture])
-        except StorageError as error:
-            pytest.fail(str(error), pytrace=False)
+
+
+@contextmanager
+def _without_traceback() -> Iterator[None]:
+    """Within this context a file that cannot be read or written fails the test by its message alone."""
+    try:
+        yield
+    except StorageError as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
