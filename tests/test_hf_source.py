@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,7 +17,7 @@ from archbench import read_results
 from archbench.config import DataConfig, RunConfig, TrainingConfig
 from archbench.data.batches import Batch
 from archbench.data.dataset import EncodedDocument, prepare
-from archbench.errors import ConfigError
+from archbench.errors import ConfigError, StorageError
 from archbench.measure.flops import count_flops, on_meta
 from archbench.measure.scoring import score
 from archbench.study.matching import match
@@ -282,6 +283,27 @@ def test_a_configuration_that_cannot_be_used_is_named(content: Any, culprit: str
     assert done.returncode == 6, done.stderr
     assert culprit in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation", "experts_implementation"])
+def test_a_configuration_names_no_code_that_is_run(field: str, tmp_path: Path) -> None:
+    """Neither beside it nor on the hub, from where transformers would fetch a kernel of that name."""
+    ran = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Model: ...\n")
+    code = {"AutoConfig": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
+    architecture = archbench.load(f"hf:{written(tmp_path, 'llama', auto_map=code, **{field: 'some-org/some-kernel'})}")
+    model: Any = architecture.build(architecture.config("nano"))
+    assert type(model.inner) is transformers.LlamaForCausalLM
+    assert model.inner.config._attn_implementation == "sdpa"
+    assert not ran.exists()
+
+
+def test_a_record_of_the_cache_that_was_changed_is_damaged(tmp_path: Path) -> None:
+    name = archbench.load(f"hf:{written(tmp_path, 'llama')}").name
+    file = Path(os.environ["ARCHBENCH_CACHE"]) / "hf" / f"{name[-12:]}.json"
+    file.write_text(file.read_text().replace('"weights": null', '"weights": "/elsewhere"'))
+    with pytest.raises(StorageError, match=re.escape(str(file))):
+        archbench.load(name)
 
 
 def test_a_name_that_leads_nowhere_is_said_also_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import archbench
 from archbench import errors
+from archbench.plugin.registry import TRACKER, find
 from archbench.scaffold.package import package_files, write_package
 
 
@@ -150,6 +151,11 @@ def test_two_packages_claiming_a_name_are_both_named_and_others_work(
     with pytest.raises(errors.DuplicateNameError, match=r"acme-bigram.*zenith"):
         archbench.load("bigram")
     assert archbench.load("gpt1").name == "gpt1"
+
+
+def test_a_prefix_finds_architectures_and_no_other_kind_of_plugin() -> None:
+    with pytest.raises(errors.UnknownNameError, match=r"tracker 'hf:\./x'"):
+        find(TRACKER, ["hf:./x"])
 
 
 def test_an_unknown_name_asks_did_you_mean() -> None:

@@ -79,7 +79,7 @@ class StudyProgress:
 
     def started(self, cell: Any) -> None:
         self._running[cell.key] = self._describe(cell), time.monotonic()
-        self._view.still = getattr(cell, "stage", None) in TIMED
+        self._view.still = cell.stage in TIMED
         self._view.refresh()
 
     def known(self, cell: Any, quality: Quality | None) -> None:

@@ -103,8 +103,9 @@ def run(
         step = f"Give at most {MOST_RUNS:,} in one command"
         raise UsageError("archbench run", f"architectures times seeds are {count:,} runs", step)
     runs = [
-        configured(written, {**_with_weights(given, written, name), "architecture": name, "seed": one}, file)
+        configured(written, {**fields, "architecture": name, "seed": one}, file)
         for name in names
+        for fields in [_with_weights(given, written, name)]
         for one in seed or [written.get("seed", 0)]
     ]
     if runs and runs[0].trackers:

@@ -95,7 +95,7 @@ def find(kind: Kind, names: Iterable[str]) -> dict[str, Entry]:
         UnknownNameError, DuplicateNameError: as :func:`claimant`.
     """
     claims = installed(kind.group)
-    return {name: _source(name) or claimant(kind, name, claims) for name in names}
+    return {name: (kind == ARCHITECTURE and _source(name)) or claimant(kind, name, claims) for name in names}
 
 
 def full_name(name: str) -> str:

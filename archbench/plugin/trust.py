@@ -132,9 +132,7 @@ def forget(given: str) -> list[Trusted]:
         OSError: the list cannot be written.
         UsageError: there is nothing of the kind.
     """
-    place = Path(
-        os.path.realpath(os.path.expanduser(given))
-    )  # unlike resolve(), it takes links that lead to themselves
+    place = Path(os.path.realpath(os.path.expanduser(given)))  # Path.resolve fails where a link leads to itself
     names = {given, str(place)}
     with suppress(UsageError):  # it is gone, or no plugin any more
         names |= {content_digest(file) for file in _expanded([place])}
@@ -265,10 +263,10 @@ def _store() -> Path:
 
 
 def _change(change: Callable[[list[Trusted]], list[Trusted]]) -> None:
-    file = _store()
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     import filelock
 
+    file = _store()
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with filelock.FileLock(file.with_name(".lock")):
         text = _Store(trusted=change(trusted())).model_dump_json(indent=1) + "\n"
 

@@ -32,8 +32,9 @@ _RESTS_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "probes": (("probe",), ()),
     "probe-state": (("probe",), ()),
     "scores": (("probe",), ()),
-    **dict.fromkeys(("kernels", "attention", "losses"), (("kernel",), ())),
-    **dict.fromkeys(("laws", "losses", "forecasts", "size", "tokens", "compute"), (("quality",), _CONFIRM)),
+    **dict.fromkeys(("kernels", "attention"), (("kernel",), ())),
+    "losses": (("quality", "kernel"), _CONFIRM),  # of a ladder, or of kernels
+    **dict.fromkeys(("laws", "forecasts", "size", "tokens", "compute"), (("quality",), _CONFIRM)),
 }
 """Key of a table or figure -> phases and roles of the rows that it shows."""
 

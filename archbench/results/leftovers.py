@@ -192,11 +192,11 @@ def size_on_disk(paths: Iterable[Path]) -> tuple[int, float]:
 
 def _owner(run: Path) -> str | None:
     """Which process has the run or its study, in words; None if nobody has."""
+    import filelock
+
     for folder in (run, *list(run.parents)[:3]):  # STUDY/runs/KEY/RUN_ID
         if not (folder / ".lock").is_file():
             continue
-        import filelock
-
         lock = filelock.FileLock(folder / ".lock")
         try:
             lock.acquire(blocking=False)

@@ -25,10 +25,10 @@ def locked(folder: Path, step: str = "Wait for it, or choose another folder with
         StorageError: it cannot be made or written, or its file system has no locks.
         UsageError: another process has it; the message names the process.
     """
-    prepare_folder(folder)
-    owner = folder / ".lock-owner"
     import filelock
 
+    prepare_folder(folder)
+    owner = folder / ".lock-owner"
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)

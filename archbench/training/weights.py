@@ -102,7 +102,7 @@ def require_whole(path: Path) -> None:
             continue
         expected = {name for name, shard in placed.items() if shard == file.name}
         if missing := sorted(expected - tensor_shapes(file).keys()):
-            raise _damaged(first, f"{file.name} lacks {missing[0]!r} and {len(missing) - 1} more of its tensors")
+            raise _damaged(first, f"{file.name} lacks {len(missing)} of its tensors, {missing[0]!r} for one")
 
 
 def tensor_shapes(path: Path) -> dict[str, list[int]]:

@@ -97,6 +97,9 @@ class HFConfig(ModelConfig):
 _SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 """Ids are read like any others: none is padding, whose embedding would never learn."""
 
+_HOW = "_implementation"
+"""Fields that say how attention or experts are computed: transformers would fetch and run the code of ``ORG/NAME``."""
+
 _UNBOUNDED = 2048
 """T of a model that says no limit, as recurrent ones do."""
 
@@ -153,8 +156,9 @@ def transformers_config(fields: Mapping[str, Any]) -> Any:
         raise _refused("model_type", f"a {kind} is no causal language model", "Name a decoder")
     if fields.get("quantization_config") is not None:
         raise _refused("quantization_config", "its weights are quantised", "Name the model that they were made from")
+    plain = {name: value for name, value in fields.items() if not name.endswith(_HOW)}
     try:
-        return known[kind].from_dict({**fields, **dict.fromkeys(_SPECIAL)})
+        return known[kind].from_dict({**plain, **dict.fromkeys(_SPECIAL)})
     except Exception as error:  # noqa: BLE001 - each family validates in its own way
         cause, step = f"transformers refuses it: {one_line(error)}", "Correct config.json, or get it again"
         raise CheckpointError(f"configuration of a {kind}", cause, step) from None

@@ -13,6 +13,7 @@ from typing import Any
 from archbench.data.cache import cache_folder, write_atomically
 from archbench.errors import CheckpointError, StorageError, UnknownNameError, one_line
 from archbench.files.loader import read_json
+from archbench.files.seal import sealed
 from archbench.training.weights import WEIGHTS, tensor_shapes
 
 CONFIG = "config.json"
@@ -134,7 +135,7 @@ def _remember(one: Place) -> None:
         "revision": one.revision,
         "weights": one.weights and str(one.weights),
     }
-    text = json.dumps(record, indent=1).encode()
+    text = sealed(record, indent=1).encode()
     write_atomically(_file(_digest(one.published)), lambda file: file.write(text))
 
 
@@ -143,9 +144,10 @@ def _remembered(label: str, digest: str) -> Place:
     if not file.is_file():
         cause = f"no configuration of that digest has been named here ({file} is missing)"
         raise UnknownNameError(f"hf:{label}@{digest}", cause, step)
-    record = read_json(file, error=StorageError, culprit=f"cache file {file}", next_step=f"Delete it. {step}")
-    if not isinstance(record, dict) or _digest(record.get("published", {})) != digest:
-        raise StorageError(f"cache file {file}", "it is damaged", f"Delete it. {step}")
+    step = f"Delete it. {step}"
+    record = read_json(file, error=StorageError, culprit=f"cache file {file}", next_step=step, sealing="required")
+    if _digest(record["published"]) != digest:
+        raise StorageError(f"cache file {file}", "it holds the configuration of another digest", step)
     weights = record["weights"]
     return Place(
         f"{label}@{digest}", record["published"], record["source"], record["revision"], weights and Path(weights)
