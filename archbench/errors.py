@@ -17,6 +17,11 @@ from typing import ClassVar
 LONGEST = 5000
 """Characters of each part of an error; a path has at most 4,096."""
 
+FEW_NAMES = 12
+"""Known names that are listed beside the closest one."""
+MOST_NAMES = 60
+"""Known names that are listed where none is close."""
+
 
 class ArchbenchWarning(UserWarning):
     """Something that readers of the numbers must know; the results record it too."""
@@ -43,7 +48,7 @@ class ArchbenchError(Exception):
         self.next_step = next_step
 
     def __str__(self) -> str:
-        return f"{self.culprit}: {self.cause}. {self.next_step}."
+        return f"{self.culprit}: {self.cause}. {self.next_step}{'' if self.next_step.endswith('?') else '.'}"
 
     def as_dict(self) -> dict[str, str]:
         """The error as plain strings, to cross a process boundary; :func:`from_dict` undoes it."""
@@ -279,12 +284,14 @@ def _limit() -> int | None:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The next step after an unknown name: the closest known one, or all of them."""
+    """The next step after an unknown name: the closest known one, and all of them if they are few or none is close."""
     known = sorted(known)
+    more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+    listed = f"Known: {', '.join(known[:MOST_NAMES])}{more}"
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if close:
-        return f"Did you mean {close[0]!r}? Known: {', '.join(known)}"
-    return f"Known: {', '.join(known)}" if known else "There are none"
+        return f"Did you mean {close[0]!r}?" + (f" {listed}" if len(known) <= FEW_NAMES else "")
+    return listed if known else "There are none"
 
 
 def one_line(error: BaseException) -> str:

@@ -60,6 +60,18 @@ def test_github_takes_the_action_and_the_workflow() -> None:
         assert end.value.code == 0
 
 
+def test_two_plugins_in_one_job_give_artifacts_of_two_names(tmp_path: Path) -> None:
+    (artifact,) = (step["with"]["name"] for step in STEPS if "upload-artifact" in step.get("uses", ""))
+    for place, content in (("one/plugin", '[project]\nname = "mine"\n'), ("two/plugin", "[tool.poetry]\n")):
+        folder = tmp_path / place
+        folder.mkdir(parents=True)
+        (folder / "pyproject.toml").write_text(content)
+        done = bash(script("Which plugin"), folder, GITHUB_OUTPUT=tmp_path / "output")
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "output").read_text().splitlines() == ["package=mine", "package=plugin"]
+    assert "steps.plugin.outputs.package" in artifact
+
+
 def test_one_comment_is_written_and_then_changed(tmp_path: Path) -> None:
     (tmp_path / "gh").write_text(GH)
     (tmp_path / "gh").chmod(0o755)

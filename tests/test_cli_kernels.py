@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,12 +96,15 @@ def test_the_plot_is_a_picture(finished: tuple[Path, object]) -> None:
     assert [path.name for path in finished[0].iterdir() if path.name.startswith(".")] == []
 
 
-def test_results_shows_the_run_as_the_same_tables(finished: tuple[Path, object], cli: RunCLI) -> None:
+def test_results_shows_the_run_as_the_same_tables(finished: tuple[Path, object], cli: RunCLI, tmp_path: Path) -> None:
     shown = cli("results", finished[0] / "results").stdout
     assert "kernels · " in shown.splitlines()[0]
     assert "linear_cross_entropy" in shown
     assert "causal counts half" in shown
-    assert "triton, forward (16 cases)" in shown
+    assert "triton, forward and backward (16 cases): the Triton kernel runs only on NVIDIA and AMD GPUs" in shown
+    (file,) = (finished[0] / "results").glob("*.json")
+    alone = shutil.copy(file.with_suffix(".parquet"), tmp_path)
+    assert f"triton, forward (16 cases): without {file.name} " in cli("results", alone).stdout
     chosen = cli(
         "results", finished[0] / "results", "--where", "attention=sdpa", "--where", "metric=output_error", "--raw"
     ).stdout

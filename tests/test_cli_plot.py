@@ -51,9 +51,10 @@ def test_an_image_is_written(cli: RunCLI, tmp_path: Path, end: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "culprit"),
     [
-        (["bits_per_bite"], 2, "bits_per_bite"),
+        (["bits_per_bite"], 2, "Did you mean 'bits_per_byte'?\n"),
         (["bits_per_byte", "--by", "architectur"], 2, "architectur"),
-        (["bits_per_byte", "--where", "architecture=lama"], 7, str(REFERENCE)),
+        (["bits_per_byte", "--where", "architecture=gtp1"], 2, "Did you mean 'gpt1'?"),
+        (["loss", "--where", "phase=decode", "--where", "metric=loss"], 7, str(REFERENCE)),
         (["bits_per_byte", "-o", "plot.gif"], 2, "plot.gif"),
         (["loss"], 2, "phase=train"),
     ],

@@ -89,7 +89,8 @@ def test_rows_and_runs_can_be_chosen(folder: Path, cli: RunCLI) -> None:
     assert {json.loads(line)["run_id"][:8] for line in lines} == {"20260105", "20260104"}
     raw = cli("results", folder, "--raw", "--limit", "1", "--where", "phase=decode").stdout.splitlines()
     assert [line.split()[-2:] for line in raw[1:6]] == [[value, "ms"] for value in ("1", "2", "3", "4", "100")]
-    assert cli("results", folder, "--where", "phase=kernel").stdout == f"No matching results in {folder}.\n"
+    none = cli("results", folder, "--where", "phase=decode", "--where", "metric=loss")
+    assert none.stdout == f"No matching results in {folder}.\n", "each value is known, and no row has both"
 
 
 def test_a_run_that_failed_says_so_in_a_line_and_an_unchecked_one_too(cli: RunCLI, tmp_path: Path) -> None:
@@ -112,6 +113,12 @@ def test_a_run_that_failed_says_so_in_a_line_and_an_unchecked_one_too(cli: RunCL
     ("arguments", "code", "phrases"),
     [
         (["--where", "phse=decode"], 2, ["'phse'", "Did you mean 'phase'?"]),
+        (
+            ["--where", "phase=decode", "--where", "phase=decod", "--json"],
+            2,
+            ["phase=decod:", "mean 'decode'?", "train"],
+        ),
+        (["--where", "seed=77"], 2, ["seed=77:", "Known: 0"]),
         (["--where", "decode"], 2, ["COLUMN=VALUE"]),
         (["--where", "repeat=often"], 2, ["repeat=often", "not a int64"]),
         (["--csv", "/proc/no/such/folder.csv"], 7, ["cannot be written", "Choose another file"]),

@@ -59,10 +59,13 @@ def test_what_a_session_saved_another_compares_with(
     (pytester.path / ".archbench-baselines").mkdir()  # where version 0.1 saved it
     saved.rename(pytester.path / ".archbench-baselines" / saved.name)
     options = ("--archbench-baseline", "compare", "--archbench-report", "report.json", "-k", "exact")
+    monkeypatch.setenv("COLUMNS", "60")
     done = session(pytester, *BENCHMARKS, *MINE, *options)
     done.assert_outcomes(failed=1, deselected=3)
-    verdict_first = ["1 of 7 regressed: mine parameters.", "mine * parameters * 66,049 * 66,058 * FAIL *"]
-    done.stdout.fnmatch_lines([*verdict_first, "*= FAILURES =*"])
+    verdict_first = ["1 of 7 regressed: mine parameters.", "mine * parameters * FAIL *"]
+    done.stdout.fnmatch_lines([*verdict_first, "Left out * (--archbench-report *", "*base; head", "*= FAILURES =*"])
+    table = done.stdout.str().partition("compared with the baseline")[2].partition("FAILURES")[0]
+    assert max(map(len, table.splitlines())) <= 60
     done.stdout.no_fnmatch_line("DEBUG *")
     found = rows(pytester.path / "report.json")
     assert found["mine", "parameters"] == "FAIL"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from itertools import combinations
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 from archbench import available
 from archbench.presentation.quantities import duration, number, percent, quantity, ratio
 from archbench.presentation.tables import escaped
+from archbench.report.character_plot import characters
 from archbench.report.contents import Contents, read
 from archbench.report.cost_figures import pareto_figure
 from archbench.report.evidence import Evidence, Score, of_comparison
-from archbench.report.figures import Axis, Figure, Series, data_of, tick_text, ticks_of
+from archbench.report.figures import Axis, Figure, Panel, Series, data_of, tick_text, ticks_of
 from archbench.report.markdown import markdown
 from archbench.report.styles import DARK, HEAT, LIGHT, ink_on, style_of, styles_of
+from archbench.report.vega import image
 from archbench.study.costs import CostRow
 from comparison_files import ARCHITECTURES, SEEDS, STEPS, T, frame_of, write_comparison
 
@@ -226,6 +229,19 @@ def test_bytes_that_hardly_differ_have_labels_that_do() -> None:
     axis = Axis("memory", "B", ticks=ticks)
     labels = [tick_text(axis, index) for index in range(len(ticks))]
     assert labels == ["350 MiB", "350.25 MiB", "350.5 MiB", "350.75 MiB", "351 MiB"]
+
+
+def test_values_that_are_all_the_same_have_one_label_and_it_says_the_value() -> None:
+    """A drawing library has no step between ticks there, and would say 3."""
+    style = styles_of({"gpt1": "gpt1"})["gpt1"]
+    panel = Panel(
+        "history", Axis("date", "date"), Axis("bits per byte", "bit/byte"),
+        (Series("gpt1", style, (1e9, 2e9), (3.2416, 3.2416), drawn="line+points"),),
+    )  # fmt: skip
+    texts = re.findall(r">([^<>]+)</text>", image(Figure("history", "History", "", (panel,)), "svg").decode())
+    assert "3.2416" in texts
+    assert "3" not in texts
+    assert sum("3.2416" in line for line in characters(panel, 80)) == 1
 
 
 @pytest.mark.parametrize(

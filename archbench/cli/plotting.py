@@ -38,7 +38,7 @@ def plot_metric(
         raise UnknownNameError(f"--by {by}", "the results have no such column", did_you_mean_column(by))
     if output is not None:
         check_plot(output, option="--output", force=force)
-    figure = metric_figure(read_results(path, where or None), metric, by, path)
+    figure = metric_figure(read_results(path, where or None, known=True), metric, by, path)
     if output is not None:
         from archbench.report.files import write_image
 

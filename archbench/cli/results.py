@@ -72,7 +72,7 @@ def results(
     from archbench.results.filters import conditions
     from archbench.results.reading import read_results
 
-    everything = read_results(path, where or None, trials=True)
+    everything = read_results(path, where or None, trials=True, known=True)
     asked = trials or "role" in conditions(where)
     frame = everything if asked else everything[~everything.role.isin(TRIALS)]
     if hidden := everything.run_id.nunique() - frame.run_id.nunique():
@@ -92,12 +92,15 @@ def results(
                 + ("" if where or hidden else " Start with: archbench run gpt1")
             )
             return
-        (_print_raw if raw else _print_summary)(frame, hide_incidental=not any("phase" in text for text in where or []))
+        if raw:
+            _print_raw(frame)
+        else:
+            _print_summary(frame, path, hide_incidental=not any("phase" in text for text in where or []))
         if total > shown:
             echo(f"\n{total - shown} older runs not shown; --limit 0 shows all.")
 
 
-def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
+def _print_summary(frame: pd.DataFrame, path: str, *, hide_incidental: bool) -> None:
     from archbench.cli.summary import UNCHECKED_REMARK, failures
     from archbench.report.kernel_tables import kernel_tables, not_measured
     from archbench.report.run_tables import checks, integer, measurement_table
@@ -116,7 +119,7 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
         kernels, rows = rows[rows.phase == "kernel"], rows[rows.phase != "kernel"]
         for table in [*kernel_tables(kernels), *([measurement_table(rows)] if len(rows) else [])]:
             show(table)
-        for line in not_measured(kernels):
+        for line in not_measured(kernels, [path]):
             paragraph(line, style="yellow")
         for line in (*failed, *doubtful):
             paragraph(line, style="red")
@@ -126,7 +129,7 @@ def _print_summary(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
             paragraph("Other work ran on this machine: speeds so marked are contaminated.", style="yellow")
 
 
-def _print_raw(frame: pd.DataFrame, *, hide_incidental: bool) -> None:
+def _print_raw(frame: pd.DataFrame) -> None:
     from archbench.cli.summary import failures
     from archbench.report.run_tables import raw_table
 

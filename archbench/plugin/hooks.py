@@ -108,7 +108,7 @@ def check_hooks(plugin: object, culprit: str, *, required: Iterable[str]) -> Non
     found = set()
     for hook, function, options in _implementations(plugin):
         if hook not in HOOKS:
-            step = did_you_mean(hook, HOOKS) + "; other functions go without @hookimpl"
+            step = f"Other functions go without @hookimpl. {did_you_mean(hook, HOOKS)}"
             raise MisspeltHookError(culprit, f"there is no hook called {hook!r}", step)
         _check_arguments(hook, function, culprit)
         if not _wraps(options):

@@ -64,11 +64,14 @@ def paragraph(text: str, *, style: str = "") -> None:
         out.print("\n".join(_wrapped(line, out.width)) if _has_width() else line, style=style, soft_wrap=True)
 
 
-def show(shown: Table) -> None:
+def show(shown: Table, *, everything: str = "--wide or --json has all") -> None:
     """Print a table with its caption and notes. Names and numbers are never broken or cut.
 
     In a terminal, columns with a priority that are the same in every row become a sentence, and others are left out
     by their priority until the rest fits; a line names them. A file or a pipe, and ``--wide``, have all of them.
+
+    Args:
+        everything: that line's words for where they are.
     """
     out = console()
     room = out.width if _has_width() and not WIDE.get() else None
@@ -87,7 +90,7 @@ def show(shown: Table) -> None:
     left_out = [one.title for index, one in enumerate(shown.columns) if index not in kept and index not in same]
     if left_out:
         names = "; ".join(" ".join(title.split()) for title in dict.fromkeys(left_out))
-        paragraph(f"Left out for want of width (--wide or --json has all): {names}", style="dim")
+        paragraph(f"Left out for want of width ({everything}): {names}", style="dim")
     for note in shown.notes:
         paragraph(note)
 

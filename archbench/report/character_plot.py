@@ -58,7 +58,8 @@ def _curves(panel: Panel, width: int) -> Iterator[str]:
     for series, mark in _marked(panel):
         for column, y in _averaged(series, left, right, columns):
             grid[HEIGHT - 1 - round((HEIGHT - 1) * _share(y, bottom, top))][column] = mark
-    named = {0: marks[0], HEIGHT // 2: marks[1], HEIGHT - 1: marks[2]}
+    middle = HEIGHT - 1 - round((HEIGHT - 1) / 2)
+    named = {middle: marks[1]} if top == bottom else {0: marks[0], middle: marks[1], HEIGHT - 1: marks[2]}
     for number, line in enumerate(grid):
         yield f"{named.get(number, ''):>{margin}} │{''.join(line).rstrip()}"
     yield " " * margin + " └" + "─" * columns

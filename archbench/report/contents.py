@@ -124,7 +124,9 @@ def _of_runs(evidence: Evidence, places: Sequence[str], peaks: Peaks | None, ref
     kernels = rows[rows.phase == "kernel"]
     measured = resting(kernel_tables(kernels), rows)
     if not evidence.names:
-        return replace(part, tables=measured, missing=(), said=KERNELS, limits=(*not_measured(kernels), *limits))
+        return replace(
+            part, tables=measured, missing=(), said=KERNELS, limits=(*not_measured(kernels, places), *limits)
+        )
     if rows.run_id.nunique() > 1 or (rows.phase == "probe").all():
         tables = (*part.tables, *resting((difference_table(rows, places),), rows), *measured)
         return replace(part, tables=tables, said=NO_VERDICT, limits=limits)

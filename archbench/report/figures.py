@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from archbench.presentation.quantities import BINARY, compact, quantity
+from archbench.presentation.quantities import BINARY, compact, number, quantity
 from archbench.report.styles import Style
 
 Scale = Literal["linear", "log"]
@@ -213,6 +213,8 @@ def tick_text(axis: Axis, index: int) -> str:
     if axis.unit == "B" and axis.scale == "linear":  # all in one unit, with enough digits to differ
         name, scale = next(((name, scale) for name, scale in BINARY if max(axis.ticks) >= scale), BINARY[-1])
         return f"{f'{value / scale:.3f}'.rstrip('0').rstrip('.')} {name}"
+    if len(axis.ticks) == 1:
+        return number(value, axis.unit)
     if axis.unit == "date":
         days = axis.ticks[-1] - axis.ticks[0] > 2 * 86400
         return quantity(value, "date")[slice(10) if days else slice(5, None)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from archbench.presentation.quantities import counted
 from archbench.presentation.tables import Cell, Column, Table, table
 
 if TYPE_CHECKING:
@@ -67,16 +69,53 @@ def case_name(row: Mapping[Any, Any]) -> str:
     return " ".join([row["attention"] if attention else row["operation"], *sizes])
 
 
-def not_measured(rows: pd.DataFrame) -> Iterator[str]:
-    """A sentence for each candidate and direction without a value."""
+@dataclass(frozen=True)
+class _LeftOut:
+    case: str
+    candidate: str
+    what: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Facts:
+    left_out: Sequence[_LeftOut] = ()
+
+
+@dataclass(frozen=True)
+class _Described:
+    """The JSON file of a kernel run, as far as it says what was left out."""
+
+    facts: _Facts = _Facts()
+
+
+def not_measured(rows: pd.DataFrame, places: Sequence[str]) -> Iterator[str]:
+    """A sentence for each reason why there is no value, as the runs' files in or beside ``places`` give it."""
     missing = rows[rows.metric.isin(["forward_seconds", "backward_seconds"]) & rows.value.isna()]
-    candidates = missing.attention.where(missing.operation == ATTENTION, missing.operation)
-    for (candidate, metric), without in missing.groupby([candidates, "metric"], sort=False):
-        cases = without.groupby(CASE, dropna=False).ngroups
-        yield (
-            f"Not measured: {candidate}, {str(metric).removesuffix('_seconds')} ({cases} cases): the reason is in "
-            f"{rows.run_id.iloc[0]}.json, facts.left_out."
-        )
+    for run_id, own in missing.groupby("run_id", sort=False):
+        known = reasons([vars(one) for one in _left_out(str(run_id), places)])
+        yield from known
+        if known:
+            continue
+        candidates = own.attention.where(own.operation == ATTENTION, own.operation)
+        for (candidate, metric), without in own.groupby([candidates, "metric"], sort=False):
+            cases = without.groupby(CASE, dropna=False).ngroups
+            yield (
+                f"Not measured: {candidate}, {str(metric).removesuffix('_seconds')} ({counted(cases, 'case')}): "
+                f"without {run_id}.json beside the rows the reason is not known."
+            )
+
+
+def _left_out(run_id: str, places: Sequence[str]) -> Sequence[_LeftOut]:
+    from archbench.errors import StorageError
+    from archbench.files.loader import read_model
+    from archbench.results.run_files import description_beside
+
+    try:
+        file = description_beside(run_id, places)
+        return read_model(_Described, file, sealing="optional", next_step="").facts.left_out if file else ()
+    except StorageError:  # rows have their own checksum; archbench fsck says more
+        return ()
 
 
 def reasons(left_out: Sequence[Mapping[str, Any]]) -> list[str]:

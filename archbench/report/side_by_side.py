@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from archbench.presentation.quantities import ABSENT, percent, quantity
@@ -80,19 +79,16 @@ def _numbers(runs: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, ...]]:
 def _described(run: str, rows: pd.DataFrame, places: Sequence[str]) -> dict[str, Any]:
     from archbench.errors import StorageError
     from archbench.files.loader import read_model
+    from archbench.results.run_files import description_beside
 
     first = rows.iloc[0]
     described: dict[str, Any] = {"architecture": first.architecture, "preset": first.preset, "seed": int(first.seed)}
-    for place in map(Path, places):
-        beside = (place if place.is_dir() else place.parent) / f"{run}.json"
-        if beside.is_file():
-            try:
-                content = read_model(dict[str, Any], beside, error=StorageError, sealing="optional", next_step="")
-            except StorageError:  # rows have their own checksum; archbench fsck says more
-                described["configuration"] = "its file is damaged"
-                break
+    if beside := description_beside(run, places):
+        try:
+            content = read_model(dict[str, Any], beside, error=StorageError, sealing="optional", next_step="")
             described |= flat(content.get("run", {})) | flat(content.get("model", {}), "model")
-            break
+        except StorageError:  # rows have their own checksum; archbench fsck says more
+            described["configuration"] = "its file is damaged"
     for column in _RECORDED:
         known = rows[column].dropna().astype(str).unique()
         described[column] = ", ".join(one[:12] if column == "git_revision" else one for one in known) or None

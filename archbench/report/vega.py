@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from statistics import fmean
 from textwrap import wrap
@@ -124,8 +125,11 @@ def _panel(panel: Panel, legend: dict[str, Style]) -> dict[str, Any]:
     colour = by_name(lambda style: _MUTED if style is None else style.variable)
     dash = by_name(lambda style: [6, 4] if style is not None and style.dashed else [1, 0])
     shape = by_name(lambda style: "circle" if style is None else style.path)
-    x = _axis(panel.x, grid=True) | {"field": "x"}
-    y = _axis(panel.y, grid=not panel.y.labels) | {"field": "y"}
+    ends = [(row[end], row) for row in rows for end in ("low", "high") if row.get(end) is not None]
+    across = {row["x"] for row in rows} | {end for end, row in ends if "sideways" in row}
+    up = {row["y"] for row in rows} - {None} | {end for end, row in ends if "sideways" not in row}
+    x = _axis(panel.x, across, grid=True) | {"field": "x"}
+    y = _axis(panel.y, up, grid=not panel.y.labels) | {"field": "y"}
     clip = panel.x.limits is not None or panel.y.limits is not None
     layers = [layer for rule in panel.rules for layer in _rule(rule, panel)]
 
@@ -204,7 +208,10 @@ def _tip(series: Series, index: int, panel: Panel) -> dict[str, str]:
     return tip | ({"": series.notes[index]} if series.notes else {})
 
 
-def _axis(axis: Axis, *, grid: bool) -> dict[str, Any]:
+def _axis(axis: Axis, shown: set[float], *, grid: bool) -> dict[str, Any]:
+    """The axis of the values ``shown``; where they are all the same, it has one label, of that value."""
+    if len(shown) == 1 and not axis.labels and axis.limits is None and (shown == {0.0} or not axis.zero):
+        axis = replace(axis, ticks=tuple(shown))
     title = f"{axis.title} ({axis.unit})" if axis.unit in ("nats/token", "FLOP/s") else axis.title
     made: dict[str, Any] = {"grid": grid, "labelOverlap": not axis.labels, "title": title}
     if axis.ticks:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from archbench.errors import UnknownNameError, UsageError
+from archbench.errors import UnknownNameError, UsageError, did_you_mean
 from archbench.results.schema import COLUMNS, Column, did_you_mean_column
 
 if TYPE_CHECKING:
@@ -75,6 +75,16 @@ def _parsed(column: Column, value: Any) -> Any:
         raise UsageError(
             f"{column.name}={value}", f"{value!r} is not a {column.type}", f"It means: {column.description}"
         ) from None
+
+
+def require_known(table: pa.Table, wanted: Mapping[str, list[Any]], place: str) -> None:
+    """Raise an UnknownNameError for a value that no row of its column has, if there are rows."""
+    for name, values in wanted.items():
+        found = table[name].unique().to_pylist()
+        for value in values:
+            if found and value is not None and value not in found:
+                step = did_you_mean(str(value), [str(one) for one in found if one is not None])
+                raise UnknownNameError(f"{name}={value}", f"no row in {place} has it", step)
 
 
 def matches(table: pa.Table, wanted: Mapping[str, list[Any]]) -> pa.Array:

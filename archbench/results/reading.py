@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from archbench.errors import ArchbenchWarning, StorageError
 from archbench.files.loader import read_json
 from archbench.files.parquet import read_parquet
-from archbench.results.filters import Where, conditions, matches
+from archbench.results.filters import Where, conditions, matches, require_known
 from archbench.results.schema import (
     COLUMNS,
     OK,
@@ -43,6 +43,7 @@ def read_results(
     *,
     errors: Literal["raise", "warn"] = "raise",
     trials: bool = False,
+    known: bool = False,
 ) -> pd.DataFrame:
     """The measurements under ``path``: newest run first, rows of a run in the order of measurement.
 
@@ -54,6 +55,7 @@ def read_results(
         errors: ``warn`` skips unreadable files, each with an :class:`ArchbenchWarning`.
         trials: also rows of the runs by which a study chooses learning rates and predicts times
             (:data:`archbench.results.schema.TRIALS`). A condition on ``role`` decides by itself.
+        known: every value in ``where`` must be some row's: a name that is mistyped is an error, not an empty answer.
 
     Returns:
         One row per measurement, with the columns of :data:`archbench.results.schema.COLUMNS`; nullable integers and
@@ -61,7 +63,7 @@ def read_results(
 
     Raises:
         StorageError: there are no results, or a file is corrupt, not archbench's, or from a newer archbench.
-        UsageError: ``where`` has an unknown column, or a value of the wrong type.
+        UsageError: ``where`` has an unknown column, a value of the wrong type, or (``known``) one that no row has.
     """
     import pandas as pd
     import pyarrow as pa
@@ -81,6 +83,8 @@ def read_results(
             tables.append(table)
     tables.sort(key=lambda table: (table["time_utc"][0].as_py(), table["run_id"][0].as_py()), reverse=True)
     table = pa.concat_tables(tables) if tables else arrow_schema().empty_table()
+    if known:
+        require_known(table, wanted, str(path))
     table = table.filter(matches(table, wanted)) if wanted else table
     if not trials and "role" not in wanted:
         table = table.filter(pc.invert(pc.is_in(table["role"], value_set=pa.array(TRIALS))))

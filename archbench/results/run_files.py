@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +67,12 @@ def run_files(run: str, results: str | Path = "results") -> RunFiles:
     if not RUN_ID.fullmatch(place.stem):
         raise UsageError(run, "it is no run's file or folder", "Name a run by its id; archbench results lists them")
     return RunFiles.at(place)
+
+
+def description_beside(run_id: str, places: Iterable[str | Path]) -> Path | None:
+    """The JSON file of a run, if it is in one of the folders, or beside one of the files, that were read."""
+    folders = (place if place.is_dir() else place.parent for place in map(Path, places))
+    return next((file for folder in folders if (file := folder / f"{run_id}.json").is_file()), None)
 
 
 def all_runs(folder: Path) -> Iterator[RunFiles]:

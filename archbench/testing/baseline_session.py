@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,7 +31,6 @@ from archbench.regression.verdict_table import (
 
 TITLE = "archbench: compared with the baseline"
 COUNTS = "archbench: exact costs"
-WIDTH = 160
 REPORT = "--archbench-report"
 
 
@@ -124,18 +122,16 @@ class BaselineSession:
 
     def report(self, terminal: pytest.TerminalReporter) -> None:
         """Write the verdict and its table, the job's summary and the JSON file; without a baseline, the counts."""
-        from archbench.presentation.terminal import console, drawn
+        from archbench.presentation.terminal import show
 
         if not self.rows:
             return
         compared = self.mode == "compare"
-        text = io.StringIO()
-        console(text, width=WIDTH).print(drawn(row_table(self.rows) if compared else count_table(self.rows)))
         terminal.section(TITLE if compared else COUNTS)
         if compared:
             terminal.write_line(f"{conclusion(self.rows)}.")
             terminal.write_line("")
-        terminal.write_line(text.getvalue().rstrip())
+        show(row_table(self.rows) if compared else count_table(self.rows), everything=f"{REPORT} FILE has all")
         if not compared:
             return
         write_summary(markdown(self.rows, TITLE, conclusion(self.rows)))

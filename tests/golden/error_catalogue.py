@@ -130,6 +130,7 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     # results that are not there, or damaged
     ("results damaged.parquet", 7, "damaged.parquet"),
     ("results --where phse=train REFERENCE/probe-mini/runs.parquet", 2, "phse"),
+    ("results --where phase=trian REFERENCE/probe-mini/runs.parquet", 2, "phase=trian"),
     ("results --where phase REFERENCE/probe-mini/runs.parquet", 2, "phase"),
     ("results REFERENCE/probe-mini/runs.parquet --csv absent/table.csv", 7, "absent/table.csv"),
     ("report absent", 7, "absent"),
