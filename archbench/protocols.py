@@ -114,5 +114,9 @@ class SparseModel(Protocol):
     """
 
     def inactive_parameters(self) -> int:
-        """Number of parameters, its children's included, that the forward pass of one token does not use."""
+        """Number of parameters, its children's included, that the forward pass of one token does not use.
+
+        With a second parameter, ``tokens: int = 1``: that so many tokens leave unused at the least, wherever they are
+        sent, which the memory-bandwidth use of decoding counts. Without it, tokens are taken to share no parameter.
+        """
         ...

@@ -16,6 +16,7 @@ def test_doctor_measures_peaks_and_noise_and_says_what_is_installed(
 ) -> None:
     """Also beside a plugin that ends the process that imports it."""
     (tmp_path / "exits.py").write_text("import os\nos._exit(0)\n")
+    monkeypatch.setenv("ARCHBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(peaks, "last_level_cache_bytes", lambda device: 2**20)  # of a server's, buffers are gigabytes
     done = cli("doctor", "--json", "--device", "cpu", "--plugin", tmp_path / "exits.py")
     assert done.returncode == 0, done.stderr
@@ -26,6 +27,7 @@ def test_doctor_measures_peaks_and_noise_and_says_what_is_installed(
     measured = {fact["what"]: fact for fact in facts if fact["kind"] == "peak"}
     assert measured["matrix product, float32"]["measured"] > 1e9
     assert measured["memory bandwidth"]["measured"] > 1e8
+    assert peaks.known_bandwidth("cpu") == measured["memory bandwidth"]["measured"], "later runs know it"
     assert (
         measured["matrix product, float32"]["published"] is None
     )  # no data sheet gives a CPU's in this clock and load

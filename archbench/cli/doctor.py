@@ -33,7 +33,8 @@ def doctor(
 ) -> None:
     """Examine this machine: environment, peaks, noise floor, attention backends, plugins, extras. Takes seconds.
 
-    The noise floor comes from A/A runs: one workload is timed against itself, so every difference is chance.
+    The noise floor comes from A/A runs: one workload is timed against itself, so every difference is chance. The
+    memory bandwidth is kept in the cache, and later runs say how much of it decoding uses.
     """
     from archbench.cli.output import print_json
     from archbench.presentation.terminal import show
@@ -74,7 +75,7 @@ def _peaks(device: str) -> Iterator[Fact]:
     """Peaks as a run measures them, in base units; null where the device or its data sheet has none."""
     import torch
 
-    from archbench.measure.peaks import measure_bandwidth, measure_gemm, published_peak
+    from archbench.measure.peaks import keep_bandwidth, measure_bandwidth, measure_gemm, published_peak
 
     dtypes = [torch.float32, torch.bfloat16, *([torch.float16] if device.startswith("cuda") else [])]
     for dtype in dtypes:
@@ -84,7 +85,9 @@ def _peaks(device: str) -> Iterator[Fact]:
             "measured": measure_gemm(device, dtype),
             "published": published_peak(device, dtype),
         }
-    yield {"what": "memory bandwidth", "unit": "B/s", "measured": measure_bandwidth(device), "published": None}
+    bandwidth = measure_bandwidth(device)
+    keep_bandwidth(device, bandwidth)
+    yield {"what": "memory bandwidth", "unit": "B/s", "measured": bandwidth, "published": None}
 
 
 def _noise(device: str) -> Iterator[Fact]:

@@ -2,17 +2,27 @@
 
 Utilisation of model FLOPs (MFU) is Chowdhery et al. 2022 (PaLM), appendix B: model FLOP/s over the peak FLOP/s of
 the device in the dtype used. Where no peak is known it is None, never a guess.
+
+Use of the memory bandwidth (MBU): bytes that decoding has to read (:func:`archbench.measure.sizes.decode_step_bytes`)
+a second, over the bandwidth that ``archbench doctor`` measured on this machine and kept in the cache.
 """
 
 from __future__ import annotations
 
+import platform
 import re
+import warnings
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from archbench.data.cache import cache_folder, content_key, write_atomically
+from archbench.errors import ArchbenchWarning, StorageError
+from archbench.files.loader import read_json
+from archbench.files.seal import sealed
 from archbench.measure.clock import clock_for, seconds_of
+from archbench.measure.machine import device_name
 
 # Dense peaks (no structured sparsity) with float32 accumulation, TFLOP/s, from the makers' data sheets and
 # architecture white papers: device-name pattern -> dtype -> peak. float32 means the plain units, not TF32: torch's
@@ -111,6 +121,40 @@ def measure_bandwidth(device: torch.device | str, *, repeats: int = 10) -> float
     triad = partial(torch.add, b, c, alpha=3.0, out=a)
     triad()  # touch every page first
     return 3 * a.nbytes / min(seconds_of(triad, clock) for _ in range(repeats))
+
+
+def keep_bandwidth(device: torch.device | str, bandwidth: float) -> None:
+    """Keep the measured bandwidth, bytes/s, of this machine's device at this number of threads, for later runs.
+
+    Warns:
+        ArchbenchWarning: the cache cannot be written.
+    """
+    file, facts = _bandwidth_file(device)
+    text = sealed({**facts, "bytes_per_second": bandwidth})
+    try:
+        write_atomically(file, lambda out: out.write(text.encode()))
+    except StorageError as error:
+        warnings.warn(f"the memory bandwidth is not kept: {error}", ArchbenchWarning, stacklevel=2)
+
+
+def known_bandwidth(device: torch.device | str) -> float | None:
+    """What :func:`keep_bandwidth` kept of this machine, this device and this number of threads; None if nothing.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    file, _ = _bandwidth_file(device)
+    if not file.exists():
+        return None
+    step = "Measure it again: archbench doctor"
+    return float(read_json(file, sealing="required", next_step=step)["bytes_per_second"])
+
+
+def _bandwidth_file(device: torch.device | str) -> tuple[Path, dict[str, str]]:
+    """The file in the cache, and what its name is made of; a GPU's bandwidth does not depend on threads."""
+    threads = torch.get_num_threads() if torch.device(device).type == "cpu" else 0
+    facts = {"machine": platform.node(), "device": device_name(device), "threads": str(threads)}
+    return cache_folder() / "bandwidth" / f"{content_key(*facts.values())}.json", facts
 
 
 def last_level_cache_bytes(device: torch.device) -> int:

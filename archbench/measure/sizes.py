@@ -18,6 +18,7 @@ An embedding or a head that is a bare ``nn.Parameter`` is not recognised and cou
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -77,6 +78,37 @@ def active_parameters(model: nn.Module) -> int:
     return _numel(model.parameters()) - _inactive(model, set())
 
 
+def decode_step_bytes(model: nn.Module, batch_size: int, positions: int) -> int | None:
+    """Bytes that one decoding step of ``batch_size`` sequences reads: each weight once, and the state.
+
+    * A tied weight counts once. Of an embedding that is not the head too, ``batch_size`` rows count.
+    * Of E experts of which a token is sent to A, min(E, A ``batch_size``) count: the most that the batch can reach.
+    * The state is that of all sequences after ``positions`` positions. What is written, and activations, do not count.
+
+    Args:
+        model: as in :func:`head_names`.
+        positions: read so far, the step's own included.
+
+    Returns:
+        Bytes; None if the model decodes without a cache: then a step reads the whole text again.
+
+    Raises:
+        DeviceError, UsageError: as in :func:`head_names` and :func:`active_parameters`.
+    """
+    state = cache_bytes(model, batch_size, positions)
+    if state is None:
+        return None
+    head, named = {*head_names(model)}, dict(model.named_parameters())
+    gathered = {id(table.weight): table for table in model.modules() if isinstance(table, nn.Embedding)}
+    whole = {name: weight for name, weight in named.items() if name in head or id(weight) not in gathered}
+    rows = {name: weight for name, weight in named.items() if name not in whole}
+    number = _inactive(model, set(), batch_size)
+    inactive = number and number * max(named.values(), key=Tensor.numel).element_size()
+    read = sum(weight.nbytes for weight in whole.values())
+    read += sum(weight[0].nbytes * min(batch_size, len(weight)) for weight in rows.values())
+    return read - inactive + state
+
+
 def non_embedding_active_parameters(model: nn.Module, head: Iterable[str] | None = None) -> int:
     """:func:`active_parameters` without embeddings and output head.
 
@@ -108,14 +140,15 @@ def head_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, parameter in model.named_parameters() if id(parameter) in head)
 
 
-def _inactive(module: nn.Module, seen: set[nn.Module]) -> int:
-    """What the module declares, or else the sum over its children."""
+def _inactive(module: nn.Module, seen: set[nn.Module], tokens: int = 1) -> int:
+    """What the module declares for that many tokens, or else the sum over its children."""
     if module in seen:
         return 0
     seen.add(module)
     if not isinstance(module, SparseModel):
-        return sum(_inactive(child, seen) for child in module.children())
-    inactive: object = module.inactive_parameters()
+        return sum(_inactive(child, seen, tokens) for child in module.children())
+    counts = "tokens" in inspect.signature(module.inactive_parameters).parameters
+    inactive: object = module.inactive_parameters(**({"tokens": tokens} if counts else {}))
     total = _numel(module.parameters())
     if not isinstance(inactive, int) or isinstance(inactive, bool) or not 0 <= inactive <= total:
         cause = f"it returned {inactive!r}, of {total} parameters"
@@ -124,7 +157,8 @@ def _inactive(module: nn.Module, seen: set[nn.Module]) -> int:
             cause,
             "Return how many of the module's parameters one token's forward pass does not use",
         )
-    return inactive
+    # Of a module that answers for one token alone: each token uses at most as many others as the first does.
+    return inactive if counts else max(0, inactive - (tokens - 1) * (total - inactive))
 
 
 def _head_parameters(model: nn.Module) -> list[Tensor]:

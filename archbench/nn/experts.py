@@ -61,9 +61,10 @@ class SparseExperts(nn.Module):
         for weight in self.parameters():
             nn.init.normal_(weight, std=0.02)
 
-    def inactive_parameters(self) -> int:
+    def inactive_parameters(self, tokens: int = 1) -> int:
         """Those of the E - A experts that a token is not sent to; see :class:`archbench.protocols.SparseModel`."""
-        return (self.gate_up.shape[0] - self.active) * (self.gate_up[0].numel() + self.down[0].numel())
+        unused = max(0, self.gate_up.shape[0] - self.active * tokens)
+        return unused * (self.gate_up[0].numel() + self.down[0].numel())
 
     if TYPE_CHECKING:
 

@@ -76,13 +76,14 @@ def limit_table(rows: pd.DataFrame, peaks: Peaks | None) -> Table | None:
     if not lines:
         return None
     notes = [
-        "Prefill counts a third of training's FLOPs a token. Decoding is estimated from below: each step reads every "
-        "parameter and the whole state once."
+        "Prefill counts a third of training's FLOPs a token. Decoding is estimated from below: each step reads its "
+        "weights and the whole state once."
     ]
-    if peaks is None:
+    if peaks is None and value_of(rows, "decode", "bandwidth_measured") is None:
         notes.append(
-            "The memory bandwidth is not known here: archbench doctor --json > peaks.jsonl on the same machine, and "
-            "archbench report --peaks peaks.jsonl, show shares of it."
+            "The memory bandwidth is not known here: after archbench doctor on the same machine, with as many threads, "
+            "runs have it. archbench doctor --json > peaks.jsonl, and archbench report --peaks peaks.jsonl, show "
+            "shares of it for earlier ones."
         )
     caption = "A small share is room for faster code, or work that is too small to fill the machine."
     return table("limits", "Beside the limits of the machine", columns, lines, caption=caption, notes=notes)
@@ -110,6 +111,7 @@ def _training(rows: pd.DataFrame, dtype: str, peaks: Peaks) -> Iterator[Sequence
 
 def _inference(rows: pd.DataFrame, dtype: str, peaks: Peaks) -> Iterator[Sequence[Any]]:
     flops, product = value_of(rows, "train", "flops_per_token"), value_of(rows, "train", "peak_flops_measured")
+    measured = value_of(rows, "decode", "bandwidth_measured")
     cases = rows[rows.phase.isin(["prefill", "decode"]) & rows.prompt_length.notna()]
     for (phase, *_), own in cases.groupby(["phase", "batch_size", "prompt_length"], sort=False):
         speed, seconds = value_of(own, "prefill", "tokens_per_second"), value_of(own, "decode", "seconds_per_token")
@@ -117,8 +119,10 @@ def _inference(rows: pd.DataFrame, dtype: str, peaks: Peaks) -> Iterator[Sequenc
         if phase == "prefill" and flops and speed:
             yield _line(f"prefill, {at}", flops / 3 * speed, "FLOP/s", f"matrix product of this run, {dtype}", product)
         if phase == "decode" and seconds and size == size and dtype in _BYTES:
-            read = float(size) * _BYTES[dtype] + (value_of(own, "decode", "cache_bytes") or 0.0)
-            yield _line(f"decoding after {at}", read / seconds, "B/s", _BANDWIDTH, peaks.get(_BANDWIDTH))
+            # Earlier archbenches did not count what a step reads.
+            every = float(size) * _BYTES[dtype] + (value_of(own, "decode", "cache_bytes") or 0.0)
+            read = value_of(own, "decode", "step_bytes") or every
+            yield _line(f"decoding after {at}", read / seconds, "B/s", _BANDWIDTH, peaks.get(_BANDWIDTH) or measured)
 
 
 def memory_table(rows: pd.DataFrame) -> Table | None:

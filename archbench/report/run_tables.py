@@ -249,7 +249,8 @@ def _remark(rows: pd.DataFrame, metric: str) -> str:
             peak, baseline = last(metric), last("baseline_memory_bytes")
             return "" if peak is None or baseline is None else f"{quantity(peak - baseline, 'B')} new"
         case "seconds_to_first_token" | "seconds_per_token":
-            return quantity(last("tokens_per_second"), "token/s")
+            used = "" if (mbu := last("mbu")) is None else f", MBU {mbu:.0%}"
+            return quantity(last("tokens_per_second"), "token/s") + used
     return ""
 
 

@@ -134,6 +134,13 @@ _DECODE = _metrics(
     ("cache_bytes_measured", "B", "bytes of the decoding cache at the capacity used, of the storages allocated"),
     ("cache_bytes_per_token", "B/token", "growth of cache_bytes with capacity, per sequence and position, computed"),
     ("cache_bytes_per_token_measured", "B/token", "the same, of the storages allocated"),
+    (
+        "step_bytes",
+        "B",
+        "bytes that the step of the median position reads: weights once, and the state; null: no cache, or it slides",
+    ),
+    ("bandwidth_measured", "B/s", "this machine's, by archbench doctor with as many threads; null: not measured"),
+    ("mbu", "1", "step_bytes / median seconds_per_token / bandwidth_measured; null: one is"),
     ("audit_decode", "nats/token", "mean distance of a decoded token's logit from the largest of a full pass"),
     *_AUDITED,
     *_REPEATED,

@@ -23,7 +23,9 @@ from archbench.measure.flops import (
     on_meta,
 )
 from archbench.measure.memory import peak_memory
+from archbench.measure.peaks import known_bandwidth
 from archbench.measure.score_audit import greedy_finding, tolerance
+from archbench.measure.sizes import decode_step_bytes
 from archbench.measure.steady import Samples, count_outliers, repeat_until_steady
 from archbench.plugin.architecture import Architecture
 from archbench.runs.audit import Audit
@@ -62,7 +64,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
     architecture, model = _prepared(run, device, rows)
     clock = clock_for(device)
     new_tokens = run.config.speed.new_tokens
-    cases: list[dict[str, Any]] = []
+    cases: list[tuple[dict[str, Any], float]] = []
     decoded: _Decoded = {}
     with peak_memory(device) as memory, rows.recording_attention():
         for P, B, prompt in _prompts(run, device):
@@ -77,7 +79,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
             samples = _timed(run, decode, clock)
             # The warm-up's gaps come first in the list; rows hold only those of the timed repeats.
             timed = gaps[-len(samples.seconds) * (new_tokens - 1) :]
-            cases.append(case := {"batch_size": B, "prompt_length": P})
+            cases.append((case := {"batch_size": B, "prompt_length": P}, median(timed)))
             rows.extend("seconds_per_token", timed, **case)
             rows.add("tokens_per_second", B / median(timed), **case)
             _describe(rows, samples, case, outlying=count_outliers(timed))
@@ -85,8 +87,14 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
     _audit(run, model, decoded, rows)
 
     described, T = on_meta(model), run.model["context_length"]
-    for case in cases:
-        B, capacity = case["batch_size"], min(case["prompt_length"] + new_tokens, T)
+    bandwidth = known_bandwidth(device)
+    rows.add("bandwidth_measured", bandwidth)
+    for case, seconds in cases:
+        B, P = case["batch_size"], case["prompt_length"]
+        slides, capacity = P + new_tokens - 1 > T, min(P + new_tokens, T)
+        read = None if slides else decode_step_bytes(described, B, P + new_tokens // 2)
+        rows.add("step_bytes", read, **case)
+        rows.add("mbu", None if read is None or bandwidth is None else read / seconds / bandwidth, **case)
         rows.add("cache_bytes", cache_bytes(described, B, capacity), **case)
         rows.add("cache_bytes_measured", measured_cache_bytes(model, B, capacity), **case)
     rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))

@@ -51,14 +51,14 @@ class ForeignModel(nn.Module):
         if positions > T:
             raise UsageError("tokens", f"{positions} positions are more than the context of {T}", f"Pass {T} at most")
 
-    def inactive_parameters(self) -> int:
-        """Of the experts that a token is not sent to."""
+    def inactive_parameters(self, tokens: int = 1) -> int:
+        """Of the experts that a token, or so many at the most, is not sent to."""
         published, inactive = self.inner.config, 0
         chosen = next((getattr(published, name) for name in _CHOSEN if getattr(published, name, None)), None)
         for module in self.inner.modules():
             if type(module).__name__.endswith("Experts") and chosen is not None:
                 stacks = [parameter for parameter in module.parameters(recurse=False) if parameter.dim() == 3]
-                inactive += sum(stack.numel() // len(stack) * (len(stack) - chosen) for stack in stacks)
+                inactive += sum(stack.numel() // len(stack) * max(0, len(stack) - chosen * tokens) for stack in stacks)
         return inactive
 
     def uncounted_flops(self, batch_size: int, context_length: int) -> Mapping[str, float]:
