@@ -69,8 +69,11 @@ def test_the_time_left_is_what_cells_took_and_not_what_was_predicted() -> None:
     assert left.seconds() == pytest.approx(30 + 2 * 120)  # no seed has been measured: corrected as the others are
     assert left.is_guess
     left.stage({"4": seed, "5": seed}, 1)  # two trials fewer than planned
+    assert left.cells == 2
     left.started("4", seed)
+    assert left.cells == 2
     left.finished("4", 20.0)
+    assert left.cells == 1
     assert left.seconds() == pytest.approx(20)
     assert not left.is_guess
     left.started("5", seed)
@@ -82,7 +85,9 @@ def test_cells_of_earlier_sessions_correct_the_prediction_and_spare_ones_count_u
     tune, seed = Predicted("tune", 10.0), Predicted("seed", 40.0)
     left = TimeLeft([([seed], 1)], [tune, tune], [(tune, 5.0)])
     assert left.seconds() == pytest.approx(2 * 5 + 20)
+    assert left.cells == 1
     left.stage({"a": tune}, 1)
+    assert left.cells == 2  # a search goes on
     assert left.seconds() == pytest.approx(2 * 5 + 20)
     left.started("a", tune)
     left.finished("a", 5.0)

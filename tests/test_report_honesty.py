@@ -66,10 +66,12 @@ def test_tables_of_runs_mark_what_was_disturbed_and_count_samples(frame: pd.Data
     frame = frame.assign(contaminated=frame.phase == "decode")
     for table in (measurement_table(frame), summary_table(frame)):
         titles = [column.title for column in table.columns]
-        marked = {row[0].text for row in table.rows if "contaminated" in row[-1].text}
-        assert marked == {"decode"}
+        marked = {row[0].text for row in table.rows if "contaminated" in row[-1].text or row[0].text.endswith("*")}
+        assert {phase.removesuffix(" *") for phase in marked} == {"decode"}
         counts = {row[titles.index("n")].value for row in table.rows}
         assert max(value for value in counts if isinstance(value, int)) > 100
+    assert "contaminated" in " ".join(summary_table(frame).notes)
+    assert not summary_table(frame.assign(contaminated=False)).notes
     notes = " ".join(side_by_side([frame, frame.assign(run_id="b")]).notes)
     assert "1 runs" not in notes
     assert "disturbed every run" in notes

@@ -50,6 +50,17 @@ def test_a_command_breaks_no_name_and_fills_no_more_than_the_terminal(arguments:
         assert any(name in line for line in done.stdout.splitlines()), name
 
 
+def test_an_error_breaks_no_name(tmp_path: Path) -> None:
+    folder = f"{'long/' * 11}folder"
+    done = archbench("results", folder, cwd=tmp_path, env={"COLUMNS": "80"})
+    assert done.returncode == 7
+    assert [line for line in done.stderr.splitlines() if len(line) > 80] == []
+    assert any(folder in line for line in done.stderr.splitlines())
+    assert len(done.stderr.splitlines()) > 1
+    piped = archbench("results", folder, cwd=tmp_path)
+    assert len(piped.stderr.splitlines()) == 1
+
+
 def shown(table: Table, columns: int | None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     with monkeypatch.context() as patch, io.StringIO() as out:
         if columns is not None:

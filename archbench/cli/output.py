@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from archbench.presentation.characters import json_escaped, visible
+from archbench.presentation.terminal import error_width, wrapped
 
 
 def print_json(value: Any) -> None:
@@ -26,7 +27,10 @@ def _finite(value: Any) -> Any:
 
 
 def say(kind: str, text: str) -> None:
-    """One paragraph on standard error; ``kind`` is Error, Warning or another label."""
+    """One paragraph on standard error, wrapped between words there; ``kind`` is Error, Warning or another label."""
     colour = typer.colors.YELLOW if kind == "Warning" else typer.colors.RED
     label = kind if "NO_COLOR" in os.environ else typer.style(kind, fg=colour, bold=True)
-    typer.echo(f"{label}: {visible(text, lines=False)}" if text else label, err=True)
+    said = f"{kind}: {visible(text, lines=False)}" if text else kind
+    width = error_width()
+    lines = [said] if width is None else wrapped(said, width)
+    typer.echo(label + "\n".join(lines).removeprefix(kind), err=True)

@@ -73,7 +73,7 @@ class StudyProgress:
         self._view.say(f"{counted(cells, 'short run')} first, to predict how long it will take")
 
     def began(self, seconds: float, left: TimeLeft, cells: int, known: int) -> None:
-        self._left, self._cells, self._done, self._failed = left, cells, known, 0
+        self._left, self._done, self._failed = left, known, 0
         again = f", {known} of them known, about {duration(left.seconds())} left" if known else ""
         self._view.say(f"About {duration(seconds)} in all: {counted(cells, 'run')}{again}; in {self._folder}")
 
@@ -96,13 +96,12 @@ class StudyProgress:
         self._failed += failed
         self._done += not failed
         ended = self._done + self._failed
-        self._cells = max(self._cells, ended + len(self._running))  # a search that continues past its edge adds some
         if failed and self._left is not None:  # of a pilot, the engine says it
             self.note(f"{self._describe(cell)} failed: {record.cause}")
         if not self._view.redrawn:
             found = "" if quality is None else f", {_shown(quality)} {quality.unit}"
             text = f"{self._describe(cell)}: {record.outcome}, {record.seconds:.0f} s{found}"
-            place = f"pilot {ended} of {self._cells}:" if self._left is None else f"[{ended}/{self._cells}]"
+            place = f"pilot {ended} of {self._cells}:" if self._left is None else f"[{ended}/{self._total()}]"
             self._view.say(f"{place} {text}; {self._to_go()}")
         self._view.refresh()
 
@@ -113,20 +112,27 @@ class StudyProgress:
             say("Note", text)
 
     def _moment(self) -> Moment | None:
-        if not self._cells:
+        if not (total := self._total()):
             return None
         now, running = time.monotonic(), list(self._running.values())
         waiting = self._left is None
         return Moment(
             f"{'pilots: ' if waiting else ''}{self._done} done, {len(running)} running, {self._failed} failed"
-            f" of {self._cells}",
+            f" of {total}",
             f"{duration(now - self._began)} so far, {self._to_go()}",
-            (self._done + self._failed) / self._cells,
+            (self._done + self._failed) / total,
             {
-                "running": [f"{text}, {duration(now - began)}" for text, began in running],
+                "running": [
+                    f"{text}, {'timed, so not redrawn' if self._view.still else duration(now - began)}"
+                    for text, began in running
+                ],
                 "best": [_ranked(among, dict(found)) for among, found in reversed(list(self._best.items()))],
             },
         )
+
+    def _total(self) -> int:
+        """A search that continues past its edge adds some."""
+        return self._cells if self._left is None else self._done + self._failed + self._left.cells
 
     def _to_go(self) -> str:
         if self._left is None:

@@ -112,7 +112,6 @@ def _scored(frame: pd.DataFrame, out: str) -> str | None:
 
 def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """What a reader has to know about the numbers, with the style of the line."""
-    from archbench.report.basis import phases_disturbed
     from archbench.report.run_tables import checks
 
     quality = frame[frame.phase == "quality"].set_index("metric").value
@@ -127,9 +126,6 @@ def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
         yield UNCHECKED_REMARK, "yellow"
     else:
         yield f"Conformance checks passed: {checks(frame)}.", "dim"
-    if contaminated := phases_disturbed(frame):
-        phases = ", ".join(contaminated)
-        yield f"Other work disturbed the machine in {phases}: those rows are marked contaminated.", "yellow"
     if frame.lossless.eq(False).any():
         yield "The tokenizer loses some of this text's bytes, so its bits per byte are too low.", "yellow"
 

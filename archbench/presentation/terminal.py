@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -61,7 +62,7 @@ def paragraph(text: str, *, style: str = "") -> None:
     """Print sentences: on a terminal they wrap between words, which are never broken."""
     out = console()
     for line in text.split("\n"):
-        out.print("\n".join(_wrapped(line, out.width)) if _has_width() else line, style=style, soft_wrap=True)
+        out.print("\n".join(wrapped(line, out.width)) if _has_width() else line, style=style, soft_wrap=True)
 
 
 def show(shown: Table, *, everything: str = "--wide or --json has all") -> None:
@@ -105,7 +106,7 @@ def drawn(shown: Table, kept: Sequence[int] | None = None, room: int | None = No
     widths = [None] * len(kept) if room is None else _widths(shown, kept, room)
     for column, width in zip((shown.columns[index] for index in kept), widths, strict=True):
         justify: Literal["left", "right"] = "right" if column.kind == "number" else "left"
-        title = column.title if width is None else "\n".join(_wrapped(column.title, width))
+        title = column.title if width is None else "\n".join(wrapped(column.title, width))
         made.add_column(
             Text(visible(title)), justify=justify, no_wrap=column.kind not in _WRAPPED, overflow="fold", width=width
         )
@@ -137,7 +138,7 @@ _ENDLESS = 100_000
 _WRAPPED = ("text", "list")
 
 
-def _wrapped(text: str, width: int) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """The lines of ``text``, broken between words only."""
     return [
         part
@@ -163,8 +164,13 @@ def _cell(column: Column, text: str) -> Text:
     return Text(text, style=_STYLE_OF.get(text, "") if column.kind == "verdict" else "")
 
 
-def _has_width() -> bool:
-    return sys.stdout.isatty() or "COLUMNS" in os.environ
+def _has_width(stream: TextIO | None = None) -> bool:
+    return (stream or sys.stdout).isatty() or "COLUMNS" in os.environ
+
+
+def error_width() -> int | None:
+    """Characters in a line of standard error; None of a file or a pipe."""
+    return shutil.get_terminal_size().columns if _has_width(sys.stderr) else None
 
 
 def _least_width(shown: Table, kept: Sequence[int]) -> int:

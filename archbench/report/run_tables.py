@@ -199,12 +199,14 @@ def _longest(frame: pd.DataFrame, phase: str, metric: str, unit: str) -> float |
 
 
 def summary_table(frame: pd.DataFrame) -> Table:
-    """The main measurements of one run: median, IQR, number of samples and a remark."""
+    """The main measurements of one run: median, IQR, number of samples and a remark; a disturbed phase has a star."""
     columns = (
         Column("", "name"), Column("measured", "name"), Column("median", show=str), Column("IQR", "name", priority=2),
         Column("n", priority=1), Column("", "text"),
     )  # fmt: skip
-    return table("summary", "", columns, _summary(frame), grouped=1)
+    lines = list(_summary(frame))
+    starred = any(phase.endswith(_STAR) for phase, *_ in lines)
+    return table("summary", "", columns, lines, notes=[f"{_STAR.strip()} {_DISTURBED}"] if starred else (), grouped=1)
 
 
 def page_summary(frame: pd.DataFrame) -> Table:
@@ -214,7 +216,12 @@ def page_summary(frame: pd.DataFrame) -> Table:
     return replace(made, title="What was measured", columns=named)
 
 
+_STAR = " *"
+_DISTURBED = "Other work disturbed the machine: times here are contaminated. Losses do not depend on it."
+
+
 def _summary(frame: pd.DataFrame) -> Iterator[Sequence[Any]]:
+    disturbed = phases_disturbed(frame)
     for phase, name, metric, unit in _SUMMARY:
         own = frame[frame.phase == phase]
         cases = [((0, 0), own)] if "{" not in name else own.groupby(["batch_size", "prompt_length"])
@@ -224,9 +231,8 @@ def _summary(frame: pd.DataFrame) -> Iterator[Sequence[Any]]:
                 low, high = (float(values.quantile(share)) for share in (0.25, 0.75))
                 iqr = spread(low, high, unit) if len(values) >= 4 else ""
                 median = quantity(float(values.median()), unit)
-                disturbed = ["contaminated"] if phase in phases_disturbed(rows) else []
-                remark = "; ".join([*filter(None, [_remark(rows, metric)]), *disturbed])
-                yield phase, name.format(B=B, P=P), median, iqr, len(values), remark
+                star = _STAR if phase in disturbed else ""
+                yield phase + star, name.format(B=B, P=P), median, iqr, len(values), _remark(rows, metric)
 
 
 def _remark(rows: pd.DataFrame, metric: str) -> str:

@@ -78,6 +78,11 @@ class TimeLeft:
             self._measured(predicted, seconds)
 
     @property
+    def cells(self) -> int:
+        """Number of cells that are sure to come or are running."""
+        return sum(len(one.waiting) + len(one.running) for one in (self._now, *self._stages))
+
+    @property
     def is_guess(self) -> bool:
         """Whether most of the time left is of sorts of which none has been measured."""
         cells = [cell for one in self._every() for cell in one.waiting]
