@@ -5,12 +5,19 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 from archbench import RunConfig, read_results
+from archbench.presentation.step_view import StepView
 from archbench.results.metrics import METRICS
+from archbench.runs.check import run_check
+from archbench.runs.preparation import start
+from archbench.runs.rows import Rows
+from archbench.runs.run import _show_checks
 from archbench.testing.checks import GATE
 from archbench.testing.evaluation import LEVEL
 from command_line import archbench
@@ -112,3 +119,36 @@ def test_whether_it_was_checked_and_how_long_it_may_take_are_no_other_configurat
     config = RunConfig(architecture="gpt1")
     assert config.config_hash() == "cc6692a2cd5a", "runs of before there were checks still compare with today's"
     assert config.override(checked=False, time_limit=1).config_hash() == config.config_hash()
+
+
+def test_checks_that_take_long_say_how_long_before_they_begin_and_then_which_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class SeenEnoughError(Exception):
+        pass
+
+    def tell(message: dict[str, Any]) -> None:
+        told.append(message)
+        if len(told) == 3:
+            raise SeenEnoughError
+
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr("archbench.runs.check.LONG", 0)  # as if this small model took minutes
+    config = RunConfig(architecture="gpt1", profile="smoke", out=str(tmp_path), overrides={"context_length": 256})
+    run = start(config, None)
+    with pytest.raises(SeenEnoughError):
+        run_check(run, torch.device("cpu"), Rows("check"), tell, quiet=True)
+    assert told[0]["seconds"] > 0
+    with StepView(shown=True) as steps:
+        for message in [{**told[0], "seconds": 420.0}, *told[1:]]:
+            _show_checks(steps, "gpt1 paper", message)
+        left = steps.view._moment()
+    lines = [line[21:] for line in capsys.readouterr().err.splitlines()]
+    count = len(GATE)
+    assert lines == [
+        f"gpt1 paper: {count} conformance checks on 256 positions, about 7 min",
+        f"gpt1 paper: {GATE[0].name} (1 of {count})",
+        f"gpt1 paper: {GATE[1].name} (2 of {count})",
+    ]
+    assert left is not None
+    assert "about 7 min left" in left.times

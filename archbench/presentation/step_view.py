@@ -25,6 +25,7 @@ class StepView:
     def __init__(self, *, shown: bool, json: bool = False, still: bool = False) -> None:
         self._text, self.number, self._count = "loading", 0, 0
         self._began = time.monotonic()
+        self._end: float | None = None
         self.view = LiveView(self._moment, shown=shown, redrawn=not still and not (json and sys.stdout.isatty()))
 
     def __enter__(self) -> Self:
@@ -37,7 +38,13 @@ class StepView:
     def begun(self, text: str, number: int, count: int) -> None:
         """The step ``text`` has begun, the ``number``-th of ``count``."""
         self._text, self.number, self._count = text, number, count
+        if self._end is not None and not self.view.redrawn:
+            self.view.say(self._moment().counts)
         self.view.refresh()
+
+    def predict(self, seconds: float) -> None:
+        """All steps together take about so long from now; a log then has a line for each."""
+        self._end = time.monotonic() + seconds
 
     def at(self, text: str) -> None:
         """The step ``text`` has begun, of a number that nobody knows; a log gets a line."""
@@ -52,6 +59,9 @@ class StepView:
         if not self._count:
             return Moment(self._text, f"{duration(elapsed)} so far")
         done = self.number - 1
-        left = f", about {duration(elapsed / done * (self._count - done))} left" if done else ""
+        to_go = elapsed / done * (self._count - done) if done else 0.0
+        if self._end is not None:
+            to_go = self._end - time.monotonic()
+        left = f", about {duration(to_go)} left" if to_go > 0 else ""
         counts = f"{self._text} ({self.number} of {self._count})"
         return Moment(counts, f"{duration(elapsed)} so far{left}", done / self._count)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -29,6 +31,12 @@ LOGITS = 1 << 28
 SHORTEST = 128
 """Positions that are always checked, at any cost."""
 
+PASSES = 200
+"""About what all checks take, in forward passes of one sequence at the rate of a plain product: 120 of gpt1's preset
+paper, 250 to 360 of models of ten million parameters, most of it for building, copying and updating them."""
+LONG = 1 << 42
+"""FLOPs of that many passes from which the time is predicted, and said."""
+
 
 def run_check(
     run: RunFolder, device: torch.device, rows: Rows, tell: Callable[[dict[str, Any]], None], *, quiet: bool
@@ -36,8 +44,8 @@ def run_check(
     """Check the run's own configuration; one row a check.
 
     Args:
-        tell: called with the findings (:class:`Findings` as a dict) before each check and at the end, so that the
-            parent knows which check never ended.
+        tell: called with what is about to be done, if that takes long, and with the findings (:class:`Findings` as a
+            dict) and the number of checks before each check and at the end: the parent knows which never ended.
     """
     # Imported here: the child process of every phase imports this module, and would take more memory.
     from archbench.testing.checks import GATE
@@ -48,9 +56,13 @@ def run_check(
 
     with import_watched() as changes:
         architecture, model_config = load_architecture(run)
+    affordable, flops = _affordable(architecture, model_config, device)
+    if device.type == "cpu" and PASSES * flops > LONG:
+        work = f"{len(GATE)} conformance checks on {affordable.context_length:,} positions"
+        tell({"work": work, "seconds": PASSES * flops / _product_rate()})
     subject = Subject(
         architecture,
-        _affordable(architecture, model_config, device),
+        affordable,
         device,
         import_changes=changes,
         text=Text.of(prepare(run.config.data, sha256=run.facts.get("corpus_sha256"))),
@@ -59,10 +71,11 @@ def run_check(
     results: list[Result] = []
     outcomes = evaluate(subject, GATE)
     for check in GATE:
-        tell(asdict(Findings(results, running=check.name, context_length=subject.T)))
+        running = Findings(results, running=check.name, context_length=subject.T)
+        tell({"findings": asdict(running), "checks": len(GATE)})
         results.append(next(outcomes))
     findings = Findings(results, context_length=subject.T)
-    tell(asdict(findings))
+    tell({"findings": asdict(findings), "checks": len(GATE)})
     for result in results:
         rows.add(result.name, VALUES.get(result.status))
     if findings.failed:
@@ -78,25 +91,36 @@ def run_check(
                 echo(f"{label}: {result.name}: {result.evidence}", error=True)
 
 
-def _affordable(architecture: Architecture, config: ModelConfig, device: torch.device) -> ModelConfig:
-    """The configuration to check: the run's own, with a shorter context if the whole one would take too long.
+def _product_rate() -> float:
+    """FLOP/s of a matrix product of 1024 × 1024, now; a tenth of a second."""
+    square = torch.ones(1024, 1024)
+    square @ square
+    start = time.perf_counter()
+    for _ in range(3):
+        square @ square
+    return 3 * 2 * 1024**3 / (time.perf_counter() - start)
+
+
+def _affordable(architecture: Architecture, config: ModelConfig, device: torch.device) -> tuple[ModelConfig, float]:
+    """The configuration to check, and about the FLOPs of one pass over its context; 0 where they do not matter.
+
+    It is the run's own, with a shorter context if the whole one would take too long.
 
     The checks read a context some forty times, and hold its logits several times. A real model's 8,192 positions take
     minutes a pass on a CPU; faults that show only there are found by ``archbench check``.
     """
     if config.context_length <= SHORTEST:
-        return config
+        return config, 0.0
     try:
         with meta_device():
             parameters = count_parameters(architecture.build(config))
     except ArchbenchError:  # the checks will report it
-        return config
+        return config, 0.0
     most = LOGITS // config.vocab_size
     if device.type == "cpu":
         most = min(most, FLOPS // (2 * parameters))
-    if config.context_length <= most:
-        return config
-    try:
-        return config.override(context_length=max(SHORTEST, 1 << most.bit_length() - 1))
-    except ArchbenchError:  # it does not accept that length, and is checked as it is
-        return config
+    if config.context_length > most:
+        # One that does not accept that length is checked as it is.
+        with suppress(ArchbenchError):
+            config = config.override(context_length=max(SHORTEST, 1 << most.bit_length() - 1))
+    return config, 2.0 * parameters * config.context_length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from archbench.child.process import Child, LostError
@@ -20,7 +20,11 @@ LONGEST_CHECK = 300.0
 """Seconds that the phase ``check`` may take while ``time_limit`` is an hour or less."""
 
 
-def run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, Any]]:
+Heard = Callable[[Mapping[str, Any]], None]
+"""Called with each message of the phase's process; of the checks it says which one runs."""
+
+
+def run_phase(folder: RunFolder, phase: str, heard: Heard, *, quiet: bool) -> list[dict[str, Any]]:
     """Measure one phase in a fresh process; returns its rows, which the run's folder then holds too.
 
     Raises:
@@ -28,7 +32,7 @@ def run_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str, A
     """
     device = folder.config.device
     before = environment.snapshot(device)
-    rows, cpu_seconds = _measured_apart(folder, phase, quiet=quiet)
+    rows, cpu_seconds = _measured_apart(folder, phase, heard, quiet=quiet)
     if phase != CHECK:  # it measures nothing that could be disturbed
         after = environment.snapshot(device, ended=cpu_seconds)
         rows = with_environment(rows, before, after, repeat=folder.config.phases.index(phase))
@@ -63,7 +67,7 @@ def with_environment(
     return [{**row, "contaminated": contaminated} for row in [*rows, *watched]]
 
 
-def _measured_apart(folder: RunFolder, phase: str, *, quiet: bool) -> tuple[list[dict[str, Any]], float]:
+def _measured_apart(folder: RunFolder, phase: str, heard: Heard, *, quiet: bool) -> tuple[list[dict[str, Any]], float]:
     """The rows that the phase's child process sends, and its CPU time; its last findings are kept even if it fails."""
     request = {"out": str(folder.path.parent), "run_id": folder.run_id, "phase": phase, "quiet": quiet}
     variables = {**thread_variables(folder.config), PLUGINS_VARIABLE: None}  # the configuration names the plugins
@@ -78,6 +82,7 @@ def _measured_apart(folder: RunFolder, phase: str, *, quiet: bool) -> tuple[list
             while "rows" not in message:
                 left = None if limit is None else max(0.0, limit - (clock() - start))
                 message = child.receive(left, clock)
+                heard(message)
                 findings = Findings.of(message["findings"]) if "findings" in message else findings
     except LostError as lost:
         running = None if findings is None else findings.running

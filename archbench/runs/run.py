@@ -6,6 +6,8 @@ import dataclasses
 import sys
 import time
 import warnings
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,7 +170,7 @@ def _shown_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str
     start = time.monotonic()
     with StepView(shown=not quiet and phase != "train", still=phase in ("prefill", "decode")) as steps:
         steps.at(f"{name}: {place}")
-        rows = run_phase(folder, phase, quiet=quiet)
+        rows = run_phase(folder, phase, partial(_show_checks, steps, name), quiet=quiet)
     last = {row["metric"]: row["value"] for row in rows if row["phase"] == phase and row["value"] is not None}
     found = ""
     if phase == "train" and {"loss", "tokens_per_second"} <= last.keys():
@@ -176,6 +178,15 @@ def _shown_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str
     if not quiet:
         log(f"{name}: done in {duration(time.monotonic() - start)}{found} ({place})", sys.stderr)
     return rows
+
+
+def _show_checks(steps: StepView, name: str, message: Mapping[str, Any]) -> None:
+    """Say how long the checks will take where that is long, and which one runs."""
+    if "work" in message:
+        steps.predict(message["seconds"])
+        steps.view.say(f"{name}: {message['work']}, about {duration(message['seconds'])}")
+    elif (running := message.get("findings", {}).get("running")) is not None:
+        steps.begun(f"{name}: {running}", len(message["findings"]["results"]) + 1, message["checks"])
 
 
 def rows_of_phases(folder: RunFolder) -> list[dict[str, Any]]:

@@ -53,7 +53,7 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
     with attention_backend(run.config.attention), measuring(name, run.config) as (device, rows):
         require_room(run, device)
         if name == CHECK:  # one of the checks finds what a plugin changes in the process
-            run_check(run, device, rows, lambda findings: parent.send({"findings": findings}), quiet=quiet)
+            run_check(run, device, rows, parent.send, quiet=quiet)
         else:
             package, version = run.facts["plugin_package"], run.facts["plugin_version"]
             plugin = Entry(run.config.architecture, package, version, package).culprit
