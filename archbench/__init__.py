@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from archbench.plugin.registry import available as available
     from archbench.plugin.registry import load as load
     from archbench.results.reading import read_results as read_results
+    from archbench.runs.models import load_run as load_run
     from archbench.runs.run import run as run
     from archbench.training.state import TrainState as TrainState
     from archbench.training.steps import next_token_step as next_token_step
@@ -52,6 +53,7 @@ _HOMES = {
     "hookimpl": "archbench.hookspecs",
     "linear_cross_entropy": "archbench.kernels",
     "load": "archbench.plugin.registry",
+    "load_run": "archbench.runs.models",
     "next_token_step": "archbench.training.steps",
     "read_results": "archbench.results.reading",
     "run": "archbench.runs.run",

@@ -60,7 +60,7 @@ hookspec = pluggy.HookspecMarker(GROUP)
 hookimpl = pluggy.HookimplMarker(GROUP)
 
 REQUIRED_HOOKS = ("describe", "build", "train_step", "generate")
-OPTIONAL_HOOKS = ("import_weights", "import_config", "tasks")
+OPTIONAL_HOOKS = ("import_weights", "import_config", "export_weights", "export_config", "tasks")
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,21 @@ def import_config(published: Mapping[str, Any]) -> ModelConfig:  # type: ignore[
     Published weights are measured with it if the user names no sizes. Refuse every feature that the architecture does
     not have with a CheckpointError that names the field, as ``archbench.nn.published_fields`` does. A field that the
     hook does not read is refused, unless it is known to change nothing.
+    """
+
+
+@hookspec(firstresult=True)
+def export_weights(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:  # type: ignore[empty-body]
+    """Optional, the inverse of ``import_weights``: the ``state_dict`` of this model, by published names and shapes."""
+
+
+@hookspec(firstresult=True)
+def export_config(config: ModelConfig) -> dict[str, Any]:  # type: ignore[empty-body]
+    """Optional, the inverse of ``import_config``: the content of a ``config.json``, with ``model_type`` and
+    ``architectures``.
+
+    Refuse what the published class cannot compute with a UsageError that names the field, as
+    ``archbench.nn.inexpressible`` makes it.
     """
 
 

@@ -27,6 +27,8 @@ from archbench.nn import (
     Linear,
     RMSNorm,
     StateCache,
+    exported_fields,
+    exported_weights,
     published_fields,
     published_weights,
 )
@@ -239,6 +241,17 @@ PUBLISHED_FIELDS = {
 }
 """A field here -> in the config.json of flash-linear-attention's gated_deltanet."""
 
+ONLY = {
+    "use_gate": True,
+    "use_short_conv": True,
+    "allow_neg_eigval": False,
+    "attn": None,
+    "attnres_block_size": None,
+    "hidden_act": "swish",
+    "output_gate_activation": "swish",
+}
+"""Fields there that have one value here."""
+
 
 @hookimpl
 def import_config(published: Mapping[str, Any]) -> GatedDeltaNetConfig:
@@ -246,12 +259,25 @@ def import_config(published: Mapping[str, Any]) -> GatedDeltaNetConfig:
     fields = published_fields(
         published, PUBLISHED_FIELDS, model_type="gated_deltanet",
         absent={"conv_size": 4, "norm_eps": 1e-6, "tie_word_embeddings": False},
-        only={
-            "use_gate": True, "use_short_conv": True, "allow_neg_eigval": False, "num_v_heads": heads, "attn": None,
-            "attnres_block_size": None, "hidden_act": "swish", "output_gate_activation": "swish",
-        },
+        only={**ONLY, "num_v_heads": heads},
     )  # fmt: skip
     fields["d_value"] = round(fields["d_head"] * float(published.get("expand_v") or 2.0))
     default = fields["d_model"] * (published.get("hidden_ratio") or 4) * 2 // 3
     fields["d_ff"] = published.get("intermediate_size") or -(-default // 256) * 256
     return GatedDeltaNetConfig(**fields)
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: GatedDeltaNetConfig) -> dict[str, Tensor]:
+    H, qk, v = config.n_head, config.n_head * config.d_head, config.n_head * config.d_value
+    rows = {"blocks.*.mixer.in_proj.weight": (qk, qk, v, v, H, H), "blocks.*.mixer.conv.weight": (qk, qk, v)}
+    return exported_weights(state_dict, PUBLISHED_NAMES, rows=rows)
+
+
+@hookimpl
+def export_config(config: GatedDeltaNetConfig) -> dict[str, Any]:
+    fields = exported_fields(
+        config, PUBLISHED_FIELDS | {"d_ff": "intermediate_size"}, model_type="gated_deltanet",
+        architectures="GatedDeltaNetForCausalLM", only=ONLY,
+    )  # fmt: skip
+    return {**fields, "expand_v": config.d_value / config.d_head}

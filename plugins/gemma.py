@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.nn import (
+    LLAMA_ATTENTION_FIELDS,
     LLAMA_FIELDS,
     LLAMA_NAMES,
     DecoderOnly,
@@ -27,6 +28,9 @@ from archbench.nn import (
     RMSNorm,
     Rotary,
     RotaryAttention,
+    exported_fields,
+    exported_weights,
+    llama_rows,
     published_fields,
     published_rope_theta,
     published_weights,
@@ -151,16 +155,30 @@ def import_weights(state_dict: Mapping[str, Tensor], config: GemmaConfig) -> dic
 PUBLISHED_FIELDS = {**LLAMA_FIELDS, "n_kv_head": "num_key_value_heads", "d_head": "head_dim"}
 """A field here -> in transformers' GemmaConfig."""
 
+ONLY = {
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+    "tie_word_embeddings": True,
+    "use_bidirectional_attention": False,
+}
+"""Fields there that have one value here."""
+
 
 @hookimpl
 def import_config(published: Mapping[str, Any]) -> GemmaConfig:
     # The first files say "gelu", of which the published code takes the tanh form; later ones say so in a second field.
-    gelu = "gelu" if published.get("hidden_act") == "gelu" else "gelu_pytorch_tanh"
-    fields = published_fields(
-        published, PUBLISHED_FIELDS, model_type="gemma",
-        only={
-            "hidden_act": gelu, "hidden_activation": "gelu_pytorch_tanh", "attention_bias": False,
-            "tie_word_embeddings": True, "use_bidirectional_attention": False,
-        },
-    )  # fmt: skip
+    only = {**ONLY, "hidden_act": "gelu"} if published.get("hidden_act") == "gelu" else ONLY
+    fields = published_fields(published, PUBLISHED_FIELDS, model_type="gemma", only=only)
     return GemmaConfig(**fields, rope_theta=published_rope_theta(published))
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: GemmaConfig) -> dict[str, Tensor]:
+    return exported_weights(state_dict, LLAMA_NAMES, rows=llama_rows(config))
+
+
+@hookimpl
+def export_config(config: GemmaConfig) -> dict[str, Any]:
+    fields = {**PUBLISHED_FIELDS, **LLAMA_ATTENTION_FIELDS}
+    return exported_fields(config, fields, model_type="gemma", architectures="GemmaForCausalLM", only=ONLY)

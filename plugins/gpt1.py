@@ -17,7 +17,18 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.errors import ConfigError
-from archbench.nn import DecoderOnly, Dropout, FeedForward, KVCache, SelfAttention, published_fields, published_weights
+from archbench.nn import (
+    DecoderOnly,
+    Dropout,
+    FeedForward,
+    KVCache,
+    SelfAttention,
+    exported_fields,
+    exported_weights,
+    inexpressible,
+    published_fields,
+    published_weights,
+)
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -163,6 +174,11 @@ MODULES = {
 """A module here -> in transformers' OpenAIGPTLMHeadModel, whose checkpoints hold the published weights."""
 
 
+NAMES = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in MODULES.items() for kind in ("weight", "bias")}
+PROJECTIONS = {f"{ours}.weight" for ours, theirs in MODULES.items() if ".c_" in theirs}
+"""Weights that are published as (in, out)."""
+
+
 @hookimpl
 def import_weights(state_dict: Mapping[str, Tensor], config: GPT1Config) -> dict[str, Tensor]:
     """The weights of an OpenAIGPTLMHeadModel, or of its ``transformer`` alone."""
@@ -171,10 +187,8 @@ def import_weights(state_dict: Mapping[str, Tensor], config: GPT1Config) -> dict
     given = {name: tensor for name, tensor in given.items() if not name.endswith(masks)}
     with torch.device("meta"):
         expected = GPT1(config).state_dict()
-    names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in MODULES.items() for kind in ("weight", "bias")}
-    projections = {f"{ours}.weight" for ours, theirs in MODULES.items() if ".c_" in theirs}
     return published_weights(
-        given, expected, names, model="OpenAIGPTLMHeadModel", transposed=projections, tied_head="lm_head.weight"
+        given, expected, NAMES, model="OpenAIGPTLMHeadModel", transposed=PROJECTIONS, tied_head="lm_head.weight"
     )
 
 
@@ -190,13 +204,30 @@ PUBLISHED_FIELDS = {
 }
 """A field here -> in transformers' OpenAIGPTConfig."""
 
+# afn "gelu" is the tanh form there; newer files leave the tied head unsaid.
+ONLY = {"afn": "gelu", "layer_norm_epsilon": 1e-5, "n_special": 0, "tie_word_embeddings": True}
+"""Fields there that have one value here."""
+
 
 @hookimpl
 def import_config(published: Mapping[str, Any]) -> GPT1Config:
     fields = published_fields(
         published, PUBLISHED_FIELDS, model_type="openai-gpt",
-        absent={"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1},
-        # afn "gelu" is the tanh form there; newer files leave the tied head unsaid.
-        only={"afn": "gelu", "layer_norm_epsilon": 1e-5, "n_special": 0, "tie_word_embeddings": True},
+        absent={"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1}, only=ONLY,
     )  # fmt: skip
     return GPT1Config(**fields, d_ff=4 * fields["d_model"])
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: GPT1Config) -> dict[str, Tensor]:
+    weights = exported_weights(state_dict, NAMES, transposed=PROJECTIONS)
+    return {f"transformer.{name}": tensor for name, tensor in weights.items()}
+
+
+@hookimpl
+def export_config(config: GPT1Config) -> dict[str, Any]:
+    if config.d_ff != 4 * config.d_model:
+        raise inexpressible(config, "d_ff", f"an OpenAIGPTLMHeadModel has 4 × {config.d_model} = {4 * config.d_model}")
+    return exported_fields(
+        config, PUBLISHED_FIELDS, model_type="openai-gpt", architectures="OpenAIGPTLMHeadModel", only=ONLY
+    )

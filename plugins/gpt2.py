@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.errors import ConfigError
-from archbench.nn import DecoderOnly, Dropout, FeedForward, KVCache, SelfAttention, published_fields, published_weights
+from archbench.nn import (
+    DecoderOnly,
+    Dropout,
+    FeedForward,
+    KVCache,
+    SelfAttention,
+    exported_fields,
+    exported_weights,
+    published_fields,
+    published_weights,
+)
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -162,17 +172,22 @@ MODULES = {
 """A module here -> in transformers' GPT2LMHeadModel."""
 
 
+NAMES = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in MODULES.items() for kind in ("weight", "bias")}
+PROJECTIONS = {f"{ours}.weight" for ours, theirs in MODULES.items() if ".c_" in theirs}
+"""Weights that are published as (in, out)."""
+
+
 @hookimpl
 def import_weights(state_dict: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
     given = {name.removeprefix("transformer."): tensor for name, tensor in state_dict.items()}
     masks = (".attn.bias", ".attn.masked_bias")
     given = {name: tensor for name, tensor in given.items() if not name.endswith(masks)}
+    if not config.bias:  # as export_weights writes it
+        given = {name: tensor for name, tensor in given.items() if not name.endswith(".bias") or tensor.any()}
     with torch.device("meta"):
         expected = GPT2(config).state_dict()
-    names = {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in MODULES.items() for kind in ("weight", "bias")}
-    projections = {f"{ours}.weight" for ours, theirs in MODULES.items() if ".c_" in theirs}
     return published_weights(
-        given, expected, names, model="GPT2LMHeadModel", transposed=projections, tied_head="lm_head.weight"
+        given, expected, NAMES, model="GPT2LMHeadModel", transposed=PROJECTIONS, tied_head="lm_head.weight"
     )
 
 
@@ -188,15 +203,39 @@ PUBLISHED_FIELDS = {
 }
 """A field here -> in transformers' GPT2Config."""
 
+ONLY = {
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}
+"""Fields there that have one value here."""
+
 
 @hookimpl
 def import_config(published: Mapping[str, Any]) -> GPT2Config:
     fields = published_fields(
         published, PUBLISHED_FIELDS, model_type="gpt2",
-        absent={"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1},
-        only={
-            "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-            "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
-        },
+        absent={"embd_pdrop": 0.1, "resid_pdrop": 0.1, "attn_pdrop": 0.1}, only=ONLY,
     )  # fmt: skip
-    return GPT2Config(**fields, d_ff=published.get("n_inner") or 4 * fields["d_model"])
+    bias = published.get("bias", True)
+    return GPT2Config(**fields, bias=bias, d_ff=published.get("n_inner") or 4 * fields["d_model"])
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
+    """A GPT2LMHeadModel has biases: where there are none here, they are zeros there."""
+    with torch.device("meta"):
+        biased = GPT2(config.override(bias=True)).state_dict()
+    like = state_dict["embedding.weight"]
+    zeros = {name: like.new_zeros(shaped.shape) for name, shaped in biased.items() if name not in state_dict}
+    weights = exported_weights({**state_dict, **zeros}, NAMES, transposed=PROJECTIONS)
+    return {f"transformer.{name}": tensor for name, tensor in weights.items()}
+
+
+@hookimpl
+def export_config(config: GPT2Config) -> dict[str, Any]:
+    fields = {**PUBLISHED_FIELDS, "d_ff": "n_inner"}
+    only = ONLY if config.bias else {**ONLY, "bias": False}  # which transformers does not know, and import_config does
+    return exported_fields(config, fields, model_type="gpt2", architectures="GPT2LMHeadModel", only=only)

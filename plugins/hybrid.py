@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,13 @@ from archbench.nn import (
     Rotary,
     RotaryAttention,
     StateCache,
+    exported_fields,
+    exported_weights,
+    inexpressible,
+    published_fields,
+    published_rope_theta,
     published_weights,
+    unlike,
 )
 
 if TYPE_CHECKING:
@@ -281,3 +287,74 @@ def import_weights(state_dict: Mapping[str, Tensor], config: HybridConfig) -> di
     return published_weights(
         state_dict, expected, PUBLISHED_NAMES, model="RecurrentGemmaForCausalLM", tied_head="lm_head.weight"
     )
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: HybridConfig) -> dict[str, Tensor]:
+    keys = config.d_model // config.n_head * config.n_kv_head
+    return exported_weights(
+        state_dict, PUBLISHED_NAMES, rows={"blocks.*.mixer.qkv.weight": (config.d_model, keys, keys)}
+    )
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_kv_head": "num_key_value_heads",
+    "window": "attention_window_size",
+    "d_model": "hidden_size",
+    "d_recurrent": "lru_width",
+    "d_conv": "conv1d_width",
+    "d_ff": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+    "logit_cap": "logits_soft_cap",
+}
+"""A field here -> in RecurrentGemmaConfig, which has no longest position: exports write one."""
+
+ONLY = {
+    "hidden_activation": "gelu_pytorch_tanh",
+    "attention_bias": False,
+    "embeddings_scale_by_sqrt_dim": True,
+    "partial_rotary_factor": 0.5,
+    "tie_word_embeddings": True,
+}
+"""Fields there that have one value here."""
+
+BLOCKS = {"r": "recurrent", "a": "attention"}
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> HybridConfig:
+    fields = published_fields(
+        published, PUBLISHED_FIELDS, model_type="recurrent_gemma",
+        absent={
+            "max_position_embeddings": 8192, "num_key_value_heads": published.get("num_attention_heads"),
+            "attention_window_size": 2048, "lru_width": published.get("hidden_size"), "conv1d_width": 4,
+            "rms_norm_eps": 1e-6, "logits_soft_cap": 30.0,
+        },
+        only=ONLY,
+    )  # fmt: skip
+    fields["d_ff"] //= 2  # gate and up together there
+    width, D = published.get("head_dim"), fields["d_model"] // fields["n_head"]
+    if width not in (None, D):
+        raise unlike("head_dim", f"it is {width}, and hidden_size / num_attention_heads is {D}")
+    kinds = {kind: letter for letter, kind in BLOCKS.items()}
+    blocks = published.get("block_types") or ["recurrent", "recurrent", "attention"]
+    if unknown := [kind for kind in blocks if kind not in kinds]:
+        raise unlike("block_types", f"it names {unknown[0]!r}, but this architecture has only {', '.join(kinds)}")
+    pattern = "".join(kinds[kind] for kind in blocks)
+    return HybridConfig(**fields, pattern=pattern, rope_theta=published_rope_theta(published, rotated=0.5))
+
+
+@hookimpl
+def export_config(config: HybridConfig) -> dict[str, Any]:
+    if not config.logit_cap:
+        raise inexpressible(config, "logit_cap", "a RecurrentGemmaForCausalLM always caps its logits")
+    fields = exported_fields(
+        config, PUBLISHED_FIELDS | {"rope_theta": "rope_theta"}, model_type="recurrent_gemma",
+        architectures="RecurrentGemmaForCausalLM", only=ONLY,
+    )  # fmt: skip
+    blocks = [BLOCKS[letter] for letter in config.pattern]
+    return {**fields, "intermediate_size": 2 * config.d_ff, "block_types": blocks}

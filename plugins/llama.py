@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.nn import (
+    LLAMA_ATTENTION_FIELDS,
     LLAMA_FIELDS,
     LLAMA_NAMES,
     DecoderOnly,
@@ -24,6 +25,9 @@ from archbench.nn import (
     RMSNorm,
     Rotary,
     RotaryAttention,
+    exported_fields,
+    exported_weights,
+    llama_rows,
     published_fields,
     published_rope_theta,
     published_weights,
@@ -150,14 +154,28 @@ def import_weights(state_dict: Mapping[str, Tensor], config: LlamaConfig) -> dic
 PUBLISHED_FIELDS = {**LLAMA_FIELDS, "tied_head": "tie_word_embeddings"}
 """A field here -> in transformers' LlamaConfig."""
 
+ONLY = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
+"""Fields there that have one value here."""
+
 
 @hookimpl
 def import_config(published: Mapping[str, Any]) -> LlamaConfig:
     fields = published_fields(
         published, PUBLISHED_FIELDS, model_type="llama",
         absent={"max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False},
-        only={"hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+        only=ONLY,
     )  # fmt: skip
     fields["n_kv_head"] = published.get("num_key_value_heads") or fields["n_head"]
     fields["d_head"] = published.get("head_dim") or fields["d_model"] // fields["n_head"]
     return LlamaConfig(**fields, rope_theta=published_rope_theta(published))
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
+    return exported_weights(state_dict, LLAMA_NAMES, rows=llama_rows(config))
+
+
+@hookimpl
+def export_config(config: LlamaConfig) -> dict[str, Any]:
+    fields = {**PUBLISHED_FIELDS, **LLAMA_ATTENTION_FIELDS}
+    return exported_fields(config, fields, model_type="llama", architectures="LlamaForCausalLM", only=ONLY)

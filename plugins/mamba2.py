@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,19 @@ from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl
 from archbench.errors import ConfigError
 from archbench.kernels import rms_norm
 from archbench.kernels.recurrence.ssd import ssd, ssd_step
-from archbench.nn import CausalConv1d, DecoderOnly, Linear, RMSNorm, StateCache, published_weights
+from archbench.nn import (
+    CausalConv1d,
+    DecoderOnly,
+    Linear,
+    RMSNorm,
+    StateCache,
+    exported_fields,
+    exported_weights,
+    inexpressible,
+    published_fields,
+    published_weights,
+    unlike,
+)
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -222,3 +234,59 @@ def import_weights(state_dict: Mapping[str, Tensor], config: Mamba2Config) -> di
         expected = Mamba2(config).state_dict()
     tied = "lm_head.weight" if config.tied_head else None
     return published_weights(state_dict, expected, PUBLISHED_NAMES, model="Mamba2ForCausalLM", tied_head=tied)
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: Mamba2Config) -> dict[str, Tensor]:
+    return exported_weights(state_dict, PUBLISHED_NAMES)
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "n_head": "num_heads",
+    "n_group": "n_groups",
+    "d_model": "hidden_size",
+    "d_head": "head_dim",
+    "d_state": "state_size",
+    "d_conv": "conv_kernel",
+    "norm_eps": "layer_norm_epsilon",
+    "tied_head": "tie_word_embeddings",
+}
+"""A field here -> in transformers' Mamba2Config, which has no longest position: exports write one."""
+
+ONLY = {
+    "hidden_act": "silu",
+    "use_bias": False,
+    "use_conv_bias": True,
+    "rms_norm": True,
+    "residual_in_fp32": True,
+}
+"""Fields there that have one value here."""
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> Mamba2Config:
+    fields = published_fields(
+        published, PUBLISHED_FIELDS, model_type="mamba2", only=ONLY,
+        absent={"max_position_embeddings": 2048, "layer_norm_epsilon": 1e-5, "tie_word_embeddings": False},
+    )  # fmt: skip
+    limit = published.get("time_step_limit") or (0.0, math.inf)
+    if limit[0] != 0 or limit[1] not in (math.inf, {"__float__": "Infinity"}):  # as transformers 5 writes it
+        raise unlike("time_step_limit", f"it is {limit}, but here step sizes have no limit")
+    inner, C = fields["n_head"] * fields["d_head"], fields["d_model"]
+    if (expand := published.get("expand") or 2) * C != inner:
+        raise unlike("expand", f"it is {expand}, and num_heads · head_dim / hidden_size is {inner / C:g}")
+    return Mamba2Config(**fields)
+
+
+@hookimpl
+def export_config(config: Mamba2Config) -> dict[str, Any]:
+    inner, C = config.n_head * config.d_head, config.d_model
+    if inner % C:
+        raise inexpressible(config, "n_head", f"the heads of a Mamba2ForCausalLM are a multiple of d_model = {C} wide")
+    fields = exported_fields(
+        config, PUBLISHED_FIELDS, model_type="mamba2", architectures="Mamba2ForCausalLM", only=ONLY
+    )
+    return {**fields, "expand": inner // C}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.nn import (
+    LLAMA_ATTENTION_FIELDS,
     LLAMA_FIELDS,
     LLAMA_NAMES,
     DecoderOnly,
@@ -25,6 +26,9 @@ from archbench.nn import (
     RMSNorm,
     Rotary,
     RotaryAttention,
+    exported_fields,
+    exported_weights,
+    llama_rows,
     published_fields,
     published_rope_theta,
     published_weights,
@@ -153,13 +157,24 @@ def import_weights(state_dict: Mapping[str, Tensor], config: MistralConfig) -> d
 PUBLISHED_FIELDS = {**LLAMA_FIELDS, "n_kv_head": "num_key_value_heads"}
 """A field here -> in transformers' MistralConfig."""
 
+ONLY = {"hidden_act": "silu", "tie_word_embeddings": False}
+"""Fields there that have one value here."""
+
 
 @hookimpl
 def import_config(published: Mapping[str, Any]) -> MistralConfig:
-    fields = published_fields(
-        published, PUBLISHED_FIELDS, model_type="mistral",
-        only={"hidden_act": "silu", "tie_word_embeddings": False},
-    )  # fmt: skip
+    fields = published_fields(published, PUBLISHED_FIELDS, model_type="mistral", only=ONLY)
     fields["window"] = published.get("sliding_window", 4096)  # null: none; absent: transformers' default
     fields["d_head"] = published.get("head_dim") or fields["d_model"] // fields["n_head"]
     return MistralConfig(**fields, rope_theta=published_rope_theta(published))
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: MistralConfig) -> dict[str, Tensor]:
+    return exported_weights(state_dict, LLAMA_NAMES, rows=llama_rows(config))
+
+
+@hookimpl
+def export_config(config: MistralConfig) -> dict[str, Any]:
+    fields = {**PUBLISHED_FIELDS, **LLAMA_ATTENTION_FIELDS, "window": "sliding_window"}
+    return exported_fields(config, fields, model_type="mistral", architectures="MistralForCausalLM", only=ONLY)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, linear_cross_entropy
 from archbench.nn import (
+    LLAMA_ATTENTION_FIELDS,
     LLAMA_FIELDS,
     LLAMA_NAMES,
     DecoderOnly,
@@ -26,6 +27,9 @@ from archbench.nn import (
     RotaryAttention,
     Routing,
     SparseExperts,
+    exported_fields,
+    exported_weights,
+    llama_rows,
     load_balancing_loss,
     published_fields,
     published_rope_theta,
@@ -211,13 +215,26 @@ PUBLISHED_FIELDS = {
 }
 """A field here -> in transformers' MixtralConfig."""
 
+ONLY = {"hidden_act": "silu", "tie_word_embeddings": False, "router_jitter_noise": 0.0}
+"""Fields there that have one value here."""
+
 
 @hookimpl
 def import_config(published: Mapping[str, Any]) -> MixtralConfig:
     fields = published_fields(
-        published, PUBLISHED_FIELDS, model_type="mixtral", absent={"router_aux_loss_coef": 0.001},
-        only={"hidden_act": "silu", "tie_word_embeddings": False, "router_jitter_noise": 0.0},
+        published, PUBLISHED_FIELDS, model_type="mixtral", absent={"router_aux_loss_coef": 0.001}, only=ONLY
     )  # fmt: skip
     fields["window"] = published.get("sliding_window")
     fields["d_head"] = published.get("head_dim") or fields["d_model"] // fields["n_head"]
     return MixtralConfig(**fields, rope_theta=published_rope_theta(published, absent=1_000_000.0))
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: MixtralConfig) -> dict[str, Tensor]:
+    return exported_weights(state_dict, checkpoint_names(config.n_expert), rows=llama_rows(config))
+
+
+@hookimpl
+def export_config(config: MixtralConfig) -> dict[str, Any]:
+    fields = {**PUBLISHED_FIELDS, **LLAMA_ATTENTION_FIELDS, "window": "sliding_window"}
+    return exported_fields(config, fields, model_type="mixtral", architectures="MixtralForCausalLM", only=ONLY)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,17 @@ from torch import Tensor, nn
 from archbench import ArchitectureInfo, ModelConfig, decode_with_cache, hookimpl, next_token_step
 from archbench.errors import ConfigError
 from archbench.kernels.recurrence.wkv7 import solve_flops, wkv7, wkv7_step
-from archbench.nn import DecoderOnly, Linear, LowRank, StateCache, published_weights, shift_mixer
+from archbench.nn import (
+    DecoderOnly,
+    Linear,
+    LowRank,
+    StateCache,
+    exported_fields,
+    exported_weights,
+    published_fields,
+    published_weights,
+    shift_mixer,
+)
 
 if TYPE_CHECKING:
     from archbench import Sampling, TrainState
@@ -270,6 +280,9 @@ def _published_names() -> dict[str, str]:
 PUBLISHED_NAMES = _published_names()
 """A parameter here -> in BlinkDL's checkpoints."""
 
+TRANSPOSED = [name for name in PUBLISHED_NAMES if name.endswith((".down.weight", ".up.weight"))]
+"""Weights that are published as (in, out)."""
+
 UNUSED = {f"blocks.0.att.v{digit}" for digit in range(3)}
 """In some checkpoints, though layer 0 has no other layer's values to mix in."""
 
@@ -282,5 +295,43 @@ def import_weights(state_dict: Mapping[str, Tensor], config: RWKV7Config) -> dic
             given[name] = tensor.flatten()
     with torch.device("meta"):
         expected = RWKV7(config).state_dict()
-    transposed = [name for name in PUBLISHED_NAMES if name.endswith((".down.weight", ".up.weight"))]
-    return published_weights(given, expected, PUBLISHED_NAMES, model="RWKV-7", transposed=transposed)
+    return published_weights(given, expected, PUBLISHED_NAMES, model="RWKV-7", transposed=TRANSPOSED)
+
+
+@hookimpl
+def export_weights(state_dict: Mapping[str, Tensor], config: RWKV7Config) -> dict[str, Tensor]:
+    weights = exported_weights(state_dict, PUBLISHED_NAMES, transposed=TRANSPOSED)
+    for name, tensor in weights.items():
+        if name.endswith(".att.r_k"):
+            weights[name] = tensor.view(-1, config.d_head)
+        elif tensor.dim() == 1 and not name.endswith((".weight", ".bias")):
+            weights[name] = tensor.view(1, 1, -1)
+    return weights
+
+
+PUBLISHED_FIELDS = {
+    "vocab_size": "vocab_size",
+    "context_length": "max_position_embeddings",
+    "n_layer": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "d_head": "head_dim",
+    "d_ff": "intermediate_size",
+    "decay_rank": "decay_low_rank_dim",
+    "rate_rank": "a_low_rank_dim",
+    "value_rank": "v_low_rank_dim",
+    "gate_rank": "gate_low_rank_dim",
+}
+"""A field here -> in the config.json that exports write: BlinkDL's checkpoints have none."""
+
+MODEL_TYPE = "rwkv_x070"
+"""After the class RWKV_x070 of the package ``rwkv``; flash-linear-attention's rwkv7 names its weights otherwise."""
+
+
+@hookimpl
+def import_config(published: Mapping[str, Any]) -> RWKV7Config:
+    return RWKV7Config(**published_fields(published, PUBLISHED_FIELDS, model_type=MODEL_TYPE))
+
+
+@hookimpl
+def export_config(config: RWKV7Config) -> dict[str, Any]:
+    return exported_fields(config, PUBLISHED_FIELDS, model_type=MODEL_TYPE, architectures="RWKV_x070")

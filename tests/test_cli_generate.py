@@ -5,11 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archbench import load_run
 from archbench.cli.generate import TextStream
 from archbench.data.byte_tokenizer import ByteTokenizer
+from archbench.plugin.trust import vouch
+from archbench.runs.folder import open_run
+from archbench.training.checkpoints import latest_checkpoint, load_weights
 from command_line import archbench, printed
 
 EXAMPLE = Path(__file__).parent / "example_plugins" / "bigram.py"
@@ -91,3 +96,21 @@ def test_a_stream_of_any_bytes_shows_what_decoding_them_at_once_would_but_for_an
     tokenizer = ByteTokenizer()
     stream = TextStream(tokenizer.decode)
     assert "".join(stream.push(token) for token in ids) == tokenizer.decode(ids).removesuffix("\ufffd")
+
+
+def test_a_run_is_loaded_by_its_id_its_folder_or_as_the_last(trained: Path) -> None:
+    out = trained / "results"
+    vouch(open_run(out, "last").config.plugins)
+    (folder,) = (path for path in out.iterdir() if path.is_dir())
+    loaded = [load_run(*run, out=out, device="cpu") for run in ((), (folder.name,))]
+    loaded.append(load_run(folder, out="elsewhere", device="cpu"))
+    weights = [model.state_dict() for model, _, _ in loaded]
+    checkpoint = latest_checkpoint(folder / "checkpoints")
+    assert checkpoint is not None
+    stored = load_weights(checkpoint)
+    for one in weights:
+        assert one.keys() == stored.keys()
+        assert all(torch.equal(one[name], stored[name]) for name in stored)
+    model, tokenizer, config = loaded[0]
+    assert not model.training
+    assert config.vocab_size == tokenizer.vocab_size == model(torch.tensor([[1, 2]])).shape[-1]

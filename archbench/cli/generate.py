@@ -39,8 +39,7 @@ def generate(
     import torch
 
     from archbench.inference.sampling import Sampling
-    from archbench.runs.device import default_device
-    from archbench.runs.models import load_trained
+    from archbench.runs.models import loaded
 
     if trust:
         from archbench.plugin.trust import vouch
@@ -48,9 +47,8 @@ def generate(
 
         vouch(open_run(out, run).config.plugins)
 
-    if device == "auto":
-        device = default_device()
-    trained, model, tokenizer = load_trained(out, run, device)
+    found = loaded(run, out=out, device=device)
+    trained, model, tokenizer = found.architecture, found.model, found.tokenizer
     if trained.name != architecture:
         step = f"Write: archbench generate {trained.name} --run {run}"
         raise UsageError(f"run {run}", f"it trained {trained.name}, not {architecture}", step)

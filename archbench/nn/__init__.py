@@ -12,17 +12,24 @@ from archbench.nn.feed_forward import FeedForward, GatedFeedForward
 from archbench.nn.linear import Linear, LowRank
 from archbench.nn.norm import RMSNorm
 from archbench.nn.published import (
+    LLAMA_ATTENTION_FIELDS,
     LLAMA_FIELDS,
     LLAMA_NAMES,
+    exported_fields,
+    exported_weights,
+    inexpressible,
+    llama_rows,
     published_fields,
     published_rope_theta,
     published_weights,
+    unlike,
 )
 from archbench.nn.rg_lru import RGLRU
 from archbench.nn.rotary import Rotary
 from archbench.nn.token_shift import shift_mixer
 
 __all__ = [
+    "LLAMA_ATTENTION_FIELDS",
     "LLAMA_FIELDS",
     "LLAMA_NAMES",
     "RGLRU",
@@ -41,9 +48,14 @@ __all__ = [
     "SelfAttention",
     "SparseExperts",
     "StateCache",
+    "exported_fields",
+    "exported_weights",
+    "inexpressible",
+    "llama_rows",
     "load_balancing_loss",
     "published_fields",
     "published_rope_theta",
     "published_weights",
     "shift_mixer",
+    "unlike",
 ]

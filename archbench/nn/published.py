@@ -1,14 +1,17 @@
-"""Weights and configurations of published models, for the hooks ``import_weights`` and ``import_config``."""
+"""Weights and configurations of published models: the same tables serve the hooks that import and that export them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from archbench.errors import CheckpointError
+from archbench.errors import CheckpointError, UsageError
+
+if TYPE_CHECKING:
+    from archbench.config import ModelConfig
 
 Source = str | tuple[str, ...] | list[tuple[str, ...]]
 """A published name; several, whose rows are concatenated; or a list of tuples of names, one per entry of a stack."""
@@ -39,6 +42,9 @@ LLAMA_FIELDS = {
 }
 """The LLaMA family: own field -> field of a transformers config.json. Key/value heads differ between its members."""
 
+LLAMA_ATTENTION_FIELDS = {"n_kv_head": "num_key_value_heads", "d_head": "head_dim", "rope_theta": "rope_theta"}
+"""As :data:`LLAMA_FIELDS`: written always, and read by each member in its own way, because files may leave them out."""
+
 IRRELEVANT: dict[str, str] = {
     field: reason
     for reason, fields in {
@@ -46,8 +52,9 @@ IRRELEVANT: dict[str, str] = {
         "transformers.js_config transformers_version unsloth_fixed unsloth_version",
         "special tokens are read like any others, and nothing is padded": "bos_token_id decoder_start_token_id "
         "eos_token_id pad_token_id sep_token_id unk_token_id",
-        "it draws the weights that the published ones replace": "initializer_range",
-        "it sets speed, memory or rounding": "attn_mode chunk_size_feed_forward fuse_cross_entropy "
+        "it draws the weights that the published ones replace": "final_w_init_variance_scale initializer_range "
+        "rescale_prenorm_residual time_step_floor time_step_max time_step_min time_step_rank w_init_variance_scale",
+        "it sets speed, memory or rounding": "attn_mode chunk_size chunk_size_feed_forward fuse_cross_entropy "
         "fuse_linear_cross_entropy fuse_norm fuse_swiglu gradient_checkpointing pretraining_tp "
         "reorder_and_upcast_attn use_cache",
         "it sets what is returned beside the logits": "output_attentions output_hidden_states return_dict",
@@ -96,10 +103,7 @@ def published_weights(
         CheckpointError: a tensor is missing, left over or of another shape, or the head is not tied.
     """
     given = dict(state_dict)
-    sources: dict[str, list[tuple[str, ...]]] = {}
-    for name in expected:
-        layer = next((part for part in name.split(".") if part.isdigit()), "*")
-        sources[name] = [tuple(part.replace("*", layer) for part in parts) for parts in _stack(names[_pattern(name)])]
+    sources = {name: _sources(names, name) for name in expected}
     if tied_head is not None and (head := given.pop(tied_head, None)) is not None:
         embedding = sources["embedding.weight"][0][0]
         if not torch.equal(given.setdefault(embedding, head), head):
@@ -130,10 +134,43 @@ def unusable(model: str, tensor: str, cause: str) -> CheckpointError:
     return CheckpointError(f"weights, tensor {tensor}", cause, remedy)
 
 
-def _stack(source: Source) -> list[tuple[str, ...]]:
-    if isinstance(source, list):
-        return source
-    return [(source,) if isinstance(source, str) else source]
+def exported_weights(
+    state_dict: Mapping[str, Tensor],
+    names: Mapping[str, Source],
+    *,
+    rows: Mapping[str, Sequence[int]] | None = None,
+    transposed: Collection[str] = (),
+) -> dict[str, Tensor]:
+    """A model's state dict by its published names: the inverse of :func:`published_weights`. Nothing is copied.
+
+    Args:
+        state_dict: own name -> tensor.
+        names, transposed: as there.
+        rows: own name, with ``*`` -> rows of each published tensor that is concatenated there; else they are equal.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        pattern = _pattern(name)
+        entries = tensor.unbind() if isinstance(names[pattern], list) else (tensor,)
+        for parts, entry in zip(_sources(names, name), entries, strict=True):
+            sizes = list((rows or {}).get(pattern) or [len(entry) // len(parts)] * len(parts))
+            for part, piece in zip(parts, torch.split(entry, sizes), strict=True):
+                weights[part] = piece.t() if pattern in transposed else piece
+    return weights
+
+
+def llama_rows(config: Any) -> dict[str, tuple[int, ...]]:
+    """Rows of queries, keys and values in :data:`LLAMA_NAMES`, for :func:`exported_weights`."""
+    keys = config.n_kv_head * config.d_head
+    return {"blocks.*.attention.qkv.weight": (config.n_head * config.d_head, keys, keys)}
+
+
+def _sources(names: Mapping[str, Source], name: str) -> list[tuple[str, ...]]:
+    """The published names of one parameter, with the number of its layer."""
+    source = names[_pattern(name)]
+    stack = source if isinstance(source, list) else [(source,) if isinstance(source, str) else source]
+    layer = next((part for part in name.split(".") if part.isdigit()), "*")
+    return [tuple(part.replace("*", layer) for part in parts) for parts in stack]
 
 
 def _pattern(name: str) -> str:
@@ -182,6 +219,24 @@ def published_fields(
     return fields
 
 
+def exported_fields(
+    config: ModelConfig,
+    names: Mapping[str, str],
+    *,
+    model_type: str,
+    architectures: str,
+    only: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The content of a transformers ``config.json``: the inverse of :func:`published_fields`.
+
+    Args:
+        names, model_type, only: as there.
+        architectures: the class that computes it, as in ``LlamaForCausalLM``.
+    """
+    fields = {published: getattr(config, own) for own, published in names.items()}
+    return {"architectures": [architectures], "model_type": model_type, **fields, **(only or {})}
+
+
 class FieldsRead(Mapping[str, Any]):
     """A published configuration that remembers which of its fields were read."""
 
@@ -211,11 +266,15 @@ class FieldsRead(Mapping[str, Any]):
                 raise unlike(name, cause, "If it changes nothing that is computed, delete it from the configuration")
 
 
-def published_rope_theta(published: Mapping[str, Any], *, absent: float = 10_000.0) -> float:
+def published_rope_theta(published: Mapping[str, Any], *, absent: float = 10_000.0, rotated: float = 1) -> float:
     """The base of plain rotary frequencies: ``rope_parameters`` as transformers 5 writes them, or ``rope_theta``.
 
+    Args:
+        absent: the base where the file names none.
+        rotated: the share of a head's channels that this architecture rotates.
+
     Raises:
-        CheckpointError: the frequencies are scaled, differ between layers, or rotate only some channels.
+        CheckpointError: the frequencies are scaled, differ between layers, or rotate another share of the channels.
     """
     for field in ("rope_parameters", "rope_scaling"):
         rope = published.get(field)
@@ -223,7 +282,7 @@ def published_rope_theta(published: Mapping[str, Any], *, absent: float = 10_000
             continue
         plain = isinstance(rope, Mapping) and not any(isinstance(value, Mapping) for value in rope.values())
         kind = rope.get("rope_type", rope.get("type", "default")) if plain else None
-        if kind != "default" or rope.get("partial_rotary_factor", 1) != 1:
+        if kind != "default" or rope.get("partial_rotary_factor", rotated) != rotated:
             raise unlike(field, f"it is {str(rope)[:90]}, but this architecture has only plain rotary positions")
     rope = published.get("rope_scaling") or published.get("rope_parameters") or {}  # in this order in transformers
     theta = rope.get("rope_theta", published.get("rope_theta"))
@@ -233,3 +292,13 @@ def published_rope_theta(published: Mapping[str, Any], *, absent: float = 10_000
 def unlike(field: str, cause: str, step: str = "Use weights of this architecture") -> CheckpointError:
     """The error of a configuration that this architecture does not support."""
     return CheckpointError(f"published configuration, field {field}", cause, step)
+
+
+def inexpressible(config: ModelConfig, field: str, published: str) -> UsageError:
+    """The error of a configuration that the published class cannot compute.
+
+    Args:
+        published: what that class has instead, as a clause.
+    """
+    cause = f"it is {getattr(config, field)!r}, and {published}"
+    return UsageError(f"export, field {field} of {type(config).__name__}", cause, f"Train it with another {field}")

@@ -201,6 +201,28 @@ class Architecture:
         fields.refuse_unread()
         return config
 
+    def export_weights(self, state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+        """The ``state_dict`` of this architecture's model by published names: the inverse of :meth:`import_weights`.
+
+        Raises:
+            MissingHookError: the plugin has no such hook.
+        """
+        expected = "a dict of tensors by published name"
+        return self._hooks.call("export_weights", dict, expected, state_dict=state_dict, config=config)
+
+    def export_config(self, config: ModelConfig) -> dict[str, Any]:
+        """The content of a transformers ``config.json`` for ``config``: the inverse of :meth:`import_config`.
+
+        Raises:
+            MissingHookError: the plugin has no such hook.
+            UsageError: the published class cannot compute what this configuration does.
+        """
+        expected = "the content of a config.json, with model_type and architectures"
+        published = self._hooks.call("export_config", dict, expected, config=config)
+        if not {"model_type", "architectures"} <= published.keys():
+            raise self._hooks.wrong("export_config", published, expected)
+        return published
+
     def offers(self, hook: str) -> bool:
         """Whether the plugin has the optional hook of that name; wrappers around it do not count."""
         return self._hooks.offers(hook)

@@ -211,14 +211,16 @@ class RunFolder:
         return [row.model_dump(exclude_unset=True) for row in rows]
 
 
-def open_run(out: str | Path, run_id: str) -> RunFolder:
-    """The folder of an earlier run; ``last`` is the newest.
+def open_run(out: str | Path, run: str | Path) -> RunFolder:
+    """The folder of an earlier run, by its id or its path; ``last`` is the newest.
 
     Raises:
         UnknownNameError: no such run under ``out``.
         StorageError: its ``config.json`` cannot be read.
     """
-    out = Path(out)
+    out, run_id = Path(out), str(run)
+    if Path(run).name != run_id and (Path(run) / CONFIG).is_file():
+        out, run_id = Path(run).absolute().parent, Path(run).absolute().name
     known = sorted(path.parent.name for path in out.glob(f"*/{CONFIG}"))
     if run_id == "last" and known:
         run_id = known[-1]

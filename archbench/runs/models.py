@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from archbench.measure.malloc import tune_malloc
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.registry import load
 from archbench.plugin.trust import require
-from archbench.runs.device import resolve_device
+from archbench.runs.device import default_device, resolve_device
 from archbench.runs.folder import CONFIG, RunFolder, open_run
 from archbench.training.checkpoints import latest_checkpoint, load_weights
 from archbench.training.weights import digest_of, require_numbers
@@ -87,18 +88,49 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def load_trained(out: str | Path, run_id: str, device: str) -> tuple[Architecture, nn.Module, Tokenizer]:
-    """A finished run's architecture, trained model in evaluation mode, and tokenizer.
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run as :func:`load_run` finds it, with its folder and architecture."""
+
+    folder: RunFolder
+    architecture: Architecture
+    config: ModelConfig
+    model: nn.Module
+    tokenizer: Tokenizer
+
+
+def loaded(run: str | Path = "last", *, out: str | Path = "results", device: str = "auto") -> LoadedRun:
+    """As :func:`load_run`."""
+    tune_malloc()
+    folder = open_run(out, run)
+    architecture, config = load_architecture(folder)
+    where = resolve_device(default_device() if device == "auto" else device)
+    model = trained_model(folder, architecture, config, where)
+    return LoadedRun(folder, architecture, config, model, load_tokenizer(f"saved:{folder.tokenizer}"))
+
+
+def load_run(
+    run: str | Path = "last", *, out: str | Path = "results", device: str = "auto"
+) -> tuple[nn.Module, Tokenizer, ModelConfig]:
+    """A run's model, tokenizer and configuration.
+
+    Args:
+        run: its id, or its folder; ``last`` is the newest under ``out``.
+        device: auto, cpu, cuda or cuda:N; auto is a GPU if there is one.
+
+    Returns:
+        The model in evaluation mode, tokens (B, T) int64 -> logits (B, T, V): trained, or with the published weights
+        that the run measured; the tokenizer, whose ``encode`` and ``decode`` the run used; the model's configuration.
 
     Raises:
         UnknownNameError: no such run.
-        CheckpointError: its weights cannot be read.
+        StorageError: its files cannot be read.
+        CheckpointError: its weights cannot be read, or none are kept.
+        UntrustedCodeError: its folder names a plugin file that nobody has trusted here.
+        DeviceError: there is no such device.
     """
-    tune_malloc()
-    run = open_run(out, run_id)
-    architecture, config = load_architecture(run)
-    model = trained_model(run, architecture, config, resolve_device(device))
-    return architecture, model, load_tokenizer(f"saved:{run.tokenizer}")
+    found = loaded(run, out=out, device=device)
+    return found.model, found.tokenizer, found.config
 
 
 def _fill(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
