@@ -37,7 +37,7 @@ PRE_TOKENIZERS: dict[str, list[PreTokenizer]] = {
     "smollm": [pre_tokenizers.Digits(individual_digits=True), _GPT2],
 }
 """How text is cut before merging, by ``tokenizer.ggml.pre``; their token ids are verified against llama.cpp."""
-_WHOLE_WORDS = {"llama-bpe"}
+WHOLE_WORDS = {"llama-bpe"}
 """Pre-tokenizers with words in the vocabulary that no sequence of merges reaches; each is a token nevertheless."""
 _BEGINS_TEXTS = {"llama-bpe"}
 """Pre-tokenizers whose models see ``bos`` before a text, unless the file says otherwise."""
@@ -81,7 +81,7 @@ def _built(file: GGUF, pre: str) -> tuple[tokenizers.Tokenizer, int | None]:
     ids = {token: i for i, token in enumerate(tokens)}
     # A merge is two tokens separated by a space, and the first may begin with a space.
     merges = [(merge[:cut], merge[cut + 1 :]) for merge in key("merges") for cut in [merge.index(" ", 1)]]
-    tokenizer = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=pre in _WHOLE_WORDS))
+    tokenizer = tokenizers.Tokenizer(models.BPE(ids, merges, ignore_merges=pre in WHOLE_WORDS))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(PRE_TOKENIZERS[pre])
     tokenizer.decoder = decoders.ByteLevel()
     types = list(zip(tokens, key("token_type", []), strict=False))

@@ -59,7 +59,7 @@ class SubwordTokenizer:
         if not ids:
             raise DataError(f"tokenizer {name!r}", "its vocabulary is empty", "Give a tokenizer.json with a vocabulary")
         if separator is None:
-            names = (_put_before_texts(self._definition), *END_OF_TEXT)
+            names = (put_before_texts(self._definition), *END_OF_TEXT)
             separator = next((ids[token] for token in names if token in ids), max(ids.values()) + 1)
         if separator > max(ids.values()) + 1:
             cause = f"its separator is {separator}, and its highest id {max(ids.values())}"
@@ -109,6 +109,11 @@ class SubwordTokenizer:
 
     def token_bytes(self) -> tuple[bytes, ...] | None:
         return self._token_bytes
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """The content of its ``tokenizer.json``."""
+        return self._definition
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -209,7 +214,7 @@ def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> Subword
     return SubwordTokenizer(definition, name=name, separator=vocab_size - 1)
 
 
-def _put_before_texts(definition: dict[str, Any]) -> str | None:
+def put_before_texts(definition: dict[str, Any]) -> str | None:
     """The special token of a template like ``<s> $A``, which a model saw at the beginning of every text.
 
     Templates with a token after the text as well (BERT's) are not for models that predict the next token.
@@ -232,7 +237,7 @@ def _token_bytes(
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return None
     table = [b""] * vocab_size
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     added = {token["id"]: token["content"] for token in definition["added_tokens"]}
     for token, i in ids.items():
         if i in added:
@@ -249,14 +254,14 @@ def _keeps_every_byte(definition: dict[str, Any], ids: dict[str, int]) -> bool:
     return (
         not definition.get("normalizer")
         and definition["model"]["type"] == "BPE"
-        and all(character in ids for character in _byte_alphabet())
+        and all(character in ids for character in byte_alphabet())
         and all(step["type"] in {"ByteLevel", "Split", "Digits", "Punctuation"} for step in cuts)
         and not any(step.get("add_prefix_space") or step.get("behavior") == "Removed" for step in cuts)
         and not any(token["lstrip"] or token["rstrip"] for token in definition["added_tokens"] if not token["special"])
     )
 
 
-def _byte_alphabet() -> dict[str, int]:
+def byte_alphabet() -> dict[str, int]:
     """Byte-level BPE's character -> byte: printable Latin-1 for itself, the other bytes from U+0100 on.
 
     GPT-2's table (Radford et al. 2019), as used by the library's pre-tokenizer.

@@ -39,17 +39,17 @@ SPACES = re.compile(r"(?<=[A-Za-z0-9])(?=[ \t\n\r])")
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def gpt4_pattern(numbers: str, contractions: str = "'(?i:[sdmt]|re|ve|ll)") -> str:
+CONTRACTIONS = ("'(?i:[sdmt]|re|ve|ll)", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
+"""Two ways in which GPT-4's family writes the same pattern."""
+
+
+def gpt4_pattern(numbers: str, contractions: str = CONTRACTIONS[0]) -> str:
     """The pattern of GPT-4's family (LLaMA 3, Qwen 2), which differ in how they cut numbers."""
     rest = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     return rf"{contractions}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{numbers}|{rest}"
 
 
-_GPT4 = (
-    gpt4_pattern(numbers, contractions)
-    for numbers in (r"\p{N}", r"\p{N}{1,3}")
-    for contractions in ("'(?i:[sdmt]|re|ve|ll)", "(?i:'s|'t|'re|'ve|'m|'ll|'d)")
-)
+_GPT4 = (gpt4_pattern(numbers, contractions) for numbers in (r"\p{N}", r"\p{N}{1,3}") for contractions in CONTRACTIONS)
 KNOWN_PATTERNS = frozenset({GPT2_PATTERN, *_GPT4})
 DEFAULT_GGUF_PATTERNS = (r"[\p{P}$+<=>^~|]+", GPT2_PATTERN, r"\p{N}+", r"[0-9]{3}")
 """llama.cpp's ``default``: each cuts what the one before has left."""

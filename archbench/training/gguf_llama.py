@@ -114,6 +114,12 @@ def _half_split(path: Path, name: str, weight: Tensor, n_head: int) -> Tensor:
     return weight.view(n_head, rows // n_head // 2, 2, C).transpose(1, 2).reshape(rows, C)
 
 
+def neighbouring(weight: Tensor, n_head: int) -> Tensor:
+    """The inverse: rows (heads × D, C) in transformers' order to llama.cpp's."""
+    rows, C = weight.shape
+    return weight.view(n_head, 2, rows // n_head // 2, C).transpose(1, 2).reshape(rows, C)
+
+
 def _keys(file: GGUF) -> dict[str, Any]:
     """The architecture's keys, without its name.
 

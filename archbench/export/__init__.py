@@ -1,0 +1,1 @@
+"""A model in the files that other tools read."""
