@@ -116,8 +116,8 @@ def test_its_wheel_can_be_installed_and_is_found(shell: Shell) -> None:
     )
     shell.run("pip wheel --no-deps -w wheels ./decay")
     shell.run("pip install wheels/*.whl")
-    listed = shell.run("archbench list").splitlines()
-    assert any(line.startswith("decay ") and "archbench-decay 0.1.0" in line for line in listed)
+    listed = shell.run("archbench list --wide").splitlines()
+    assert any(" decay " in line and "archbench-decay 0.1.0" in line for line in listed)
     assert not list(Path(sysconfig.get_path("purelib")).glob("archbench_decay*"))  # the environment was its own
 
 
@@ -164,15 +164,20 @@ def test_every_step_of_the_tutorial_does_what_it_says(shell: Shell) -> None:
         if language == "python":
             (shell.folder / DECAY.name).write_text(next(edits))
         for command, expected in conversation(text) if language == "console" else []:
-            begun = time.monotonic()
-            assert_printed(command, expected, shell.run(command, 9 if "leaky" in command and "check" in command else 0))
+            begun, module, leaky = time.monotonic(), shell.folder / DECAY.name, "causality" in command
+            source = module.read_text() if leaky else ""
+            if leaky:  # the page has the reader delete it and put it back
+                module.write_text(source.replace(".tril()", ""))
+            assert_printed(command, expected, shell.run(command, 9 if leaky else 0))
+            if leaky:
+                module.write_text(source)
             commands.append(command.split(" -")[0])
             print(f"{time.monotonic() - begun:6.1f} s  {command}")
     seconds = time.monotonic() - start
     print(f"{seconds:6.1f} s  in all")
     assert seconds < 300
     assert {"archbench new decay", "pytest", "pip install", "archbench list", "archbench check decay"} <= set(commands)
-    assert commands.count("archbench run decay") == 2  # installed, and as a loose file
+    assert "archbench run decay" in commands
 
 
 @pytest.mark.slow

@@ -14,14 +14,18 @@ from archbench.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-QUICK_START = (ROOT / "docs" / "tutorials" / "quick-start.md").read_text("utf-8")
+TUTORIALS = {path.stem: path.read_text("utf-8") for path in (ROOT / "docs" / "tutorials").glob("*.md")}
+QUICK_START = TUTORIALS["quick-start"]
 EXAMPLES = (ROOT / "docs" / "reference" / "command-line.md").read_text("utf-8")
+TYPED = re.findall(r"(?m)^\$ (archbench .*)$", "\n".join(TUTORIALS.values()))
 
 NAMES = set(typer.main.get_command(app).commands)
 COMMANDS = sorted(
     {
         match.group(0).split("#")[0].strip()
-        for match in re.finditer(rf"(?m)archbench ({'|'.join(NAMES)})\b[^\n`&…]*", README + QUICK_START + EXAMPLES)
+        for match in re.finditer(
+            rf"(?m)archbench ({'|'.join(NAMES)})\b[^\n`&…]*", "\n".join([README, QUICK_START, EXAMPLES, *TYPED])
+        )
     }
 )
 

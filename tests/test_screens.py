@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from archbench.cli import doctor
-from archbench.presentation.tables import Table
+from archbench.presentation.quantities import ratio_interval
+from archbench.presentation.tables import Column, Table
+from archbench.presentation.tables import table as table_of
 from archbench.presentation.terminal import WIDE, show
 from archbench.regression.verdict_table import Row, row_table
 from archbench.report.comparison_tables import cost_table, lost_table, size_table, tuning_table, verdict_table
@@ -37,6 +39,7 @@ METRICS = ("first_step_seconds", "validation_bits_per_byte", "model_flops_per_se
         (["show", "gpt1"], ["embd_dropout", "blocks.*.feed_forward.down", "SelfAttention", "forward FLOP/token"]),
         (["results", RUN], [*METRICS, "8 × 96", "tokens/s"]),
         (["results", RUN, "--raw", "--where", "phase=decode"], ["cache_bytes_per_token_measured", "gpt1"]),
+        (["where"], ["architecture gpt1", "gpt1.py"]),
         (["probe", "--list"], ["selective-copying", "memorisation"]),
         (["fsck", "results/reference"], ["configuration", "unverified"]),
     ],
@@ -121,6 +124,17 @@ def test_a_table_breaks_no_name_and_names_what_it_leaves_out(
                         column.title,
                         row[index].text,
                     )
+
+
+def test_the_name_of_a_group_stands_beside_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["next token after the longest prompt", "training update"]
+    columns = [Column("quantity", "text"), Column("architecture", "name"), Column("interval", "name")]
+    rows = [(name, who, ratio_interval(1e-12, 1e12)) for name in names for who in ("gpt1", "llama", "mamba2")]
+    lines = shown(table_of("costs", "", columns, rows, grouped=1), 49, monkeypatch)
+    assert [line.split("  ")[0].strip() for line in lines[1:]] == [
+        "next token", "after the", "longest prompt", "training update", "", "",
+    ]  # fmt: skip
+    assert all("[< 0.001, > 1,000]" in line for line in lines[1:])
 
 
 @pytest.mark.parametrize("tables", [of_run, of_comparison])

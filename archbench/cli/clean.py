@@ -133,7 +133,7 @@ def _print_table(found: list[Leftover], folder: str) -> None:
         return
     columns = (
         Column("kind", "name"), Column("items", show="{:,}".format), Column("size", unit="B"),
-        Column("oldest", show=duration), Column("what is lost", "text", priority=1), Column("what", "name"),
+        Column("oldest", show=duration), Column("what is lost", "text", priority=1), Column("what", "path"),
     )  # fmt: skip
     together: dict[tuple[str, str, Path], list[Leftover]] = {}
     for one in found:  # a cache has thousands of files, whose names say nothing: a row for each of its folders

@@ -205,7 +205,7 @@ def _attention_table(facts: list[Fact]) -> Table:
 
 
 def _plugin_table(facts: list[Fact]) -> Table:
-    columns = Column("plugin", "name"), Column("package", "name", priority=1), Column("source", "name", priority=2)
+    columns = Column("plugin", "name"), Column("package", "name", priority=1), Column("source", "path", priority=2)
     rows = ((fact["name"], f"{fact['package']} {fact['version']}", fact["source"]) for fact in facts)
     return table("plugins", "", columns, rows, notes=["Whether each works: archbench list"])
 

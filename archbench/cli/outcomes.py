@@ -78,7 +78,8 @@ def _show(
 
 def _end(outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome, folder: Path) -> None:
     seconds = outcome.seconds
-    echo(
+    paragraph(
         f"Took {duration(seconds.measured)}, predicted {duration(seconds.predicted)}. In {folder}: {outcome.file}, "
-        f"runs.parquet\nNext: archbench report {folder} -o report.html"
+        "runs.parquet"
     )
+    echo(f"Next: archbench report {folder} -o report.html")

@@ -36,7 +36,12 @@ def where(
         for name, value in settings.items():
             print_json({"what": "setting", "name": name, "value": value})
         return
-    columns = Column("what", "name"), Column("size", unit="B"), Column("", "text", priority=1), Column("where", "name")
+    columns = (
+        Column("what", "name"),
+        Column("size", unit="B"),
+        Column("note", "text", priority=1),
+        Column("where", "path"),
+    )
     rows = ((one["what"], one["bytes"], one["note"], one["path"]) for one in found)
     show(table("places", "", columns, rows))
     for name, value in settings.items():

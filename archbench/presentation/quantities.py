@@ -98,8 +98,10 @@ def ratio(value: float | None) -> str:
 
 
 def ratio_interval(low: float | None, high: float | None) -> str:
-    """``[0.975, 1.026]``."""
-    return ABSENT if low is None or high is None else f"[{ratio(low)}, {ratio(high)}]"
+    """``[0.975, 1.026]``; no digits of what is beyond a thousandfold: ``[< 0.001, > 1,000]``."""
+    if low is None or high is None:
+        return ABSENT
+    return f"[{', '.join('< 0.001' if one < 1e-3 else '> 1,000' if one > 1e3 else ratio(one) for one in (low, high))}]"
 
 
 def probability(p: float | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from archbench.presentation.characters import visible
 from archbench.presentation.quantities import ABSENT, number
 
-Kind = Literal["name", "text", "number", "verdict", "code", "list"]
+Kind = Literal["name", "text", "number", "verdict", "code", "list", "path"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Column:
     """One column.
 
     Attributes:
-        kind: look of the cells: numbers are right-aligned, lists and texts may wrap between words, verdicts are
-            coloured.
+        kind: look of the cells: numbers are right-aligned, lists and texts may wrap between words, paths after a
+            separator, verdicts are coloured.
         unit: base unit of the values.
         hint: explains the title; shown on hover.
         show: makes the text of a value, or of both ends of an interval; by default, a number with a prefix.

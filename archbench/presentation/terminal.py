@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal, TextIO
 
 from archbench.presentation.characters import visible
@@ -111,14 +113,30 @@ def drawn(shown: Table, kept: Sequence[int] | None = None, room: int | None = No
             Text(visible(title)), justify=justify, no_wrap=column.kind not in _WRAPPED, overflow="fold", width=width
         )
     above: tuple[str, ...] = ()
-    for row in shown.rows:
+    names = _beside_groups(shown, next((width for index, width in zip(kept, widths, strict=True) if index == 0), None))
+    for row, name in zip(shown.rows, names, strict=True):
         texts = tuple(cell.text for cell in row)
         same = 0  # leading cells that are equal to those above
         while same < shown.grouped and texts[: same + 1] == above[: same + 1]:
             same += 1
-        made.add_row(*(_cell(shown.columns[index], "" if index < same else texts[index]) for index in kept))
+        cells = (name, *("" if index < same else text for index, text in enumerate(texts) if index))
+        made.add_row(*(
+            _cell(shown.columns[index], cells[index], width) for index, width in zip(kept, widths, strict=True)
+        ))  # fmt: skip
         above = texts
     return made
+
+
+def _beside_groups(shown: Table, width: int | None) -> Iterator[str]:
+    """The first cell of each row. Of a group it is shown once, and its lines stand beside the group's rows."""
+    if not shown.grouped:
+        yield from (row[0].text for row in shown.rows)
+        return
+    for text, rows in groupby(row[0].text for row in shown.rows):
+        count = len(list(rows))
+        lines = wrapped(text, width) if width is not None and shown.columns[0].kind in _WRAPPED else [text]
+        yield from [*lines, *[""] * count][: count - 1]
+        yield "\n".join(lines[count - 1 :])
 
 
 def _print_lines(out: Screen, made: RichTable) -> None:
@@ -157,10 +175,17 @@ def _same(shown: Table) -> list[int]:
     ]
 
 
-def _cell(column: Column, text: str) -> Text:
+def _cell(column: Column, text: str, width: int | None) -> Text:
     from rich.text import Text
 
     text = visible(text, lines=column.kind in (*_WRAPPED, "code"))
+    if column.kind == "path" and width is not None:
+        lines = [""]
+        for part in _path_parts(text):
+            if lines[-1] and len(lines[-1] + part) > width:
+                lines.append("")
+            lines[-1] += part
+        text = "\n".join(lines)
     return Text(text, style=_STYLE_OF.get(text, "") if column.kind == "verdict" else "")
 
 
@@ -171,6 +196,10 @@ def _has_width(stream: TextIO | None = None) -> bool:
 def error_width() -> int | None:
     """Characters in a line of standard error; None of a file or a pipe."""
     return shutil.get_terminal_size().columns if _has_width(sys.stderr) else None
+
+
+def _path_parts(path: str) -> list[str]:
+    return re.findall(r"[^/\\]*[/\\]|[^/\\]+", path)
 
 
 def _least_width(shown: Table, kept: Sequence[int]) -> int:
@@ -209,6 +238,7 @@ def _width_range(shown: Table, index: int, text: int = _TEXT_WIDTH) -> tuple[int
     cells = [visible(row[index].text) for row in shown.rows]
     lines = longest(line for cell in cells for line in cell.splitlines())
     least = lines
-    if column.kind in _WRAPPED:
-        least = max(min(lines, text), longest(word for cell in cells for word in cell.split()))
+    if column.kind in (*_WRAPPED, "path"):
+        split = _path_parts if column.kind == "path" else str.split
+        least = max(min(lines, text), longest(word for cell in cells for word in split(cell)))
     return max(least, longest(column.title.split())), max(lines, longest(column.title.splitlines()))
