@@ -232,6 +232,31 @@ def test_a_folder_with_weights_is_measured_as_it_is(published: Path) -> None:
     assert value(frame, "quality", "perplexity") == pytest.approx(expected, rel=1e-5)
 
 
+def test_transformers_draws_no_progress_bar_while_weights_are_read_and_may_afterwards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    architecture = archbench.load(f"hf:{written(tmp_path, 'llama')}")
+    config = architecture.config("nano")
+    theirs = {name.removeprefix("inner."): value for name, value in architecture.build(config).state_dict().items()}
+    architecture.import_weights(theirs, config)
+    assert capsys.readouterr().err == ""
+    assert transformers.utils.logging.is_progress_bar_enabled()
+
+
+def test_a_family_with_a_cache_of_its_own_decodes_without_one_and_show_says_so(tmp_path: Path) -> None:
+    layers = ["linear_attention", "full_attention"]
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "minimax", **GQA, "num_local_experts": 2, "block_size": 16, "layer_types": layers})
+    )
+    architecture = archbench.load(f"hf:{tmp_path}")
+    model = architecture.build(architecture.config("nano")).eval()
+    prompt = torch.randint(V, (1, 5))
+    tokens = torch.stack([*architecture.generate(model, prompt, 3, archbench.Sampling(greedy=True))], 1)
+    with torch.inference_mode():
+        assert tokens[0, 0] == model(prompt)[0, -1].argmax()
+    assert "decodes without a cache" in architecture.info.summary
+
+
 def test_bad_weights_are_refused_before_anything_is_written(published: Path) -> None:
     def refused(code: int, culprit: str) -> None:
         done = command("run", f"hf:{published}", "--profile", "smoke", "--unchecked", "--quiet", cwd=published.parent)

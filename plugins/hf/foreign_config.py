@@ -29,6 +29,9 @@ SIZES: dict[str, tuple[str, ...]] = {
 _KEPT_ENDINGS = ("_size", "_dim", "_rank", "_heads", "_groups")
 _NO_SIZE = ("vocab_size", "chunk_size", "layer_norm_size")
 
+OWN_CACHE = ("minimax",)
+"""Model types that decode from a cache of a class of their own, and refuse transformers' static one."""
+
 Fields = dict[str, Any]
 
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from archbench.errors import UsageError
 from archbench.kernels.triton_guard import without_triton
 
-from .foreign_config import HFConfig, transformers_config
+from .foreign_config import OWN_CACHE, HFConfig, transformers_config
 
 transformers: Any = import_module("transformers")
 
@@ -223,6 +223,7 @@ def family_of(published: Any) -> Any:
 
 def built(config: HFConfig) -> ForeignModel:
     """The model, at initial weights; with a cache where the family takes transformers'."""
-    family = family_of(transformers_config(config.fields()))
-    cached = "cache" in inspect.signature(family.forward).parameters
+    published = transformers_config(config.fields())
+    cached = "cache" in inspect.signature(family_of(published).forward).parameters
+    cached &= published.model_type not in OWN_CACHE
     return (CachedForeignModel if cached else ForeignModel)(config)

@@ -72,7 +72,8 @@ def _in_folder(folder: Path) -> Place:
         step = "Name the folder that transformers saved, or a config.json"
         raise CheckpointError(f"hf:{folder}", f"it holds no {CONFIG}", step)
     one = _in_file(file)
-    weights = [path.name for path in sorted(folder.iterdir()) if path.suffix in _OTHER_WEIGHTS]
+    beside = sorted(path.name for path in folder.iterdir())
+    weights = [name for name in beside if name.endswith((*_OTHER_WEIGHTS, _INDEX))]
     if not weights:
         return one
     if not any((folder / name).is_file() for name in (WEIGHTS, _INDEX)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ from archbench import ArchitectureInfo, decode_with_cache, decode_without_cache,
 from archbench.errors import CheckpointError, PluginImportError, one_line
 from archbench.hookspecs import Located
 
-from .foreign_config import HFConfig, kept_sizes, sizes_of, transformers_config
+from .foreign_config import OWN_CACHE, HFConfig, kept_sizes, sizes_of, transformers_config
 from .published_place import Place, found
 
 if TYPE_CHECKING:
@@ -49,12 +50,13 @@ class ForeignArchitecture:
 
     def __init__(self, place: Place) -> None:
         published = place.published
-        family = transformers_config(published)
+        kind = transformers_config(published).model_type
         kept = kept_sizes(published)
         stay = f", and keeps {', '.join(kept)}" if kept else ""
+        decoding = "; decodes without a cache, as it refuses transformers' static one" if kind in OWN_CACHE else ""
         self._info = ArchitectureInfo(
             name=f"hf:{place.name}",
-            summary=f"{family.model_type} by transformers; matching varies {', '.join(sizes_of(published))}{stay}",
+            summary=f"{kind} by transformers; matching varies {', '.join(sizes_of(published))}{stay}{decoding}",
             paper=f"{place.source}, {place.revision}",
             config=HFConfig,
             presets={name: HFConfig.of(published, longest=longest) for name, longest in CONTEXTS.items()},
@@ -89,9 +91,10 @@ class ForeignArchitecture:
 
         wanted = transformers_config(config.fields())
         try:  # by transformers' own reader, which knows older names and layouts
-            model, report = family_of(wanted).from_pretrained(
-                None, config=wanted, state_dict={**state_dict}, dtype=torch.float32, output_loading_info=True
-            )
+            with _without_progress_bar():
+                model, report = family_of(wanted).from_pretrained(
+                    None, config=wanted, state_dict={**state_dict}, dtype=torch.float32, output_loading_info=True
+                )
         except RuntimeError as error:
             raise _unusable(one_line(error)) from None
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -103,6 +106,21 @@ class ForeignArchitecture:
     @hookimpl
     def import_config(self, published: Mapping[str, Any]) -> HFConfig:
         return HFConfig.of({**published})
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Within this context transformers draws none: progress is archbench's to show, and --quiet shows none."""
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _unusable(cause: str) -> CheckpointError:

@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 REFERENCE = Path(__file__).parents[2] / "results" / "reference"
+
+LLAMA = json.dumps({
+    "model_type": "llama", "vocab_size": 4, "hidden_size": 2, "num_hidden_layers": 1, "num_attention_heads": 1,
+    "intermediate_size": 2, "max_position_embeddings": 64,
+})  # fmt: skip
+_HEADER = b'{"lm_head.weight": {"dtype": "F32", "shape": [4, 2], "data_offsets": [0, 32]}}'
+WEIGHTS = (len(_HEADER).to_bytes(8, "little") + _HEADER + bytes(32)).decode()
+"""A safetensors file of one tensor, all of it ASCII."""
+
+
+def _tokenizer(words: str) -> str:
+    vocabulary = {word: number for number, word in enumerate(words)}
+    return json.dumps({
+        "version": "1.0", "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "a"},
+    })  # fmt: skip
+
 
 FILES = {
     "broken.py": "import no_such_module\n",
@@ -15,7 +33,26 @@ FILES = {
     "damaged.parquet": "PAR1 and no more",
     "gift.toml": 'architecture = "gpt1"\nplugins = ["hookless.py"]\n',
     "empty.txt": "",
-}
+    "hf/unknown.json": '{"model_type": "no_such_kind"}',
+    "hf/untyped.json": '{"hidden_size": 3}',
+    "hf/damaged.json": '{"model_type": "llama"',
+    "hf/coded.json": '{"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}',
+    "hf/bare/model.safetensors": WEIGHTS,
+    "hf/pickle/config.json": LLAMA,
+    "hf/pickle/pytorch_model.bin": "",
+    "hf/cut/config.json": LLAMA,
+    "hf/cut/model.safetensors": WEIGHTS[:20],
+    "hf/no-index/config.json": LLAMA,
+    "hf/no-index/model.safetensors.index.json": '{"weight_map": {',
+    "hf/no-shard/config.json": LLAMA,
+    "hf/no-shard/model.safetensors.index.json": '{"weight_map": {"lm_head.weight": "gone.safetensors"}}',
+    "hf/wide/config.json": LLAMA.replace('"vocab_size": 4', '"vocab_size": 5'),
+    "hf/wide/model.safetensors": WEIGHTS,
+    "hf/words/config.json": LLAMA,
+    "hf/words/model.safetensors": WEIGHTS,
+    "hf/words/tokenizer.json": _tokenizer("abcdefgh"),
+    "hf/three.json": _tokenizer("abc"),
+}  # fmt: skip
 """Bad input, in the folder in which the commands run."""
 
 CATALOGUE: tuple[tuple[str, int, str], ...] = (
@@ -102,6 +139,24 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("show gpt1 --plugin absent.py", 2, "absent.py"),
     ("show broken --plugin broken.py", 3, "broken.py"),
     ("show hookless --plugin hookless.py", 3, "hookless.py"),
+    # models of transformers
+    ("show hf:absent", 2, "hf:absent"),
+    ("show hf:absent@0123456789ab", 2, "absent@0123456789ab"),
+    ("show hf:hf/unknown.json", 6, "'no_such_kind'"),
+    ("check hf:hf/untyped.json --quiet", 6, "untyped.json"),
+    ("run hf:hf/damaged.json --device cpu --profile smoke", 6, "damaged.json"),
+    ("compare gpt1 hf:hf/coded.json --device cpu", 6, "auto_map"),
+    ("probe hf:hf/bare --device cpu", 6, "config.json"),
+    ("run hf:hf/pickle --device cpu --profile smoke", 6, "pytorch_model.bin"),
+    ("run hf:hf/cut --device cpu --profile smoke", 6, "model.safetensors"),
+    (
+        "run hf:hf/no-index --device cpu --profile smoke --tokenizer file:hf/three.json",
+        6,
+        "model.safetensors.index.json",
+    ),
+    ("run hf:hf/no-shard --device cpu --profile smoke --tokenizer file:hf/three.json", 6, "gone.safetensors"),
+    ("scale hf:hf/wide --device cpu", 6, "vocab_size is 5"),
+    ("run hf:hf/words --device cpu --profile smoke", 2, "9 ids"),
     # devices
     ("run gpt1 --device tpu", 5, "tpu"),
     ("run gpt1 --device cuda:99", 5, "cuda:99"),
