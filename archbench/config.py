@@ -9,17 +9,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer, model_validator
 from pydantic.fields import FieldInfo
 
 from archbench import bounds
 from archbench.errors import ConfigError, UnknownNameError, UsageError, did_you_mean
-from archbench.profiles import PROFILES
+from archbench.profiles import PROFILES, filled
 
-PhaseName = Literal["train", "quality", "positions", "prefill", "decode"]
+PhaseName = Literal["train", "quality", "positions", "prefill", "decode", "serve"]
 """Each has a function in ``PHASES`` of ``archbench/runs/worker.py``, and its metrics in ``results/metrics.py``."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
 BackendName = Literal["triton", "sdpa", "flex", "reference"]
@@ -147,7 +147,7 @@ class QualityConfig(Frozen):
 
 
 class SpeedConfig(Frozen):
-    """What the prefill and decode phases time."""
+    """What the prefill, decode and serve phases time."""
 
     prompt_lengths: tuple[bounds.Size, ...] | None = Field(
         None,
@@ -159,6 +159,13 @@ class SpeedConfig(Frozen):
     new_tokens: int = Field(32, gt=1, le=2**24, description="tokens decoded per repeat, the first one untimed")
     repeats: bounds.Repeats = Field(5, description="timed repeats of each case, after warm-up")
     warmup: bounds.Untimed = Field(2, description="untimed repeats, at the least; more until the times are stationary")
+    trace: str | None = Field(None, description="requests to serve, JSON lines or CSV; null for batches that meet")
+    trained: str | None = Field(None, description="folder of the run whose weights are timed; null for this run's own")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Null fields that earlier runs lacked are left out, so that their hashes, plans and keys stay."""
+        return {name: one for name, one in written(self).items() if one is not None or name == "prompt_lengths"}
 
 
 class RunConfig(Frozen):
@@ -220,7 +227,7 @@ class RunConfig(Frozen):
         if not isinstance(name, str) or name not in PROFILES:
             raise UnknownNameError(f"profile {name!r}", "there is no such profile", did_you_mean(str(name), PROFILES))
         published = {} if values.get("weights") is None else {"preset": PUBLISHED}
-        return filled({**PROFILES[name], **published}, values)
+        return filled({**PROFILES[name], **published}, values, BUDGETS)
 
     def config_hash(self) -> str:
         """Twelve hex digits that agree for runs that differ only in seed and in what changes no number."""
@@ -303,18 +310,6 @@ def _hash(config: BaseModel, leave_out: set[str]) -> str:
         if place.get(name) == earlier:
             del place[name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def filled(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` over ``defaults``, section by section; a budget in ``values`` replaces the profile's."""
-    result = dict(defaults)
-    if any(values.get(budget) is not None for budget in BUDGETS):
-        result = {name: value for name, value in result.items() if name not in BUDGETS}
-    for name, value in values.items():
-        default = result.get(name)
-        section = dict(value) if isinstance(value, BaseModel) else value
-        result[name] = filled(default, section) if isinstance(default, dict) and isinstance(section, dict) else section
-    return result
 
 
 def config_error(kind: type[BaseModel], error: ValidationError) -> UsageError:

@@ -115,7 +115,7 @@ class UntrustedCodeError(PluginError):
 
 
 class DataError(ArchbenchError, ValueError):
-    """A corpus or tokenizer that cannot be used."""
+    """A corpus, tokenizer or trace of requests that cannot be used."""
 
     exit_code = 4
 

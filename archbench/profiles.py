@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Any
 
 PROFILES: dict[str, dict[str, Any]] = {
@@ -69,3 +70,19 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
 }
 """smoke: seconds. quick: a minute or two on two CPU cores. standard: a GPU. paper: the published recipe."""
+
+
+def filled(defaults: Mapping[str, Any], values: Mapping[str, Any], budgets: Collection[str]) -> dict[str, Any]:
+    """``values`` over ``defaults``, section by section; a budget in ``values`` replaces the profile's."""
+    from pydantic import BaseModel
+
+    result = dict(defaults)
+    if any(values.get(budget) is not None for budget in budgets):
+        result = {name: value for name, value in result.items() if name not in budgets}
+    for name, value in values.items():
+        default = result.get(name)
+        section = dict(value) if isinstance(value, BaseModel) else value
+        result[name] = (
+            filled(default, section, budgets) if isinstance(default, dict) and isinstance(section, dict) else section
+        )
+    return result

@@ -40,6 +40,7 @@ from archbench.cli.report import report
 from archbench.cli.results import results
 from archbench.cli.run import run
 from archbench.cli.scale import scale
+from archbench.cli.serve_bench import serve_bench
 from archbench.cli.show import show
 from archbench.cli.trust import trust
 from archbench.cli.where import where
@@ -130,16 +131,20 @@ def _paragraphs(text: str) -> str:
     return re.sub(r"(?<!\n)\n(?![\n -])", " ", text)
 
 
+_NAMES = {"serve_bench": "serve-bench"}
+"""Commands of two words; of others, what follows the first one tells what they do."""
+
+
 def _add(panel: str, *functions: Callable[..., None]) -> None:
     for function in functions:
-        name = function.__name__.partition("_")[0]
+        name = _NAMES.get(function.__name__, function.__name__.partition("_")[0])
         kind = type(name, (_Command,), {"function": staticmethod(function)})
         app.command(name, cls=kind, help=_paragraphs(inspect.getdoc(function) or ""), rich_help_panel=panel)(
             lambda: None
         )
 
 
-_add("Measure", run, compare, tune, probe, scale, kernels, results, report, generate)
+_add("Measure", run, compare, tune, probe, scale, kernels, serve_bench, results, report, generate)
 _add("Look", list_architectures, show, diff, plot_metric, open_report, doctor, where, clean, rm, fsck)
 _add("Add your own", new, check, regress, trust)
 

@@ -105,7 +105,7 @@ def run(
     runs = [
         configured(written, {**fields, "architecture": name, "seed": one}, file)
         for name in names
-        for fields in [_with_weights(given, written, name)]
+        for fields in [with_weights(given, written, name)]
         for one in seed or [written.get("seed", 0)]
     ]
     if runs and runs[0].trackers:
@@ -153,7 +153,7 @@ def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool
 def _measured(config: RunConfig, *, quiet: bool) -> pd.DataFrame:
     from archbench.runs.run import run as run_one
 
-    with _saying_how_to_resume():
+    with saying_how_to_resume():
         return run_one(config, quiet=quiet)
 
 
@@ -206,13 +206,13 @@ def _resume(
         from archbench.runs.folder import open_run
 
         vouch(open_run(out, run_id).config.plugins)
-    with _saying_how_to_resume():
+    with saying_how_to_resume():
         frame = resume(full_name(architectures[0]), run_id, out, time_limit=time_limit, quiet=quiet)
     _show(frame, out, json=json)
 
 
 @contextmanager
-def _saying_how_to_resume() -> Iterator[None]:
+def saying_how_to_resume() -> Iterator[None]:
     """Print the note of an interrupted run, because Typer swallows it."""
     try:
         yield
@@ -222,7 +222,7 @@ def _saying_how_to_resume() -> Iterator[None]:
         raise
 
 
-def _with_weights(given: Given, written: dict[str, Any], architecture: str) -> Given:
+def with_weights(given: Given, written: dict[str, Any], architecture: str) -> Given:
     """The fields with what published weights imply, those named or those that the architecture's name leads to.
 
     That is no training, and the tokenizer that they were trained with.
@@ -296,10 +296,11 @@ def configured(written: dict[str, Any], given: dict[str, Any], file: str | None)
     Raises:
         UsageError: a field is wrong; it names the file.
     """
-    from archbench.config import RunConfig, filled
+    from archbench.config import BUDGETS, RunConfig
+    from archbench.profiles import filled
 
     with _fields_of(file):
-        return RunConfig(**filled(written, given))
+        return RunConfig(**filled(written, given, BUDGETS))
 
 
 @contextmanager

@@ -98,6 +98,27 @@ def print_kernels(frame: pd.DataFrame, left_out: Sequence[Mapping[str, Any]], pa
         screen.print(f"Plot: {plot}", soft_wrap=True)
 
 
+def print_serving(frame: pd.DataFrame, out: str) -> None:
+    """Print one screen about one run of the phase serve."""
+    from archbench.report.serving_percentiles import LEFT_OUT, latency_table, throughput_table, weights_said
+
+    screen, first = console(), frame.iloc[0]
+    screen.print(f"\n{first.architecture} {first.preset}", style="bold", end="")
+    screen.print(f": {first.parameters:,} parameters, {first['dtype']}; {weights_said(frame)}", soft_wrap=True)
+    screen.print(f"{first.device_name}, {first.threads} threads\n", style="dim", soft_wrap=True)
+    for table in (latency_table(frame), throughput_table(frame)):
+        assert table is not None
+        show(table)
+        screen.print()
+    for text, style in _remarks(frame):
+        paragraph(text, style=style)
+    for text in LEFT_OUT:
+        paragraph(f"Not in these numbers: {text[:1].lower()}{text[1:]}", style="dim")
+    path = Path(out) / f"{first.run_id}.parquet"
+    screen.print(f"\nResults: {path} ({len(frame):,} rows)", soft_wrap=True)
+    screen.print(f"Next:\n  archbench report {shlex.quote(str(path))}", soft_wrap=True)
+
+
 def _scored(frame: pd.DataFrame, out: str) -> str | None:
     """Which part of the text was scored; None of a run without scores, or of one that does not know."""
     from archbench.runs.folder import open_run

@@ -34,6 +34,7 @@ from archbench.report.run_limits import REFERENCES, Peaks, limit_table, memory_t
 from archbench.report.run_tables import page_summary, run_table
 from archbench.report.run_texts import KERNELS, NO_VERDICT, limits_of, summary_of
 from archbench.report.sample_figures import history_figure, sample_figure
+from archbench.report.serving_percentiles import latency_table, serving_figure, throughput_table
 from archbench.report.side_by_side import difference_table
 from archbench.report.styles import Style, styles_of
 from archbench.results.doubts import doubts
@@ -131,7 +132,10 @@ def _of_runs(evidence: Evidence, places: Sequence[str], peaks: Peaks | None, ref
         tables = (*part.tables, *resting((difference_table(rows, places),), rows), *measured)
         return replace(part, tables=tables, said=NO_VERDICT, limits=limits)
     reference = reference_table(rows, references)
-    measured = resting((page_summary(rows), limit_table(rows, peaks), memory_table(rows), reference), rows)
+    summary = page_summary(rows)
+    served = latency_table(rows), throughput_table(rows)
+    others = limit_table(rows, peaks), memory_table(rows), reference
+    measured = resting((summary if summary.rows else None, *served, *others), rows)
     first = rows.iloc[0]
     return replace(
         part,
@@ -207,6 +211,7 @@ _BUILDERS: tuple[tuple[str | None, Callable[[Evidence], Figure | None]], ...] = 
     ("probes", probe_figure),
     (None, probe_state_figure),
     ("kernels", kernel_figure),
+    (None, serving_figure),
 )
 """Label shown when the data for a figure are missing (None: none), and the function that builds the figure."""
 

@@ -133,7 +133,7 @@ def memory_table(rows: pd.DataFrame) -> Table | None:
         Column("reserved", unit="B", hint="by the allocator of a GPU"),
     )  # fmt: skip
     lines = []
-    for phase in ("train", "quality", "prefill", "decode"):
+    for phase in ("train", "quality", "prefill", "decode", "serve"):
         names = ("baseline_memory_bytes", "peak_memory_bytes", "reserved_memory_bytes")
         start, peak, reserved = (value_of(rows, phase, name) for name in names)
         if peak is not None:

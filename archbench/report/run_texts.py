@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from archbench.presentation.quantities import compact, number, quantity
 from archbench.report.kernel_tables import LETTERS
 from archbench.report.run_limits import value_of
+from archbench.report.serving_percentiles import LEFT_OUT, served_in_words
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +38,7 @@ def summary_of(rows: pd.DataFrame) -> str:
         peak = "published" if value_of(rows, "train", "peak_flops_published") else "measured"
         of = "" if share is None else f", at {share:.0%} of the {peak} FLOP/s of this machine"
         sentences.append(f"It trains {quantity(speed, 'token/s')}{of}.")
+    sentences += served_in_words(rows)
     if (failed := rows[rows.status != "ok"]).size:
         sentences.append(f"It did not finish: {failed.phase.iloc[0]}: {failed.status.iloc[0]}.")
     if (at := value_of(rows, "train", "diverged")) is not None:
@@ -58,8 +60,12 @@ def limits_of(rows: pd.DataFrame) -> Iterator[str]:
             yield "Chance: one seed says nothing of the spread between seeds (--seed 1 --seed 2 measures more)."
         if len(seeds) > 1:
             yield "Which is better: sizes, budgets and learning rates may differ. archbench compare matches them."
-        rates = "Other learning rates: none was tuned. Another one can be better by more than two architectures differ."
-        yield rates
+        if (modelled.phase == "serve").any():
+            yield from LEFT_OUT
+        if (modelled.phase == "train").any():
+            yield (
+                "Other learning rates: none was tuned. Another one can be better by more than two architectures differ."
+            )
         if len(corpora := modelled.corpus.dropna().unique()) == 1:
             yield f"Other text: one corpus ({corpora[0]})."
         sizes = modelled.parameters.dropna()

@@ -146,6 +146,27 @@ _DECODE = _metrics(
     *_REPEATED,
     *_MEMORY,
 )
+_SERVE = _metrics(
+    "serve",
+    (
+        "seconds_to_first_token",
+        "s",
+        "TTFT: from a request's arrival to its first token; repeat = its number",
+    ),
+    ("seconds_per_output_token", "s", "TPOT: (latency - TTFT) / (output tokens - 1); repeat = the request's number"),
+    ("seconds_between_tokens", "s", "ITL: from a token of a request to its next; repeat = number of the gap"),
+    ("latency_seconds", "s", "E2EL: from a request's arrival to its last token; repeat = its number"),
+    ("queue_seconds", "s", "from a request's arrival to the beginning of its batch; repeat = its number"),
+    ("batch_requests", "1", "requests in the batch that answers a request; repeat = the request's number"),
+    ("requests_per_second", "1/s", "requests / seconds from the first arrival to the last token; repeat = pass"),
+    ("output_tokens_per_second", "token/s", "output tokens / the same seconds; repeat = pass"),
+    ("tokens_per_second", "token/s", "prompt and output tokens / the same seconds; repeat = pass"),
+    ("trained", "1", "1: weights of a run that trained, or published ones; 0: random ones"),
+    ("audit_decode", "nats/token", "mean distance of a decoded token's logit from the largest of a full pass"),
+    *_AUDITED,
+    *_REPEATED,
+    *_MEMORY,
+)
 _PROBE = _metrics(
     "probe",
     ("accuracy", "1", "questions of the test examples answered / asked, at the chosen learning rate"),
@@ -188,7 +209,7 @@ _ENVIRONMENT = _metrics(
 )
 
 METRICS: tuple[Metric, ...] = (
-    *_CHECK, *_QUALITY, *_POSITIONS, *_TRAIN, *_PREFILL, *_DECODE, *_PROBE, *_KERNEL, *_ENVIRONMENT,
+    *_CHECK, *_QUALITY, *_POSITIONS, *_TRAIN, *_PREFILL, *_DECODE, *_SERVE, *_PROBE, *_KERNEL, *_ENVIRONMENT,
 )  # fmt: skip
 """Every metric of archbench's own phases."""
 

@@ -10,6 +10,7 @@ from archbench.config import ModelConfig, RunConfig
 from archbench.data.batches import BatchSampler
 from archbench.data.corpora import EMBEDDED
 from archbench.data.dataset import Dataset, prepare
+from archbench.data.request_trace import read_trace, trace_key
 from archbench.errors import ConfigError
 from archbench.measure.machine import describe, versions
 from archbench.plugin.architecture import Architecture
@@ -73,6 +74,7 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
             "scored": data.corpus.held_out,
             "tokenizer": data.tokenizer.name,
             "lossless": data.lossless,
+            **_trace_facts(config, model_config),
             "versions": versions(),
             "machine": describe(config.device),
         },
@@ -112,6 +114,7 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         plugins=plugin_paths(config.plugins),
         weights=None if config.weights is None else os.path.realpath(config.weights),
         data=config.data.override(corpus=corpus, tokenizer=tokenizer),
+        speed=config.speed.override(trace=config.speed.trace and os.path.realpath(config.speed.trace)),
     )
 
 
@@ -156,7 +159,25 @@ def _resolve_speed(config: RunConfig, model_config: ModelConfig, n_tokens: int) 
             f"a prompt of {too_long[0]} tokens does not fit {room}",
             f"Give lengths of at most {T}",
         )
+    longest = max(speed["prompt_lengths"], default=0)
+    if "serve" in config.phases and config.speed.trace is None and longest + speed["new_tokens"] > T:
+        raise ConfigError(
+            "speed.prompt_lengths",
+            f"a prompt of {longest} tokens and {speed['new_tokens']} new ones do not fit a context of {T}",
+            "Give shorter prompts, fewer new tokens (--new), or a longer context (--set context_length=N)",
+        )
     return speed
+
+
+def _trace_facts(config: RunConfig, model_config: ModelConfig) -> dict[str, str]:
+    """What the trace asks for, as a hash: a resumed run serves the same.
+
+    Raises:
+        DataError: see :func:`read_trace`.
+    """
+    if config.speed.trace is None or "serve" not in config.phases:
+        return {}
+    return {"trace": trace_key(read_trace(config.speed.trace, model_config.context_length))}
 
 
 def _resolve_quality(config: RunConfig, model_config: ModelConfig) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _least_bytes(config: RunConfig, parameters: int, T: int, V: int) -> list[tup
     if "train" in config.phases:
         needed = 4 * parameters * (2 + _MOMENTS[training.optimizer]) + 16 * training.batch_size * T
         found.append((f"a training step of {training.batch_size:,} sequences", needed))
-    if {"prefill", "decode"} & set(config.phases):
+    if {"prefill", "decode", "serve"} & set(config.phases):
         B, P = max(speed.batch_sizes, default=0), max(speed.prompt_lengths or (1,))
         found.append((f"decoding {B:,} sequences at a time", width * (parameters + B * V) + 8 * B * P))
     return found

@@ -168,7 +168,7 @@ def _shown_phase(folder: RunFolder, phase: str, *, quiet: bool) -> list[dict[str
     name = f"{config.architecture} {config.preset}, {phase}"
     place = f"phase {every.index(phase) + 1} of {len(every)}"
     start = time.monotonic()
-    with StepView(shown=not quiet and phase != "train", still=phase in ("prefill", "decode")) as steps:
+    with StepView(shown=not quiet and phase != "train", still=phase in ("prefill", "decode", "serve")) as steps:
         steps.at(f"{name}: {place}")
         rows = run_phase(folder, phase, partial(_show_checks, steps, name), quiet=quiet)
     last = {row["metric"]: row["value"] for row in rows if row["phase"] == phase and row["value"] is not None}

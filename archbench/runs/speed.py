@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise, product
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -29,62 +31,62 @@ from archbench.measure.sizes import decode_step_bytes
 from archbench.measure.steady import Samples, count_outliers, repeat_until_steady
 from archbench.plugin.architecture import Architecture
 from archbench.runs.audit import Audit
-from archbench.runs.folder import RunFolder
+from archbench.runs.folder import RunFolder, open_run
 from archbench.runs.models import count_parameters, load_architecture, trained_model
 from archbench.runs.rows import Rows
 
 GREEDY = Sampling(greedy=True)
 
-_Decoded = dict[tuple[int, int], tuple[Tensor, list[Tensor]]]
+Decoded = dict[tuple[int, int], tuple[Tensor, list[Tensor]]]
 """(P, B) -> the prompt (B, P), and the tokens (B,) of its last timed repeat."""
 
 
 def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Time from the call to the first token, per prompt length and batch size."""
-    architecture, model = _prepared(run, device, rows)
+    architecture, model = prepared(run, device, rows)
     clock = clock_for(device)
-    decoded: _Decoded = {}
+    decoded: Decoded = {}
     with peak_memory(device) as memory, rows.recording_attention():
         for P, B, prompt in _prompts(run, device):
 
             def first_token(prompt: Tensor = prompt, case: tuple[int, int] = (P, B)) -> None:
-                decoded[case] = prompt, _decode(architecture, model, prompt, 1, clock)[0]
+                decoded[case] = prompt, decode(architecture, model, prompt, 1, clock)[0]
 
-            samples = _timed(run, first_token, clock)
+            samples = timed(run, first_token, clock)
             case: dict[str, Any] = {"batch_size": B, "prompt_length": P}
             rows.extend("seconds_to_first_token", samples.seconds, **case)
             rows.add("tokens_per_second", B * P / median(samples.seconds), **case)
-            _describe(rows, samples, case)
+            describe(rows, samples, case)
     rows.add_memory(memory, quiet=quiet)
-    _audit(run, model, decoded, rows)
+    audit(run, model, decoded, rows)
 
 
 def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Time every gap between tokens and measure the cache, per prompt length and batch size."""
-    architecture, model = _prepared(run, device, rows)
+    architecture, model = prepared(run, device, rows)
     clock = clock_for(device)
     new_tokens = run.config.speed.new_tokens
     cases: list[tuple[dict[str, Any], float]] = []
-    decoded: _Decoded = {}
+    decoded: Decoded = {}
     with peak_memory(device) as memory, rows.recording_attention():
         for P, B, prompt in _prompts(run, device):
             gaps: list[float] = []
 
-            def decode(prompt: Tensor = prompt, gaps: list[float] = gaps, case: tuple[int, int] = (P, B)) -> None:
-                tokens, marks = _decode(architecture, model, prompt, new_tokens, clock)
+            def decode_once(prompt: Tensor = prompt, gaps: list[float] = gaps, case: tuple[int, int] = (P, B)) -> None:
+                tokens, marks = decode(architecture, model, prompt, new_tokens, clock)
                 decoded[case] = prompt, tokens
                 clock.synchronize()
                 gaps.extend(clock.seconds(earlier, later) for earlier, later in pairwise(marks))
 
-            samples = _timed(run, decode, clock)
+            samples = timed(run, decode_once, clock)
             # The warm-up's gaps come first in the list; rows hold only those of the timed repeats.
-            timed = gaps[-len(samples.seconds) * (new_tokens - 1) :]
-            cases.append((case := {"batch_size": B, "prompt_length": P}, median(timed)))
-            rows.extend("seconds_per_token", timed, **case)
-            rows.add("tokens_per_second", B / median(timed), **case)
-            _describe(rows, samples, case, outlying=count_outliers(timed))
+            kept = gaps[-len(samples.seconds) * (new_tokens - 1) :]
+            cases.append((case := {"batch_size": B, "prompt_length": P}, median(kept)))
+            rows.extend("seconds_per_token", kept, **case)
+            rows.add("tokens_per_second", B / median(kept), **case)
+            describe(rows, samples, case, outlying=count_outliers(kept))
     rows.add_memory(memory, quiet=quiet)
-    _audit(run, model, decoded, rows)
+    audit(run, model, decoded, rows)
 
     described, T = on_meta(model), run.model["context_length"]
     bandwidth = known_bandwidth(device)
@@ -101,16 +103,18 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
     rows.add("cache_bytes_per_token_measured", measured_cache_bytes_per_token(model, 1, T))
 
 
-def _prepared(run: RunFolder, device: torch.device, rows: Rows) -> tuple[Architecture, nn.Module]:
+def prepared(run: RunFolder, device: torch.device, rows: Rows) -> tuple[Architecture, nn.Module]:
     """The architecture, and its model as it is served: weights in the run's dtype, not cast at every token."""
     architecture, model_config = load_architecture(run)
     dtype: torch.dtype = getattr(torch, run.config.dtype)
-    model = trained_model(run, architecture, model_config, device).to(dtype)
+    trained = run.config.speed.trained
+    source = run if trained is None else open_run(Path(trained).parent, Path(trained).name)
+    model = trained_model(source, architecture, model_config, device).to(dtype)
     rows.common |= {"parameters": count_parameters(model)}
     return architecture, model
 
 
-def _decode(
+def decode(
     architecture: Architecture, model: nn.Module, prompt: Tensor, new_tokens: int, clock: Clock
 ) -> tuple[list[Tensor], list[Mark]]:
     """Decode greedily; the tokens, (B,) each, and their time marks.
@@ -132,7 +136,7 @@ def _decode(
     return tokens, marks
 
 
-def _audit(run: RunFolder, model: nn.Module, decoded: _Decoded, rows: Rows) -> None:
+def audit(run: RunFolder, model: nn.Module, decoded: Decoded, rows: Rows) -> None:
     """Hold the tokens that were timed last to a full pass over the same text."""
     report, allowed = Audit(run, rows.phase), tolerance(getattr(torch, run.config.dtype))
     for prompt, tokens in decoded.values():
@@ -142,25 +146,30 @@ def _audit(run: RunFolder, model: nn.Module, decoded: _Decoded, rows: Rows) -> N
 
 
 def _prompts(run: RunFolder, device: torch.device) -> Iterator[tuple[int, int, Tensor]]:
-    """Prompt length P, batch size B and tokens (B, P) of every case: excerpts of the training text.
-
-    Speed does not depend on the text, and only the training split is sure to be longer than a context.
-    """
+    """Prompt length P, batch size B and tokens (B, P) of every case."""
     lengths = run.config.speed.prompt_lengths
     assert lengths is not None, "prompt lengths are resolved before the first phase"
     stream = prepare(run.config.data, sha256=run.facts.get("corpus_sha256")).train
     for P, B in product(lengths, run.config.speed.batch_sizes):
-        starts = np.linspace(0, len(stream) - P, B).astype(np.int64)
-        prompt = np.stack([stream[start : start + P] for start in starts]).astype(np.int64)  # (B, P)
-        yield P, B, torch.from_numpy(prompt).to(device)
+        yield P, B, excerpts(stream, P, B, device)
 
 
-def _timed(run: RunFolder, fn: Callable[[], None], clock: Clock) -> Samples:
+def excerpts(stream: npt.NDArray[np.integer[Any]], P: int, B: int, device: torch.device) -> Tensor:
+    """Tokens (B, P) int64 from evenly spread places of the training text.
+
+    Speed does not depend on the text, and only the training split is sure to be longer than a context.
+    """
+    starts = np.linspace(0, len(stream) - P, B).astype(np.int64)
+    prompt = np.stack([stream[start : start + P] for start in starts]).astype(np.int64)  # (B, P)
+    return torch.from_numpy(prompt).to(device)
+
+
+def timed(run: RunFolder, fn: Callable[[], object], clock: Clock) -> Samples:
     speed = run.config.speed
     return repeat_until_steady(fn, clock, warmup=speed.warmup, repeats=speed.repeats, max_warmup=speed.warmup + 10)
 
 
-def _describe(rows: Rows, samples: Samples, case: dict[str, Any], *, outlying: int | None = None) -> None:
+def describe(rows: Rows, samples: Samples, case: dict[str, Any], *, outlying: int | None = None) -> None:
     """Warm-up seconds, whether the samples are stationary, and the number of outliers (none is dropped)."""
     rows.extend("warmup_seconds", samples.warmup_seconds, **case)
     rows.add("stationary", samples.stationary, **case)

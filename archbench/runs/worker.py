@@ -20,6 +20,7 @@ from archbench.runs.positions import run_positions
 from archbench.runs.quality import run_quality
 from archbench.runs.room import require_room
 from archbench.runs.rows import Rows
+from archbench.runs.serving import run_serve
 from archbench.runs.speed import run_decode, run_prefill
 from archbench.runs.train import run_train
 from archbench.testing.global_state import watched
@@ -40,6 +41,7 @@ PHASES: dict[PhaseName, Phase] = {
     "positions": run_positions,
     "prefill": run_prefill,
     "decode": run_decode,
+    "serve": run_serve,
 }
 assert set(PHASES) == set(get_args(PhaseName)), "PhaseName in archbench/config.py and PHASES name other phases"
 

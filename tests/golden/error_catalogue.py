@@ -52,6 +52,8 @@ FILES = {
     "hf/words/model.safetensors": WEIGHTS,
     "hf/words/tokenizer.json": _tokenizer("abcdefgh"),
     "hf/three.json": _tokenizer("abc"),
+    "trace.jsonl": '{"arrival_seconds": 0, "prompt_tokens": 8, "output_tokens": 4}\n{"arrival_seconds": 1}\n',
+    "long.jsonl": '{"arrival_seconds": 0, "prompt_tokens": 120, "output_tokens": 9}\n',
 }  # fmt: skip
 """Bad input, in the folder in which the commands run."""
 
@@ -193,6 +195,15 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("generate gpt1", 2, "results"),
     ("generate gpt1 --prompt a --prompt-file empty.txt", 2, "--prompt"),
     ("generate gpt1 --prompt-file absent.txt", 4, "absent.txt"),
+    ("serve-bench", 2, "archbench serve-bench"),
+    ("serve-bench lama --device cpu", 2, "'lama'"),
+    ("serve-bench 20200101T000000-abcdef", 2, "20200101T000000-abcdef"),
+    ("serve-bench gpt1 --device cpu --profile smoke --trace absent.jsonl", 4, "absent.jsonl"),
+    ("serve-bench gpt1 --device cpu --profile smoke --trace empty.txt", 4, "empty.txt"),
+    ("serve-bench gpt1 --device cpu --profile smoke --trace trace.jsonl", 4, "trace.jsonl, line 2"),
+    ("serve-bench gpt1 --device cpu --profile smoke --trace long.jsonl", 4, "long.jsonl, line 1"),
+    ("serve-bench gpt1 --device cpu --trace trace.jsonl --prompt 8", 2, "--prompt"),
+    ("serve-bench gpt1 --device cpu --profile smoke --prompt 120 --new 9", 2, "speed.prompt_lengths"),
     ("run gpt1 --resume last", 2, "results"),
     ("run gpt1 --resume 20200101T000000-abcdef", 2, "20200101T000000-abcdef"),
     ("regress HEAD absent-revision", 2, "git"),
