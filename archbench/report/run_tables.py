@@ -221,7 +221,7 @@ _DISTURBED = "Other work disturbed the machine: times here are contaminated. Los
 
 
 def _summary(frame: pd.DataFrame) -> Iterator[Sequence[Any]]:
-    disturbed = phases_disturbed(frame)
+    disturbed = {phase for phase in phases_disturbed(frame) if phase != "quality"}  # it shows no times
     for phase, name, metric, unit in _SUMMARY:
         own = frame[frame.phase == phase]
         cases = [((0, 0), own)] if "{" not in name else own.groupby(["batch_size", "prompt_length"])
