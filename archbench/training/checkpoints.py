@@ -93,7 +93,7 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
         for leftover in folder.glob(".step-*"):
             shutil.rmtree(leftover)
         partial.mkdir()
-        write_weights(module, partial / WEIGHTS)
+        write_weights(module.state_dict(), partial / WEIGHTS)
         with (partial / TRAINING).open("wb") as file:
             torch.save(dict(training), file)
         sums = {name: _facts(partial / name).model_dump() for name in (WEIGHTS, TRAINING)}

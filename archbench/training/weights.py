@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from archbench.data.gguf import is_gguf
 from archbench.errors import CheckpointError, one_line
@@ -49,8 +49,8 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_weights(module: nn.Module, path: Path) -> None:
-    """Write the ``state_dict`` as safetensors. Tied weights are written once; the metadata names their aliases.
+def write_weights(state_dict: Mapping[str, Tensor], path: Path) -> None:
+    """Write a ``state_dict`` as safetensors. Tied weights are written once; the metadata names their aliases.
 
     Raises:
         OSError, SafetensorError: the file cannot be written.
@@ -58,7 +58,7 @@ def write_weights(module: nn.Module, path: Path) -> None:
     tensors: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first_name: dict[tuple[object, ...], str] = {}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in state_dict.items():
         tensor = tensor.detach()
         identity = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
         if tensor.numel() and identity in first_name:

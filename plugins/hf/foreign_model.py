@@ -227,3 +227,15 @@ def built(config: HFConfig) -> ForeignModel:
     cached = "cache" in inspect.signature(family_of(published).forward).parameters
     cached &= published.model_type not in OWN_CACHE
     return (CachedForeignModel if cached else ForeignModel)(config)
+
+
+def published_weights(config: HFConfig, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a model of this configuration by the names and in the layout of published files."""
+    from transformers.core_model_loading import revert_weight_conversion
+
+    with torch.device("meta"):
+        inner = ForeignModel(config).inner
+    tied = getattr(inner, "all_tied_weights_keys", {}).keys()
+    weights = {name.removeprefix("inner."): tensor for name, tensor in state_dict.items()}
+    reverted = revert_weight_conversion(inner, {name: one for name, one in weights.items() if name not in tied})
+    return dict(reverted)

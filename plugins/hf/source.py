@@ -107,6 +107,19 @@ class ForeignArchitecture:
     def import_config(self, published: Mapping[str, Any]) -> HFConfig:
         return HFConfig.of({**published})
 
+    @hookimpl
+    def export_weights(self, state_dict: Mapping[str, Tensor], config: HFConfig) -> dict[str, Tensor]:
+        from .foreign_model import published_weights
+
+        return published_weights(config, state_dict)
+
+    @hookimpl
+    def export_config(self, config: HFConfig) -> dict[str, Any]:
+        from .foreign_model import family_of
+
+        fields = config.fields()
+        return {**fields, "architectures": [family_of(transformers_config(fields)).__name__]}
+
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:

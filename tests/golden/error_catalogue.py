@@ -137,6 +137,14 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("scale gpt1 --device cpu --config training.tokens=3", 2, "--config training.tokens"),
     ("scale gpt1 --device cpu --budgets 10 --sizes 25k --quiet", 2, "10 tokens"),
     ("probe gpt1 --device cpu --set n_layer", 2, "--set n_layer"),
+    # exports
+    ("export", 2, "RUN"),
+    ("export last", 2, "archbench export"),
+    ("export last new --to ggml", 2, "ggml"),
+    ("export last new --public", 2, "--public"),
+    ("export last --push name", 2, "--push name"),
+    ("export 20261101T100000-aaaaaa new", 2, "20261101T100000-aaaaaa"),
+    ("export last .", 2, "."),
     # plugins
     ("show gpt1 --plugin absent.py", 2, "absent.py"),
     ("show broken --plugin broken.py", 3, "broken.py"),

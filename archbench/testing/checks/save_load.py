@@ -28,7 +28,7 @@ def check_save_load(subject: Subject) -> str:
     with tempfile.TemporaryDirectory(prefix=f"archbench-reload-{os.getpid()}-") as folder:
         path = Path(folder) / WEIGHTS
         try:
-            write_weights(saved, path)
+            write_weights(saved.state_dict(), path)
         except (AttributeError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise Fault(
                 f"its state_dict cannot be written as safetensors ({one_line(error)}): keep tensors in it and nothing "
