@@ -24,9 +24,6 @@ from archbench.data.cache import content_key
 from archbench.errors import DataError
 from archbench.files.loader import LIMIT, read_text, validated
 
-MOST_TOKENS = 1_000_000
-"""Of all answers of a trace together: each is a row."""
-
 _STEP = 'A line is {"arrival_seconds": 0.5, "prompt_tokens": 32, "output_tokens": 16}; see docs/how-to/serve.md'
 
 
@@ -64,7 +61,7 @@ def read_trace(path: str | Path, context_length: int) -> tuple[Request, ...]:
         context_length: T; prompt and answer have to fit it together.
 
     Raises:
-        DataError: the file cannot be read, has no request or too many tokens, or a line is wrong; the line is named.
+        DataError: the file cannot be read or has no request, or a line is wrong; the line is named.
     """
     culprit = f"trace {path}"
     text = read_text(path, error=DataError, culprit=culprit, next_step=_STEP, limit=4 * LIMIT)
@@ -79,8 +76,6 @@ def read_trace(path: str | Path, context_length: int) -> tuple[Request, ...]:
         requests.append(one)
     if not requests:
         raise DataError(culprit, "it has no request", _STEP)
-    if (tokens := sum(one.output_tokens for one in requests)) > MOST_TOKENS:
-        raise DataError(culprit, f"it asks for {tokens:,} tokens", f"Cut it to at most {MOST_TOKENS:,}")
     requests.sort(key=lambda one: one.arrival_seconds)
     first = requests[0].arrival_seconds
     return tuple(one.model_copy(update={"arrival_seconds": one.arrival_seconds - first}) for one in requests)

@@ -25,6 +25,8 @@ from archbench.runs.weights_config import resolve_published
 from archbench.training.weights import digest_of, require_whole
 
 LONGEST_USUAL_CONTEXT = 2048
+MOST_TOKENS_SERVED = 250_000
+"""Of all requests, passes and batches of a run: each is a row, and a phase's rows are read as a whole."""
 LOGITS_AT_ONCE = 1 << 30
 """Most logits of the windows that are scored together: 4 GiB in float32."""
 
@@ -159,14 +161,24 @@ def _resolve_speed(config: RunConfig, model_config: ModelConfig, n_tokens: int) 
             f"a prompt of {too_long[0]} tokens does not fit {room}",
             f"Give lengths of at most {T}",
         )
-    longest = max(speed["prompt_lengths"], default=0)
-    if "serve" in config.phases and config.speed.trace is None and longest + speed["new_tokens"] > T:
-        raise ConfigError(
-            "speed.prompt_lengths",
-            f"a prompt of {longest} tokens and {speed['new_tokens']} new ones do not fit a context of {T}",
-            "Give shorter prompts, fewer new tokens (--new), or a longer context (--set context_length=N)",
-        )
+    if "serve" in config.phases and config.speed.trace is None:
+        longest, new = max(speed["prompt_lengths"], default=0), speed["new_tokens"]
+        if longest + new > T:
+            raise ConfigError(
+                "speed.prompt_lengths",
+                f"a prompt of {longest} tokens and {new} new ones do not fit a context of {T}",
+                "Give shorter prompts, fewer new tokens (--new), or a longer context (--set context_length=N)",
+            )
+        _bound_rows(config, sum(config.speed.batch_sizes) * len(speed["prompt_lengths"]) * new)
     return speed
+
+
+def _bound_rows(config: RunConfig, tokens: int) -> None:
+    """Refuse to serve so many tokens in each pass that their rows could not be read again."""
+    if (rows := tokens * config.speed.repeats) > MOST_TOKENS_SERVED:
+        cause = f"{rows:,} tokens would be served, each of which is a row"
+        step = f"Serve at most {MOST_TOKENS_SERVED:,}: fewer --repeats, --batch or --new, or a shorter trace"
+        raise ConfigError("speed.repeats", cause, step)
 
 
 def _trace_facts(config: RunConfig, model_config: ModelConfig) -> dict[str, str]:
@@ -177,7 +189,9 @@ def _trace_facts(config: RunConfig, model_config: ModelConfig) -> dict[str, str]
     """
     if config.speed.trace is None or "serve" not in config.phases:
         return {}
-    return {"trace": trace_key(read_trace(config.speed.trace, model_config.context_length))}
+    requests = read_trace(config.speed.trace, model_config.context_length)
+    _bound_rows(config, len(config.speed.batch_sizes) * sum(one.output_tokens for one in requests))
+    return {"trace": trace_key(requests)}
 
 
 def _resolve_quality(config: RunConfig, model_config: ModelConfig) -> dict[str, Any]:

@@ -212,6 +212,7 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("serve-bench gpt1 --device cpu --profile smoke --trace long.jsonl", 4, "long.jsonl, line 1"),
     ("serve-bench gpt1 --device cpu --trace trace.jsonl --prompt 8", 2, "--prompt"),
     ("serve-bench gpt1 --device cpu --profile smoke --prompt 120 --new 9", 2, "speed.prompt_lengths"),
+    ("serve-bench gpt1 --device cpu --profile smoke --batch 9000 --new 90 --prompt 8", 2, "speed.repeats"),
     ("run gpt1 --resume last", 2, "results"),
     ("run gpt1 --resume 20200101T000000-abcdef", 2, "20200101T000000-abcdef"),
     ("regress HEAD absent-revision", 2, "git"),
