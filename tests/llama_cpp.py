@@ -36,9 +36,10 @@ class LlamaCpp:
     def log_probabilities(self, ids: Sequence[int], vocab_size: int) -> Tensor:
         """Of each next token (T, V), float32, after each of ``ids`` (T,); one position at a time, as it decodes."""
         found = torch.full((len(ids), vocab_size), math.nan)
+        # Of half a character it tells no probabilities, so a whole one is drawn: that changes none that are told.
+        drawn = [[self.ids("a")[0], 1000.0]]
         for end in range(1, len(ids) + 1):
-            # Of a text's end it tells no probabilities; ignoring it changes what is drawn, not what is told.
-            asked = {"prompt": list(ids[:end]), "n_predict": 1, "n_probs": vocab_size, "ignore_eos": True}
+            asked = {"prompt": list(ids[:end]), "n_predict": 1, "n_probs": vocab_size, "logit_bias": drawn}
             answer = self._server.handle_completions(asked)
             for one in answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]:
                 found[end - 1, one["id"]] = one["logprob"]

@@ -25,6 +25,7 @@ from archbench.testing.subject import TOLERANCE
 from archbench.training.checkpoints import load_weights
 from archbench.training.published_config import read_published
 from command_line import archbench as run_archbench
+from llama_cpp import llama_cpp
 from small_runs import value
 
 NAME = "SmolLM2-135M-Instruct.Q4_1"
@@ -83,12 +84,19 @@ def test_it_is_the_published_model(model: nn.Module) -> None:
     )  # fmt: skip
 
 
-def test_its_perplexity_is_the_known_one(model: nn.Module, chunks: Tensor) -> None:
+def perplexity(model: nn.Module, chunks: Tensor) -> float:
+    """Of positions 1 to 511 of each chunk; chunks: (n, 512)."""
     nats = 0.0
     with torch.inference_mode():
         for chunk in chunks:
-            nats += F.cross_entropy(model(chunk[None])[0, :-1], chunk[1:], reduction="sum").item()
-    assert math.exp(nats / (CHUNKS * (LENGTH - 1))) == pytest.approx(PERPLEXITY, abs=0.01)
+            logits = model(chunk[None])
+            logits = logits if isinstance(logits, Tensor) else logits.logits  # transformers'
+            nats += F.cross_entropy(logits[0, :-1], chunk[1:], reduction="sum").item()
+    return math.exp(nats / (len(chunks) * (LENGTH - 1)))
+
+
+def test_its_perplexity_is_the_known_one(model: nn.Module, chunks: Tensor) -> None:
+    assert perplexity(model, chunks) == pytest.approx(PERPLEXITY, abs=0.01)
 
 
 def of_transformers(kind: str, file: Path, **options: Any) -> Any:
@@ -135,3 +143,57 @@ def test_it_is_measured_by_its_file_alone(file: Path, text: str, tmp_path: Path)
     assert value(frame, "quality", "bytes_scored") == 6_000
     assert "Scored: the whole text of" in done.stdout
     assert "floor_fivegram" not in set(frame.metric), "there is no other text to count in"
+
+
+def test_its_perplexity_is_the_same_wherever_it_is_exported_to(
+    file: Path, text: str, chunks: Tensor, tmp_path: Path
+) -> None:
+    """GGUF, a run, a transformers folder, ``hf:`` of it, lm-eval on both, GGUF again, llama.cpp: one model."""
+
+    def command(*arguments: str) -> None:
+        done = run_archbench(*arguments, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+    (tmp_path / "small.txt").write_text(text[54_000:57_000])
+    small = ("--corpus", "small.txt", "--profile", "smoke", "--phases", "quality", "--unchecked", "--quiet")
+    command("run", "llama", "--weights", str(file), *small)
+    command("export", "last", "smol")
+    command("export", "last", "smol.gguf", "--to", "gguf")
+    found: dict[str, float] = {}
+    ours, tokenizer, _ = archbench.load_run("last", out=tmp_path / "results")
+    found["archbench, from GGUF"] = perplexity(ours, chunks)
+
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "smol").eval()
+    found["transformers, from the folder"] = perplexity(theirs, chunks)
+    shakespeare = transformers.AutoTokenizer.from_pretrained(tmp_path / "smol")(text[:50_000], add_special_tokens=False)
+    assert shakespeare["input_ids"] == tokenizer.encode(text[:50_000]).tolist()
+
+    lm_eval = pytest.importorskip("lm_eval.models.huggingface")
+    rows = [(("", ""), chunk[:1].tolist(), chunk[1:].tolist()) for chunk in chunks]
+    kinds = {"HFLM": lm_eval.HFLM(theirs, tokenizer=str(tmp_path / "smol"), batch_size=1, device="cpu")}
+    for kind, lm in kinds.items():
+        scores = lm._loglikelihood_tokens(rows, disable_tqdm=True)
+        nats = -sum(score for score, _ in scores) / (CHUNKS * (LENGTH - 1))
+        found[f"lm-eval, {kind}"] = math.exp(nats)
+    del theirs, kinds
+
+    command("run", "hf:smol", *small)
+    found["archbench, hf: of the folder"] = perplexity(archbench.load_run("last", out=tmp_path / "results")[0], chunks)
+
+    command("run", "llama", "--weights", "smol.gguf", *small)
+    again = archbench.load_run("last", out=tmp_path / "results")[0]
+    found["archbench, from GGUF again"] = perplexity(again, chunks)
+    before, after = ours.state_dict(), again.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    for station, one in found.items():
+        print(f"{station}: {one:.6f}")
+    assert list(found.values()) == pytest.approx([PERPLEXITY] * len(found), abs=0.01)
+    assert max(found.values()) - min(found.values()) < 1e-3
+
+    with llama_cpp(tmp_path / "smol.gguf", LENGTH) as referee:
+        assert referee.ids(text[:50_000]) == tokenizer.encode(text[:50_000]).tolist()
+        told = referee.log_probabilities(chunks[0, :-1].tolist(), len(tokenizer.token_bytes() or ()))
+    first = math.exp(-told.gather(1, chunks[0, 1:, None]).mean().item())
+    print(f"llama.cpp, the first chunk: {first:.6f}; archbench: {perplexity(ours, chunks[:1]):.6f}")
+    assert first == pytest.approx(perplexity(ours, chunks[:1]), rel=1e-3)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +25,10 @@ from archbench.files.writing import replace_atomically
 from archbench.plugin.registry import load
 from archbench.training.gguf_llama import neighbouring
 
-DType = Literal["float32", "float16", "bfloat16"]
-
 FORMS = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "gemma": "gemma", "gpt2": "gpt2"}
 """transformers' ``model_type`` -> llama.cpp's architecture that computes the same."""
 
-_TYPES: dict[DType, tuple[str, str]] = {
+_TYPES = {
     "float32": ("F32", "ALL_F32"),
     "float16": ("F16", "MOSTLY_F16"),
     "bfloat16": ("BF16", "MOSTLY_BF16"),
@@ -40,7 +38,7 @@ _TYPES: dict[DType, tuple[str, str]] = {
 _ALWAYS_F32 = ("ffn_gate_inp.weight", "position_embd.weight")
 """Matrices that llama.cpp wants in float32, as it does gains and biases."""
 
-_OTHER_STEP = "Export with --to transformers DIR"
+_OTHER_STEP = "Leave out --to gguf, for a folder that transformers reads"
 
 
 def write_gguf(
@@ -50,7 +48,7 @@ def write_gguf(
     tokenizer: Tokenizer,
     *,
     name: str,
-    dtype: DType = "float32",
+    dtype: str = "float32",
 ) -> list[str]:
     """Write a model to a new file, whole or not at all.
 
@@ -58,7 +56,7 @@ def write_gguf(
         weights: by transformers' names, as in its published files or in a ``state_dict``.
         published: the content of its ``config.json``.
         name: the model's, ``general.name`` of the file.
-        dtype: of matrices; gains and biases stay in float32.
+        dtype: of matrices, float32, float16 or bfloat16; gains and biases stay in float32.
 
     Returns:
         What a reader of the file must know, in sentences.
@@ -70,8 +68,7 @@ def write_gguf(
         DataError: llama.cpp could not give the tokenizer's ids.
         StorageError: the file cannot be written.
     """
-    if path.exists() or path.is_symlink():
-        raise UsageError(f"file {path}", "it exists", "Choose another file, or remove it")
+    require_new_file(path)
     kind = str(published.get("model_type"))
     if kind not in FORMS:
         known = ", ".join(FORMS)
@@ -117,9 +114,19 @@ def write_gguf(
     try:
         replace_atomically(path, write)
     except OSError as error:
-        cause = f"it cannot be written ({error.strerror or error})"
+        cause = f"it cannot be written whole ({error.strerror or error})"  # numpy's errors say how much was
         raise StorageError(f"file {path}", cause, "Choose another file, or free some space") from error
     return notes
+
+
+def require_new_file(path: Path) -> None:
+    """Refuse a file that exists, and a folder.
+
+    Raises:
+        UsageError: names it.
+    """
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"file {path}", "it exists", "Choose another file, or remove it")
 
 
 def _metadata(kind: str, config: ModelConfig) -> tuple[dict[str, int | float], list[str]]:

@@ -139,5 +139,5 @@ def _refuse_ambiguous(name: str, tokens: Sequence[str], searched: list[str], add
 
 
 def _other_ids(name: str, cause: str) -> DataError:
-    step = "Export with --to transformers DIR, which keeps the tokenizer"
+    step = "Leave out --to gguf, for a folder that transformers reads with this tokenizer"
     return DataError(f"tokenizer {name!r}", f"llama.cpp could not give its ids: {cause}", step)

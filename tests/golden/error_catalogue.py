@@ -142,6 +142,8 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("export last", 2, "archbench export"),
     ("export last new --to ggml", 2, "ggml"),
     ("export last new --public", 2, "--public"),
+    ("export last new --to gguf --dtype int8", 2, "--dtype int8"),
+    ("export last new --dtype float16", 2, "--dtype float16"),
     ("export last --push name", 2, "--push name"),
     ("export 20261101T100000-aaaaaa new", 2, "20261101T100000-aaaaaa"),
     ("export last .", 2, "."),
