@@ -20,7 +20,7 @@ from archbench.data import text_cuts
 from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.corpora import load_corpus
 from archbench.data.documents import text_blocks
-from archbench.data.subword import SubwordTokenizer
+from archbench.data.subword import SubwordTokenizer, byte_alphabet
 from archbench.data.tokenizers import load_tokenizer
 from archbench.errors import ArchbenchError, CheckpointError, DataError, StorageError, UsageError
 from archbench.training.checkpoints import load_weights
@@ -209,7 +209,7 @@ TOKENIZERS: dict[str, tuple[dict[str, Any], str]] = {
     "another pattern": ({"pre_tokenizer": cut_by(r"\w+|\W+")}, "cuts texts in another way"),
     "whole words": ({"model": {"ignore_merges": True}}, "ignore_merges is True"),
     "suffix": ({"model": {"end_of_word_suffix": "</w>"}}, "end_of_word_suffix"),
-    "strips": ({"added_tokens": [added(256, "<x>", lstrip=True)]}, "every byte"),
+    "strips": ({"added_tokens": [added(256, "<x>", lstrip=True)]}, "'<x>'"),
     "single words": ({"added_tokens": [added(256, "<x>", single_word=True)]}, "'<x>'"),
     "overlap": ({"added_tokens": [added(256, "abc"), added(257, "cd")]}, "'abc' and 'cd'"),
     "more ids": ({"added_tokens": [added(256 + n, f"<{n}>") for n in range(V)]}, f"{256 + V + 1} ids"),
@@ -230,6 +230,15 @@ def test_a_pattern_of_gpt4_is_known_in_both_of_its_spellings(tmp_path: Path) -> 
         tokenizer = bpe(pre_tokenizer=cut_by(text_cuts.gpt4_pattern(r"\p{N}", contractions)))
         path = exported(tmp_path / f"{len(contractions)}.gguf", published_llama(), tokenizer)
         assert keys_of(path)["tokenizer.ggml.pre"] == "qwen2"
+
+
+def test_bytes_without_a_token_are_told(tmp_path: Path) -> None:
+    some = {token: i for token, i in byte_alphabet().items() if i not in (4, 255)}
+    tokenizer = bpe(model={"vocab": {token: i for i, token in enumerate(some)}})
+    model = published_llama()
+    notes = write_gguf(tmp_path / "x.gguf", model.state_dict(), model.config.to_dict(), tokenizer, name="tiny")
+    assert len(notes) == 1
+    assert "0x04, 0xff" in notes[0]
 
 
 def without_a_tensor(weights: dict[str, Tensor], config: dict[str, Any]) -> None:

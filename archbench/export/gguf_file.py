@@ -82,6 +82,9 @@ def write_gguf(
     architecture.import_weights({key: tensor.to("meta") for key, tensor in given.items()}, config)  # all, and no more
     vocabulary = gguf_vocabulary(tokenizer, config.vocab_size)
     keys, notes = _metadata(kind, config)
+    if vocabulary.absent:
+        bytes_ = ", ".join(f"{byte:#04x}" for byte in vocabulary.absent)
+        notes.append(f"A text with a byte that has no token may have other ids in llama.cpp: {bytes_}.")
     tensors = _llama_cpp_tensors(gguf, kind, config, given)
     matrices = getattr(gguf.GGMLQuantizationType, _TYPES[dtype][0])
     types = {

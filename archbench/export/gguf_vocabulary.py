@@ -28,6 +28,8 @@ class Vocabulary(NamedTuple):
         merges: pairs, by rank; none for bytes.
         separator: id between documents, ``bos`` and ``eos`` of the file.
         begins_texts: whether the model saw the separator before each text.
+        absent: bytes without a token. Both libraries leave them out of a text's ids, but only one merges what stood
+            beside them.
     """
 
     pre: str
@@ -36,6 +38,7 @@ class Vocabulary(NamedTuple):
     merges: list[str]
     separator: int
     begins_texts: bool
+    absent: list[int]
 
 
 def gguf_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
@@ -55,8 +58,8 @@ def gguf_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
         pre = _pre_tokenizer(tokenizer.name, definition)
         ids, added = definition["model"]["vocab"], definition["added_tokens"]
         merges = [" ".join(pair) for pair in definition["model"]["merges"]]
-        if not tokenizer.lossless or any(merge.count(" ") != 1 for merge in merges):
-            raise _other_ids(tokenizer.name, "its tokens do not spell every byte of a text")
+        if any(merge.count(" ") != 1 for merge in merges):
+            raise _other_ids(tokenizer.name, "a token that it merges has a space")
     else:
         raise _other_ids(tokenizer.name, f"it is a {type(tokenizer).__name__}")
     if vocab_size < tokenizer.vocab_size:
@@ -75,7 +78,8 @@ def gguf_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Vocabulary:
     types[separator] = _CONTROL
     _refuse_ambiguous(tokenizer.name, tokens, searched, added)
     begins = tokens[separator] == before or (bool(named) and tokens[separator] != named[0])
-    return Vocabulary(pre, tokens, types, merges, separator, begins)
+    absent = sorted(byte for character, byte in byte_alphabet().items() if character not in ids)
+    return Vocabulary(pre, tokens, types, merges, separator, begins, absent)
 
 
 def _pre_tokenizer(name: str, definition: dict[str, Any]) -> str:
@@ -124,15 +128,15 @@ def _refuse_ambiguous(name: str, tokens: Sequence[str], searched: list[str], add
     """Refuse what one of the two libraries reads in another way.
 
     Raises:
-        DataError: two ids have one text; an added token is found only as a whole word; or two may share characters,
-            of which the first in the text is taken here, and the longer one by llama.cpp.
+        DataError: two ids have one text; an added token depends on what stands beside it; or two may share
+            characters, of which the first in the text is taken here, and the longer one by llama.cpp.
     """
     token, count = Counter(tokens).most_common(1)[0]
     if count > 1:
         raise _other_ids(name, f"its token {token!r} has {count} ids")
     for one in added:
-        if not one["special"] and one["single_word"]:
-            raise _other_ids(name, f"its token {one['content']!r} is found only where a word ends")
+        if not one["special"] and (one["lstrip"] or one["rstrip"] or one["single_word"]):
+            raise _other_ids(name, f"its token {one['content']!r} depends on what stands beside it")
     for before, after in permutations(searched, 2):
         if any(before.endswith(after[:n]) for n in range(1, min(len(before), len(after)))):
             raise _other_ids(name, f"its added tokens {before!r} and {after!r} may overlap in a text")
