@@ -140,6 +140,19 @@ def test_logits_equal_the_published_codes_whole_and_token_by_token(chatrwkv: Any
         assert (step - expected).abs().max() < 1e-4
 
 
+def test_an_export_is_what_the_published_code_reads(chatrwkv: Any, tmp_path: Path) -> None:
+    ours = our_model(published_weights())
+    exported = RWKV7.export_weights(ours.state_dict(), ours.config)
+    shapes = {name: (*tensor.shape,) for name, tensor in published_weights().items()}
+    assert {name: (*tensor.shape,) for name, tensor in exported.items()} == shapes
+    torch.save({name: tensor.clone() for name, tensor in exported.items()}, tmp_path / "model.pth")
+    theirs = chatrwkv.RWKV_x070(str(tmp_path / "model"), strategy="cpu fp32")
+    tokens = torch.randint(SIZES["vocab_size"], (30,))
+    with torch.no_grad():
+        expected = ours(tokens[None])[0]
+    assert (theirs.forward(tokens.tolist(), None, full_output=True)[0] - expected).abs().max() < 1e-4
+
+
 def chatrwkv_layers(chatrwkv: Any, weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
     """Logits (T, V) for tokens (T,) by the package's functions for one token of a layer, which have gradients."""
     H, D = weights["blocks.0.att.r_k"].shape
