@@ -66,6 +66,25 @@ def test_facts_and_numbers_that_differ_are_told_from_noise(cli: RunCLI, results:
     assert "peak_memory_bytes" not in text
 
 
+def test_eighty_columns_have_all_of_it(
+    cli: RunCLI, results: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    machine = "Linux-6.18.44-fc-v657-x86_64-with-glibc2.36"
+    for run_id in (A, B):
+        facts = {"machine": {"system": machine if run_id == A else machine.replace("657", "669")}}
+        write_run(
+            tmp_path / "wide", run_id, rows(1.0 if run_id == A else 9.5, np.random.default_rng(0)), {"facts": facts}
+            | {"run": {}, "model": {}}, {**COMMON, "architecture": "bigram", "seed": 0},
+        )  # fmt: skip
+    monkeypatch.setenv("COLUMNS", "80")
+    text = cli("diff", A, B, "--in", tmp_path / "wide").stdout
+    assert [line for line in text.splitlines() if len(line) > 80] == []
+    assert machine in text
+    assert "larger" in text
+    monkeypatch.setenv("COLUMNS", "160")
+    assert "larger than noise" in cli("diff", A, B, "--in", results).stdout
+
+
 def test_equal_work_differs_by_noise_in_nineteen_of_twenty_runs() -> None:
     import pandas as pd
 

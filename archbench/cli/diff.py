@@ -11,7 +11,7 @@ from archbench.cli.options import Json, Results, number
 from archbench.cli.output import print_json
 from archbench.errors import StorageError, UnknownNameError, UsageError, did_you_mean
 from archbench.presentation.quantities import counted
-from archbench.presentation.terminal import echo, show
+from archbench.presentation.terminal import echo, paragraph, show
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,13 +58,13 @@ def diff(
         echo(f"{letter}: {first.run_id}  {first.architecture} {first.preset}, {first.device_name}")
     echo()
     if differing:
-        show(fact_table(differing))
+        show(fact_table(differing), fact_table(differing, stacked=True))
     else:
         echo("Configuration, code and machine are the same.")
     echo()
     shown = [one for one in measured if every or one.verdict in _SHOWN]
     if shown:
-        show(number_table(shown))
+        show(number_table(shown), number_table(shown, stacked=True))
     one_sided = sum(one.verdict == "on one side only" for one in measured)
     if not every and len(shown) < len(measured):
         left = len(measured) - len(shown) - one_sided
@@ -72,7 +72,7 @@ def diff(
             f"Not shown: {counted(left, 'number')} equal or within noise, {one_sided} on one side only. --all has them."
         )
     if any(frame.contaminated.eq(True).any() for frame in frames):
-        echo("Other work ran on the machine during some of it: speeds may differ for that reason.")
+        paragraph("Other work ran on the machine during some of it: speeds may differ for that reason.")
 
 
 def _rows(run: str, results: str) -> pd.DataFrame:

@@ -67,17 +67,21 @@ def paragraph(text: str, *, style: str = "") -> None:
         out.print("\n".join(wrapped(line, out.width)) if _has_width() else line, style=style, soft_wrap=True)
 
 
-def show(shown: Table, *, everything: str = "--wide or --json has all") -> None:
+def show(shown: Table, narrow: Table | None = None, *, everything: str = "--wide or --json has all") -> None:
     """Print a table with its caption and notes. Names and numbers are never broken or cut.
 
     In a terminal, columns with a priority that are the same in every row become a sentence, and others are left out
     by their priority until the rest fits; a line names them. A file or a pipe, and ``--wide``, have all of them.
 
     Args:
+        narrow: shown in a terminal that has no room for the columns without a priority.
         everything: that line's words for where they are.
     """
     out = console()
     room = out.width if _has_width() and not WIDE.get() else None
+    needed = [index for index, column in enumerate(shown.columns) if not column.priority]
+    if narrow is not None and room is not None and _least_width(shown, needed) > room:
+        shown = narrow
     kept, same = list(range(len(shown.columns))), [] if room is None else _same(shown)
     kept = [index for index in kept if index not in same]
     while room is not None and _least_width(shown, kept) > room and any(shown.columns[i].priority for i in kept):

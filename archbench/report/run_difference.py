@@ -177,28 +177,36 @@ def _verdict(a: float | None, b: float | None, low: float | None, high: float | 
     return "larger than noise" if (low > 0 or high < 0) and abs(b / a - 1) > floor else "within noise"
 
 
-def fact_table(found: list[Fact]) -> Table:
-    columns = Column("part", "name"), Column("what", "name"), Column("A", "text"), Column("B", "text")
-    rows = ((one.part, one.name, *(shown(value) for value in (one.a, one.b))) for one in found)
-    return table("facts", "", columns, rows, grouped=1)
+def fact_table(found: list[Fact], *, stacked: bool = False) -> Table:
+    """``stacked``: B stands below A."""
+    sides = [Column("A, below it B", "code")] if stacked else [Column("A", "text"), Column("B", "text")]
+    rows = ((one.part, one.name, *_sides(stacked, shown(one.a), shown(one.b))) for one in found)
+    return table("facts", "", [Column("part", "name", priority=1), Column("what", "name"), *sides], rows, grouped=1)
 
 
-def number_table(found: list[Number]) -> Table:
-    """The numbers with the noise beside them."""
+def number_table(found: list[Number], *, stacked: bool = False) -> Table:
+    """The numbers with the noise beside them; ``stacked``: B stands below A."""
+    sides, gap = [Column(side, show=str) for side in ("A ± IQR/2", "B ± IQR/2")], "\n" if stacked else " "
     columns = (
-        Column("phase", "name"), Column("metric", "name"), Column("A ± IQR/2", show=str), Column("B ± IQR/2", show=str),
-        Column("change", show=percent), Column(f"{LEVEL:.0%} interval, %", "name", priority=1), Column("", "verdict"),
+        Column("phase", "name"), Column("metric", "text" if stacked else "name"),
+        *([Column("A, below it B", "code")] if stacked else sides), Column("change", show=percent),
+        Column(f"{LEVEL:.0%} interval, %", "name", priority=1), Column("", "text" if stacked else "verdict"),
     )  # fmt: skip
     rows = (
         (
-            one.phase, one.metric + ("" if one.prompt_length is None else f" {one.batch_size} × {one.prompt_length}"),
-            _side(one, 0), _side(one, 1), Cell(ABSENT) if one.change is None else one.change,
+            one.phase,
+            one.metric + ("" if one.prompt_length is None else f"{gap}{one.batch_size} × {one.prompt_length}"),
+            *_sides(stacked, _side(one, 0), _side(one, 1)), Cell(ABSENT) if one.change is None else one.change,
             "" if one.low is None or one.high is None else interval(100 * one.low, 100 * one.high, 2), one.verdict,
         )
         for one in found
     )  # fmt: skip
     note = "Beside a metric: batch × prompt. Beside a number: half the interquartile range of its samples."
     return table("numbers", "", columns, rows, notes=[note], grouped=1)
+
+
+def _sides(stacked: bool, a: str, b: str) -> list[str]:
+    return [f"{a}\n{b}"] if stacked else [a, b]
 
 
 def _side(one: Number, side: int) -> str:
