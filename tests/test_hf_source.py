@@ -50,6 +50,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "vocab_size": V, "num_hidden_layers": 2, "hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 16,
         "n_groups": 1, "chunk_size": 16,
     },
+    "minimax": {**GQA, "num_local_experts": 2, "block_size": 16, "layer_types": ["linear_attention", "full_attention"]},
+    "kimi_linear": {
+        **MHA, "num_key_value_heads": 4, "moe_intermediate_size": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+        "v_head_dim": 8, "qk_nope_head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "linear_head_dim": 8,
+        "linear_num_heads": 4, "layer_types": ["linear_attention", "full_attention"],
+        "mlp_layer_types": ["dense", "sparse"],
+    },
 }  # fmt: skip
 """A small configuration of each family that passes all checks."""
 
@@ -232,6 +239,14 @@ def test_a_folder_with_weights_is_measured_as_it_is(published: Path) -> None:
     assert value(frame, "quality", "perplexity") == pytest.approx(expected, rel=1e-5)
 
 
+def test_only_the_first_model_of_a_process_looks_for_the_shapes_of_its_cache(tmp_path: Path) -> None:
+    architecture = archbench.load(f"hf:{written(tmp_path, 'llama')}")
+    models: list[Any] = [architecture.build(architecture.config("nano", n_layer=layers)) for layers in (1, 1, 2)]
+    first, again, deeper = (model._shapes for model in models)
+    assert first is again
+    assert len(deeper) == 2 * len(first)
+
+
 def test_transformers_draws_no_progress_bar_while_weights_are_read_and_may_afterwards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -244,11 +259,7 @@ def test_transformers_draws_no_progress_bar_while_weights_are_read_and_may_after
 
 
 def test_a_family_with_a_cache_of_its_own_decodes_without_one_and_show_says_so(tmp_path: Path) -> None:
-    layers = ["linear_attention", "full_attention"]
-    (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "minimax", **GQA, "num_local_experts": 2, "block_size": 16, "layer_types": layers})
-    )
-    architecture = archbench.load(f"hf:{tmp_path}")
+    architecture = archbench.load(f"hf:{written(tmp_path, 'minimax')}")
     model = architecture.build(architecture.config("nano")).eval()
     prompt = torch.randint(V, (1, 5))
     tokens = torch.stack([*architecture.generate(model, prompt, 3, archbench.Sampling(greedy=True))], 1)

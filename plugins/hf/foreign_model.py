@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -25,6 +26,9 @@ PROBED = (2, 3)
 
 WEIGHTS_DTYPE = torch.bfloat16
 """Of that pass: what is then of another dtype is kept in that one whatever the weights' is."""
+
+_SHAPES: dict[str, list[Shapes]] = {}
+"""Content of a configuration -> shapes of its cache, found once: that takes twenty times as long as a small model."""
 
 Shapes = tuple[tuple[str, int, tuple[int, ...], torch.dtype], ...]
 """Of a layer's cache: which tensor, its number, its shape and its dtype."""
@@ -132,6 +136,12 @@ class CachedForeignModel(ForeignModel):
 
     def _shapes_of_cache(self) -> list[Shapes]:
         """What each layer keeps, found by a pass on tensors without values, in :data:`WEIGHTS_DTYPE`."""
+        key = json.dumps(self.config.fields(), sort_keys=True)
+        if key not in _SHAPES:
+            _SHAPES[key] = self._found_shapes()
+        return _SHAPES[key]
+
+    def _found_shapes(self) -> list[Shapes]:
         B, T = PROBED
         with self._without_values(WEIGHTS_DTYPE) as run:
             static = transformers.StaticCache(config=self.inner.config, max_cache_len=T + 1)
