@@ -57,8 +57,11 @@ def test_what_an_earlier_session_measured_is_found_by_its_keys() -> None:
     assert_same(expected, snapshots.current("cell_keys"), "cell_keys")
 
 
-def test_every_error_has_its_exit_code_and_names_the_culprit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_error_has_its_exit_code_and_names_the_culprit(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ARCHBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)

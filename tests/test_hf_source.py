@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import archbench
 from archbench import read_results
@@ -334,9 +335,18 @@ def test_a_configuration_names_no_code_that_is_run(field: str, tmp_path: Path) -
     assert not ran.exists()
 
 
+def test_folders_of_one_configuration_keep_their_own_weights(tmp_path: Path) -> None:
+    """As a model and what it was tuned to: its processes find it by its name, whichever was named last."""
+    names = []
+    for place in (tmp_path / "base", tmp_path / "tuned"):
+        save_file({"lm_head.weight": torch.zeros(V, 32)}, written(place, "llama") / "model.safetensors")
+        names.append(archbench.load(f"hf:{place}").name)
+    assert [archbench.load(name).weights for name in names] == [tmp_path / "base", tmp_path / "tuned"]
+
+
 def test_a_record_of_the_cache_that_was_changed_is_damaged(tmp_path: Path) -> None:
     name = archbench.load(f"hf:{written(tmp_path, 'llama')}").name
-    file = Path(os.environ["ARCHBENCH_CACHE"]) / "hf" / f"{name[-12:]}.json"
+    file = Path(os.environ["ARCHBENCH_CACHE"]) / "hf" / f"{name.removeprefix('hf:')}.json"
     file.write_text(file.read_text().replace('"weights": null', '"weights": "/elsewhere"'))
     with pytest.raises(StorageError, match=re.escape(str(file))):
         archbench.load(name)

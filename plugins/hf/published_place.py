@@ -45,7 +45,7 @@ class Place:
 
 
 def found(place: str) -> Place:
-    """What ``place`` leads to. It is kept in the cache under its digest, where other processes find it by its name.
+    """What ``place`` leads to. It is kept in the cache under its name, by which other processes find it.
 
     Raises:
         UnknownNameError: there is nothing of the kind.
@@ -125,8 +125,8 @@ def _digest(published: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(published, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _file(digest: str) -> Path:
-    return cache_folder() / "hf" / f"{digest}.json"
+def _file(name: str) -> Path:
+    return cache_folder() / "hf" / f"{name}.json"
 
 
 def _remember(one: Place) -> None:
@@ -137,11 +137,11 @@ def _remember(one: Place) -> None:
         "weights": one.weights and str(one.weights),
     }
     text = sealed(record, indent=1).encode()
-    write_atomically(_file(_digest(one.published)), lambda file: file.write(text))
+    write_atomically(_file(one.name), lambda file: file.write(text))
 
 
 def _remembered(label: str, digest: str) -> Place:
-    file, step = _file(digest), "Name its folder or config.json again: archbench show hf:PLACE"
+    file, step = _file(f"{label}@{digest}"), "Name its folder or config.json again: archbench show hf:PLACE"
     if not file.is_file():
         cause = f"no configuration of that digest has been named here ({file} is missing)"
         raise UnknownNameError(f"hf:{label}@{digest}", cause, step)
