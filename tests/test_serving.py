@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from archbench import read_results
+from archbench.cli.summary import print_serving
 from archbench.data.request_trace import Request, read_trace
 from archbench.errors import DataError
 from archbench.presentation.tables import Table
@@ -201,6 +202,12 @@ def test_a_run_without_weights_is_refused_by_its_name(folder: Path, tmp_path: Pa
     assert (again.speed.trained, source.path.parent.name) == (str(source.path), "trained"), "not a copy of a copy"
     refused = archbench("serve-bench", source.path, "--set", "n_layer=2", cwd=tmp_path)
     assert (refused.returncode, "--set" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("disturbed", [True, False])
+def test_what_other_work_disturbed_is_said(disturbed: bool, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_serving(read_results(folder / "random").assign(contaminated=disturbed), "random")
+    assert ("contaminated" in capsys.readouterr().out) == disturbed
 
 
 def test_the_page_has_the_percentiles_a_figure_and_what_it_does_not_show(folder: Path) -> None:

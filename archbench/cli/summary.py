@@ -24,6 +24,7 @@ FLOORS = {
     "floor_xz": "xz",
 }
 
+DISTURBED = "Other work disturbed the machine: these rows are marked contaminated."
 UNCHECKED_REMARK = (
     "Unchecked (--unchecked): the model may see the future or decode from a wrong cache. Its rows are marked."
 )
@@ -92,7 +93,7 @@ def print_kernels(frame: pd.DataFrame, left_out: Sequence[Mapping[str, Any]], pa
     for line in reasons(left_out):
         paragraph(line, style="yellow")
     if rows.contaminated.eq(True).any():
-        paragraph("Other work disturbed the machine: these rows are marked contaminated.", style="yellow")
+        paragraph(DISTURBED, style="yellow")
     screen.print(f"\nResults: {path} ({len(frame):,} rows)", soft_wrap=True)
     if plot is not None:
         screen.print(f"Plot: {plot}", soft_wrap=True)
@@ -110,6 +111,8 @@ def print_serving(frame: pd.DataFrame, out: str) -> None:
         assert table is not None
         show(table)
         screen.print()
+    if frame.contaminated.eq(True).any():
+        paragraph(DISTURBED, style="yellow")
     for text, style in _remarks(frame):
         paragraph(text, style=style)
     for text in LEFT_OUT:
