@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from archbench.plugin.importing import import_file
 from forked_children import ForkedCommand
 from installations import RunCLI
 
@@ -53,6 +57,25 @@ def test_a_command_that_needs_a_plugin_says_that_its_import_does_not_end(
     shown = cli("show", "loops", "--plugin", tmp_path / "loops.py")
     assert shown.returncode == 3
     assert "0.2 s" in shown.stderr
+
+
+def test_an_import_that_a_busy_machine_slows_down_is_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = tmp_path / "slow.py"
+    plugin.write_text("import time\nbegun = time.thread_time()\nwhile time.thread_time() < begun + 0.2: pass\n")
+    monkeypatch.setenv("ARCHBENCH_IMPORT_LIMIT", "0.4")
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, [min(allowed)])
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        time.sleep(0.2)  # until they run
+        begun = time.monotonic()
+        import_file(str(plugin))
+        assert time.monotonic() - begun > 0.4, "the machine was not busy"
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
+        os.sched_setaffinity(0, allowed)
 
 
 def test_without_foreign_plugins_nothing_is_started(cli: RunCLI, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,20 @@ def broken(source: str, old: str, new: str) -> str:
 
 # (what is done to a working plugin, the error, what the message says)
 CASES: dict[str, tuple[Callable[[str], str | None], type[errors.ArchbenchError], list[str]]] = {
-    "module missing": (lambda source: None, errors.PluginImportError, ["No module named 'acme_bigram'", "pip install"]),
+    "module missing": (
+        lambda source: None,
+        errors.PluginImportError,
+        ["No module named 'acme_bigram'", "pip uninstall"],
+    ),
     "import fails": (
         lambda source: "import no_such_thing\n" + source,
         errors.PluginImportError,
         ["No module named 'no_such_thing'"],
+    ),
+    "a part of it is missing, it says": (
+        lambda source: "import archbench\nraise archbench.errors.UsageError('model.py', 'it is missing', 'Get it')",
+        errors.PluginImportError,
+        ["importing acme_bigram failed: model.py: it is missing. Get it."],
     ),
     "syntax error": (lambda source: source + "\ndef (", errors.PluginImportError, ["SyntaxError"]),
     "exits on import": (lambda source: "raise SystemExit(3)", errors.PluginImportError, ["SystemExit: 3"]),

@@ -1,4 +1,4 @@
-"""How long a process has worked or waited for nothing, on a machine that others use too: :class:`OwnTime`."""
+"""How long a process has worked or waited for nothing, on a machine that others use too."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ class OwnTime:
         kept_waiting = any(state in "RD" for _, _, state in tasks)  # runs, waits for a CPU, or for a disk
         self._seconds += min(wall, max(worked)) if tasks and (kept_waiting or sum(worked) > IDLE * wall) else wall
         return self._seconds
+
+
+def kept_waiting() -> float:
+    """Seconds that this thread has stood ready while others had the CPUs; 0 where the system does not tell."""
+    with suppress(OSError):  # nanoseconds worked, nanoseconds waited, turns
+        return int(Path("/proc/thread-self/schedstat").read_text("utf-8").split()[1]) * 1e-9
+    return 0.0
 
 
 def _tasks(process: int) -> Iterator[tuple[tuple[int, int], float, str]]:

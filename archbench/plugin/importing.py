@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib import metadata
@@ -26,7 +27,8 @@ from pathlib import Path
 from types import ModuleType
 
 from archbench.child.inheritance import changes_for_this_process_only
-from archbench.errors import PluginImportError, UsageError, one_line
+from archbench.child.own_time import kept_waiting
+from archbench.errors import ArchbenchError, PluginImportError, UsageError, one_line
 from archbench.hookspecs import GROUP
 from archbench.interruption import busy
 from archbench.plugin.discovery import Entry
@@ -64,7 +66,7 @@ def import_limit() -> float:
 
 @contextmanager
 def _importing(plugin: str) -> Iterator[None]:
-    """Run a plugin's import as :func:`plugin_code`, and end it when it takes too long.
+    """Run a plugin's import as :func:`plugin_code`, and end it when it takes too long by itself.
 
     An import that hangs inside a C function, on another thread than the main one, or on Windows is not ended.
     """
@@ -73,8 +75,13 @@ def _importing(plugin: str) -> Iterator[None]:
             yield
             return
         limit = import_limit()
+        ends = time.monotonic() + limit - kept_waiting()
 
         def expired(signal_number: int, frame: object) -> None:
+            left = ends + kept_waiting() - time.monotonic()
+            if left > 0:
+                signal.setitimer(signal.ITIMER_REAL, max(left, 0.01))
+                return
             raise TimeoutError(f"it took longer than {limit:g} s; {LIMIT_VARIABLE} allows another time")
 
         previous = signal.signal(signal.SIGALRM, expired)
@@ -126,8 +133,9 @@ def import_installed(entry: Entry) -> object:
         with _importing(entry.source):
             return metadata.EntryPoint(entry.name, entry.source, GROUP).load()
     except (Exception, SystemExit) as error:  # a plugin may even exit
-        step = f"Repair or reinstall it (pip install --force-reinstall {entry.package}), or uninstall it"
-        raise PluginImportError(entry.culprit, f"importing {entry.source} failed: {one_line(error)}", step) from error
+        # Not "reinstall": by its name alone, an index may offer somebody else's package.
+        step = f"Repair it, or uninstall it: pip uninstall {entry.package}"
+        raise _import_error(entry.culprit, f"importing {entry.source}", error, step) from error
 
 
 _loaded: dict[str, tuple[int, ModuleType]] = {}
@@ -158,8 +166,7 @@ def import_file(path: str) -> ModuleType:
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # a plugin may even exit
         del sys.modules[name]
-        cause, step = f"loading it failed: {one_line(error)}", _after_failed_file(place, error)
-        raise PluginImportError(f"plugin {path}", cause, step) from error
+        raise _import_error(f"plugin {path}", "loading it", error, _after_failed_file(place, error)) from error
     _loaded[path] = (stamp, module)
     return module
 
@@ -167,6 +174,13 @@ def import_file(path: str) -> ModuleType:
 def loaded_from(plugin: object) -> str:
     """The path that :func:`import_file` was given for this plugin."""
     return next(path for path, (_, module) in _loaded.items() if module is plugin)
+
+
+def _import_error(culprit: str, work: str, error: BaseException, step: str) -> PluginImportError:
+    """``error`` of a plugin's own code; one that says what to do next needs no other ``step``."""
+    if isinstance(error, ArchbenchError):
+        return PluginImportError(culprit, f"{work} failed: {error.culprit}: {error.cause}", error.next_step)
+    return PluginImportError(culprit, f"{work} failed: {one_line(error)}", step)
 
 
 def _after_failed_file(place: Path, error: BaseException) -> str:
