@@ -25,6 +25,7 @@ from archbench.cli.clean import clean, rm
 from archbench.cli.compare import compare, tune
 from archbench.cli.diff import diff
 from archbench.cli.doctor import doctor
+from archbench.cli.eval import eval_run
 from archbench.cli.export import export
 from archbench.cli.fields import completed
 from archbench.cli.fsck import fsck
@@ -145,7 +146,7 @@ def _add(panel: str, *functions: Callable[..., None]) -> None:
         )
 
 
-_add("Measure", run, compare, tune, probe, scale, kernels, serve_bench, results, report, generate, export)
+_add("Measure", run, compare, tune, probe, scale, kernels, serve_bench, results, report, generate, eval_run, export)
 _add("Look", list_architectures, show, diff, plot_metric, open_report, doctor, where, clean, rm, fsck)
 _add("Add your own", new, check, regress, trust)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXTRAS = {
     "datasets": "corpora from the hub (hf:NAME); pip install 'archbench[datasets]'",
     "vl-convert-python": "archbench report and plots; pip install 'archbench[report]'",
+    "lm_eval": "the field's evaluations (archbench eval); pip install 'archbench[eval]'",
     "transformers": "its models as architectures (hf:PLACE); pip install 'archbench[hf]'",
     "triton": "compiled kernels on GPUs, and archbench kernels --static; pip install 'archbench[kernels]'",
 }

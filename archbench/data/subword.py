@@ -43,6 +43,10 @@ class SubwordTokenizer:
         separator: the separator's id; None for the token that the file puts before a text (if it puts none after it),
             else its end-of-text token, else a new id.
 
+    Attributes:
+        begins_texts: whether the file puts that token before a text. Encoding does not; whoever scores a text as the
+            model's own tokenizer would, does.
+
     Raises:
         DataError: not a tokenizer.
     """
@@ -58,8 +62,10 @@ class SubwordTokenizer:
             self._definition: dict[str, Any] = json.loads(self._tokenizer.to_str())
         if not ids:
             raise DataError(f"tokenizer {name!r}", "its vocabulary is empty", "Give a tokenizer.json with a vocabulary")
+        before = put_before_texts(self._definition)
+        self.begins_texts: bool = before is not None
         if separator is None:
-            names = (put_before_texts(self._definition), *END_OF_TEXT)
+            names = (before, *END_OF_TEXT)
             separator = next((ids[token] for token in names if token in ids), max(ids.values()) + 1)
         if separator > max(ids.values()) + 1:
             cause = f"its separator is {separator}, and its highest id {max(ids.values())}"

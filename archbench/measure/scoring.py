@@ -142,7 +142,7 @@ def score(
         _check_logits(logits, inputs.shape, highest, model)
         return _negative_log_likelihood(logits[:, -newest:], torch.from_numpy(targets[:, -newest:]).to(device))
 
-    with _scoring(model, device, dtype):
+    with scoring(model, device, dtype):
         for owners, ends, inputs, targets, scored in _batches(documents, separator, context_length, stride, batch_size):
             newest = int(scored.max())  # the columns before it are context in every row
             nll = nats_of(inputs, targets, newest)
@@ -177,7 +177,7 @@ def position_losses(
     """
     device = torch.device(device)
     nats = np.zeros(windows.shape[1] - 1, dtype=np.float64)
-    with _scoring(model, device, dtype):
+    with scoring(model, device, dtype):
         for first in range(0, len(windows), batch_size):
             batch = windows[first : first + batch_size]  # (B, T + 1)
             logits = model(torch.from_numpy(batch[:, :-1]).to(device))  # (B, T, V)
@@ -187,7 +187,8 @@ def position_losses(
 
 
 @contextlib.contextmanager
-def _scoring(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def scoring(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Within this context the model is in evaluation mode, under autocast to ``dtype``, and keeps no gradients."""
     autocast = torch.autocast(device.type, dtype=dtype) if dtype != torch.float32 else contextlib.nullcontext()
     # no_grad, not inference_mode: a table that a model builds at first use has to remain usable in training.
     with module_mode(model, training=False), torch.no_grad(), autocast:

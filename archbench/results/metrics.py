@@ -176,6 +176,25 @@ _PROBE = _metrics(
     ("updates", "1", "optimizer updates made; fewer than the budget if every validation example was answered"),
     ("cpu_seconds", "s", "CPU time of the training and its scoring, of all threads"),
 )
+# Of lm-evaluation-harness's tasks, by the harness's names; a task's own metrics are stored too, in the unit 1.
+_EVAL = _metrics(
+    "eval",
+    ("acc", "1", "share of questions answered: the likeliest choice is right; of n that tie, a right one counts 1/n"),
+    ("acc_norm", "1", "the same, by log-likelihood per character of the choice"),
+    ("acc_bytes", "1", "the same, by log-likelihood per byte of the choice"),
+    ("acc_mutual_info", "1", "the same, by log-likelihood minus that of the choice alone"),
+    ("acc_first_of_ties", "1", "acc as lm_eval says: the first of choices that tie is the answer; only if some do"),
+    ("acc_norm_first_of_ties", "1", "the same of acc_norm"),
+    ("acc_bytes_first_of_ties", "1", "the same of acc_bytes"),
+    ("acc_mutual_info_first_of_ties", "1", "the same of acc_mutual_info"),
+    ("exact_match", "1", "share of questions whose generated answer is the right one"),
+    ("perplexity", "1", "exp of the mean negative log-likelihood of an answer"),
+    ("word_perplexity", "1", "exp of the negative log-likelihood per word of the texts"),
+    ("byte_perplexity", "1", "the same per byte"),
+    ("bits_per_byte", "bit/byte", "negative log2-likelihood of the texts / their bytes, as in quality"),
+    ("questions", "1", "questions asked of the task"),
+    ("cut", "1", "requests whose context lost its beginning, because it was longer than context_length; of all tasks"),
+)
 _KERNEL = _metrics(
     "kernel",
     ("forward_seconds", "s", "one forward pass; repeat = number of the sample; null: it cannot run here"),
@@ -209,7 +228,8 @@ _ENVIRONMENT = _metrics(
 )
 
 METRICS: tuple[Metric, ...] = (
-    *_CHECK, *_QUALITY, *_POSITIONS, *_TRAIN, *_PREFILL, *_DECODE, *_SERVE, *_PROBE, *_KERNEL, *_ENVIRONMENT,
+    *_CHECK, *_QUALITY, *_POSITIONS, *_TRAIN, *_PREFILL, *_DECODE, *_SERVE, *_PROBE, *_EVAL, *_KERNEL,
+    *_ENVIRONMENT,
 )  # fmt: skip
 """Every metric of archbench's own phases."""
 

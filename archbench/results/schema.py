@@ -17,10 +17,10 @@ from archbench.results.metrics import METRICS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Increased if a column is added or changes its name, type or meaning; readers reject newer files and upgrade older
 ones. 2: the columns that distinguish the cases of the phase ``kernel``. 3: ``conformance`` and ``status``.
-4: ``role`` and ``plugin_revision``, and ``tokens_seen`` in quality rows."""
+4: ``role`` and ``plugin_revision``, and ``tokens_seen`` in quality rows. 5: the columns of the phase ``eval``."""
 
 OK = "ok"
 """``status`` of every row that is a measurement."""
@@ -101,10 +101,16 @@ COLUMNS: tuple[Column, ...] = (
         "timing, cost; null: a run of its own",
         nullable=True,
     ),
-    Column("phase", "string", "", "what was measured: check, train, quality, prefill, decode, kernel, environment ..."),
+    Column(
+        "phase",
+        "string",
+        "",
+        "what was measured: check, train, quality, prefill, decode, eval, kernel, environment ...",
+    ),
     Column("metric", "string", "", "which quantity; see the metrics below"),
     Column("unit", "string", "", "unit of value; 1 for a plain number"),
     Column("value", "double", "see unit", "the measurement; null: unknown on this machine", nullable=True),
+    Column("standard_error", "double", "see unit", "phase eval: of value, over the questions; null: none", True),
     Column("repeat", "int64", "", "number of the repeat, step or gap, from 0"),
     Column("device", "string", "", "cpu or cuda, as torch names it"),
     Column("device_name", "string", "", "model of the CPU or GPU"),
@@ -122,7 +128,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("batch_size", "int64", "sequences", "B, sequences at a time", nullable=True),
     Column("context_length", "int64", "tokens", "T, positions the model reads at once", nullable=True),
     Column("prompt_length", "int64", "tokens", "P, tokens of the prompt", nullable=True),
-    Column("operation", "string", "", "phase kernel: the function measured; phase probe: the condition", nullable=True),
+    Column(
+        "operation",
+        "string",
+        "",
+        "phase kernel: the function measured; phase probe: the condition; eval: the filter",
+        True,
+    ),
     Column("query_heads", "int64", "", "phase kernel: H, query heads", nullable=True),
     Column("kv_heads", "int64", "", "phase kernel: G, key/value heads", nullable=True),
     Column("head_width", "int64", "", "phase kernel: D, head width", nullable=True),
@@ -130,7 +142,11 @@ COLUMNS: tuple[Column, ...] = (
     Column("model_width", "int64", "", "phase kernel: C, width of the hidden states that a loss reads", nullable=True),
     Column("vocab_size", "int64", "", "phase kernel: V, classes of a loss", nullable=True),
     Column("parameters", "int64", "", "trained numbers in the model, tied ones counted once", nullable=True),
-    Column("corpus", "string", "", "name of the text; phase probe: of the task", nullable=True),
+    Column("corpus", "string", "", "name of the text; phases probe and eval: of the task", nullable=True),
+    Column(
+        "task_version", "string", "", "phase eval: the version that the task's file says, and that of lm_eval", True
+    ),
+    Column("shots", "int64", "", "phase eval: examples before each question", nullable=True),
     Column("tokenizer", "string", "", "name of the tokenizer", nullable=True),
     Column("lossless", "bool", "", "whether the tokens' bytes add up to the text's bytes", nullable=True),
     Column(

@@ -118,6 +118,7 @@ def write_run(
     common: Mapping[str, Any] | None = None,
     *,
     replace: bool = False,
+    extend: bool = False,
 ) -> Path:
     """Write one run's rows and configuration; both appear whole or not at all.
 
@@ -131,6 +132,7 @@ def write_run(
             (:data:`archbench.results.reading.DIGESTS`).
         common: columns that are the same in every row; a row's own value wins.
         replace: atomically replace this run's file if it says that the run failed (:func:`run_failed`).
+        extend: atomically replace it, whatever it says: the rows are those in it and more.
 
     Returns:
         Path of the Parquet file, ``out/run_id.parquet``; the configuration is ``out/run_id.json``.
@@ -146,7 +148,7 @@ def write_run(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone_in(folder):
-            replaces = replace and final.exists() and run_failed(final)
+            replaces = final.exists() and (extend or (replace and run_failed(final)))
             if final.exists() and not replaces:
                 raise FileExistsError(errno.EEXIST, "File exists", str(final))
             # A writer that is killed between the two leaves the replaced file, which its JSON must know too.

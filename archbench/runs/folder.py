@@ -11,6 +11,7 @@
       documents.parquet    per-document scores, for later statistics
       blocks.parquet       nats of each 512 tokens of a document, for statistics where documents are few
       training.jsonl       every training step, for trackers
+      samples-TASK.jsonl   archbench eval: every question of a task, with what the model answered
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ from archbench.results.schema import COLUMNS, Role
 E = TypeVar("E", bound=ArchbenchError | None)
 
 CONFIG = "config.json"
+
+EVAL = "eval"
+"""The phase that ``archbench eval`` adds to a finished run."""
 
 
 class _Versions(BaseModel):

@@ -85,6 +85,9 @@ def _file(path: Path) -> Finding | None:
         return None
     if path.suffix == ".parquet":
         return _parquet(path)
+    if name.startswith("samples-") and path.suffix == ".jsonl":
+        again = "Repeat archbench eval with that task; the scores are in the run's rows"
+        return _judged(Finding(path, "samples", "whole", remedy=again), partial(_lines, path))
     if re.fullmatch(r"rows-\w+\.jsonl", name):
         return _judged(Finding(path, "rows", "whole", remedy=_resumed(path.parent)), partial(_lines, path))
     json = partial(_json, path)

@@ -26,7 +26,7 @@ from archbench.results.schema import FAILED, INTERRUPTED, Role
 from archbench.results.store import run_table, write_run
 from archbench.runs.conformance import CHECK, conformance, require_conformance, take_over
 from archbench.runs.device import resolve_device
-from archbench.runs.folder import RunFolder, open_run
+from archbench.runs.folder import EVAL, RunFolder, open_run
 from archbench.runs.models import load_architecture
 from archbench.runs.phase import run_phase
 from archbench.runs.preparation import start
@@ -206,6 +206,22 @@ def rows_of_phases(folder: RunFolder) -> list[dict[str, Any]]:
     return rows
 
 
+def add_evaluation(folder: RunFolder, rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Add rows of the phase ``eval`` to a finished run, in place of earlier ones of the same tasks and shots.
+
+    Returns:
+        All rows of the run.
+
+    Raises:
+        StorageError, ConformanceError: as :func:`rows_of_phases`, or it cannot be written.
+    """
+    again = {(row["corpus"], row["shots"]) for row in rows}
+    kept = folder.read_rows(EVAL) if folder.rows_file(EVAL).exists() else []
+    folder.write_rows(EVAL, [*(row for row in kept if (row["corpus"], row["shots"]) not in again), *rows])
+    with folder.storing(folder.path.with_suffix(".parquet")):
+        return read_results(_write(folder, rows_of_phases(folder), extend=True), trials=True)
+
+
 def _kept_rows(folder: RunFolder, phase: str) -> list[dict[str, Any]]:
     """The rows of a finished phase, which can be stored.
 
@@ -236,12 +252,14 @@ def write_again(folder: RunFolder) -> Path:
 
 
 def _phases(folder: RunFolder) -> tuple[str, ...]:
-    return ((CHECK,) if folder.config.checked else ()) + folder.config.phases
+    evaluated = (EVAL,) if folder.rows_file(EVAL).exists() else ()
+    return ((CHECK,) if folder.config.checked else ()) + folder.config.phases + evaluated
 
 
-def _write(folder: RunFolder, rows: list[dict[str, Any]]) -> Path:
+def _write(folder: RunFolder, rows: list[dict[str, Any]], *, extend: bool = False) -> Path:
     # A resumed run replaces the record of its failure.
-    return write_run(folder.path.parent, folder.run_id, rows, folder.as_dict(), _common(folder), replace=True)
+    place, config = folder.path.parent, folder.as_dict()
+    return write_run(place, folder.run_id, rows, config, _common(folder), replace=True, extend=extend)
 
 
 def _record_end(folder: RunFolder, rows: list[dict[str, Any]], phase: str, metric: str, how: str) -> None:

@@ -101,6 +101,10 @@ CATALOGUE: tuple[tuple[str, int, str], ...] = (
     ("probe gpt1 --device cpu --task recal", 2, "'recal'"),
     ("compare gpt1 lama --device cpu --quiet", 2, "'lama'"),
     ("scale", 2, "archbench scale"),
+    ("eval", 2, "archbench eval"),
+    ("eval last", 2, "archbench eval"),
+    ("eval last --tasks hellaswag --batch-size 0", 2, "--batch-size 0"),
+    ("eval 20261101T100000-aaaaaa --tasks hellaswag", 2, "20261101T100000-aaaaaa"),
     ("scale lama --device cpu --quiet", 2, "'lama'"),
     # fields of a configuration
     ("run gpt1 --device cpu --set n_layers=2 --profile smoke", 2, "n_layers"),
