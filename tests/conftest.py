@@ -28,6 +28,7 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) is not None:  # pytest -n: 
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 os.fsync = lambda descriptor: None  # type: ignore[assignment, misc]  # tests cut no power: none waits for a disk
 os.environ.pop("COLUMNS", None)  # pytest -n sets it for its workers: tables would wrap in what tests start
+os.unsetenv("COLUMNS")  # GNU readline, which pytest imports, sets it where os.environ does not see it
 
 EXAMPLES = Path(__file__).parent / "example_plugins"
 
