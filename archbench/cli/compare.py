@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from archbench.errors import UsageError
 
 if TYPE_CHECKING:
     from archbench.study.compare_plan import ComparePlan
+    from archbench.study.task_accuracy import TaskPlan
 
 PLAN = "archbench.study.compare_plan:ComparePlan"
 OPTIONS = (
@@ -36,6 +38,13 @@ def compare(
     given: Given,
     margin: Annotated[float, typer.Option(help="Smaller differences are ignored; per cent of the baseline's")] = 0.25,
     no_tuning: NoTuning = False,
+    eval_: Annotated[
+        str | None,
+        typer.Option("--eval", metavar="TASKS", help="Also ask every fresh seed these tasks, as archbench eval does"),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --eval: most questions of each task")] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="With --eval: examples before each question")] = None,
+    data: Annotated[str | None, typer.Option(metavar="DIR", help="With --eval: folder of the data sets")] = None,
     config: Config = None,
     track: Track = None,
     out: Out = None,
@@ -51,6 +60,10 @@ def compare(
     given["margin"] = margin / 100
     if no_tuning:
         given["factors"] = (1.0,)
+    if eval_ is not None:
+        given["evaluation"] = _evaluation(eval_, limit, shots, data)
+    elif (limit, shots, data) != (None, None, None):
+        raise UsageError("--limit, --shots and --data", "no task is named", "Name some with --eval")
     plan = _plan(architecture, given, config, "compare")
     if len(plan.architectures) < 2:
         name = plan.architectures[0]
@@ -82,6 +95,20 @@ def tune(
     from archbench.study import compare as comparison
 
     study("compare", plan, comparison.tune, print_tuning, track=track, out=out, json=json_, quiet=quiet)
+
+
+def _evaluation(names: str, limit: int | None, shots: int | None, data: str | None) -> TaskPlan:
+    """The tasks, which are there with their data: that is seen to before anything is trained."""
+    from archbench.cli.eval import require_harness, task_names
+    from archbench.study.task_accuracy import TaskPlan
+
+    data = None if data is None else os.path.realpath(data)
+    plan = TaskPlan(tasks=task_names(names), shots=shots, limit=limit, data=data)
+    require_harness("archbench compare --eval")
+    from archbench.evaluation.harness_tasks import load_tasks
+
+    load_tasks(plan.tasks, shots, data)
+    return plan
 
 
 def _plan(architectures: list[str] | None, given: Given, config: list[str] | None, command: str) -> ComparePlan:

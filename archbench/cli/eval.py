@@ -42,19 +42,16 @@ def eval_run(
     The scores join the run's results, and every question with its answer is kept beside them. Where choices tie, a
     random one counts, so that a model without knowledge scores chance; lm-eval's own figure stands beside it.
     """
-    names = [name.strip() for name in tasks.split(",") if name.strip()]
-    if run is None or not names:
-        missing = "no run is named" if run is None else "no task is named"
-        step = "Write for instance: archbench eval last --tasks lambada_openai,hellaswag"
-        raise UsageError("archbench eval", missing, step)
+    names = task_names(tasks)
+    if run is None:
+        raise UsageError("archbench eval", "no run is named", _FOR_INSTANCE)
     if batch_size != "auto" and not (batch_size.isdecimal() and 0 < int(batch_size) <= 10**6):
         raise UsageError(f"--batch-size {batch_size}", "it is no number of sequences", "Give 1 or more, or auto")
     from archbench.runs.folder import open_run
 
     published = run.startswith("hf:")
     folder = None if published else open_run(out, run)
-    if find_spec("lm_eval") is None:
-        raise PluginImportError("archbench eval", "it needs the package lm_eval", "Run: pip install 'archbench[eval]'")
+    require_harness("archbench eval")
     where = {"device": device}
     chosen_device(where)
     from archbench.evaluation.harness_tasks import load_tasks
@@ -76,6 +73,26 @@ def eval_run(
         print_rows(frame, out)
         return
     _print(frame, folder)
+
+
+_FOR_INSTANCE = "Write for instance: archbench eval last --tasks lambada_openai,hellaswag"
+
+
+def task_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them.
+
+    Raises:
+        UsageError: there are none.
+    """
+    if names := tuple(name.strip() for name in text.split(",") if name.strip()):
+        return names
+    raise UsageError("archbench eval", "no task is named", _FOR_INSTANCE)
+
+
+def require_harness(who: str) -> None:
+    """Raise a PluginImportError that says how to get it if the harness is not installed."""
+    if find_spec("lm_eval") is None:
+        raise PluginImportError(who, "it needs the package lm_eval", "Run: pip install 'archbench[eval]'")
 
 
 def _published(name: str, device: str, out: str, *, quiet: bool) -> RunFolder:

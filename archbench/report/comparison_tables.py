@@ -19,6 +19,7 @@ from archbench.presentation.quantities import (
 )
 from archbench.presentation.tables import Cell, Column, Table, table
 from archbench.report.conclusions import held_equal
+from archbench.study.task_accuracy import JUDGED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -74,6 +75,41 @@ def verdict_table(outcome: ComparisonOutcome) -> Table:
         "verdict", "Quality", columns, map(_verdict_row, rows), caption=caption,
         notes=[*outcome.doubts, *notes, *not_taking_part(outcome)],
     )  # fmt: skip
+
+
+def accuracy_table(outcome: ComparisonOutcome) -> Table | None:
+    """Each architecture's accuracy at each downstream task beside the baseline's; None if none was asked."""
+    if not outcome.accuracy:
+        return None
+    plan = outcome.plan
+    level = f"{plan.confidence:.0%}"
+    columns = (
+        Column("task", "name"),
+        Column("architecture", "name"),
+        Column("verdict", "verdict"),
+        Column("accuracy", show="{:.4f}".format, hint="mean over seeds and questions; more is better"),
+        Column("difference", show="{:+.4f}".format, hint=f"to {plan.baseline}"),
+        Column("combined", show=_four, hint=f"{level} interval of the difference: seeds and questions"),
+        Column("seeds alone", show=_four, hint=f"{level} interval (Welch)", priority=2),
+        Column("questions alone", show=_four, hint=f"{level} interval, paired", priority=3),
+        Column("p", hint="of no difference, two-sided", show=probability, priority=6),
+        Column("Holm p", hint="p corrected for the number of architectures and tasks", show=probability),
+        Column("questions", show="{:,}".format, priority=1),
+        Column("seeds", show="{:,}".format, priority=1),
+    )
+    caption = (
+        "Asked of every fresh seed; all answer the same questions. A choice that ties with others counts as a random "
+        f"one. The metric is {' or '.join(JUDGED)}, whichever a task has first."
+    )
+    rows = (
+        (
+            row.task, row.architecture, row.verdict, row.accuracy, row.difference, (row.low, row.high),
+            (row.seed_low, row.seed_high), (row.question_low, row.question_high), row.p, row.p_holm, row.questions,
+            row.seeds,
+        )
+        for row in outcome.accuracy
+    )  # fmt: skip
+    return table("accuracy", "Downstream tasks", columns, rows, caption=caption, grouped=1)
 
 
 def not_taking_part(outcome: TuningOutcome) -> list[str]:

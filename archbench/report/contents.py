@@ -12,7 +12,7 @@ from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, one
 from archbench.presentation.quantities import counted
 from archbench.presentation.tables import Table
 from archbench.report.basis import basis_of, resting
-from archbench.report.comparison_tables import cost_table, lost_table, size_table, verdict_table
+from archbench.report.comparison_tables import accuracy_table, cost_table, lost_table, size_table, verdict_table
 from archbench.report.conclusions import Conclusions, conclusions
 from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
 from archbench.report.cost_matrix import cost_matrix
@@ -259,7 +259,8 @@ def _tables(evidence: Evidence) -> tuple[Table | None, ...]:
 
 
 def comparison_tables(outcome: ComparisonOutcome, rows: pd.DataFrame | None) -> tuple[Table | None, ...]:
-    return verdict_table(outcome), size_table(outcome, rows), cost_table(outcome), lost_table(outcome)
+    others = accuracy_table(outcome), cost_table(outcome), lost_table(outcome)
+    return verdict_table(outcome), size_table(outcome, rows), *others
 
 
 def _of_comparison(folder: Path) -> Contents:

@@ -164,6 +164,7 @@ class Comparison(_Matched[ComparisonOutcome]):
         costs = cost_rows(results.of("speed"), finished, plan.baseline, names)
         state = {one.architecture: one.size.state_bytes for one in contenders if one.size is not None}
         costs += exact_rows("state", "decoding state at the trained context", "B", state, plan.baseline)
+        answered: dict[str, Any] = {} if plan.evaluation is None else {"accuracy": results.accuracy(names)}
         outcome = ComparisonOutcome(
             **self.common(session, common, results),
             quality=quality,
@@ -174,6 +175,7 @@ class Comparison(_Matched[ComparisonOutcome]):
             positions=positions(results.of("seed"), finished),
             looks=session.kept["looks"],
             conclusion=conclusion(plan, quality),
+            **answered,
         )
         return outcome, tables_of(results.frames)
 
@@ -197,7 +199,7 @@ def seed_cells(plan: ComparePlan, contender: Contender, budget: Budget, learning
         training["validate_every"] = max(1, round(updates / VALIDATIONS))
     phases = ("train", "quality", "positions")
     return [
-        run_cell(plan, contender, "seed", phases, training=training, seed=seed, beside=True)
+        run_cell(plan, contender, "seed", phases, training=training, seed=seed, beside=True, evaluation=plan.evaluation)
         for seed in range(plan.seeds)
     ]
 

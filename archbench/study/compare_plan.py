@@ -12,6 +12,7 @@ from archbench.config import Frozen, RunConfig
 from archbench.errors import ConfigError, did_you_mean
 from archbench.study.learning_rates import FACTORS, TUNING_SEEDS
 from archbench.study.records import named_once, plan_digest
+from archbench.study.task_accuracy import TaskPlan
 from archbench.study.verdicts import MARGIN
 
 MatchName = Literal["flops", "params", "tokens", "time", "state"]
@@ -47,6 +48,7 @@ class ComparePlan(Frozen):
         max_length=100,
         description="context lengths of the cost curves, as multiples of the trained context",
     )
+    evaluation: TaskPlan | None = Field(None, description="downstream tasks that every fresh seed is asked")
     jobs: int = Field(1, ge=1, le=1024, description="training runs at a time; they share the threads equally")
     run: RunConfig = Field(description="configuration that all runs share; its architecture is the baseline")
 
@@ -78,12 +80,12 @@ class ComparePlan(Frozen):
         return len(self.factors) > 1
 
     def digest(self, architectures: Sequence[str] | None = None) -> str:
-        """Eight hex digits; plans that differ only in seeds, margin, sweeps and contexts have the same.
+        """Eight hex digits; plans that differ only in seeds, margin, sweeps, contexts and tasks have the same.
 
         Args:
             architectures: those of an earlier plan, to test whether this plan only adds to them.
         """
-        values = self.model_dump(mode="json", exclude={"seeds", "margin", "sweeps", "cost_multiples"})
+        values = self.model_dump(mode="json", exclude={"seeds", "margin", "sweeps", "cost_multiples", "evaluation"})
         values["architectures"] = list(self.architectures if architectures is None else architectures)
         for name in ("out", "time_limit"):
             del values["run"][name]

@@ -21,6 +21,7 @@ from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Record
 from archbench.study.run_cells import RunCell, Stage, run_folder
 from archbench.study.run_study import rows_by_key
+from archbench.study.task_accuracy import AccuracyRow, answers_of, judged
 from archbench.study.verdicts import QualityRow, Scores, judge
 
 FEWEST_DOCUMENTS = 30
@@ -87,6 +88,18 @@ class Results:
         order = list(records)
         rows = judge(first, others, margin=self.plan.margin)
         return sorted(rows, key=lambda row: order.index(row.architecture)), units
+
+    def accuracy(self, names: Sequence[str]) -> list[AccuracyRow]:
+        """The verdict on each architecture at each task that its fresh seeds were asked.
+
+        Raises:
+            StorageError: what a seed answered cannot be read.
+        """
+        seeds: dict[str, list[Path]] = {name: [] for name in names}
+        for cell, record in self.cells:
+            if cell.stage == "seed" and record.outcome == "ok" and cell.architecture in seeds:
+                seeds[cell.architecture].append(run_folder(self.folder, record))
+        return judged({name: answers_of(runs) for name, runs in seeds.items()}, self.plan.baseline)
 
     def spent(self, name: str) -> Spent:
         """What training took: medians over fresh seeds."""

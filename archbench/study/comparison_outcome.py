@@ -14,6 +14,7 @@ from archbench.errors import StorageError
 from archbench.study.costs import CostCurve, CostRow, Position
 from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Ended, Keyed, Outcome, Part, Seconds, named_text
+from archbench.study.task_accuracy import AccuracyRow
 from archbench.study.verdicts import QualityRow
 
 
@@ -142,6 +143,7 @@ class ComparisonOutcome(TuningOutcome):
     costs: list[CostRow]
     curves: list[CostCurve]
     positions: list[Position]
+    accuracy: list[AccuracyRow] = Field(default_factory=list)
     looks: list[Analysis] = Field(default_factory=list)
     conclusion: str | None = None
 

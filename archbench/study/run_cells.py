@@ -20,11 +20,12 @@ from archbench.plugin.architecture import Architecture
 from archbench.results.reading import read_results, run_failed
 from archbench.results.schema import ROLES
 from archbench.runs.conformance import read_findings
-from archbench.runs.folder import CONFIG, open_run
+from archbench.runs.folder import CONFIG, EVAL, open_run
 from archbench.runs.run import resume, run
 from archbench.study.contract import Contender, Plan
 from archbench.study.outcome import Record
 from archbench.study.records import MAKE_ROOM, identity_key, read_record
+from archbench.study.task_accuracy import TaskPlan
 
 Stage = Literal["pilot", "tune", "seed", "speed", "cost", "point"]
 
@@ -72,6 +73,7 @@ class RunCell:
         block: number of the sweep; stage speed only.
         repeated: whether it is the baseline's second turn in a sweep, for the noise floor.
         checked_by: key of the cell whose conformance checks count for this one too, if the model is the same.
+        evaluation: what the trained model is asked, before its weights go.
     """
 
     stage: Stage
@@ -83,6 +85,7 @@ class RunCell:
     block: int | None = None
     repeated: bool = False
     checked_by: str | None = None
+    evaluation: TaskPlan | None = None
 
     @property
     def architecture(self) -> str:
@@ -98,6 +101,7 @@ class RunCell:
         out = folder / "runs" / self.key
         try:
             frame = self._frame(folder, out, trackers)
+            self._ask(frame, out)
         except (StorageError, ResourceError, KilledError):
             raise
         except ArchbenchError as error:
@@ -113,6 +117,16 @@ class RunCell:
             with storing(str(checkpoints), MAKE_ROOM):
                 shutil.rmtree(checkpoints)
         return record
+
+    def _ask(self, frame: pd.DataFrame, out: Path) -> None:
+        """Ask the trained model what the plan says, unless it diverged or was asked before an interruption."""
+        if self.evaluation is None or frame.metric.eq("diverged").any() or frame.phase.eq(EVAL).any():
+            return
+        from archbench.evaluation.task_scores import evaluate_run
+
+        asked = self.evaluation
+        run = open_run(out, str(frame.run_id.iloc[0]))
+        evaluate_run(run, asked.tasks, shots=asked.shots, limit=asked.limit, data=asked.data, quiet=True)
 
     def _frame(self, folder: Path, out: Path, trackers: Sequence[str]) -> pd.DataFrame:
         """The rows of the run: from a new run, a resumed one, or a finished one that lacks only its record."""
@@ -151,6 +165,7 @@ def run_cell(
     speed: Mapping[str, Any] | None = None,
     context_length: int | None = None,
     beside: bool = False,
+    evaluation: TaskPlan | None = None,
     **place: Any,
 ) -> RunCell:
     """One run of a contender: the shared configuration with this run's own fields.
@@ -160,6 +175,7 @@ def run_cell(
         speed: replaced fields of the speed section.
         context_length: T of the model; None for the contender's own.
         beside: whether others run at the same time, so it gets a share of the threads.
+        evaluation: what the trained model is asked; a cell without has the key that it always had.
         place: ``factor``, ``block`` and ``repeated`` of the cell.
     """
     shared = plan.run
@@ -176,10 +192,12 @@ def run_cell(
         speed={**dict(shared.speed), **(speed or {})},
         out="results",
     )
-    own = {"block": place.get("block"), "repeated": place.get("repeated", False)}
+    own: dict[str, Any] = {"block": place.get("block"), "repeated": place.get("repeated", False)}
+    if evaluation is not None:
+        own["evaluation"] = evaluation.model_dump(mode="json", exclude={"data"})
     key = cell_key(config, contender.source, stage=stage if stage == "pilot" else None, **own)
     checked_by = None if stage == "pilot" else pilot_cell(plan, contender).key
-    return RunCell(stage, config, key, length, contender.key, checked_by=checked_by, **place)
+    return RunCell(stage, config, key, length, contender.key, checked_by=checked_by, evaluation=evaluation, **place)
 
 
 def pilot_cell(plan: RunPlan, contender: Contender) -> RunCell:
