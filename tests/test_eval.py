@@ -154,7 +154,7 @@ def test_scores_join_the_runs_rows_and_every_question_is_kept_beside_them(traine
     assert checked.returncode == 0, checked.stdout
 
 
-def test_the_table_fits_eighty_columns(trained: Path, tmp_path: Path) -> None:
+def test_the_table_fits_eighty_columns_and_is_on_the_page(trained: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(trained, tmp_path / "copy")
     done = archbench(
         "eval", "last", "--tasks", "capitals,texts", "--data", "tasks", "--quiet", cwd=folder, env={"COLUMNS": "80"}
@@ -163,6 +163,12 @@ def test_the_table_fits_eighty_columns(trained: Path, tmp_path: Path) -> None:
     table = [line for line in done.stdout.splitlines() if "acc" in line or "bits_per_byte" in line]
     assert len(table) == 3
     assert max(map(len, table)) <= 80
+    made = archbench("report", "-o", "page.html", "--md", "page.md", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    page = (folder / "page.md").read_text()
+    assert "Downstream tasks" in page
+    assert "capitals" in page
+    assert "Other text: one corpus (" in (folder / "page.html").read_text(), "a task is no corpus of the run's"
 
 
 def test_bits_per_byte_by_the_harness_are_those_of_quality(trained: Path) -> None:

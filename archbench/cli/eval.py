@@ -119,6 +119,8 @@ def _print(frame: pd.DataFrame, folder: RunFolder) -> None:
     from archbench.report.eval_tables import eval_table
 
     console().print(f"\n{folder.config.architecture}, run {folder.run_id}\n", style="bold", soft_wrap=True)
-    show(eval_table(frame))
+    made = eval_table(frame)
+    assert made is not None
+    show(made)
     paragraph(f"\nEvery question and answer: {folder.path}/samples-TASK-SHOTS.jsonl", style="dim")
     paragraph(f"Rows: archbench results {folder.path}.parquet --where phase=eval", style="dim")

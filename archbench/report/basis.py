@@ -33,6 +33,7 @@ _RESTS_ON: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "probe-state": (("probe",), ()),
     "scores": (("probe",), ()),
     **dict.fromkeys(("serving", "throughput", "latencies"), (("serve",), ())),
+    "evaluations": (("eval",), ()),
     **dict.fromkeys(("kernels", "attention"), (("kernel",), ())),
     "losses": (("quality", "kernel"), _CONFIRM),  # of a ladder, or of kernels
     **dict.fromkeys(("laws", "forecasts", "size", "tokens", "compute"), (("quality",), _CONFIRM)),

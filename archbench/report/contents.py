@@ -16,6 +16,7 @@ from archbench.report.comparison_tables import accuracy_table, cost_table, lost_
 from archbench.report.conclusions import Conclusions, conclusions
 from archbench.report.cost_figures import context_figure, kernel_figure, pareto_figure
 from archbench.report.cost_matrix import cost_matrix
+from archbench.report.eval_tables import eval_table
 from archbench.report.evidence import Evidence, of_comparison, of_runs, provenance_of, rows_of
 from archbench.report.figures import Figure
 from archbench.report.headings import comparison_title, plan_facts, runs_title, time_fact
@@ -123,7 +124,7 @@ def _of_runs(evidence: Evidence, places: Sequence[str], peaks: Peaks | None, ref
     part, rows = of_evidence(evidence), evidence.rows
     limits = tuple(limits_of(rows))
     kernels = rows[rows.phase == "kernel"]
-    measured = resting(kernel_tables(kernels), rows)
+    measured = resting((*kernel_tables(kernels), eval_table(rows, title="Downstream tasks")), rows)
     if not evidence.names:
         return replace(
             part, tables=measured, missing=(), said=KERNELS, limits=(*not_measured(kernels, places), *limits)
@@ -135,7 +136,7 @@ def _of_runs(evidence: Evidence, places: Sequence[str], peaks: Peaks | None, ref
     summary = page_summary(rows)
     served = latency_table(rows), throughput_table(rows)
     others = limit_table(rows, peaks), memory_table(rows), reference
-    measured = resting((summary if summary.rows else None, *served, *others), rows)
+    measured = (*resting((summary if summary.rows else None, *served), rows), *measured, *resting(others, rows))
     first = rows.iloc[0]
     return replace(
         part,

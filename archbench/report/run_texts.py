@@ -27,7 +27,7 @@ KERNELS = (
 def summary_of(rows: pd.DataFrame) -> str:
     """One run in a sentence or three: what it needs, how fast it is, and how it ended."""
     first, sentences = rows.iloc[0], []
-    bits, corpus = value_of(rows, "quality", "bits_per_byte"), rows.corpus.dropna().unique()
+    bits, corpus = value_of(rows, "quality", "bits_per_byte"), rows[rows.phase != "eval"].corpus.dropna().unique()
     if bits is not None:
         tokens = rows[rows.phase == "train"].tokens_seen.max()
         after = "" if tokens != tokens else f", after training on {compact(float(tokens))} tokens"
@@ -66,8 +66,10 @@ def limits_of(rows: pd.DataFrame) -> Iterator[str]:
             yield (
                 "Other learning rates: none was tuned. Another one can be better by more than two architectures differ."
             )
-        if len(corpora := modelled.corpus.dropna().unique()) == 1:
+        if len(corpora := modelled[modelled.phase != "eval"].corpus.dropna().unique()) == 1:
             yield f"Other text: one corpus ({corpora[0]})."
+        if (modelled.phase == "eval").any():
+            yield "What a model can do: scores of tasks depend on prompts, shots and the choice of tasks."
         sizes = modelled.parameters.dropna()
         if len(sizes):
             yield f"Other sizes: up to {compact(float(sizes.max()))} parameters here. Rankings change with size."
