@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, model_serializer, model_validator
 
 from archbench.bounds import Factor, Size
 from archbench.config import Frozen, RunConfig
@@ -51,6 +51,11 @@ class ComparePlan(Frozen):
     evaluation: TaskPlan | None = Field(None, description="downstream tasks that every fresh seed is asked")
     jobs: int = Field(1, ge=1, le=1024, description="training runs at a time; they share the threads equally")
     run: RunConfig = Field(description="configuration that all runs share; its architecture is the baseline")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """A plan without tasks is written as before there were any."""
+        return {name: one for name, one in written(self).items() if one is not None or name != "evaluation"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
