@@ -11,7 +11,7 @@ from archbench.export.readers import reader_of
 from archbench.presentation.quantities import count
 from archbench.presentation.tables import Column, escaped, markdown, table
 from archbench.report.basis import basis
-from archbench.report.run_tables import page_summary
+from archbench.report.run_tables import checks, page_summary
 from archbench.results.reading import read_results
 from archbench.runs.models import count_parameters
 
@@ -74,6 +74,7 @@ def _facts(one: ExportedRun, rows: Any) -> list[tuple[str, str]]:
     config, facts = run.config, run.facts
     training = config.training.model_dump(mode="json") if "train" in config.phases else {}
     versions, machine = facts["versions"], facts.get("machine") or {}
+    machine = {name: one for name, one in machine.items() if name not in versions}
     lines = [
         ("run", f"{run.run_id}, {first.time_utc}"),
         ("architecture", f"{config.architecture} of {facts['plugin_package']} {facts['plugin_version'] or ''}".strip()),
@@ -81,8 +82,11 @@ def _facts(one: ExportedRun, rows: Any) -> list[tuple[str, str]]:
         ("text", f"{facts['corpus']}, sha256 {str(facts.get('corpus_sha256'))[:12]}"),
         ("seed, dtype", f"{config.seed}, {config.dtype}"),
         *([("training", _pairs(training))] if training else []),
-        ("conformance checks", str(first.conformance)),
-        ("machine", f"{first.device_name}; {_pairs({name: one for name, one in machine.items() if one is not None})}"),
+        ("conformance checks", checks(rows)),
+        (
+            "machine",
+            f"{first.device_name}; {_pairs(machine)}",
+        ),
         ("versions", _pairs(versions)),
     ]
     return [(what, _without_folders(text)) for what, text in lines]

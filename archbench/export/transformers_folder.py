@@ -47,6 +47,7 @@ def write_transformers_folder(one: ExportedRun, folder: Path) -> None:
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
         write_weights(one.weights, partial / WEIGHTS)
+        (partial / WEIGHTS).chmod((partial / "README.md").stat().st_mode)  # safetensors lets only the owner read
         if reader_of(one.config).torch_file:
             whole = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in one.weights.items()}
             torch.save(whole, partial / TORCH_FILE)

@@ -140,7 +140,7 @@ _DECODE = _metrics(
         "bytes that the step of the median position reads: weights once, and the state; null: no cache, or it slides",
     ),
     ("bandwidth_measured", "B/s", "this machine's, by archbench doctor with as many threads; null: not measured"),
-    ("mbu", "1", "step_bytes / median seconds_per_token / bandwidth_measured; null: one is"),
+    ("mbu", "1", "step_bytes / median seconds_per_token / bandwidth_measured; null: one is, or a cache holds it"),
     ("audit_decode", "nats/token", "mean distance of a decoded token's logit from the largest of a full pass"),
     *_AUDITED,
     *_REPEATED,

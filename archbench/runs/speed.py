@@ -25,7 +25,7 @@ from archbench.measure.flops import (
     on_meta,
 )
 from archbench.measure.memory import peak_memory
-from archbench.measure.peaks import known_bandwidth
+from archbench.measure.peaks import known_bandwidth, last_level_cache_bytes
 from archbench.measure.score_audit import greedy_finding, tolerance
 from archbench.measure.sizes import decode_step_bytes
 from archbench.measure.steady import Samples, count_outliers, repeat_until_steady
@@ -96,7 +96,9 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
         slides, capacity = P + new_tokens - 1 > T, min(P + new_tokens, T)
         read = None if slides else decode_step_bytes(described, B, P + new_tokens // 2)
         rows.add("step_bytes", read, **case)
-        rows.add("mbu", None if read is None or bandwidth is None else read / seconds / bandwidth, **case)
+        # What the processor's own cache holds is not read from memory again.
+        from_memory = read is not None and bandwidth is not None and read > last_level_cache_bytes(device)
+        rows.add("mbu", read / seconds / bandwidth if from_memory else None, **case)  # type: ignore[operator]
         rows.add("cache_bytes", cache_bytes(described, B, capacity), **case)
         rows.add("cache_bytes_measured", measured_cache_bytes(model, B, capacity), **case)
     rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))
