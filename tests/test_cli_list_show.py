@@ -98,6 +98,16 @@ def test_show_prints_the_published_size_of_gpt1(cli: RunCLI) -> None:
     assert facts["training_flops_per_token"] == pytest.approx(3 * facts["forward_flops_per_token"])
 
 
+def test_what_show_found_is_kept_for_the_same_question(cli: RunCLI, tmp_path: Path) -> None:
+    kept = {"ARCHBENCH_CACHE": str(tmp_path)}
+    first = [cli("show", "gpt1", *options, env=kept).stdout for options in ([], ["--json"], ["--set", "n_layer=3"])]
+    assert len([*(tmp_path / "descriptions").iterdir()]) == 2, "tables and JSON are made from the same facts"
+    again = [cli("show", "gpt1", *options, env=kept).stdout for options in ([], ["--json"], ["--set", "n_layer=3"])]
+    assert again == first
+    assert len({*first}) == 3
+    assert cli("show", "gpt1", "--set", "n_layer=0", env=kept).returncode == 2
+
+
 def test_the_layer_table_adds_up_also_when_folded(cli: RunCLI) -> None:
     facts = json.loads(cli("show", "gpt1", "--set", "n_layer=3", "--json").stdout)
     assert facts["config"]["n_layer"] == 3

@@ -74,6 +74,7 @@ def two(): "The second."
 app()
 """
 _LIST = _HELP.replace('"--help"', '"list"').replace("generate", "rwkv7")
+_SHOW = _HELP.replace('"--help"', '"show", "gpt1"').replace("generate", "feed_forward")
 _FRAMES = _EMPTY.replace('"The first."', '"The first."\n    import pandas, pyarrow.parquet')
 _READING = """
 import json, sys
@@ -211,14 +212,16 @@ def test_help_answers_in_the_time_of_an_empty_typer_application() -> None:
     assert ratio([ARCHBENCH, "--help"], [sys.executable, "-c", _EMPTY, "--help"]) < 1.5
 
 
-def test_list_needs_no_torch_and_the_time_of_an_empty_typer_application(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", [("list",), pytest.param(("show", "gpt1"), marks=pytest.mark.slow)], ids=" ".join)
+def test_list_and_show_need_no_torch_and_the_time_of_an_empty_typer_application(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One whose command prints a table, as this does: parsing options takes pydantic, and a table takes Rich."""
     monkeypatch.setenv("ARCHBENCH_CACHE", str(tmp_path))
-    assert archbench("list", cwd=tmp_path).returncode == 0
-    assert modules_after(_LIST) & {*HEAVY} - {"pydantic"} == set()
-    assert ratio([ARCHBENCH, "list"], [sys.executable, "-c", _EMPTY, "one"]) < 1.5
+    assert archbench(*command, cwd=tmp_path).returncode == 0
+    script = _LIST if command == ("list",) else _SHOW
+    assert modules_after(script) & {*HEAVY} - {"pydantic"} == set()
+    assert ratio([ARCHBENCH, *command], [sys.executable, "-c", _EMPTY, "one"]) < 1.5
 
 
 @pytest.mark.slow

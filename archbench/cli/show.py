@@ -22,12 +22,21 @@ def show(
     json: Json = False,
 ) -> None:
     """Show an architecture: configuration, parameters, FLOPs, cache bytes and layers. No memory is allocated."""
-    from archbench.plugin.registry import load
+    from archbench.plugin.description_cache import described_once
 
-    loaded = load(named(architecture, "show"), plugin or ())
+    name = named(architecture, "show")
     overrides: dict[str, Any] = {**assignments(set_, "--set")}
-    config = loaded.config(preset, **overrides)
-    facts = _facts(loaded, config, preset)
+
+    def anew() -> dict[str, Any]:
+        from archbench.plugin.registry import load
+
+        loaded = load(name, plugin or ())
+        return _facts(loaded, loaded.config(preset, **overrides), preset)
+
+    if ":" in name:  # what a source finds is not decided by the texts of plugins
+        facts = anew()
+    else:
+        facts = described_once(plugin or (), "show", name, preset, repr(sorted(overrides.items())), make=anew)
     (print_json if json else _print_tables)(facts)
 
 

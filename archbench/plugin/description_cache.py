@@ -1,4 +1,4 @@
-"""Every architecture and what it says about itself, kept in the cache: listing again imports no plugin, so no torch.
+"""What architectures say about themselves, kept in the cache: listed or shown again, none is imported, so no torch.
 
 What is kept holds for one state of all that decides it: the text of the plugins and of archbench, the versions of all
 packages, of Python and of the platform. A broken plugin is not kept: it is asked anew each time.
@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +56,48 @@ def described(plugins: Iterable[str | Path] = ()) -> list[Description]:
     found = sorted([*whole, *described_anew(files, _sources(whole))], key=lambda one: str(one["name"]))
     good = _unbroken(found, sources)
     if state is not None and good != kept:
-        text = sealed({"state": state, "descriptions": good})
-        try:
-            write_atomically(_file(state), lambda out: out.write(text.encode()))
-        except StorageError as error:
-            warnings.warn(f"what plugins say is not kept: {error}", ArchbenchWarning, stacklevel=2)
+        _keep(state, good)
     return found
+
+
+def described_once(plugins: Iterable[str | Path], *asked: str, make: Callable[[], Description]) -> Description:
+    """What ``make`` returns: it is not called again in the same state.
+
+    Nothing is kept if it warns, or where another package or a file has a plugin: that may import what no state holds.
+
+    Args:
+        plugins: as in :func:`described`.
+        asked: the question.
+
+    Warns:
+        ArchbenchWarning: the cache cannot be written.
+
+    Raises:
+        UsageError: as :func:`described`; and whatever ``make`` raises.
+    """
+    files, here = [file for place in plugin_paths(plugins) for file in plugin_files(place)], packages()
+    entries = installed(GROUP, here)
+    foreign = files or any(entry.package != "archbench" for entry in entries)
+    state = None if foreign else _state(entries, files, here)
+    question = None if state is None else json.dumps([state, *asked])
+    if question is not None and (kept := _kept(question)):
+        return kept[0]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = make()
+    for one in said:
+        warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
+    if question is not None and not said:
+        _keep(question, [found])
+    return found
+
+
+def _keep(state: str, descriptions: list[Description]) -> None:
+    text = sealed({"state": state, "descriptions": descriptions})
+    try:
+        write_atomically(_file(state), lambda out: out.write(text.encode()))
+    except StorageError as error:
+        warnings.warn(f"what plugins say is not kept: {error}", ArchbenchWarning, stacklevel=3)
 
 
 def _unbroken(found: list[Description], sources: set[str]) -> list[Description]:
