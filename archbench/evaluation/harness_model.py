@@ -1,8 +1,8 @@
 """A model as lm-evaluation-harness asks it: log-likelihoods, rolling ones, and text until a stop.
 
 Importing this file registers the model ``archbench`` with the harness, whose command line is then
-``python -m archbench.evaluation.harness_model --model archbench --model_args run=results/RUN_ID``: release 0.4.13 has
-no entry points by which its own command could find it.
+``python -m archbench.evaluation.harness_model run --model archbench --model_args run=results/RUN_ID``: release 0.4.13
+has no entry points by which its own command could find it.
 
 How a text is split, leading spaces, the token before an empty context and length normalisation are the harness's own
 (``TemplateLM``). As in its ``HFLM``, a context begins with the token that the tokenizer's file puts before texts.
@@ -85,6 +85,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         ids = [int(one) for one in self.reader.encode(string)]
         begins = add_special_tokens is not False and getattr(self.reader, "begins_texts", False)
         return [self.reader.separator, *ids] if begins else ids
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[_Answer]:
+        """As the harness has it, without its progress bar: ``steps`` shows progress, and --quiet shows none."""
+        found: list[_Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
 
     def _loglikelihood_tokens(
         self, requests: Sequence[_Request], disable_tqdm: bool = False, **_: Any

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from archbench.errors import CheckpointError, UsageError
-from archbench.runs.folder import RunFolder, open_run
-from archbench.runs.models import LoadedRun, load_architecture, loaded
-from archbench.training.checkpoints import latest_checkpoint
+from archbench.errors import UsageError
+from archbench.runs.folder import open_run
+from archbench.runs.models import LoadedRun, load_architecture, loaded, require_weights
 from archbench.training.weights import require_numbers
 
 
@@ -41,24 +40,13 @@ def exported(run: str | Path = "last", *, out: str | Path = "results") -> Export
         UntrustedCodeError: it names a plugin file that nobody has trusted here.
     """
     folder = open_run(out, run)
-    _require_weights(folder)
+    if not folder.finished:
+        step = f"Continue it with: {folder.resume_command}"
+        raise UsageError(f"run {folder.run_id}", "it has not finished, or it failed", step)
+    require_weights(folder, "Train it again, and export it before archbench clean removes its checkpoints")
     architecture, config = load_architecture(folder)
     published = architecture.export_config(config)
     found = loaded(folder.path, device="cpu")
     weights = architecture.export_weights(found.model.state_dict(), config)
     require_numbers(weights, folder.path)
     return ExportedRun(found, published, weights)
-
-
-def _require_weights(folder: RunFolder) -> None:
-    culprit, trained = f"run {folder.run_id}", "train" in folder.config.phases
-    if not folder.finished:
-        raise UsageError(culprit, "it has not finished, or it failed", f"Continue it with: {folder.resume_command}")
-    if not trained and folder.config.weights is None:
-        cause = "it has no weights: it trained nothing, and measured no published ones"
-        raise UsageError(culprit, cause, "Export a run with the phase train")
-    if trained and latest_checkpoint(folder.checkpoints) is None:
-        cause = f"{folder.checkpoints} holds no checkpoint any more"
-        raise CheckpointError(
-            culprit, cause, "Train it again, and export it before archbench clean removes checkpoints"
-        )

@@ -128,8 +128,8 @@ def _refuse_ambiguous(name: str, tokens: Sequence[str], searched: list[str], add
     """Refuse what one of the two libraries reads in another way.
 
     Raises:
-        DataError: two ids have one text; an added token depends on what stands beside it; or two may share
-            characters, of which the first in the text is taken here, and the longer one by llama.cpp.
+        DataError: two ids have one text; an added token depends on what stands beside it; or two added tokens may
+            overlap in a text: the library takes the first, llama.cpp the longer.
     """
     token, count = Counter(tokens).most_common(1)[0]
     if count > 1:

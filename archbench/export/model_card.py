@@ -83,10 +83,7 @@ def _facts(one: ExportedRun, rows: Any) -> list[tuple[str, str]]:
         ("seed, dtype", f"{config.seed}, {config.dtype}"),
         *([("training", _pairs(training))] if training else []),
         ("conformance checks", checks(rows)),
-        (
-            "machine",
-            f"{first.device_name}; {_pairs(machine)}",
-        ),
+        ("machine", f"{first.device_name}; {_pairs(machine)}"),
         ("versions", _pairs(versions)),
     ]
     return [(what, _without_folders(text)) for what, text in lines]

@@ -96,10 +96,12 @@ def weights_said(rows: pd.DataFrame) -> str:
 
 
 def served_in_words(rows: pd.DataFrame) -> Iterator[str]:
-    """A sentence for each case of the phase serve."""
+    """The weights of the phase serve, and a sentence for each of its cases."""
+    if (rows.phase == "serve").any():
+        yield f"Served with {weights_said(rows)}."
     for case, own in cases_of(rows):
         first, gap = (own.value[own.metric == name].dropna() for name, *_ in (LATENCIES[0], LATENCIES[2]))
-        said = f"Served with {weights_said(rows)}, {case}: 99 % of the requests have their first token within "
+        said = f"{case}: 99 % of the requests have their first token within "
         said += quantity(float(np.percentile(first, 99)), "s")
         if len(gap):
             said += f", and 99 % of the gaps between tokens are at most {quantity(float(np.percentile(gap, 99)), 's')}"

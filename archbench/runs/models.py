@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from archbench.config import ModelConfig
 from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.tokenizers import load_tokenizer
-from archbench.errors import CheckpointError, StorageError
+from archbench.errors import CheckpointError, StorageError, UsageError
 from archbench.files.loader import validated
 from archbench.measure.malloc import tune_malloc
 from archbench.plugin.architecture import Architecture
@@ -81,6 +81,24 @@ def trained_model(run: RunFolder, architecture: Architecture, config: ModelConfi
     model = build_model(architecture, config, run.config.seed, device)
     _fill(model, load_weights(newest), str(newest))
     return model.eval()
+
+
+def require_weights(run: RunFolder, instead: str) -> None:
+    """Refuse a run that has none to load.
+
+    Args:
+        instead: the next step that the errors name.
+
+    Raises:
+        UsageError: it trained nothing, and measured no published weights.
+        CheckpointError: it trained, and its checkpoints are gone.
+    """
+    trained, culprit = "train" in run.config.phases, f"run {run.run_id}"
+    if not trained and run.config.weights is None:
+        raise UsageError(culprit, "it has no weights: it neither trained nor read published ones", instead)
+    if trained and latest_checkpoint(run.checkpoints) is None:
+        cause = f"it has no weights: {run.checkpoints} holds no whole checkpoint"
+        raise CheckpointError(culprit, cause, instead)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -20,14 +20,14 @@ from torch import Tensor
 from archbench.config import RunConfig
 from archbench.data.dataset import prepare
 from archbench.data.request_trace import Request, read_trace, trace_key
-from archbench.errors import CheckpointError, DataError, UsageError
+from archbench.errors import DataError
 from archbench.measure.clock import clock_for, seconds_of
 from archbench.measure.memory import peak_memory
 from archbench.plugin.trust import require
 from archbench.runs.folder import CONFIG, RunFolder, open_run
+from archbench.runs.models import require_weights
 from archbench.runs.rows import Rows
 from archbench.runs.speed import Decoded, audit, decode, describe, excerpts, prepared, timed
-from archbench.training.checkpoints import latest_checkpoint
 
 AUDITED = 8
 """Most shapes of a batch whose tokens are audited."""
@@ -216,15 +216,9 @@ def served_config(out: str | Path, run_id: str, fields: Mapping[str, Any]) -> tu
     if source.config.speed.trained is not None:
         place = Path(source.config.speed.trained)
         source = open_run(place.parent, place.name)
-    config, instead = source.config, f"archbench serve-bench {source.config.architecture}"
+    config = source.config
     require(config.plugins, source.path / CONFIG)
-    trained = "train" in config.phases
-    if not trained and config.weights is None:
-        cause = "it has no weights: it neither trained nor read published ones"
-        raise UsageError(f"run {source.run_id}", cause, f"Serve random weights: {instead}")
-    if trained and latest_checkpoint(source.checkpoints) is None:
-        cause = f"it has no weights: {source.checkpoints} holds no whole checkpoint"
-        raise CheckpointError(f"run {source.run_id}", cause, f"Train again, or serve random weights: {instead}")
-    speed = {**dict(config.speed), "trained": str(source.path.resolve()) if trained else None}
+    require_weights(source, f"Train it again, or serve random weights: archbench serve-bench {config.architecture}")
+    speed = {**dict(config.speed), "trained": str(source.path.resolve()) if "train" in config.phases else None}
     speed |= {"trace": None, "prompt_lengths": None, **fields.get("speed", {})}
     return config.override(**{"out": str(out), **fields, "phases": ("serve",), "trackers": (), "speed": speed}), source
