@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archbench.data.batches import Batch, BatchSampler
+from archbench.data import batches as module
+from archbench.data import token_stream
+from archbench.data.batches import Batch, BatchSampler, shuffled
+from archbench.data.token_stream import ShardedTokens
 from archbench.errors import DataError, UsageError
 
 
@@ -97,3 +103,61 @@ def test_random_blocks_begin_anywhere_and_leave_some_of_the_text_unseen() -> Non
     other = BatchSampler(tokens, batch_size=50, context_length=T, seed=4, sampling="random").batch(7)
     assert torch.equal(again.inputs, batches[7].inputs)
     assert not torch.equal(other.inputs, again.inputs)
+
+
+@given(n=st.integers(1, 300), seed=st.integers(0, 2**32))
+def test_an_order_that_no_array_lists_has_each_place_once(n: int, seed: int) -> None:
+    keys = np.random.default_rng(seed).integers(1 << 64, size=6, dtype=np.uint64)
+    order = shuffled(np.arange(n), n, keys)
+    assert sorted(order.tolist()) == list(range(n))
+    assert shuffled(np.array([n - 1, 0]), n, keys).tolist() == [order[n - 1], order[0]]
+
+
+def test_the_order_of_billions_of_blocks_is_random_and_takes_no_memory() -> None:
+    keys = np.random.default_rng(0).integers(1 << 64, size=6, dtype=np.uint64)
+    n = 3 * 10**9
+    found = shuffled(np.arange(20_000), n, keys)
+    assert len(np.unique(found)) == len(found)
+    assert np.histogram(found, 10, (0, n))[0] == pytest.approx(np.full(10, 2000), rel=0.1)
+    steps = np.diff(found) % n
+    assert np.histogram(steps, 10, (0, n))[0] == pytest.approx(np.full(10, 2000), rel=0.1)
+
+
+@pytest.mark.parametrize("parts", [1, 4])
+def test_a_long_text_is_trained_once_an_epoch_too_in_one_file_or_in_several(
+    parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_LISTED", 10)
+    tokens = np.arange(3000, dtype=np.uint16)
+    stream = ShardedTokens(np.array_split(tokens, parts)) if parts > 1 else tokens
+    one = BatchSampler(stream, batch_size=7, context_length=32, seed=1)
+    assert one.blocks_per_epoch == 93
+    batches = [one.batch(step) for step in range(2 * 93 // 7 + 1)]  # B does not divide an epoch
+    trained = torch.cat([batch.inputs for batch in batches])
+    for epoch in (trained[:93], trained[93 : 2 * 93]):
+        assert len(epoch.unique()) == 93 * 32
+    assert torch.equal((trained[:, :-1] + 1) % 3000, trained[:, 1:])
+    again = BatchSampler(stream, batch_size=7, context_length=32, seed=1)
+    assert torch.equal(again.batch(19).inputs, batches[19].inputs)
+    assert not torch.equal(trained[:93], trained[93 : 2 * 93])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads resident pages from /proc")
+def test_what_was_read_of_a_mapped_file_does_not_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_stream, "MOST_RESIDENT", 2 << 20)
+    tokens = np.lib.format.open_memmap(tmp_path / "tokens.npy", "w+", np.uint16, (8 << 20,))
+    tokens[:] = 1
+    del tokens
+
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text("utf-8")
+        return int(status.partition("RssFile:")[2].split()[0]) >> 10
+
+    before, most = resident(), 0
+    sampler = BatchSampler(np.load(tmp_path / "tokens.npy", mmap_mode="r"), batch_size=8, context_length=4096, seed=0)
+    for step in range(sampler.blocks_per_epoch // 8):
+        sampler.batch(step)
+        most = max(most, resident())
+    assert most - before < 8, "MiB, of 16 that were read"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import os
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +52,7 @@ def test_probabilities_of_the_next_byte_sum_to_one(history: bytes) -> None:
 def test_longer_histories_beat_shorter_ones_on_real_text_within_seconds() -> None:
     corpus = load_corpus("shakespeare")
     start = time.process_time()
-    found = floors(corpus.to_bytes("train"), corpus.to_bytes("validation"))
+    found = floors(corpus.to_bytes("train"), corpus.blocks("validation"))
     seconds = time.process_time() - start
     assert found["fivegram"] < found["bigram"] < found["unigram"] < 8
     assert found["bz2"] < found["xz"] < found["zlib"] < found["bigram"]
@@ -79,21 +81,27 @@ def test_compressors_give_the_known_sizes_of_tinyshakespeare() -> None:
 
 
 def test_texts_shorter_than_a_history_have_floors_too() -> None:
-    assert all(value > 0 for value in floors(b"ab", b"a").values())
+    assert all(value > 0 for value in floors(b"ab", [b"a"]).values())
 
 
 def test_without_a_text_to_count_in_there_are_compressors_alone() -> None:
-    assert floors(None, b"a text") == {name: compressed_bits_per_byte(b"a text", name) for name in COMPRESSORS}
+    assert floors(None, [b"a ", b"text"]) == {name: compressed_bits_per_byte(b"a text", name) for name in COMPRESSORS}
 
 
 def test_an_empty_split_has_no_floors() -> None:
     with pytest.raises(DataError, match="empty"):
-        floors(b"text", b"")
+        floors(b"text", [])
 
 
 def test_a_long_text_is_counted_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
     train = load_corpus("shakespeare").splits["train"][0].text[:20_000].encode()
     validation = train[5_000:9_000]
-    whole = floors(train, validation)
+    whole = floors(train, [validation])
     monkeypatch.setattr(text_floors, "AT_ONCE", 700)
-    assert floors(train, validation) == pytest.approx(whole, rel=1e-12)
+    monkeypatch.setattr(text_floors, "COUNTED_AT_ONCE", 3000)
+    parts = [validation[start : start + 900] for start in range(0, len(validation), 900)]
+    assert floors(train, parts) == pytest.approx(whole, rel=1e-12)
+    one_shot = {"zlib": zlib.compress(validation, 9), "bz2": bz2.compress(validation, 9)}
+    assert {name: whole[name] * len(validation) / 8 for name in one_shot} == {
+        name: len(data) for name, data in one_shot.items()
+    }

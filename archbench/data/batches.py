@@ -11,10 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from archbench.data.token_stream import Reading, Tokens
 from archbench.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from archbench.config import SamplingName
+
+MOST_LISTED = 1 << 22
+"""Blocks of an epoch up to which their order is an array; above, it is computed place by place, in no memory."""
+_ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class BatchSampler:
     transition is trained once, except N mod T of them, which vary by epoch. A batch may span two epochs.
 
     Args:
-        tokens: shape (N,), any integer type; may be memory-mapped.
+        tokens: shape (N,), any integer type; may be memory-mapped, and of any length: little of it is in memory.
         batch_size: B, the sequences of one update.
         context_length: T.
         sampling: ``epochs``, as above, or ``random``: independent random positions, as in nanoGPT's ``get_batch``;
@@ -66,7 +71,7 @@ class BatchSampler:
 
     def __init__(
         self,
-        tokens: npt.NDArray[np.integer],
+        tokens: Tokens,
         *,
         batch_size: int,
         context_length: int,
@@ -87,13 +92,15 @@ class BatchSampler:
         self.sampling = sampling
         self.blocks_per_epoch = N // T
         self._within = np.arange(T + 1)
-        self._starts = lru_cache(maxsize=2)(self._starts_of_epoch)
+        self._reading = Reading(tokens)
+        self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
     def batch(self, step: int) -> Batch:
         """The batch of update ``step``, which counts from 0."""
         starts = self._random_starts(step) if self.sampling == "random" else self._next_starts(step)
         places = starts[:, None] + self._within
         blocks = torch.from_numpy(self.tokens.take(places, mode="wrap").astype(np.int64))  # (B, T + 1)
+        self._reading.count(places.shape[1] * self.tokens.dtype.itemsize, places=len(places))
         return Batch(blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous())
 
     def _random_starts(self, step: int) -> npt.NDArray[np.int64]:
@@ -101,15 +108,46 @@ class BatchSampler:
         return random.integers(len(self.tokens) - self.context_length, size=self.batch_size)
 
     def _next_starts(self, step: int) -> npt.NDArray[np.int64]:
-        first = step * self.batch_size
-        epoch, position = divmod(first, self.blocks_per_epoch)
-        starts = self._starts(epoch)[position : position + self.batch_size]
-        while len(starts) < self.batch_size:
-            epoch += 1
-            starts = np.concatenate([starts, self._starts(epoch)[: self.batch_size - len(starts)]])
-        return starts
+        numbers = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, places = np.divmod(numbers, self.blocks_per_epoch)
+        return np.concatenate([self._starts(epoch, places[epochs == epoch]) for epoch in np.unique(epochs).tolist()])
 
-    def _starts_of_epoch(self, epoch: int) -> npt.NDArray[np.int64]:
+    def _starts(self, epoch: int, places: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the blocks begin that have these places in the epoch's order."""
+        if self.blocks_per_epoch <= MOST_LISTED:
+            cut, order = self._order(epoch)
+            return cut + self.context_length * order[places]
+        random = np.random.default_rng([self.seed, epoch, 2])
+        cut = int(random.integers(len(self.tokens)))
+        keys = random.integers(1 << 64, size=_ROUNDS, dtype=np.uint64)
+        return cut + self.context_length * shuffled(places, self.blocks_per_epoch, keys)
+
+    def _order_of_epoch(self, epoch: int) -> tuple[int, npt.NDArray[np.int64]]:
         random = np.random.default_rng([self.seed, epoch])
-        cut = random.integers(len(self.tokens))
-        return cut + self.context_length * random.permutation(self.blocks_per_epoch)
+        return int(random.integers(len(self.tokens))), random.permutation(self.blocks_per_epoch)
+
+
+def shuffled(places: npt.NDArray[np.int64], n: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """Where a permutation of 0 … n - 1 that ``keys`` choose puts ``places``; no other place is computed.
+
+    A Feistel network (Luby & Rackoff 1988) permutes the numbers of an even number of bits; it is repeated until a
+    number is below n, which makes it a permutation of those (Black & Rogaway 2002, cycle walking).
+    """
+    half = np.uint64(-(-(n - 1).bit_length() // 2))
+    mask = np.uint64((1 << int(half)) - 1)
+    found = places.astype(np.uint64)
+    outside = np.ones(len(found), dtype=bool)
+    while outside.any():
+        left, right = found[outside] >> half, found[outside] & mask
+        for key in keys:
+            left, right = right, left ^ (_mixed(right + key) & mask)
+        found[outside] = left << half | right
+        outside = found >= n
+    return found.astype(np.int64)
+
+
+def _mixed(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The finaliser of SplitMix64 (Steele, Lea & Flood 2014): each bit depends on each."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -102,10 +102,14 @@ class Corpus:
     def n_bytes(self, split: str) -> int:
         return sum(document.n_bytes for document in self.splits[split])
 
+    def blocks(self, split: str) -> Iterator[bytes]:
+        """The documents of ``split``, concatenated, as raw bytes, at most :data:`BLOCK` at a time."""
+        return (block for document in self.splits[split] for block in document.blocks())
+
     def to_bytes(self, split: str, most: int | None = None) -> bytes:
         """The documents of ``split``, concatenated, as raw bytes; at most the first ``most``."""
         found, room = [], self.n_bytes(split) if most is None else most
-        for block in (block for document in self.splits[split] for block in document.blocks()):
+        for block in self.blocks(split):
             found.append(block[:room])
             room -= len(found[-1])
             if not room:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archbench.data.dataset import EncodedDocument
+from archbench.data.token_stream import Reading, blocks
 from archbench.errors import DataError, HookResultError, UsageError
 from archbench.inference.modes import module_mode
 from archbench.measure.score_audit import ScoreAudit
@@ -86,18 +88,22 @@ def rolling_windows(n_tokens: int, context_length: int, stride: int | None = Non
     Raises:
         UsageError: a stride below 1 or above the context length.
     """
+    return list(_windows(n_tokens, context_length, stride))
+
+
+def _windows(n_tokens: int, context_length: int, stride: int | None) -> Iterator[Window]:
+    """As :func:`rolling_windows`, one by one."""
     stride = context_length if stride is None else stride
     if not 1 <= stride <= context_length:
         next_step = f"Choose 1 (slowest, most context) to {context_length} (fastest)"
         raise UsageError("stride", f"{stride} is not between 1 and the context length", next_step)
     if n_tokens == 0:
-        return []
+        return
     first = min(context_length, n_tokens)
-    windows = [Window(0, first, first)]
+    yield Window(0, first, first)
     for predicted in range(first, n_tokens, stride):
         end = min(predicted + stride, n_tokens)
-        windows.append(Window(end - context_length, end, end - predicted))
-    return windows
+        yield Window(end - context_length, end, end - predicted)
 
 
 def score(
@@ -129,10 +135,10 @@ def score(
         HookResultError: logits of the wrong shape, or for too small a vocabulary.
     """
     device = torch.device(device)
-    blocks = np.array([-(-len(document.tokens) // BLOCK) for document in documents])
-    first_block = np.cumsum(blocks) - blocks
-    nats = np.zeros(blocks.sum(), dtype=np.float64)
-    largest = max((int(document.tokens.max()) for document in documents if len(document.tokens)), default=None)
+    n_blocks = np.array([-(-len(document.tokens) // BLOCK) for document in documents])
+    first_block = np.cumsum(n_blocks) - n_blocks
+    nats = np.zeros(n_blocks.sum(), dtype=np.float64)
+    largest = max((int(part.max()) for document in documents for part in blocks(document.tokens)), default=None)
     if largest is None:
         raise DataError("validation text", "it holds no token to score", "Give a longer text")
     highest = max(largest, separator)
@@ -162,13 +168,13 @@ def score(
 
 def position_losses(
     model: nn.Module,
-    windows: _Integers,
+    windows: Iterable[_Integers],
     *,
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> npt.NDArray[np.float64]:
-    """Mean loss at each position, nats/token, shape (T,), over ``windows``, shape (n, T + 1), int64.
+    """Mean loss at each position, nats/token, shape (T,), over ``windows``, at least one, each (T + 1,), int64.
 
     Position t predicts ``windows[:, t + 1]`` after having read t + 1 tokens. In evaluation mode, as :func:`score`.
 
@@ -176,14 +182,16 @@ def position_losses(
         HookResultError: logits of the wrong shape, or for too small a vocabulary.
     """
     device = torch.device(device)
-    nats = np.zeros(windows.shape[1] - 1, dtype=np.float64)
+    nats: npt.NDArray[np.float64] | float = 0.0
+    read, left = 0, iter(windows)
     with scoring(model, device, dtype):
-        for first in range(0, len(windows), batch_size):
-            batch = windows[first : first + batch_size]  # (B, T + 1)
+        while rows := list(islice(left, batch_size)):
+            batch = np.stack(rows)  # (B, T + 1)
+            read += len(batch)
             logits = model(torch.from_numpy(batch[:, :-1]).to(device))  # (B, T, V)
             _check_logits(logits, batch[:, :-1].shape, int(batch.max()), model)
-            nats += _negative_log_likelihood(logits, torch.from_numpy(batch[:, 1:]).to(device)).sum(axis=0)
-    return nats / len(windows)
+            nats = nats + _negative_log_likelihood(logits, torch.from_numpy(batch[:, 1:]).to(device)).sum(axis=0)
+    return np.asarray(nats) / read
 
 
 @contextlib.contextmanager
@@ -210,10 +218,12 @@ def _batches(
 ) -> Iterator[tuple[_Integers, _Integers, _Integers, _Integers, _Integers]]:
     """Windows of equal length together: owners (B,), ends (B,), inputs (B, T), targets (B, T), scored (B,)."""
     waiting: dict[int, list[_Row]] = {}
+    reading = Reading(*(document.tokens for document in documents))
     for owner, document in enumerate(documents):
-        for begin, end, scored in rolling_windows(len(document.tokens), context_length, stride):
+        for begin, end, scored in _windows(len(document.tokens), context_length, stride):
             # Only the window is copied: the document may be a large file's tokens on disk.
             window = document.tokens[max(begin - 1, 0) : end].astype(np.int64)
+            reading.count(window.nbytes)
             if begin == 0:
                 window = np.concatenate([[separator], window])
             row = (owner, end, window[:-1], window[1:], scored)

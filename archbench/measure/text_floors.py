@@ -14,7 +14,8 @@ from __future__ import annotations
 import bz2
 import lzma
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,46 +25,74 @@ from archbench.errors import DataError
 MOST_COUNTED = 32 * 2**20
 """Most bytes of training text that the n-grams count, from its start: more would take minutes and tens of gigabytes."""
 
-AT_ONCE = 8 * 2**20
+AT_ONCE = 2**20
 """Bytes of text whose probabilities are in memory at once, each in about ten arrays of eight bytes."""
+COUNTED_AT_ONCE = 4 * 2**20
+"""Bytes of training text whose n-grams are sorted at once."""
 
 _ORDERS = {1: "unigram", 2: "bigram", 5: "fivegram"}
 
-COMPRESSORS: Mapping[str, Callable[[bytes], bytes]] = {
-    "zlib": lambda data: zlib.compress(data, 9),
-    "bz2": lambda data: bz2.compress(data, 9),
-    "xz": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
+
+class _Compressor(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+    def flush(self) -> bytes: ...
+
+
+COMPRESSORS: Mapping[str, Callable[[], _Compressor]] = {
+    "zlib": lambda: zlib.compressobj(9),
+    "bz2": lambda: bz2.BZ2Compressor(9),
+    "xz": lambda: lzma.LZMACompressor(preset=9 | lzma.PRESET_EXTREME),
 }
 """At their strongest: zlib-9, bz2-9, xz-9e."""
 
 
-def floors(train: bytes | None, validation: bytes) -> dict[str, float]:
+def floors(train: bytes | None, validation: Iterable[bytes]) -> dict[str, float]:
     """Bits per byte of ``validation``: ``unigram``, ``bigram`` and ``fivegram`` from ``train`` (at most its first
     :data:`MOST_COUNTED` bytes), if there is any; ``zlib``, ``bz2`` and ``xz`` from itself alone.
+
+    Args:
+        validation: the text in parts of any size; it is never held as a whole.
 
     Raises:
         DataError: one of the texts is empty.
     """
-    if train == b"" or not validation:
-        raise DataError("corpus", "a split is empty", "Give a corpus with text to train and to validate on")
-    compressed = {name: compressed_bits_per_byte(validation, name) for name in COMPRESSORS}
-    if train is None:
-        return compressed
     order = max(_ORDERS)
-    counts = [_count(train[:MOST_COUNTED], n) for n in range(1, order + 1)]
-    bits = dict.fromkeys(_ORDERS, 0.0)
-    for start in range(0, len(validation), AT_ONCE):
-        before = min(start, order - 1)  # bytes that are only read as histories
-        text = validation[start - before : start + AT_ONCE]
-        for n, values in enumerate(_probabilities(counts, text)):
-            if n in _ORDERS:
-                bits[n] += float(-np.log2(values[before:]).mean()) * ((len(text) - before) / len(validation))
-    return {name: bits[n] for n, name in _ORDERS.items()} | compressed
+    counts = None if train is None else [_count(train[:MOST_COUNTED], n) for n in range(1, order + 1)]
+    compressors = {name: begin() for name, begin in COMPRESSORS.items()}
+    compressed = dict.fromkeys(COMPRESSORS, 0)
+    bits: dict[str, list[tuple[float, int]]] = {name: [] for name in _ORDERS.values()}  # a part's mean and its bytes
+    n_bytes, before = 0, b""
+    for text in _of_size(validation, AT_ONCE):
+        for name, compressor in compressors.items():
+            compressed[name] += len(compressor.compress(text))
+        if counts is not None:
+            for n, values in enumerate(_probabilities(counts, before + text)):
+                if n in _ORDERS:
+                    bits[_ORDERS[n]].append((float(-np.log2(values[len(before) :]).mean()), len(text)))
+        n_bytes += len(text)
+        before = text[1 - order :]  # is only read as histories
+    if train == b"" or not n_bytes:
+        raise DataError("corpus", "a split is empty", "Give a corpus with text to train and to validate on")
+    ngrams = {name: sum(mean * (size / n_bytes) for mean, size in parts) for name, parts in bits.items() if parts}
+    sizes = {name: compressed[name] + len(compressor.flush()) for name, compressor in compressors.items()}
+    return ngrams | {name: 8 * size / n_bytes for name, size in sizes.items()}
+
+
+def _of_size(parts: Iterable[bytes], size: int) -> Iterator[bytes]:
+    """The bytes of ``parts`` in blocks of ``size``, and one of what is left."""
+    held = bytearray()
+    for part in parts:
+        held += part
+        while len(held) >= size:
+            yield bytes(held[:size])
+            del held[:size]
+    if held:
+        yield bytes(held)
 
 
 def compressed_bits_per_byte(data: bytes, compressor: str) -> float:
     """Bits per byte of ``data`` compressed alone, the format's headers included."""
-    return 8 * len(COMPRESSORS[compressor](data)) / len(data)
+    return floors(None, [data])[compressor]
 
 
 def byte_ngrams(train: bytes, text: bytes, *, order: int) -> Iterator[npt.NDArray[np.float64]]:
@@ -82,9 +111,24 @@ def _count(train: bytes, n: int) -> _Counts | None:
     seen = np.frombuffer(train, dtype=np.uint8)
     if len(seen) < n:
         return None
-    grams, counts = np.unique(_grams(seen, n), return_counts=True)
+    grams = counts = np.zeros(0, dtype=np.int64)
+    for start in range(0, len(seen) - n + 1, COUNTED_AT_ONCE):
+        part = np.unique(_grams(seen[start : start + COUNTED_AT_ONCE + n - 1], n), return_counts=True)
+        grams, counts = part if not start else _added((grams, counts), part)
     histories, first = np.unique(grams >> 8, return_index=True)
     return grams, counts, histories, np.add.reduceat(counts, first), np.diff(first, append=len(grams))
+
+
+_Counted = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _added(one: _Counted, other: _Counted) -> _Counted:
+    """The n-grams of both in order, and the sums of their counts."""
+    grams = np.concatenate([one[0], other[0]])
+    order = np.argsort(grams, kind="stable")
+    grams = grams[order]
+    first = np.flatnonzero(np.diff(grams, prepend=-1))
+    return grams[first], np.add.reduceat(np.concatenate([one[1], other[1]])[order], first)
 
 
 def _probabilities(counted: Sequence[_Counts | None], text: bytes) -> Iterator[npt.NDArray[np.float64]]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
 from archbench.config import ModelConfig
 from archbench.data.dataset import Dataset, prepare
+from archbench.data.token_stream import Reading
 from archbench.errors import CheckpointError, ConfigError
 from archbench.measure.scoring import position_losses
 from archbench.plugin.architecture import Architecture
@@ -34,9 +38,9 @@ def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bo
     width = max(1, T // BUCKETS)
     for multiple in MULTIPLES:
         length = multiple * T
-        windows = _windows(data, length)  # (n, length + 1)
-        model = _model(run, architecture, trained, length, device) if len(windows) else None
-        rows.add("readable", None if not len(windows) else model is not None, context_length=length)
+        some = next(_windows(data, length), None) is not None
+        model = _model(run, architecture, trained, length, device) if some else None
+        rows.add("readable", model is not None if some else None, context_length=length)
         if model is None:
             continue
         rows.common |= {"parameters": count_parameters(model)}
@@ -44,7 +48,7 @@ def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bo
         with rows.recording_attention():
             losses = position_losses(
                 model,
-                windows,
+                _windows(data, length),
                 batch_size=batch_size,
                 device=device,
                 dtype=getattr(torch, run.config.dtype),
@@ -54,13 +58,14 @@ def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bo
             rows.add("loss", loss, repeat=first, context_length=length, batch_size=batch_size)
 
 
-def _windows(data: Dataset, length: int) -> np.ndarray[tuple[int, int], np.dtype[np.int64]]:
-    """The validation text, a separator before each document, cut without overlap into windows, (n, length + 1)."""
-    found = []
+def _windows(data: Dataset, length: int) -> Iterator[npt.NDArray[np.int64]]:
+    """The validation text, a separator before each document, cut without overlap into windows, (length + 1,)."""
+    reading = Reading(*(document.tokens for document in data.validation))
     for document in data.validation:
-        sequence = np.concatenate([[data.tokenizer.separator], document.tokens]).astype(np.int64)
-        found += [sequence[begin : begin + length + 1] for begin in range(0, len(sequence) - length, length)]
-    return np.stack(found) if found else np.zeros((0, length + 1), dtype=np.int64)
+        for begin in range(0, len(document.tokens) + 1 - length, length):
+            window = document.tokens[max(begin - 1, 0) : begin + length].astype(np.int64)
+            reading.count(window.nbytes)
+            yield window if begin else np.concatenate([[data.tokenizer.separator], window])
 
 
 def _model(

@@ -83,7 +83,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     rows.add("documents", len(result.documents))
     # A text that is scored as a whole leaves none to count n-grams in.
     counted = None if config.data.validation_fraction == 1 else data.corpus.to_bytes("train", MOST_COUNTED)
-    for name, bits_per_byte in floors(counted, data.corpus.to_bytes("validation")).items():
+    for name, bits_per_byte in floors(counted, data.corpus.blocks("validation")).items():
         rows.add(f"floor_{name}", bits_per_byte)
     rows.add_memory(memory, quiet=quiet)
     rows.add("audit_tolerance", audit.tolerance)

@@ -9,11 +9,11 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from archbench.data.dataset import prepare
+from archbench.data.token_stream import Tokens
 from archbench.errors import HookResultError
 from archbench.inference.sampling import Sampling
 from archbench.measure.clock import Clock, Mark, clock_for
@@ -156,7 +156,7 @@ def _prompts(run: RunFolder, device: torch.device) -> Iterator[tuple[int, int, T
         yield P, B, excerpts(stream, P, B, device)
 
 
-def excerpts(stream: npt.NDArray[np.integer[Any]], P: int, B: int, device: torch.device) -> Tensor:
+def excerpts(stream: Tokens, P: int, B: int, device: torch.device) -> Tensor:
     """Tokens (B, P) int64 from evenly spread places of the training text.
 
     Speed does not depend on the text, and only the training split is sure to be longer than a context.
