@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from archbench.data import corpora
+from archbench.data import corpora, splitting
 from archbench.data.corpora import EMBEDDED, load_corpus
 from archbench.data.documents import TextDocument, make_corpus
-from archbench.data.splitting import split_documents
+from archbench.data.splitting import sample, split_documents
 from archbench.errors import ArchbenchWarning, DataError
 
 HARD = "\ufeffe\u0301 👩‍👩‍👧‍👦 🇨🇭\r\n\0 \t\v\f   漢字かな\n\u2028\u00a0\x85z\u0300\u0301\r\r\n"
@@ -172,3 +172,15 @@ def test_the_checksum_sees_text_and_boundaries() -> None:
 
     assert checksum("ab", "c") == checksum("ab", "c")
     assert len({checksum("abc"), checksum("ab", "c"), checksum("a", "bc"), checksum("abd")}) == 4
+
+
+def test_a_sample_of_long_text_is_evenly_spread_and_cuts_no_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splitting, "BLOCK", 100)
+    texts = ["".join(chr(0x100 + (n * 7 + i) % 500) for i in range(n)) for n in (1, 3000, 40, 0, 5000, 2)]
+    documents = [TextDocument(str(n), text) for n, text in enumerate(texts)]
+    total = sum(one.n_bytes for one in documents)
+    assert list(sample(documents, total)) == documents
+    found = list(sample(documents, total // 4))
+    assert sum(one.n_bytes for one in found) == pytest.approx(total / 4, rel=0.05)
+    assert all(one.n_bytes <= 102 and one.text in texts[int(one.name)] for one in found)
+    assert {one.name for one in found} >= {"1", "4"}

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -48,3 +49,26 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     with storing(f"cache folder {str(path.parent)!r}", next_step):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_atomically(path, write)
+
+
+@contextlib.contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Within this context nobody else makes the cached file, which takes long; death lets the next one in.
+
+    Without locks on that file system, and where nothing can be written, several make the same: that is only slower.
+    """
+    import filelock
+
+    lock = filelock.FileLock(path.with_suffix(".lock"))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except (OSError, NotImplementedError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # whoever waits has it open, and looks for the cached file first
+            Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()

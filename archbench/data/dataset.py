@@ -7,10 +7,11 @@ from pathlib import Path
 
 from archbench.config import DataConfig
 from archbench.data.byte_tokenizer import Tokenizer
-from archbench.data.cache import cache_folder
+from archbench.data.cache import alone, cache_folder
 from archbench.data.corpora import load_corpus
 from archbench.data.documents import Corpus
-from archbench.data.token_file import TokenFile, Tokens
+from archbench.data.token_file import Record, TokenFile
+from archbench.data.token_stream import TokenArray, Tokens
 from archbench.data.tokenizers import load_tokenizer
 from archbench.data.watched_encoding import encode_apart
 from archbench.errors import DataError
@@ -21,7 +22,7 @@ class EncodedDocument:
     """A document as tokens, shape (N,), and the number of bytes of its text."""
 
     name: str
-    tokens: Tokens
+    tokens: TokenArray
     n_bytes: int
 
 
@@ -46,8 +47,8 @@ def prepare(data: DataConfig, *, cache: Path | None = None, sha256: str | None =
     """Load the corpus and the tokenizer, and encode the text, or read the tokens from the cache.
 
     Text is read, hashed, encoded and written block by block. Files that were prepared before, and have not changed
-    since, are not read. Several processes may prepare the same data at once. Cached tokens with a wrong checksum are
-    encoded again, and a warning is logged.
+    since, are not read. Of several processes that prepare the same data, one does, and the others wait for it. Cached
+    tokens with a wrong checksum are encoded again, and a warning is logged.
 
     Args:
         cache: folder of trained tokenizers and tokens; None for :func:`archbench.data.cache.cache_folder`.
@@ -67,11 +68,8 @@ def prepare(data: DataConfig, *, cache: Path | None = None, sha256: str | None =
     file = TokenFile(cache, corpus, tokenizer)
     cached = file.read()
     if cached is None:
-        if tokenizer.is_linear:
-            file.write()
-        else:
-            encode_apart(data, tokenizer.name, cache)
-        cached = file.read()
+        with alone(file.path):
+            cached = file.read() or _encoded(file, data, tokenizer, cache)
     if cached is None:
         raise DataError(f"file {str(file.path)!r}", "it differs from what was just written", "Check the disk")
     tokens, record = cached
@@ -81,3 +79,11 @@ def prepare(data: DataConfig, *, cache: Path | None = None, sha256: str | None =
         for document, start, end in zip(corpus.splits["validation"], starts, record.ends, strict=True)
     )
     return Dataset(corpus, tokenizer, tokens[: record.train_tokens], validation, record.lossless)
+
+
+def _encoded(file: TokenFile, data: DataConfig, tokenizer: Tokenizer, cache: Path) -> tuple[TokenArray, Record] | None:
+    if tokenizer.is_linear:
+        file.write()
+    else:
+        encode_apart(data, tokenizer.name, cache)
+    return file.read()

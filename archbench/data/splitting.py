@@ -1,8 +1,8 @@
-"""One cut between training and validation text."""
+"""One cut between training and validation text, and a sample of long text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
 from archbench.data.documents import BLOCK, Document
@@ -50,11 +50,34 @@ def _cut(document: Document, offset: int, validation_bytes: float) -> tuple[tupl
     most = 0.1 * validation_bytes
     line = _line_before(document, offset, int(most) + 1)
     cut = line if line > 0 and offset - line <= most else offset
-    while 0 < cut < document.n_bytes and document.read(cut, cut + 1)[0] & 0xC0 == 0x80:  # a UTF-8 continuation byte
-        cut -= 1
+    cut = character_start(document, cut)
     before = (document.part(0, cut),) if cut else ()
     after = (document.part(cut, document.n_bytes),) if cut < document.n_bytes else ()
     return before, after
+
+
+def character_start(document: Document, offset: int) -> int:
+    """The first byte of the character that the byte at ``offset`` belongs to."""
+    while 0 < offset < document.n_bytes and document.read(offset, offset + 1)[0] & 0xC0 == 0x80:  # a continuation byte
+        offset -= 1
+    return offset
+
+
+def sample(documents: Sequence[Document], most: int) -> Iterator[Document]:
+    """All documents, or of longer text about ``most`` bytes: the first :data:`BLOCK` of each of equal stretches."""
+    total = sum(document.n_bytes for document in documents)
+    if total <= most:
+        yield from documents
+        return
+    stretch, position = total * BLOCK // most, 0
+    for document in documents:
+        end = position + document.n_bytes
+        for first in range(position // stretch * stretch, end, stretch):
+            places = (max(first, position) - position, min(first + BLOCK, end) - position)
+            start, stop = (character_start(document, place) for place in places)
+            if start < stop:
+                yield document.part(start, stop)
+        position = end
 
 
 def _line_before(document: Document, offset: int, most: int) -> int:

@@ -16,8 +16,9 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from archbench.data import text_cuts
 from archbench.data.byte_tokenizer import SAVED_AS
-from archbench.data.cache import cache_folder, content_key, write_atomically
+from archbench.data.cache import alone, cache_folder, content_key, write_atomically
 from archbench.data.documents import Corpus, text_blocks, utf8
+from archbench.data.splitting import sample
 from archbench.data.text_cuts import steps
 from archbench.data.tokenizer_file import MOST_BYTES, check_definition, library
 from archbench.data.tokenizer_trial import try_out
@@ -30,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 FILE_NAME = "tokenizer.json"
 SMALLEST_BPE = 257
+MOST_BPE_TEXT = 128 << 20
+"""Bytes of training text that BPE is trained on; of more, evenly spread mebibytes. Each distinct word is in memory."""
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]", "[SEP]", "<unk>")
 """Names of end-of-text tokens. ``<unk>`` is the last resort for files without one, such as GPT-1's: a new id would
 change V, and published weights could not be scored."""
@@ -180,15 +183,22 @@ def from_hub(hub_name: str, *, name: str, cache: Path | None = None) -> SubwordT
 def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> SubwordTokenizer:
     """Byte-level BPE (Radford et al. 2019, section 2.2) trained on the training split; the last id is the separator.
 
-    The separator is not in the file, so no text can spell it. Cached by the corpus's hash and N, with a seal.
+    Of a training split above :data:`MOST_BPE_TEXT` bytes, a sample is read. The separator is not in the file, so no
+    text can spell it. Cached by the corpus's hash and N, with a seal.
 
     Raises:
         DataError: the text is too short for that many tokens.
         StorageError: the cache folder cannot be written.
     """
     name = f"bpe:{vocab_size}"
-    key = content_key("sealed bpe", corpus.sha256, str(vocab_size), f"tokenizers {tokenizers.__version__}")
+    sampled = [f"of {MOST_BPE_TEXT}"] if corpus.n_bytes("train") > MOST_BPE_TEXT else []
+    key = content_key("sealed bpe", corpus.sha256, str(vocab_size), f"tokenizers {tokenizers.__version__}", *sampled)
     path = (cache or cache_folder()) / "tokenizers" / f"{key}.json"
+    with alone(path):
+        return _cached_bpe(path, corpus, vocab_size, name, cache) or _trained_bpe(path, corpus, vocab_size, name)
+
+
+def _cached_bpe(path: Path, corpus: Corpus, vocab_size: int, name: str, cache: Path | None) -> SubwordTokenizer | None:
     if path.exists():
         try:
             step = "It is trained again"
@@ -196,6 +206,10 @@ def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> Subword
             return from_definition(json.dumps(definition), name=name, separator=vocab_size - 1, cache=cache)
         except (DataError, StorageError) as error:
             _log.warning("the cached tokenizer %s is damaged and is trained again: %s", path, error)
+    return None
+
+
+def _trained_bpe(path: Path, corpus: Corpus, vocab_size: int, name: str) -> SubwordTokenizer:
     tokenizer = tokenizers.Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
@@ -207,7 +221,7 @@ def train_bpe(corpus: Corpus, vocab_size: int, *, cache: Path | None) -> Subword
     culprit = f"tokenizer {name!r}"
     pieces = (
         piece
-        for document in corpus.splits["train"]
+        for document in sample(corpus.splits["train"], MOST_BPE_TEXT)
         for piece in text_cuts.pieces(text_blocks(document), text_cuts.KINDS, culprit=culprit)
     )
     tokenizer.train_from_iterator(pieces, trainer)
