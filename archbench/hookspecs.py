@@ -92,6 +92,7 @@ class Located:
         plugin: the object with its hooks; ``describe`` gives the name with the prefix.
         package, version, revision: what every row says of it, as of a package.
         weights: published weights that ``archbench run`` measures; None: it is trained from scratch.
+        sample: :func:`archbench.training.weights.sampled_digest` of them, part of the name: a run refuses others.
     """
 
     name: str
@@ -100,6 +101,26 @@ class Located:
     version: str
     revision: str | None = None
     weights: Path | None = None
+    sample: str | None = None
+
+
+@dataclass(frozen=True)
+class CodeOfName:
+    """Code that a source would run for a name.
+
+    A source that runs any has a method ``code``: the text after the prefix -> this. It runs nothing. After the core has
+    seen that the user named or trusts that content, the source is called with ``name`` and a function that imports a
+    module of the package by its name.
+
+    Attributes:
+        name: as :class:`Located` has it.
+        package: the folder that is imported, with all its files.
+        digest: :func:`archbench.plugin.trust.content_digest` of what the user's own words lead to.
+    """
+
+    name: str
+    package: Path
+    digest: str
 
 
 @hookspec(firstresult=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import archbench
 from archbench import read_results
@@ -335,13 +335,27 @@ def test_a_configuration_names_no_code_that_is_run(field: str, tmp_path: Path) -
     assert not ran.exists()
 
 
-def test_folders_of_one_configuration_keep_their_own_weights(tmp_path: Path) -> None:
-    """As a model and what it was tuned to: its processes find it by its name, whichever was named last."""
-    names = []
-    for place in (tmp_path / "base", tmp_path / "tuned"):
-        save_file({"lm_head.weight": torch.zeros(V, 32)}, written(place, "llama") / "model.safetensors")
+def test_folders_of_one_name_and_configuration_have_names_by_their_weights(tmp_path: Path) -> None:
+    """As two checkpoints of a training: one number in the middle of a tensor differs."""
+    names, weight = [], torch.zeros(V, 32)
+    for place in (tmp_path / "first" / "tiny", tmp_path / "second" / "tiny"):
+        save_file({"lm_head.weight": weight}, written(place, "llama") / "model.safetensors")
         names.append(archbench.load(f"hf:{place}").name)
-    assert [archbench.load(name).weights for name in names] == [tmp_path / "base", tmp_path / "tuned"]
+        weight[V // 2, 16] = 1
+    alone = archbench.load(f"hf:{place / 'config.json'}").name
+    assert len({*names, alone}) == 3
+    assert [archbench.load(name).weights for name in names] == [tmp_path / one / "tiny" for one in ("first", "second")]
+    assert archbench.load(f"hf:{shutil.copytree(place, tmp_path / 'moved' / 'tiny')}").name == names[1]
+
+
+def test_a_run_refuses_weights_that_changed_since_they_got_their_name(published: Path) -> None:
+    name = archbench.load(f"hf:{published}").name
+    other = {key: value + 1 for key, value in load_file(published / "model.safetensors").items()}
+    save_file(other, published / "model.safetensors")
+    options = "--profile smoke --corpus small.txt --unchecked --device cpu --quiet"
+    done = command("run", name, *options.split(), cwd=published.parent)
+    assert done.returncode == 6, done.stderr
+    assert "have changed since" in done.stderr
 
 
 def test_a_record_of_the_cache_that_was_changed_is_damaged(tmp_path: Path) -> None:

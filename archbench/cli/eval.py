@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from archbench.cli.options import Json, Quiet, Trust, chosen_device
+from archbench.cli.options import Json, Quiet, Trust, chosen_device, trust_run
 from archbench.errors import CheckpointError, PluginImportError, UsageError
 from archbench.presentation.terminal import console, paragraph, show
 
@@ -47,9 +47,10 @@ def eval_run(
         raise UsageError("archbench eval", "no run is named", _FOR_INSTANCE)
     if batch_size != "auto" and not (batch_size.isdecimal() and 0 < int(batch_size) <= 10**6):
         raise UsageError(f"--batch-size {batch_size}", "it is no number of sequences", "Give 1 or more, or auto")
+    from archbench.plugin.registry import is_located
     from archbench.runs.folder import open_run
 
-    published = run.startswith("hf:")
+    published = is_located(run)
     folder = None if published else open_run(out, run)
     require_harness("archbench eval")
     where = {"device": device}
@@ -61,9 +62,7 @@ def eval_run(
         load_tasks(names, shots, data)  # before the model is checked, which takes longer
         folder = _published(run, where["device"], out, quiet=quiet)
     if trust:
-        from archbench.plugin.trust import vouch
-
-        vouch(folder.config.plugins)
+        trust_run(out, folder.run_id)
     frame = evaluate_run(
         folder, names, shots=shots, limit=limit, data=data, batch_size=batch_size, device=where["device"], quiet=quiet
     )
@@ -106,7 +105,7 @@ def _published(name: str, device: str, out: str, *, quiet: bool) -> RunFolder:
     from archbench.runs.folder import open_run
     from archbench.runs.run import run
 
-    architecture = full_name(name)
+    architecture = full_name(name, typed=True)
     given = with_weights({"profile": "smoke", "device": device, "out": out}, {}, architecture)
     if given.get("weights") is None:
         step = "Name a folder or repository with weights, or train it: archbench run"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from archbench.cli.options import Trust
+from archbench.cli.options import Trust, trust_run
 from archbench.errors import UnknownNameError, UsageError, did_you_mean
 from archbench.presentation.terminal import echo
 
@@ -59,11 +59,7 @@ def export(
     from archbench.export.transformers_folder import require_new_folder, write_transformers_folder
 
     if trust:
-        from archbench.plugin.trust import vouch
-        from archbench.runs.folder import open_run
-
-        vouch(open_run(out, run).config.plugins)
-
+        trust_run(out, run)
     if to == "gguf":
         from archbench.export.gguf_file import require_new_file, write_gguf
 

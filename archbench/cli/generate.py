@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from archbench.cli.options import Device, Name, Trust, named
+from archbench.cli.options import Device, Name, Trust, named, trust_run
 from archbench.errors import DataError, UsageError
 from archbench.presentation.terminal import put
 
@@ -42,11 +42,7 @@ def generate(
     from archbench.runs.models import loaded
 
     if trust:
-        from archbench.plugin.trust import vouch
-        from archbench.runs.folder import open_run
-
-        vouch(open_run(out, run).config.plugins)
-
+        trust_run(out, run)
     found = loaded(run, out=out, device=device)
     trained, model, tokenizer = found.architecture, found.model, found.tokenizer
     if trained.name != architecture:

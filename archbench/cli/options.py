@@ -45,9 +45,7 @@ Out = Annotated[
     str | None,
     typer.Option("--out", help="Folder of the study", show_default="in results/, by its kind and a digest of the plan"),
 ]
-Trust = Annotated[
-    bool, typer.Option("--trust", help="Trust the plugin files that the run's folder or the run file names")
-]
+Trust = Annotated[bool, typer.Option("--trust", help="Trust the code that the run's folder or the run file names")]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Seed of the weights and tokens")]
 Unchecked = Annotated[bool, typer.Option("--unchecked", help="Skip the conformance checks; the results say so")]
 Force = Annotated[
@@ -81,8 +79,11 @@ def number(value: float | None, option: str) -> None:
         raise UsageError(f"{option} nan", "it is not a number", "Give one")
 
 
-def named(architecture: str | None, command: str) -> str:
+def named(architecture: str | None, command: str, *, typed: bool = True) -> str:
     """The one architecture of a command, by its full name.
+
+    Args:
+        typed: it stands on the command line, not in a file.
 
     Raises:
         UsageError: no architecture is named.
@@ -93,22 +94,41 @@ def named(architecture: str | None, command: str) -> str:
         raise UsageError(f"archbench {command}", "no architecture is named", step)
     from archbench.plugin.registry import full_name
 
-    return full_name(architecture)
+    return full_name(architecture, typed=typed)
 
 
-def all_named(architectures: Sequence[str] | None, plugins: Sequence[str], command: str) -> list[str]:
+def all_named(
+    architectures: Sequence[str] | None, plugins: Sequence[str], command: str, *, typed: bool = True
+) -> list[str]:
     """The named architectures, by their full names; ``all`` names every one that is installed or among ``plugins``.
+
+    Args:
+        typed: they stand on the command line, not in a file.
 
     Raises:
         UsageError: no architecture is named.
         ArchbenchError: a source does not find one.
     """
-    names = [named(name, command) for name in architectures or (None,)]
+    names = [named(name, command, typed=typed) for name in architectures or (None,)]
     if "all" not in names:
         return names
     from archbench.plugin.registry import available
 
     return list(dict.fromkeys(entry.name for entry in available(plugins)))
+
+
+def trust_run(out: str, run: str) -> None:
+    """``--trust``: what the run's folder names may run.
+
+    Raises:
+        ArchbenchError: there is no such run, or what it names is gone.
+    """
+    from archbench.plugin.registry import code_of
+    from archbench.plugin.trust import vouch
+    from archbench.runs.folder import open_run
+
+    config = open_run(out, run).config
+    vouch([*config.plugins, *code_of(config.architecture)])
 
 
 def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from archbench.cli.options import (
     assignments,
     chosen_device,
     configure,
+    trust_run,
 )
 from archbench.cli.output import say
 from archbench.errors import ArchbenchError, ConfigError, StorageError, UsageError
@@ -90,15 +91,16 @@ def run(
         _resume(architecture or [], resume, given, others, config, trust=trust, json=json_, quiet=quiet)
         return
     written = {} if file is None else read_run_file(file)
-    if file is not None and "plugins" in written and "plugins" not in given:
-        _see_trust(written["plugins"], file, trust=trust)
+    if file is not None:
+        plugins = None if "plugins" in given else written.get("plugins")
+        _see_trust(plugins, None if architecture else written.get("architecture"), file, trust=trust)
     on_gpu = chosen_device(given, written.get("device"))
     given.setdefault("profile", written.get("profile") or ("standard" if on_gpu else "quick"))
     if unchecked:
         given["checked"] = False
     configure(given, config)
     names = architecture or ([written["architecture"]] if "architecture" in written else [])
-    names = all_named(names, given.get("plugins") or written.get("plugins", ()), "run")
+    names = all_named(names, given.get("plugins") or written.get("plugins", ()), "run", typed=bool(architecture))
     if (count := len(names) * len(seed or [0])) > MOST_RUNS:
         step = f"Give at most {MOST_RUNS:,} in one command"
         raise UsageError("archbench run", f"architectures times seeds are {count:,} runs", step)
@@ -202,11 +204,9 @@ def _resume(
     except ValueError:
         raise ConfigError("--config time_limit", f"{limit!r} is not a number", "Give seconds") from None
     if trust:
-        from archbench.plugin.trust import vouch
-        from archbench.runs.folder import open_run
-
-        vouch(open_run(out, run_id).config.plugins)
+        trust_run(out, run_id)
     with saying_how_to_resume():
+        # Not typed: the command to resume is printed from the run's folder, and copied.
         frame = resume(full_name(architectures[0]), run_id, out, time_limit=time_limit, quiet=quiet)
     _show(frame, out, json=json)
 
@@ -258,19 +258,21 @@ def _tokenizer_beside(weights: Path) -> str:
     return f"file:{file}"
 
 
-def _see_trust(plugins: object, file: str, *, trust: bool) -> None:
-    """See that the plugin files that a run file names may run.
+def _see_trust(plugins: object, architecture: object, file: str, *, trust: bool) -> None:
+    """See that the plugin files that a run file names may run; with ``trust`` also the code of its architecture.
 
     Raises:
         UntrustedCodeError: the user has not named them.
         UsageError: one does not exist.
     """
+    from archbench.plugin.registry import code_of
     from archbench.plugin.trust import require, vouch
 
-    if isinstance(plugins, list) and all(isinstance(one, str) for one in plugins):  # else it is refused as a field
-        if trust:
-            vouch(plugins)
-        require(plugins, file)
+    # Values of another type are refused as fields.
+    files = plugins if isinstance(plugins, list) and all(isinstance(one, str) for one in plugins) else []
+    if trust:
+        vouch([*files, *(code_of(architecture) if isinstance(architecture, str) else [])])
+    require(files, file)
 
 
 def read_run_file(path: str) -> dict[str, Any]:

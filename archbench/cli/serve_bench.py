@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archbench.cli.fields import DEVICE, PLUGIN, SET, FieldOption, Given, options_given, with_fields
-from archbench.cli.options import Json, Quiet, Results, Trust, Unchecked, chosen_device, named
+from archbench.cli.options import Json, Quiet, Results, Trust, Unchecked, chosen_device, named, trust_run
 from archbench.cli.run import saying_how_to_resume, with_weights
 from archbench.errors import UsageError
 
@@ -99,16 +99,13 @@ def _of_run(out: str, run_id: str, given: Given, *, trust: bool) -> tuple[RunCon
     Raises:
         ArchbenchError: an option would change its model; or see :func:`archbench.runs.serving.served_config`.
     """
-    from archbench.runs.folder import open_run
     from archbench.runs.serving import served_config
 
     for option in options_given(serve_bench, given):
         if option in _OF_A_NEW_MODEL:
             raise UsageError(option, "the run that is served has settled it", "Leave it out, or name an architecture")
     if trust:
-        from archbench.plugin.trust import vouch
-
-        vouch(open_run(out, run_id).config.plugins)
+        trust_run(out, run_id)
     if "device" in given:
         chosen_device(given)
     config, source = served_config(out, run_id, given)

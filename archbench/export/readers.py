@@ -56,4 +56,7 @@ _OTHERS = {
 
 def reader_of(config: Mapping[str, Any]) -> Reader:
     """The reader of a ``config.json``."""
+    if "auto_map" in config:
+        code = _AUTO.replace('from_pretrained("DIR")', 'from_pretrained("DIR", trust_remote_code=True)', 1)
+        return Reader("transformers", code, "It is built by the Python files beside it, which run when it is loaded.")
     return _OTHERS.get(str(config["model_type"]), Reader("transformers", _AUTO))

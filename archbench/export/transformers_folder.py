@@ -16,6 +16,7 @@ from archbench.export.model_card import model_card
 from archbench.export.readers import reader_of
 from archbench.export.tokenizer_files import tokenizer_files
 from archbench.files.writing import flush, temporary_beside
+from archbench.plugin.registry import code_of
 from archbench.training.weights import WEIGHTS, write_weights
 
 TORCH_FILE = "model.pth"
@@ -46,6 +47,9 @@ def write_transformers_folder(one: ExportedRun, folder: Path) -> None:
         partial.mkdir(parents=True)
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
+        for package in code_of(one.run.architecture.name):
+            for file in Path(package).glob("*.py"):
+                shutil.copyfile(file, partial / file.name)
         write_weights(one.weights, partial / WEIGHTS)
         (partial / WEIGHTS).chmod((partial / "README.md").stat().st_mode)  # safetensors lets only the owner read
         if reader_of(one.config).torch_file:

@@ -36,6 +36,7 @@ class Architecture:
         source: module or path of the plugin.
         wrappers: names of the plugins that wrap its hooks.
         weights: published weights that its name leads to; None for most.
+        sample: a digest of those weights, if that is part of the name.
         files: absolute paths of its plugin files and packages, for another process to load.
 
     Every method raises HookFailedError if the plugin's hook raises, with the cause chained, and HookResultError if it
@@ -50,7 +51,8 @@ class Architecture:
         located: Located | None = None,
     ) -> None:
         wrappers = wrappers or {}
-        self.weights = located and located.weights
+        self.weights = None if located is None else located.weights
+        self.sample = None if located is None else located.sample
         self._located = located
         self.package = entry.package
         self.version = entry.version

@@ -6,6 +6,7 @@ A file is loaded under a private module name, always from its source: beside it 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 import signal
@@ -169,6 +170,21 @@ def import_file(path: str) -> ModuleType:
         raise _import_error(f"plugin {path}", "loading it", error, _after_failed_file(place, error)) from error
     _loaded[path] = (stamp, module)
     return module
+
+
+def import_part(package: str, name: str) -> ModuleType:
+    """The module of that name in a package that :func:`import_file` loads.
+
+    Raises:
+        PluginImportError: loading it failed, for any reason.
+    """
+    whole = import_file(package)
+    try:
+        with _importing(package):
+            return importlib.import_module(f"{whole.__name__}.{name}")
+    except (Exception, SystemExit) as error:
+        step = _after_failed_file(Path(package), error)
+        raise _import_error(f"plugin {package}", f"loading its {name}.py", error, step) from error
 
 
 def loaded_from(plugin: object) -> str:

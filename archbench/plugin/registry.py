@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,11 +23,12 @@ from archbench.errors import (
     UsageError,
     did_you_mean,
 )
-from archbench.hookspecs import GROUP, REQUIRED_HOOKS, SOURCE_GROUP, TASK_GROUP, TRACKER_GROUP, Located
+from archbench.hookspecs import GROUP, REQUIRED_HOOKS, SOURCE_GROUP, TASK_GROUP, TRACKER_GROUP, CodeOfName, Located
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.discovery import Entry, installed, is_same_plugin, plugin_files, plugin_paths
 from archbench.plugin.hooks import Hooks, check_hooks, hooks_of, is_wrapper
-from archbench.plugin.importing import import_file, import_installed, plugin_code
+from archbench.plugin.importing import import_file, import_installed, import_part, plugin_code
+from archbench.plugin.trust import allow, require
 
 if TYPE_CHECKING:
     from archbench.data.tasks import Task
@@ -98,13 +100,38 @@ def find(kind: Kind, names: Iterable[str]) -> dict[str, Entry]:
     return {name: (kind == ARCHITECTURE and _source(name)) or claimant(kind, name, claims) for name in names}
 
 
-def full_name(name: str) -> str:
+def full_name(name: str, *, typed: bool = False) -> str:
     """The name by which results and plans know an architecture: of one that a source finds, by its content.
+
+    Args:
+        typed: the user has just written it. Code that it leads to may then run in this command and its processes,
+            unless it is a name by content, which may be copied from a file of anybody's.
+
+    Raises:
+        ArchbenchError: the source does not find it, or it leads to code that the user has not named.
+    """
+    if (source := _source(name)) is None:
+        return name
+    place = name.partition(":")[2]
+    if typed and (code := _code(source, place)) is not None and code.name != place:
+        allow(code.digest)
+    return load(name).name
+
+
+def is_located(name: str) -> bool:
+    """Whether a source finds the architecture of that name, as of ``hf:PLACE``."""
+    prefix, colon, _ = name.partition(":")
+    return bool(colon) and any(entry.name == prefix for entry in installed(SOURCE.group))
+
+
+def code_of(name: str) -> list[str]:
+    """The package that an architecture's name would have run; empty for most. Nothing is run.
 
     Raises:
         ArchbenchError: the source does not find it.
     """
-    return load(name).name if ":" in name else name
+    code = None if (source := _source(name)) is None else _code(source, name.partition(":")[2])
+    return [] if code is None else [str(code.package)]
 
 
 def available(plugins: Iterable[str | Path] = ()) -> list[Entry]:
@@ -170,11 +197,24 @@ def _located(source: Entry, name: str) -> tuple[Entry, Located]:
     prefix, _, place = name.partition(":")
     locate = import_installed(source)
     assert callable(locate), f"{source.culprit}: {source.source} is no function"
+    if (code := _code(source, place)) is not None:
+        require([str(code.package)], f"the name {name}")
     with plugin_code():
-        found = locate(place)
+        # By the name that was judged: the place may hold something else by now.
+        found = locate(place) if code is None else locate(code.name, partial(import_part, str(code.package)))
     assert isinstance(found, Located), f"{source.culprit} returned {found!r}"
     check_hooks(found.plugin, f"{name} ({source.culprit})", required=ARCHITECTURE.hooks)
     return Entry(f"{prefix}:{found.name}", found.package, found.version, source.source), found
+
+
+def _code(source: Entry, place: str) -> CodeOfName | None:
+    code = getattr(import_installed(source), "code", None)
+    if code is None:
+        return None
+    with plugin_code():
+        found = code(place)
+    assert isinstance(found, CodeOfName), f"{source.culprit}: its method code returned {found!r}"
+    return found
 
 
 def available_tasks(plugins: Iterable[str | Path] = ()) -> dict[str, Task]:

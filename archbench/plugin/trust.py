@@ -159,6 +159,11 @@ def vouch(plugins: Iterable[str]) -> None:
         warnings.warn(text, ArchbenchWarning, stacklevel=2)
 
 
+def allow(digest: str) -> None:
+    """The user named code of this :func:`content_digest` on the command line: this command's processes may run it."""
+    _hand_down(digest)
+
+
 def require(plugins: Iterable[str], named_by: str | Path) -> list[str]:
     """Before these files, packages and folders of files run: see that each may.
 

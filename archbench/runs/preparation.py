@@ -11,18 +11,18 @@ from archbench.data.batches import BatchSampler
 from archbench.data.corpora import EMBEDDED
 from archbench.data.dataset import Dataset, prepare
 from archbench.data.request_trace import read_trace, trace_key
-from archbench.errors import ConfigError
+from archbench.errors import CheckpointError, ConfigError
 from archbench.measure.machine import describe, versions
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.discovery import plugin_paths
-from archbench.plugin.registry import load
+from archbench.plugin.registry import code_of, load
 from archbench.plugin.trust import vouch
 from archbench.results.schema import Role
 from archbench.results.store import new_run_id, prepare_folder
 from archbench.runs.device import check_attention, check_dtype, resolve_device
 from archbench.runs.folder import RunFolder
 from archbench.runs.weights_config import resolve_published
-from archbench.training.weights import digest_of, require_whole
+from archbench.training.weights import digest_of, require_whole, sampled_digest
 
 LONGEST_USUAL_CONTEXT = 2048
 MOST_TOKENS_SERVED = 250_000
@@ -46,12 +46,13 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
     config = _with_absolute_paths(_with_text_to_score(config))
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)
-    vouch(architecture.files)
+    vouch([*architecture.files, *code_of(architecture.name)])
     # This run's processes load no other plugin's code; what a source finds is named by its content.
     config = config.override(architecture=architecture.name, plugins=architecture.files)
     config, published = resolve_published(config, architecture)
     if config.weights is not None:
         require_whole(Path(config.weights))
+        _require_named_weights(architecture, Path(config.weights))
     data = prepare(config.data)
     model_config = _resolve_model(config, architecture, data, published)
     config = config.override(
@@ -83,6 +84,18 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
     )
     folder.create(data.tokenizer.save)
     return folder
+
+
+def _require_named_weights(architecture: Architecture, weights: Path) -> None:
+    """Refuse weights that have changed since their place was named: the architecture's name would be another's.
+
+    Raises:
+        CheckpointError: they have.
+    """
+    same = architecture.weights is not None and weights.resolve() == architecture.weights.resolve()
+    if same and architecture.sample not in (None, sampled_digest(weights)):
+        cause = f"the weights in {weights} have changed since they were given that name"
+        raise CheckpointError(architecture.name, cause, "Name their place again")
 
 
 def _with_text_to_score(config: RunConfig) -> RunConfig:

@@ -23,6 +23,7 @@ from archbench.data.request_trace import Request, read_trace, trace_key
 from archbench.errors import DataError
 from archbench.measure.clock import clock_for, seconds_of
 from archbench.measure.memory import peak_memory
+from archbench.plugin.registry import code_of
 from archbench.plugin.trust import require
 from archbench.runs.folder import CONFIG, RunFolder, open_run
 from archbench.runs.models import require_weights
@@ -217,7 +218,7 @@ def served_config(out: str | Path, run_id: str, fields: Mapping[str, Any]) -> tu
         place = Path(source.config.speed.trained)
         source = open_run(place.parent, place.name)
     config = source.config
-    require(config.plugins, source.path / CONFIG)
+    require([*config.plugins, *code_of(config.architecture)], source.path / CONFIG)
     require_weights(source, f"Train it again, or serve random weights: archbench serve-bench {config.architecture}")
     speed = {**dict(config.speed), "trained": str(source.path.resolve()) if "train" in config.phases else None}
     speed |= {"trace": None, "prompt_lengths": None, **fields.get("speed", {})}

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from archbench.errors import UsageError
 from archbench.kernels.triton_guard import without_triton
 
-from .foreign_config import OWN_CACHE, HFConfig, transformers_config
+from .foreign_config import OWN_CACHE, Code, HFConfig
 
 transformers: Any = import_module("transformers")
 
@@ -27,8 +27,8 @@ PROBED = (2, 3)
 WEIGHTS_DTYPE = torch.bfloat16
 """Of that pass: what is then of another dtype is kept in that one whatever the weights' is."""
 
-_SHAPES: dict[str, list[Shapes]] = {}
-"""Content of a configuration -> shapes of its cache, found once: that takes twenty times as long as a small model."""
+_SHAPES: dict[tuple[Code | None, str], list[Shapes]] = {}
+"""Code and content of a configuration -> shapes of its cache, found once, in twenty times the time of a small model."""
 
 Shapes = tuple[tuple[str, int, tuple[int, ...], torch.dtype], ...]
 """Of a layer's cache: which tensor, its number, its shape and its dtype."""
@@ -40,8 +40,7 @@ class ForeignModel(nn.Module):
     def __init__(self, config: HFConfig) -> None:
         super().__init__()
         self.config = config
-        published = transformers_config(config.fields())
-        self.inner: Any = transformers.AutoModelForCausalLM.from_config(published, dtype=torch.float32)
+        self.inner: Any = family_of(config)._from_config(config.as_transformers(), dtype=torch.float32)
 
     def forward(self, tokens: Tensor) -> Tensor:
         self.check_context(tokens.shape[1])
@@ -136,7 +135,7 @@ class CachedForeignModel(ForeignModel):
 
     def _shapes_of_cache(self) -> list[Shapes]:
         """What each layer keeps, found by a pass on tensors without values, in :data:`WEIGHTS_DTYPE`."""
-        key = json.dumps(self.config.fields(), sort_keys=True)
+        key = self.config.code, json.dumps(self.config.fields(), sort_keys=True)
         if key not in _SHAPES:
             _SHAPES[key] = self._found_shapes()
         return _SHAPES[key]
@@ -226,16 +225,17 @@ _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k")
 """Names of the number of experts that a token is sent to."""
 
 
-def family_of(published: Any) -> Any:
-    """transformers' class of causal language models with that configuration."""
-    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(published)]
+def family_of(config: HFConfig) -> Any:
+    """The class of causal language models with that configuration: transformers', or that of the code."""
+    if config.code is not None:
+        return config.code.model
+    return transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config.as_transformers())]
 
 
 def built(config: HFConfig) -> ForeignModel:
     """The model, at initial weights; with a cache where the family takes transformers'."""
-    published = transformers_config(config.fields())
-    cached = "cache" in inspect.signature(family_of(published).forward).parameters
-    cached &= published.model_type not in OWN_CACHE
+    cached = "cache" in inspect.signature(family_of(config).forward).parameters
+    cached &= config.published["model_type"] not in OWN_CACHE
     return (CachedForeignModel if cached else ForeignModel)(config)
 
 

@@ -1,4 +1,5 @@
-"""Where ``hf:PLACE`` leads: a folder, a ``config.json``, a name on the hub, or what one of these was before."""
+"""Where ``hf:PLACE`` and ``hf-code:PLACE`` lead: a folder, a ``config.json``, a name on the hub, or what one of these
+was before."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from archbench.data.cache import cache_folder, write_atomically
 from archbench.errors import CheckpointError, StorageError, UnknownNameError, one_line
 from archbench.files.loader import read_json
 from archbench.files.seal import sealed
-from archbench.training.weights import WEIGHTS, tensor_shapes
+from archbench.training.weights import WEIGHTS, sampled_digest, tensor_shapes
+
+from .code_beside import code_files, digest_of_code, keep_code, kept_code
 
 CONFIG = "config.json"
 _INDEX = f"{WEIGHTS}.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _OTHER_WEIGHTS = (*_PICKLES, ".safetensors", ".gguf", ".h5", ".msgpack", ".onnx")
 _FOUND = re.compile(r"(?P<label>[\w.-]+)@(?P<digest>[0-9a-f]{12})")
-_ON_THE_HUB = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+?)(?P<config>/config\.json)?")
+_ON_THE_HUB = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+?)(?P<config>/config\.json)?(@(?P<commit>[0-9a-f]{40}))?")
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "embeddings.weight", "lm_head.weight")
 
 
@@ -30,40 +33,65 @@ class Place:
     """A configuration and where it is from.
 
     Attributes:
-        name: ``LABEL@DIGEST``: the folder's or the model's name, and 12 hex digits of the configuration's content.
+        name: ``LABEL@DIGEST``: the folder's or the model's name, and 12 hex digits of the content of the configuration,
+            of a sample of the weights if there are any, and of the code if it is asked for.
         published: the content of ``config.json``.
         source: the absolute path of the ``config.json``, or ``ORG/NAME`` on the hub.
         revision: the hub's commit, or ``sha256:`` and the digest.
         weights: the folder of its weights; None for a configuration alone.
+        sample: :func:`archbench.training.weights.sampled_digest` of the weights.
+        code: digest of the code that is asked for.
     """
 
     name: str
     published: Mapping[str, Any]
     source: str
     revision: str
-    weights: Path | None
+    weights: Path | None = None
+    sample: str | None = None
+    code: str | None = None
+
+    @property
+    def digest(self) -> str:
+        return self.name.rpartition("@")[2]
 
 
-def found(place: str) -> Place:
+def found(place: str, *, with_code: bool = False) -> Place:
     """What ``place`` leads to. It is kept in the cache under its name, by which other processes find it.
+
+    Args:
+        with_code: the code beside the configuration is kept too, and its content is part of the name. None of it runs.
 
     Raises:
         UnknownNameError: there is nothing of the kind.
-        CheckpointError: its configuration or weights cannot be used.
+        CheckpointError: its configuration, weights or code cannot be used.
         StorageError: the cache cannot be written.
     """
+    prefix = "hf-code" if with_code else "hf"
     if (known := _FOUND.fullmatch(place)) and not Path(place).exists():
-        return _remembered(known["label"], known["digest"])
+        return _remembered(prefix, place, known["digest"])
     path = Path(place).expanduser()
     if path.exists():
-        one = _in_folder(path.resolve()) if path.is_dir() else _in_file(path.resolve())
+        path = path.resolve()
+        one, beside = (_in_folder(path), path) if path.is_dir() else (_in_file(path), path.parent)
     elif named := _ON_THE_HUB.fullmatch(place):
-        one = _on_the_hub(named["repository"], config_alone=named["config"] is not None)
+        one, beside = _on_the_hub(named, with_code=with_code)
     else:
         step = "Name a folder with config.json, a config.json, or ORG/NAME on the hub"
-        raise UnknownNameError(f"hf:{place}", "there is no such file or folder", step)
+        raise UnknownNameError(f"{prefix}:{place}", "there is no such file or folder", step)
+    files = code_files(beside) if with_code else {}
+    one = _named(one, digest_of_code(files) if with_code else None)
+    if with_code:
+        keep_code(one.name, files)
     _remember(one)
     return one
+
+
+def _named(one: Place, code: str | None) -> Place:
+    """With all that identifies it in its name."""
+    digest = _digest(one.published, one.sample, code)
+    revision = f"sha256:{digest}" if one.revision.startswith("sha256:") else one.revision
+    return replace(one, name=f"{one.name.rpartition('@')[0]}@{digest}", revision=revision, code=code)
 
 
 def _in_folder(folder: Path) -> Place:
@@ -81,7 +109,7 @@ def _in_folder(folder: Path) -> Place:
         step = f"Save it with transformers' save_pretrained, or train from scratch: hf:{file}"
         raise CheckpointError(f"hf:{folder}", f"its weights are in {weights[0]}, {what}", step)
     _require_vocabulary(folder, one.published)
-    return Place(one.name, one.published, one.source, one.revision, folder)
+    return replace(one, weights=folder, sample=sampled_digest(folder))
 
 
 def _in_file(file: Path) -> Place:
@@ -91,25 +119,37 @@ def _in_file(file: Path) -> Place:
         raise CheckpointError(f"configuration {file}", "it has no model_type, so it is not transformers'", step)
     digest = _digest(published)
     label = re.sub(r"[^\w.-]+", "-", file.parent.name if file.name == CONFIG else file.stem).strip("-") or "model"
-    return Place(f"{label}@{digest}", published, str(file), f"sha256:{digest}", None)
+    return Place(f"{label}@{digest}", published, str(file), f"sha256:{digest}")
 
 
-def _on_the_hub(repository: str, *, config_alone: bool) -> Place:
+def _on_the_hub(named: re.Match[str], *, with_code: bool) -> tuple[Place, Path]:
+    """What a repository holds, and the folder of the hub's cache that has it. No code is downloaded."""
     from huggingface_hub import snapshot_download
 
+    repository, commit, config_alone = named["repository"], named["commit"], named["config"] is not None
+    name = f"{'hf-code' if with_code else 'hf'}:{named[0]}"
+    if with_code and commit is None:
+        step = f"Name the commit that you have read: {name}@COMMIT (40 digits)"
+        raise CheckpointError(name, "code on the hub can change from one day to the next", step)
     wanted = [CONFIG] if config_alone else [CONFIG, "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=wanted))
+        folder = Path(snapshot_download(repository, revision=commit, allow_patterns=wanted, local_files_only=with_code))
     except Exception as error:  # noqa: BLE001 - the hub's errors have no common base
+        revision = f" --revision {commit}" if commit else ""
         cause = f"it is no file here, not in the hub's cache, and cannot be downloaded ({one_line(error)})"
-        step = f"Check the name; or run 'hf download {repository}' where there is a network, and bring the folder"
-        raise CheckpointError(f"hf:{repository}", cause, step) from None
+        download = f"hf download {repository}{revision}"
+        step = f"Check the name; or run '{download}' where there is a network, and bring the folder"
+        if with_code:
+            cause = "it is no folder here, and that commit is not in the hub's cache; code is not downloaded"
+            step = f"Run: {download}"
+        raise CheckpointError(name, cause, step) from None
     one = _in_file(folder / CONFIG) if config_alone else _in_folder(folder)
     if not config_alone and one.weights is None:
-        step = f"For its configuration alone, trained from scratch: hf:{repository}/{CONFIG}"
-        raise CheckpointError(f"hf:{repository}", "it has no safetensors", step)
-    label, digest = repository.rpartition("/")[2], _digest(one.published)
-    return Place(f"{label}@{digest}", one.published, repository, folder.name, one.weights)
+        alone = name.replace(repository, f"{repository}/{CONFIG}")
+        step = f"For its configuration alone, trained from scratch: {alone}"
+        raise CheckpointError(name, "it has no safetensors", step)
+    label = repository.rpartition("/")[2]
+    return replace(one, name=f"{label}@{one.digest}", source=repository, revision=folder.name), folder
 
 
 def _require_vocabulary(folder: Path, published: Mapping[str, Any]) -> None:
@@ -121,8 +161,12 @@ def _require_vocabulary(folder: Path, published: Mapping[str, Any]) -> None:
                 raise CheckpointError(f"configuration {folder / CONFIG}", cause, "Get both from one source")
 
 
-def _digest(published: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(published, sort_keys=True).encode()).hexdigest()[:12]
+def _digest(published: Mapping[str, Any], sample: str | None = None, code: str | None = None) -> str:
+    digest = hashlib.sha256(json.dumps(published, sort_keys=True).encode())
+    for what, content in (("weights", sample), ("code", code)):
+        if content is not None:
+            digest.update(f"\0{what} {content}".encode())
+    return digest.hexdigest()[:12]
 
 
 def _file(name: str) -> Path:
@@ -135,21 +179,22 @@ def _remember(one: Place) -> None:
         "source": one.source,
         "revision": one.revision,
         "weights": one.weights and str(one.weights),
+        "sample": one.sample,
     }
     text = sealed(record, indent=1).encode()
     write_atomically(_file(one.name), lambda file: file.write(text))
 
 
-def _remembered(label: str, digest: str) -> Place:
-    file, step = _file(f"{label}@{digest}"), "Name its folder or config.json again: archbench show hf:PLACE"
+def _remembered(prefix: str, name: str, digest: str) -> Place:
+    file, step = _file(name), f"Name its folder or config.json again: archbench show {prefix}:PLACE"
     if not file.is_file():
-        cause = f"no configuration of that digest has been named here ({file} is missing)"
-        raise UnknownNameError(f"hf:{label}@{digest}", cause, step)
+        cause = f"none of that digest has been named here ({file} is missing)"
+        raise UnknownNameError(f"{prefix}:{name}", cause, step)
     step = f"Delete it. {step}"
     record = read_json(file, error=StorageError, culprit=f"cache file {file}", next_step=step, sealing="required")
-    if _digest(record["published"]) != digest:
-        raise StorageError(f"cache file {file}", "it holds the configuration of another digest", step)
+    code = digest_of_code(code_files(kept_code(name))) if prefix == "hf-code" else None
+    if _digest(record["published"], record.get("sample"), code) != digest:
+        raise StorageError(f"cache file {file}", f"it, or the code of {name}, is that of another digest", step)
     weights = record["weights"]
-    return Place(
-        f"{label}@{digest}", record["published"], record["source"], record["revision"], weights and Path(weights)
-    )
+    where = record["source"], record["revision"]
+    return Place(name, record["published"], *where, weights and Path(weights), record.get("sample"), code)

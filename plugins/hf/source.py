@@ -1,4 +1,4 @@
-"""The source ``hf``: what ``hf:PLACE`` leads to, as a plugin with the same hooks as any other."""
+"""The sources ``hf`` and ``hf-code``: what they lead to, as a plugin with the same hooks as any other."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from archbench import ArchitectureInfo, decode_with_cache, decode_without_cache, hookimpl, next_token_step
 from archbench.errors import CheckpointError, PluginImportError, one_line
-from archbench.hookspecs import Located
+from archbench.hookspecs import CodeOfName, Located
 
-from .foreign_config import OWN_CACHE, HFConfig, kept_sizes, sizes_of, transformers_config
+from .code_beside import Import, imported_code, kept_code
+from .foreign_config import OWN_CACHE, Code, HFConfig, kept_sizes, sizes_of
 from .published_place import Place, found
 
 if TYPE_CHECKING:
@@ -32,34 +33,71 @@ def located(place: str) -> Located:
         PluginImportError: transformers is not installed.
         UnknownNameError, CheckpointError: as :func:`found`, or transformers does not know or accept it.
     """
+    _require_transformers(f"hf:{place}")
+    return _located("hf", found(place))
+
+
+class CodeBeside:
+    """The source ``hf-code``: the same, built by the code beside the configuration."""
+
+    def __call__(self, name: str, module: Import) -> Located:
+        """The architecture ``LABEL@DIGEST``; ``module`` imports its code.
+
+        Raises:
+            CheckpointError: as :func:`located`, or the code has not what ``auto_map`` names.
+            PluginImportError: the code cannot be imported.
+        """
+        one = found(name, with_code=True)
+        return _located("hf-code", one, imported_code(one.published, module))
+
+    def code(self, place: str) -> CodeOfName:
+        """What would run; nothing of it runs here.
+
+        Raises:
+            PluginImportError, UnknownNameError, CheckpointError: as :func:`located`.
+        """
+        _require_transformers(f"hf-code:{place}")
+        one = found(place, with_code=True)
+        return CodeOfName(one.name, kept_code(one.name), str(one.code))
+
+
+located_with_code = CodeBeside()
+
+
+def _require_transformers(name: str) -> None:
     if find_spec("transformers") is None:
-        raise PluginImportError(f"hf:{place}", "it needs the package transformers", "Run: pip install 'archbench[hf]'")
-    one = found(place)
+        raise PluginImportError(name, "it needs the package transformers", "Run: pip install 'archbench[hf]'")
+
+
+def _located(prefix: str, one: Place, code: Code | None = None) -> Located:
+    by = "" if code is None else " by the code beside it"
     return Located(
         name=one.name,
-        plugin=ForeignArchitecture(one),
-        package=f"transformers {one.published['model_type']} ({one.source})",
+        plugin=ForeignArchitecture(f"{prefix}:{one.name}", one, code),
+        package=f"transformers {one.published['model_type']}{by} ({one.source})",
         version=metadata.version("transformers"),
-        revision=one.revision,
+        revision=one.code or one.revision,
         weights=one.weights,
+        sample=one.sample,
     )
 
 
 class ForeignArchitecture:
     """The hooks of one configuration."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, name: str, place: Place, code: Code | None) -> None:
         published = place.published
-        kind = transformers_config(published).model_type
-        kept = kept_sizes(published)
+        config: type[HFConfig] = HFConfig if code is None else type("HFCodeConfig", (HFConfig,), {"code": code})
+        kept = kept_sizes(published, code)
         stay = f", and keeps {', '.join(kept)}" if kept else ""
+        kind, by = published["model_type"], "transformers" if code is None else "the code beside it"
         decoding = "; decodes without a cache, as it refuses transformers' static one" if kind in OWN_CACHE else ""
         self._info = ArchitectureInfo(
-            name=f"hf:{place.name}",
-            summary=f"{kind} by transformers; matching varies {', '.join(sizes_of(published))}{stay}{decoding}",
+            name=name,
+            summary=f"{kind} by {by}; matching varies {', '.join(sizes_of(published, code))}{stay}{decoding}",
             paper=f"{place.source}, {place.revision}",
-            config=HFConfig,
-            presets={name: HFConfig.of(published, longest=longest) for name, longest in CONTEXTS.items()},
+            config=config,
+            presets={name: config.of(published, longest=longest) for name, longest in CONTEXTS.items()},
         )
 
     @hookimpl
@@ -89,11 +127,14 @@ class ForeignArchitecture:
 
         from .foreign_model import family_of
 
-        wanted = transformers_config(config.fields())
         try:  # by transformers' own reader, which knows older names and layouts
             with _without_progress_bar():
-                model, report = family_of(wanted).from_pretrained(
-                    None, config=wanted, state_dict={**state_dict}, dtype=torch.float32, output_loading_info=True
+                model, report = family_of(config).from_pretrained(
+                    None,
+                    config=config.as_transformers(),
+                    state_dict={**state_dict},
+                    dtype=torch.float32,
+                    output_loading_info=True,
                 )
         except RuntimeError as error:
             raise _unusable(one_line(error)) from None
@@ -105,7 +146,7 @@ class ForeignArchitecture:
 
     @hookimpl
     def import_config(self, published: Mapping[str, Any]) -> HFConfig:
-        return HFConfig.of({**published})
+        return self._info.config.of({**published})  # type: ignore[attr-defined,no-any-return]
 
     @hookimpl
     def export_weights(self, state_dict: Mapping[str, Tensor], config: HFConfig) -> dict[str, Tensor]:
@@ -118,7 +159,9 @@ class ForeignArchitecture:
         from .foreign_model import family_of
 
         fields = config.fields()
-        return {**fields, "architectures": [family_of(transformers_config(fields)).__name__]}
+        if config.code is None:
+            fields.pop("auto_map", None)  # transformers' own class computed it, not the code that this names
+        return {**fields, "architectures": [family_of(config).__name__]}
 
 
 @contextmanager
