@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -154,12 +155,23 @@ def test_scores_join_the_runs_rows_and_every_question_is_kept_beside_them(traine
     assert checked.returncode == 0, checked.stdout
 
 
-def test_the_table_fits_eighty_columns_and_is_on_the_page(trained: Path, tmp_path: Path) -> None:
+def test_the_table_fits_eighty_columns_and_is_on_the_page(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of the harness's, nor of its libraries', stands beside it, while data are prepared and asked."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "empty")
     folder = shutil.copytree(trained, tmp_path / "copy")
     done = archbench(
         "eval", "last", "--tasks", "capitals,texts", "--data", "tasks", "--quiet", cwd=folder, env={"COLUMNS": "80"}
     )
     assert done.returncode == 0, done.stderr
+    said = " ".join(done.stderr.split())
+    assert said.startswith("Warning: 3 requests were longer"), "archbench's own warning, and nothing else"
+    assert said.endswith("than those of models with longer contexts.")
+    assert said.count(":") == 2
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
     table = [line for line in done.stdout.splitlines() if "acc" in line or "bits_per_byte" in line]
     assert len(table) == 3
     assert max(map(len, table)) <= 80
@@ -169,6 +181,16 @@ def test_the_table_fits_eighty_columns_and_is_on_the_page(trained: Path, tmp_pat
     assert "Downstream tasks" in page
     assert "capitals" in page
     assert "Other text: one corpus (" in (folder / "page.html").read_text(), "a task is no corpus of the run's"
+
+
+def test_warnings_that_nobody_knows_are_not_silenced(caplog: pytest.LogCaptureFixture) -> None:
+    from archbench.evaluation.harness_noise import KNOWN, without_noise
+
+    with without_noise():
+        for name, parts in KNOWN.items():
+            for part in (*parts, "something is wrong"):
+                logging.getLogger(name).warning("[some] %s [thing]", part)
+    assert [record.getMessage() for record in caplog.records] == ["[some] something is wrong [thing]"] * len(KNOWN)
 
 
 def test_bits_per_byte_by_the_harness_are_those_of_quality(trained: Path) -> None:
@@ -255,6 +277,38 @@ def test_loglikelihoods_and_answers_are_those_of_hflm_item_by_item(published: Pa
     assert ours.generate_until(requests("generate_until", prompts)) == [
         ours.generate_until(requests("generate_until", [prompt]))[0] for prompt in prompts
     ]
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_contexts_of_a_gguf_tokenizer_begin_as_hflms_do(tmp_path: Path, begins: bool) -> None:
+    """HFLM reads the same file; transformers does not look at the file's add_bos_token, so it is told."""
+    pytest.importorskip("accelerate", reason="lm-eval's HFLM needs accelerate")
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("gguf")
+    from lm_eval.models.huggingface import HFLM
+
+    from archbench.data.tokenizers import load_tokenizer
+    from archbench.evaluation.harness_model import HarnessModel
+    from gguf_files import VOCABULARY, published_llama, write_llama
+
+    first = VOCABULARY["tokens"].index("<|begin|>")
+    model = published_llama()
+    metadata = {"tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.bos_token_id": first}
+    file = write_llama(tmp_path / "a.gguf", model, metadata={**metadata, "tokenizer.ggml.add_bos_token": begins})
+    theirs = HFLM(
+        pretrained=model,
+        tokenizer=transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name, add_bos_token=begins),
+        device="cpu",
+    )
+    config = ModelConfig(vocab_size=model.config.vocab_size, context_length=64)
+    saved = tmp_path / "saved"
+    load_tokenizer(f"gguf:{file}").save(saved)
+    for name in (f"gguf:{file}", f"saved:{saved}"):
+        ours = HarnessModel(load("llama"), model, load_tokenizer(name), config)
+        for context, answer in (("The capital is", " Paris"), ("ends in spaces  ", "word"), ("naïve é", "語")):
+            assert ours._encode_pair(context, answer) == theirs._encode_pair(context, answer)
+        assert ours.tok_encode("a text") == theirs.tok_encode("a text")
+        assert (ours.tok_encode("a text")[0] == first) == begins
 
 
 class Constant(nn.Module):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
 from archbench.data.gguf import GGUF, read_gguf
 from archbench.data.subword import END_OF_TEXT, SubwordTokenizer, from_definition
@@ -92,6 +92,11 @@ def _built(file: GGUF, pre: str) -> tuple[tokenizers.Tokenizer, int | None]:
     separator = next(by_name, key("eos_token_id")) if bos is None else bos
     if separator is not None and int(separator) not in range(len(tokens)):
         raise ValueError(f"{separator} is given as the id of its first or last token, but is none of a token")
+    if bos is not None:
+        first = tokens[int(bos)]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[first, "$A"], special_tokens=[(first, int(bos))]
+        )
     return tokenizer, separator if separator is None else int(separator)
 
 

@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import datasets
+import huggingface_hub.constants
 import lm_eval.tasks
 from lm_eval.tasks import TaskManager
 
 from archbench.errors import DataError, UnknownNameError, UsageError, one_line
+from archbench.evaluation.harness_noise import without_noise
 
 _DEFINED = re.compile(rb"^(?:task|group|tag):[ \t]*[\"']?([\w./+-]+)|^[ \t]+- ([\w./+-]+)[ \t]*$", re.MULTILINE)
 """Names in a task file: its own, and those in lists, such as its tags."""
@@ -40,7 +43,7 @@ def load_tasks(names: Sequence[str], shots: int | None, data: str | None) -> dic
         raise UsageError(f"--data {data}", "there is no such folder", "Name one with the tasks' data sets")
     manager = _manager(names, folder)
     missing: list[str] = []
-    with _data_in(folder, missing):
+    with _data_in(folder, missing), without_noise():
         for name in names:  # each, so that all missing data are named at once
             with contextlib.suppress(_MissingError):
                 _loaded(manager, name)
@@ -114,7 +117,7 @@ def _step(data: str | None) -> str:
 @contextlib.contextmanager
 def _data_in(folder: Path | None, missing: list[str]) -> Iterator[None]:
     """Within this context data sets are read from ``folder`` if it has them; ``missing`` gets what is nowhere."""
-    load = datasets.load_dataset
+    load, offline = datasets.load_dataset, contextlib.ExitStack()
 
     def found(path: str, name: str | None = None, **more: Any) -> Any:
         if folder is not None:
@@ -130,13 +133,13 @@ def _data_in(folder: Path | None, missing: list[str]) -> Iterator[None]:
             if "data_files" in more:
                 wanted = f"{more['data_files']}"
             missing.append(f"{wanted}: {one_line(error)}")
+            if isinstance(error, ConnectionError):  # each would wait for half a minute
+                offline.enter_context(patch.object(huggingface_hub.constants, "HF_HUB_OFFLINE", True))
+                offline.enter_context(patch.object(datasets.config, "HF_HUB_OFFLINE", True))
             raise _MissingError from error
 
-    datasets.load_dataset = found
-    try:
+    with offline, patch.object(datasets, "load_dataset", found):
         yield
-    finally:
-        datasets.load_dataset = load
 
 
 def _placed(files: Any, folder: Path) -> Any:

@@ -18,6 +18,7 @@ from lm_eval.utils import handle_non_serializable
 from archbench.errors import ArchbenchWarning, CheckpointError, ConfigError, UsageError
 from archbench.evaluation.answer_ties import FairChoices
 from archbench.evaluation.harness_model import HarnessModel
+from archbench.evaluation.harness_noise import without_noise
 from archbench.evaluation.harness_tasks import load_tasks
 from archbench.files.seal import sealed_lines
 from archbench.files.writing import write_text
@@ -124,7 +125,8 @@ def _seed() -> None:
 
 def _evaluated(model: HarnessModel, tasks: dict[str, Any], limit: int | None) -> dict[str, Any]:
     try:
-        results: dict[str, Any] = evaluate(model, tasks, limit=limit, bootstrap_iters=RESAMPLES)
+        with without_noise():
+            results: dict[str, Any] = evaluate(model, tasks, limit=limit, bootstrap_iters=RESAMPLES)
     except ValueError as error:  # tasks that run generated code or need images
         if isinstance(error, UsageError):
             raise
