@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,52 +13,21 @@ from safetensors.torch import load_file, save_file
 
 import archbench
 from archbench import read_results
-from archbench.config import DataConfig, RunConfig, TrainingConfig
+from archbench.config import DataConfig, TrainingConfig
 from archbench.data.batches import Batch
 from archbench.data.dataset import EncodedDocument, prepare
-from archbench.errors import ConfigError, StorageError
+from archbench.errors import ConfigError
 from archbench.measure.flops import count_flops, on_meta
 from archbench.measure.scoring import score
 from archbench.study.matching import match
 from archbench.training.state import TrainState
 from command_line import archbench as command
+from hf_families import FAMILIES, T, V, written
 from small_runs import value, with_small_corpus
 
 transformers = pytest.importorskip("transformers", minversion="5.24")
 
 PAGE = (Path(__file__).parents[1] / "docs" / "how-to" / "hf.md").read_text("utf-8")
-V, T = 257, 64
-MHA = {
-    "vocab_size": V, "max_position_embeddings": T, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 32,
-    "intermediate_size": 64,
-}  # fmt: skip
-GQA = {**MHA, "num_key_value_heads": 2}
-FAMILIES: dict[str, dict[str, Any]] = {
-    "gpt2": {"vocab_size": V, "n_positions": T, "n_layer": 2, "n_head": 4, "n_embd": 32},
-    "gpt_neox": MHA,
-    "llama": GQA,
-    "mistral": {**GQA, "sliding_window": 16},
-    "qwen3": {**GQA, "head_dim": 8},
-    "gemma3_text": {**GQA, "head_dim": 8, "sliding_window": 16, "query_pre_attn_scalar": 8},
-    "olmo2": GQA,
-    "phi3": {**GQA, "sliding_window": 16},
-    "smollm3": GQA,
-    "mixtral": {**GQA, "num_local_experts": 4, "num_experts_per_tok": 2},
-    "olmoe": {**GQA, "num_experts": 4, "num_experts_per_tok": 2},
-    "mamba2": {
-        "vocab_size": V, "num_hidden_layers": 2, "hidden_size": 32, "num_heads": 8, "head_dim": 8, "state_size": 16,
-        "n_groups": 1, "chunk_size": 16,
-    },
-    "minimax": {**GQA, "num_local_experts": 2, "block_size": 16, "layer_types": ["linear_attention", "full_attention"]},
-    "kimi_linear": {
-        **MHA, "num_key_value_heads": 4, "moe_intermediate_size": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
-        "v_head_dim": 8, "qk_nope_head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "linear_head_dim": 8,
-        "linear_num_heads": 4, "layer_types": ["linear_attention", "full_attention"],
-        "mlp_layer_types": ["dense", "sparse"],
-    },
-}  # fmt: skip
-"""A small configuration of each family that passes all checks."""
-
 QUICK = ("generate", "cached_decode", "state_bytes", "flops")
 """Of the nineteen checks those that ask most of this plugin and take seconds."""
 
@@ -68,13 +35,6 @@ QUICK = ("generate", "cached_decode", "state_bytes", "flops")
 @pytest.fixture(autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ARCHBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-
-
-def written(folder: Path, kind: str, **changes: Any) -> Path:
-    """The folder with the ``config.json`` of a family."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": kind, **FAMILIES[kind], **changes}))
-    return folder
 
 
 def checked(place: Path, *options: str) -> dict[str, str]:
@@ -102,19 +62,6 @@ def test_a_family_of_the_table_passes_all_checks(kind: str, tmp_path: Path) -> N
 
 def test_the_page_lists_the_families_that_are_tested() -> None:
     assert {*re.findall(r"^\| `(\w+)` \| all 19", PAGE, re.MULTILINE)} == {*FAMILIES}
-
-
-def test_the_content_of_a_configuration_names_it_and_not_its_path(tmp_path: Path) -> None:
-    here, there = written(tmp_path / "a" / "tiny", "llama"), written(tmp_path / "b" / "tiny", "llama")
-    names = {archbench.load(f"hf:{place}").name for place in (here, there, here / "config.json")}
-    assert len(names) == 1
-    (name,) = names
-    assert re.fullmatch(r"hf:tiny@[0-9a-f]{12}", name)
-    hashes = {RunConfig(architecture=one, profile="smoke").config_hash() for one in names}
-    assert archbench.load(f"hf:{written(here, 'llama', rms_norm_eps=1e-4)}").name != name
-    shutil.rmtree(tmp_path / "a")
-    assert archbench.load(name).name == name, "processes of a study find it by its name alone"
-    assert {RunConfig(architecture=name, profile="smoke").config_hash()} == hashes
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
@@ -302,52 +249,6 @@ def test_bad_weights_are_refused_before_anything_is_written(published: Path) -> 
     refused(2, "357 ids")
 
 
-@pytest.mark.parametrize(
-    ("content", "culprit"),
-    [
-        ({"model_type": "no_such_kind"}, "no_such_kind"),
-        ({"model_type": "t5"}, "t5"),
-        ({"hidden_size": 3}, "model_type"),
-        ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size"),
-        ({"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}, "auto_map"),
-        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "quantization_config"),
-        ([1], "model_type"),
-    ],
-)
-def test_a_configuration_that_cannot_be_used_is_named(content: Any, culprit: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    done = command("show", "hf:config.json", cwd=tmp_path)
-    assert done.returncode == 6, done.stderr
-    assert culprit in done.stderr
-    assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation", "experts_implementation"])
-def test_a_configuration_names_no_code_that_is_run(field: str, tmp_path: Path) -> None:
-    """Neither beside it nor on the hub, from where transformers would fetch a kernel of that name."""
-    ran = tmp_path / "ran"
-    (tmp_path / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Model: ...\n")
-    code = {"AutoConfig": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
-    architecture = archbench.load(f"hf:{written(tmp_path, 'llama', auto_map=code, **{field: 'some-org/some-kernel'})}")
-    model: Any = architecture.build(architecture.config("nano"))
-    assert type(model.inner) is transformers.LlamaForCausalLM
-    assert model.inner.config._attn_implementation == "sdpa"
-    assert not ran.exists()
-
-
-def test_folders_of_one_name_and_configuration_have_names_by_their_weights(tmp_path: Path) -> None:
-    """As two checkpoints of a training: one number in the middle of a tensor differs."""
-    names, weight = [], torch.zeros(V, 32)
-    for place in (tmp_path / "first" / "tiny", tmp_path / "second" / "tiny"):
-        save_file({"lm_head.weight": weight}, written(place, "llama") / "model.safetensors")
-        names.append(archbench.load(f"hf:{place}").name)
-        weight[V // 2, 16] = 1
-    alone = archbench.load(f"hf:{place / 'config.json'}").name
-    assert len({*names, alone}) == 3
-    assert [archbench.load(name).weights for name in names] == [tmp_path / one / "tiny" for one in ("first", "second")]
-    assert archbench.load(f"hf:{shutil.copytree(place, tmp_path / 'moved' / 'tiny')}").name == names[1]
-
-
 def test_a_run_refuses_weights_that_changed_since_they_got_their_name(published: Path) -> None:
     name = archbench.load(f"hf:{published}").name
     other = {key: value + 1 for key, value in load_file(published / "model.safetensors").items()}
@@ -356,24 +257,6 @@ def test_a_run_refuses_weights_that_changed_since_they_got_their_name(published:
     done = command("run", name, *options.split(), cwd=published.parent)
     assert done.returncode == 6, done.stderr
     assert "have changed since" in done.stderr
-
-
-def test_a_record_of_the_cache_that_was_changed_is_damaged(tmp_path: Path) -> None:
-    name = archbench.load(f"hf:{written(tmp_path, 'llama')}").name
-    file = Path(os.environ["ARCHBENCH_CACHE"]) / "hf" / f"{name.removeprefix('hf:')}.json"
-    file.write_text(file.read_text().replace('"weights": null', '"weights": "/elsewhere"'))
-    with pytest.raises(StorageError, match=re.escape(str(file))):
-        archbench.load(name)
-
-
-def test_a_name_that_leads_nowhere_is_said_also_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    for name, code in (("./absent", 2), ("tiny@0123456789ab", 2), ("some-org/some-model", 6)):
-        done = command("check", f"hf:{name}", "--quiet", cwd=tmp_path)
-        assert done.returncode == code, done.stderr
-        assert name in done.stderr
 
 
 def test_without_transformers_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

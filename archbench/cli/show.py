@@ -113,11 +113,14 @@ def _print_tables(facts: dict[str, Any]) -> None:
 
 def _fields(facts: dict[str, Any]) -> Table:
     columns = Column(f"preset {facts['preset']}", "name"), Column("value"), Column("meaning", "text")
-    rows = (
-        (name, f"{value:,}" if type(value) is int else str(value), facts["meaning"][name])
-        for name, value in facts["config"].items()
-    )
+    rows = ((name, _short(value), facts["meaning"][name]) for name, value in facts["config"].items())
     return table("fields", "", columns, rows)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{len(value)} fields"  # --json has them
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _costs(facts: dict[str, Any]) -> Table:
