@@ -154,6 +154,12 @@ class KilledError(PhaseError):
     """A process was killed from outside, usually because memory ran out."""
 
 
+class LauncherError(ArchbenchError):
+    """A launcher that cannot be used: its engine is not reached, refuses what is asked for, or runs other code."""
+
+    exit_code = 13
+
+
 class ConformanceError(ArchbenchError):
     """An architecture that fails the conformance checks."""
 

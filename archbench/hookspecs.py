@@ -52,6 +52,9 @@ TASK_GROUP = "archbench.tasks"
 TRACKER_GROUP = "archbench.trackers"
 """Entry-point group of experiment trackers: classes, by name."""
 
+LAUNCHER_GROUP = "archbench.launchers"
+"""Entry-point group of launchers, which take a study's cells to machines: classes, by name."""
+
 SOURCE_GROUP = "archbench.sources"
 """Entry-point group of functions that find architectures by a prefix, ``hf`` for ``hf:PLACE``: the text after the colon
 -> :class:`Located`."""

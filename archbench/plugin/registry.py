@@ -23,7 +23,16 @@ from archbench.errors import (
     UsageError,
     did_you_mean,
 )
-from archbench.hookspecs import GROUP, REQUIRED_HOOKS, SOURCE_GROUP, TASK_GROUP, TRACKER_GROUP, CodeOfName, Located
+from archbench.hookspecs import (
+    GROUP,
+    LAUNCHER_GROUP,
+    REQUIRED_HOOKS,
+    SOURCE_GROUP,
+    TASK_GROUP,
+    TRACKER_GROUP,
+    CodeOfName,
+    Located,
+)
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.discovery import Entry, installed, is_same_plugin, plugin_files, plugin_paths
 from archbench.plugin.hooks import Hooks, check_hooks, hooks_of, is_wrapper
@@ -52,6 +61,7 @@ class Kind:
 ARCHITECTURE = Kind("architecture", GROUP, REQUIRED_HOOKS)
 TASK = Kind("task", TASK_GROUP, ("tasks",))
 TRACKER = Kind("tracker", TRACKER_GROUP)
+LAUNCHER = Kind("launcher", LAUNCHER_GROUP)
 SOURCE = Kind("source of architectures", SOURCE_GROUP)  # its name and a colon begin theirs
 WRAPPER = Kind("wrapper", "")  # a file whose hooks are all wrappers
 
