@@ -11,10 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from archbench.child.pool import run_all
+from archbench.child.pool import Pool
 from archbench.child.process import Child, LostError
 from archbench.errors import PhaseError, UsageError
 
@@ -249,15 +250,25 @@ with Child({str(tmp_path / "slow.py")!r}, None, culprit="it") as child:
     wait_for(lambda: not runs(child))
 
 
-def test_a_pool_gives_each_item_its_result(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in "abc"]
-    assert dict(run_all(os.fspath, paths, 2, culprit="it")) == {path: str(path) for path in paths}
+def _results(pool: Pool) -> dict[str, Any]:
+    """What the calls that are running return, or how their children died."""
+    found: dict[str, Any] = {}
+    while pool.running:
+        if (ended := pool.ended(1.0)) is not None:
+            found[ended.name] = ended.lost or ended.result
+    return found
 
 
-def test_a_child_of_a_pool_that_dies_costs_its_item_or_everything() -> None:
-    codes = [3, 4, 5]
-    assert dict(run_all(os._exit, codes, 2, culprit="it", lost=lambda code, how: f"{code} {how}")) == {
-        code: f"{code} ended with exit code {code}" for code in codes
-    }
-    with pytest.raises(PhaseError, match="ended with exit code 3"):
-        list(run_all(os._exit, [3], 1, culprit="it"))
+def test_a_pool_gives_each_call_its_result_and_uses_a_child_again(tmp_path: Path) -> None:
+    with Pool(2, culprit="it") as pool:
+        for names in ("ab", "c"):
+            for name in names:
+                pool.call(name, os.fspath, tmp_path / name)
+            assert _results(pool) == {name: str(tmp_path / name) for name in names}
+
+
+def test_a_child_of_a_pool_that_dies_costs_its_call_and_another_takes_its_place() -> None:
+    with Pool(1, culprit="it") as pool:
+        for code in (3, 4):
+            pool.call(f"{code}", os._exit, code)
+            assert _results(pool) == {f"{code}": f"ended with exit code {code}"}

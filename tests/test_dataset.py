@@ -13,7 +13,7 @@ import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from archbench.child.pool import run_all
+from archbench.child.pool import Pool
 from archbench.config import DataConfig
 from archbench.data.dataset import prepare
 from archbench.data.token_file import TokenFile
@@ -110,8 +110,13 @@ def test_damaged_tokens_are_made_again_and_it_is_said(
 
 def test_processes_may_prepare_the_same_data_at_once(tmp_path: Path) -> None:
     config = DataConfig(corpus="shakespeare", tokenizer="bpe:300")
-    with forked_children():
-        made = [data for _, data in run_all(partial(prepare, cache=tmp_path), [config] * 3, 3, culprit="the data")]
+    with forked_children(), Pool(3, culprit="the data") as pool:
+        for number in range(3):
+            pool.call(str(number), partial(prepare, cache=tmp_path), config)
+        made = []
+        while pool.running:
+            if (ended := pool.ended(10.0)) is not None:
+                made.append(ended.result)
     assert len(made) == 3
     assert len({data.train.tobytes() for data in made}) == 1
     assert len(list((tmp_path / "tokens").iterdir())) == 2, "the tokens and their record, and nothing half-written"

@@ -44,6 +44,7 @@ from archbench.cli.run import run
 from archbench.cli.scale import scale
 from archbench.cli.serve_bench import serve_bench
 from archbench.cli.show import show
+from archbench.cli.status import cancel, status
 from archbench.cli.trust import trust
 from archbench.cli.where import where
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, refusal, require_memory
@@ -147,7 +148,7 @@ def _add(panel: str, *functions: Callable[..., None]) -> None:
 
 
 _add("Measure", run, compare, tune, probe, scale, kernels, serve_bench, results, report, generate, eval_run, export)
-_add("Look", list_architectures, show, diff, plot_metric, open_report, doctor, where, clean, rm, fsck)
+_add("Look", list_architectures, show, diff, plot_metric, open_report, doctor, where, status, cancel, clean, rm, fsck)
 _add("Add your own", new, check, regress, trust)
 
 

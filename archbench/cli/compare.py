@@ -8,7 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archbench.cli.fields import RECIPE, FieldOption, Given, under, with_fields
-from archbench.cli.options import Config, Json, Names, NoTuning, Out, Quiet, Track, all_named, chosen_device, configure
+from archbench.cli.options import (
+    Config,
+    Gpus,
+    Json,
+    Launcher,
+    LauncherSet,
+    Names,
+    NoTuning,
+    Out,
+    Quiet,
+    Track,
+    all_named,
+    chosen_device,
+    configure,
+    launcher_choice,
+)
 from archbench.cli.studies import SET_BY_STUDIES, default_jobs, study
 from archbench.errors import UsageError
 
@@ -47,6 +62,9 @@ def compare(
     data: Annotated[str | None, typer.Option(metavar="DIR", help="With --eval: folder of the data sets")] = None,
     config: Config = None,
     track: Track = None,
+    launcher: Launcher = "local",
+    launcher_set: LauncherSet = None,
+    gpus: Gpus = None,
     out: Out = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -72,7 +90,18 @@ def compare(
     from archbench.cli.outcomes import print_comparison
     from archbench.study import compare as comparison
 
-    study("compare", plan, comparison.compare, print_comparison, track=track, out=out, json=json_, quiet=quiet)
+    choice = launcher_choice(launcher, launcher_set, gpus)
+    study(
+        "compare",
+        plan,
+        comparison.compare,
+        print_comparison,
+        track=track,
+        choice=choice,
+        out=out,
+        json=json_,
+        quiet=quiet,
+    )
 
 
 @with_fields(PLAN, *OPTIONS)
@@ -82,6 +111,9 @@ def tune(
     given: Given,
     config: Config = None,
     track: Track = None,
+    launcher: Launcher = "local",
+    launcher_set: LauncherSet = None,
+    gpus: Gpus = None,
     out: Out = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -94,7 +126,8 @@ def tune(
     from archbench.cli.outcomes import print_tuning
     from archbench.study import compare as comparison
 
-    study("compare", plan, comparison.tune, print_tuning, track=track, out=out, json=json_, quiet=quiet)
+    choice = launcher_choice(launcher, launcher_set, gpus)
+    study("compare", plan, comparison.tune, print_tuning, track=track, choice=choice, out=out, json=json_, quiet=quiet)
 
 
 def _evaluation(names: str, limit: int | None, shots: int | None, data: str | None) -> TaskPlan:

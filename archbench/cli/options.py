@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from archbench.errors import ConfigError, UsageError
+
+if TYPE_CHECKING:
+    from archbench.launch.choice import Choice
 
 Names = Annotated[
     list[str] | None,
@@ -37,6 +40,16 @@ Plugins = Annotated[
 Track = Annotated[
     list[str] | None,
     typer.Option("--track", help="An experiment tracker: tensorboard, wandb, mlflow (repeatable)"),
+]
+Launcher = Annotated[
+    str, typer.Option("--launcher", metavar="NAME", help="What takes the runs to machines: local, ray, slurm")
+]
+LauncherSet = Annotated[
+    list[str] | None,
+    typer.Option("--launcher-set", metavar="NAME=VALUE", help="A setting of the launcher: partition=gpu (repeatable)"),
+]
+Gpus = Annotated[
+    str | None, typer.Option("--gpus", metavar="N,N...", help="Local GPUs by number: one run at a time on each")
 ]
 NoTuning = Annotated[
     bool, typer.Option("--no-tuning", help="Train all at the recipe's learning rate, which favours some architectures")
@@ -145,6 +158,23 @@ def assignments(texts: Sequence[str] | None, option: str) -> dict[str, str]:
             raise UsageError(f"{option} {text}", "it is not of the form NAME=VALUE", step)
         pairs[name.strip()] = value.strip()
     return pairs
+
+
+def launcher_choice(launcher: str, settings: Sequence[str] | None, gpus: str | None) -> Choice:
+    """The launcher that the options name.
+
+    Raises:
+        UsageError: a setting is not of the form NAME=VALUE, or --gpus is given to another launcher than local.
+    """
+    from archbench.launch.choice import Choice
+
+    given = assignments(settings, "--launcher-set")
+    if gpus is not None:
+        if launcher != "local":
+            step = "Leave it out, and ask for GPUs with --launcher-set"
+            raise UsageError(f"--gpus {gpus}", f"it is for the launcher local, and this one is {launcher}", step)
+        given["gpus"] = gpus
+    return Choice(launcher, tuple(given.items()))
 
 
 def configure(

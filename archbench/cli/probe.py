@@ -7,7 +7,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.fields import DEVICE, PLUGIN, SET, FieldOption, Given, with_fields
-from archbench.cli.options import Json, Names, Out, Quiet, Track, Unchecked, all_named, chosen_device
+from archbench.cli.options import (
+    Gpus,
+    Json,
+    Launcher,
+    LauncherSet,
+    Names,
+    Out,
+    Quiet,
+    Track,
+    Unchecked,
+    all_named,
+    chosen_device,
+    launcher_choice,
+)
 from archbench.cli.output import print_json
 from archbench.cli.studies import default_jobs, study
 
@@ -40,6 +53,9 @@ def probe(
     unchecked: Unchecked = False,
     list_: Annotated[bool, typer.Option("--list", help="List the tasks and exit")] = False,
     track: Track = None,
+    launcher: Launcher = "local",
+    launcher_set: LauncherSet = None,
+    gpus: Gpus = None,
     out: Out = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -60,7 +76,19 @@ def probe(
     from archbench.cli.outcomes import print_probe
     from archbench.study.probe import probe as measure
 
-    study("probe", plan, measure, print_probe, track=track, out=out, json=json_, quiet=quiet, describe=describe_trial)
+    choice = launcher_choice(launcher, launcher_set, gpus)
+    study(
+        "probe",
+        plan,
+        measure,
+        print_probe,
+        track=track,
+        choice=choice,
+        out=out,
+        json=json_,
+        quiet=quiet,
+        describe=describe_trial,
+    )
 
 
 def describe_trial(trial: Trial) -> str:

@@ -5,7 +5,22 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from archbench.cli.fields import RECIPE, FieldOption, Given, changed, under, with_fields
-from archbench.cli.options import Config, Json, Names, NoTuning, Out, Quiet, Track, all_named, chosen_device, configure
+from archbench.cli.options import (
+    Config,
+    Gpus,
+    Json,
+    Launcher,
+    LauncherSet,
+    Names,
+    NoTuning,
+    Out,
+    Quiet,
+    Track,
+    all_named,
+    chosen_device,
+    configure,
+    launcher_choice,
+)
 from archbench.cli.studies import SET_BY_STUDIES, default_jobs, study
 
 if TYPE_CHECKING:
@@ -42,6 +57,9 @@ def scale(
     no_tuning: NoTuning = False,
     config: Config = None,
     track: Track = None,
+    launcher: Launcher = "local",
+    launcher_set: LauncherSet = None,
+    gpus: Gpus = None,
     out: Out = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -59,7 +77,19 @@ def scale(
     from archbench.cli.outcomes import print_scale
     from archbench.study.scale import scale as measure
 
-    study("scale", plan, measure, print_scale, track=track, out=out, json=json_, quiet=quiet, describe=describe_cell)
+    choice = launcher_choice(launcher, launcher_set, gpus)
+    study(
+        "scale",
+        plan,
+        measure,
+        print_scale,
+        track=track,
+        choice=choice,
+        out=out,
+        json=json_,
+        quiet=quiet,
+        describe=describe_cell,
+    )
 
 
 def describe_cell(cell: RunCell) -> str:

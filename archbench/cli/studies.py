@@ -6,9 +6,12 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from archbench.cli.output import print_json
+
+if TYPE_CHECKING:
+    from archbench.launch.choice import Choice
 
 SET_BY_STUDIES = dict.fromkeys(
     ("architecture", "seed", "phases", "out", "weights"), "Leave it out: archbench run measures single runs"
@@ -27,6 +30,7 @@ def study(
     show: Callable[[Any, Path], None],
     *,
     track: list[str] | None,
+    choice: Choice,
     out: str | None,
     json: bool,
     quiet: bool,
@@ -36,8 +40,9 @@ def study(
 
     Args:
         kind: for the folder's name, if ``out`` is None.
-        measure: makes the outcome from plan, folder, progress, command line and trackers.
+        measure: makes the outcome from plan, folder, progress, command line, trackers and launcher.
         track: names of the experiment trackers that follow each run.
+        choice: of the launcher that takes the runs to machines.
         show: prints the outcome as tables.
         describe: a cell in a few words.
     """
@@ -46,7 +51,7 @@ def study(
     folder = Path(out) if out is not None else Path("results") / f"{kind}-{plan.digest()}"
     command = shlex.join(["archbench", *sys.argv[1:]])
     with StudyProgress(folder, command, quiet=quiet, describe=describe) as progress:
-        outcome = measure(plan, folder, progress, command, track or ())
+        outcome = measure(plan, folder, progress, command, track or (), choice)
     if json:
         print_json(outcome.as_json())
     else:

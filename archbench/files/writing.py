@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -12,6 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from archbench.interruption import underway
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
+"""How file systems without hard links refuse one."""
 
 PATIENCE = 2.0
 """Seconds that a reader may take on Windows."""
@@ -36,6 +40,34 @@ def replace_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+def create_once(path: Path, content: bytes) -> bool:
+    """Create ``path`` with this content, whole, unless it exists; returns whether it was created.
+
+    Of several processes, on several machines too, one creates it: hard links are atomic over NFS. Where the file system
+    has no hard links, a reader may see a file that is still being written.
+
+    Raises:
+        OSError: the folder cannot be written, or the disk is full.
+    """
+    temporary = temporary_beside(path)
+    try:
+        temporary.write_bytes(content)
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        try:
+            with path.open("xb") as file:
+                file.write(content)
+        except FileExistsError:
+            return False
+    finally:
+        temporary.unlink(missing_ok=True)
+    return True
 
 
 def _rename(temporary: Path, path: Path) -> None:

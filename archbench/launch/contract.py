@@ -75,7 +75,9 @@ class Launcher(ABC):
     Attributes:
         settings_class: of its ``settings``.
         shared: whether orders see the study's folder, by the same path; otherwise their results bring its files back.
-        survives: whether orders go on, or wait, when this process ends: another process can then ask for their states.
+        survives: whether orders go on, or wait, when this process ends. Another process then asks for their states, and
+            cancels them, with a launcher of default settings that it does not enter.
+        one_machine: whether all orders run on one machine, where those that are timed in turns need not be one order.
         tries: how often an order is begun until a loss counts as a failure.
 
     Args:
@@ -87,6 +89,7 @@ class Launcher(ABC):
     settings_class: ClassVar[type[Settings]] = Settings
     shared: bool = True
     survives: ClassVar[bool] = False
+    one_machine: ClassVar[bool] = False
     tries: ClassVar[int] = 3
 
     def __init__(self, settings: Any, folder: Path, jobs: int | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, TypeVar
 import pyarrow as pa
 
 from archbench.errors import UsageError
+from archbench.launch.choice import LOCAL, Choice
 from archbench.study.compare_plan import MATCHES, ComparePlan
 from archbench.study.compare_results import Results, cell_of, conclusion, model_of
 from archbench.study.comparison_outcome import ComparisonOutcome, Plan, TuningOutcome
@@ -33,17 +34,27 @@ Work = Session[ComparePlan, RunCell, Record, O]
 
 
 def compare(
-    plan: ComparePlan, folder: Path, progress: Progress, command: str, trackers: Sequence[str] = ()
+    plan: ComparePlan,
+    folder: Path,
+    progress: Progress,
+    command: str,
+    trackers: Sequence[str] = (),
+    choice: Choice = LOCAL,
 ) -> ComparisonOutcome:
     """Which architecture is better than the baseline; see :func:`archbench.study.engine.conduct`."""
-    return conduct(Comparison(plan), folder, progress, command, trackers)
+    return conduct(Comparison(plan), folder, progress, command, trackers, choice)
 
 
 def tune(
-    plan: ComparePlan, folder: Path, progress: Progress, command: str, trackers: Sequence[str] = ()
+    plan: ComparePlan,
+    folder: Path,
+    progress: Progress,
+    command: str,
+    trackers: Sequence[str] = (),
+    choice: Choice = LOCAL,
 ) -> TuningOutcome:
     """Only the search for learning rates; :func:`compare` reuses its cells."""
-    return conduct(RateSearch(plan), folder, progress, command, trackers)
+    return conduct(RateSearch(plan), folder, progress, command, trackers, choice)
 
 
 class _Matched(TuningStudy[ComparePlan, O]):
@@ -126,8 +137,8 @@ class Comparison(_Matched[ComparisonOutcome]):
         self.confirm(session)
         turns = [(number, group) for number, group in enumerate(self.turns(session)) if len(group) > 1]
         speeds = [speed_cells(self.plan, group, number) for number, group in turns]
-        session.run([cell for group in speeds for cell in group], jobs=1)
-        session.run([cell for one in session.taking_part() for cell in cost_cells(self.plan, one)], jobs=1)
+        costs = [cell for one in session.taking_part() for cell in cost_cells(self.plan, one)]
+        session.run([*(cell for group in speeds for cell in group), *costs], turns=True)
         # p holds for one analysis, not for the best of several, so earlier ones are kept.
         analysis = {"seeds": self.plan.seeds, "margin": self.plan.margin}
         session.kept["looks"] = [one for one in session.kept.get("looks", []) if one != analysis] + [analysis]

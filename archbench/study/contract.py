@@ -85,7 +85,8 @@ RecordKind = TypeVar("RecordKind", bound=Record, covariant=True)
 class Cell(Protocol[RecordKind]):
     """A unit of measurement, measured once. It is pickled, because another process measures it.
 
-    ``key`` is 16 hex digits; cells that measure the same with the same code have the same key.
+    ``key`` is 16 hex digits; cells that measure the same with the same code have the same key. A cell that runs a
+    plugin's code also has ``plugins``, the files that may claim its ``architecture``.
     """
 
     @property

@@ -8,23 +8,31 @@ interrupted one. What a kind of study adds is in :mod:`archbench.study.contract`
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Generic, cast
 
-from archbench.child.pool import run_all
-from archbench.errors import KilledError, ResourceError, UsageError
-from archbench.measure.machine import device_name, versions
+from archbench.errors import UsageError
+from archbench.interruption import underway
+from archbench.launch.choice import LOCAL, Choice
+from archbench.measure.machine import device_name, usable_cpus, versions
+from archbench.results.claims import Claims, Owner
 from archbench.results.doubts import doubts
 from archbench.results.lock import locked
+from archbench.results.store import prepare_folder
 from archbench.study.contract import C, Cell, Contender, O, P, Progress, R, Study
-from archbench.study.outcome import Record, Seconds, heading
-from archbench.study.records import PlanFile, read_record, write_record
+from archbench.study.dispatch import CANCELLED, Dispatch, Unit
+from archbench.study.outcome import Seconds, heading
+from archbench.study.records import PlanFile, PlannedCell, PlannedStage, read_record, write_planned
 from archbench.study.time_left import Predicted, TimeLeft, together
 from archbench.trackers.following import followed_by
+
+SESSION = "session"
+"""Key of the claims of the processes that work on a study, with their host and number."""
 
 PROCESS_SECONDS = 3.0
 """Time to start a process: Python and torch are loaded, the text is read."""
@@ -38,19 +46,19 @@ class Session(Generic[P, C, R, O]):
         measured: key -> cell and record, in the order of measurement.
         kept: content of the plan file, which passes from session to session.
         planning: cells are listed and not measured.
+        dispatch: measures cells; None while planning.
     """
 
-    def __init__(
-        self, study: Study[P, C, R, O], folder: Path, progress: Progress, trackers: Sequence[str] = ()
-    ) -> None:
-        self.study, self.folder, self.progress, self.trackers = study, folder, progress, tuple(trackers)
+    def __init__(self, study: Study[P, C, R, O], folder: Path, progress: Progress) -> None:
+        self.study, self.folder, self.progress = study, folder, progress
+        self.dispatch: Dispatch | None = None
         self.contenders: list[Contender] = []
         self.measured: dict[str, tuple[C, R]] = {}
         self.kept: dict[str, Any] = {}
         self.planning = False
         self._started = time.monotonic()
         self._before = 0.0
-        self._planned: list[tuple[list[C], int]] = []
+        self._planned: list[tuple[list[C], bool]] = []
         self._spare: list[C] = []
         self._left: TimeLeft | None = None
 
@@ -74,20 +82,21 @@ class Session(Generic[P, C, R, O]):
         if not self.planning:
             self.progress.note(text)
 
-    def run(self, cells: Sequence[C], jobs: int | None = None) -> dict[str, R]:
+    def run(self, cells: Sequence[C], *, turns: bool = False) -> dict[str, R]:
         """Measure the cells that have no record yet; key -> record of all.
 
         Args:
-            jobs: cells at a time; None for the plan's number.
+            turns: one process measures them one after the other, alone on its machine, because they are timed.
 
         Raises:
             StorageError: the folder cannot be written; what was measured before is kept.
         """
-        jobs = jobs or self.study.plan.jobs
+        jobs = self._jobs(turns)
         records = {cell.key: record for cell in cells if (record := self._known(cell)) is not None}
         if self.planning:
-            self._planned.append((list(cells), jobs))
+            self._planned.append((list(cells), turns))
             return records
+        assert self.dispatch is not None
         self._before += sum(record.seconds for record in records.values()) / jobs
         unknown = [cell for cell in cells if cell.key not in records]
         for cell in cells:
@@ -95,10 +104,9 @@ class Session(Generic[P, C, R, O]):
                 self.progress.known(cell, self.study.quality(cell, records[cell.key], self.folder))
         if self._left is not None and unknown:
             self._left.stage({cell.key: self._predicted(cell) for cell in unknown}, jobs)
-        waiting = [Job(cell, self.folder, self.trackers, self.study.record) for cell in unknown]
-        measured = run_all(_measure, waiting, jobs, culprit=str(self.folder), lost=_lost, started=self._started_one)
-        for job, found in measured:
-            cell, record = cast("C", job.cell), cast("R", found)
+        units = [Unit(cells, told=set(records))] if turns and unknown else [Unit([cell]) for cell in unknown]
+        for one, found in self.dispatch.measured(units, 1 if turns else None, self._started_one):
+            cell, record = cast("C", one), cast("R", found)
             records[cell.key] = record
             if self._left is not None:
                 self._left.finished(cell.key, record.seconds if record.outcome == "ok" else None)
@@ -130,29 +138,61 @@ class Session(Generic[P, C, R, O]):
         draft = Session(self.study, self.folder, self.progress)
         draft.planning, draft.contenders, draft.kept = True, list(self.contenders), copy.deepcopy(self.kept)
         self.study.measure(draft)
-        left = [([cell for cell in cells if self._known(cell) is None], jobs) for cells, jobs in draft._planned]
-        total, waiting = (sum(len(cells) for cells, _ in groups) for groups in (draft._planned, left))
-        left.append((draft._spare, self.study.plan.jobs))
+        left = [
+            ([cell for cell in cells if self._known(cell) is None], self._jobs(turns))
+            for cells, turns in draft._planned
+        ]
+        total = sum(len(cells) for cells, _ in draft._planned)
+        waiting = sum(len(cells) for cells, _ in left)
+        left.append((draft._spare, self._jobs()))
         seconds = sum(together([self.study.seconds(cell) for cell in cells], jobs) for cells, jobs in left if cells)
         seconds += PROCESS_SECONDS if waiting else 0.0
         known = [
-            (cell, record, jobs) for cells, jobs in draft._planned for cell in cells if (record := self._known(cell))
+            (cell, record, self._jobs(turns))
+            for cells, turns in draft._planned
+            for cell in cells
+            if (record := self._known(cell))
         ]
         done = sum(record.seconds / jobs for _, record, jobs in known)
         self.kept.setdefault("predicted_seconds", self.seconds + done + seconds)
+        write_planned(self.folder, self._stages(draft._planned))
         self._left = TimeLeft(
             [([self._predicted(cell) for cell in cells], jobs) for cells, jobs in left[:-1]],
             [self._predicted(cell) for cell in draft._spare],
             [(self._predicted(cell), record.seconds) for cell, record, _ in known if record.outcome == "ok"],
-            jobs=self.study.plan.jobs,
+            jobs=self._jobs(),
         )
         self.progress.began(self.kept["predicted_seconds"], self._left, total, total - waiting)
+
+    def _stages(self, planned: Sequence[tuple[list[C], bool]]) -> list[PlannedStage]:
+        """What others can know of what is planned."""
+        return [
+            PlannedStage(
+                turns=turns,
+                cells=[
+                    PlannedCell(
+                        key=cell.key,
+                        architecture=cell.architecture,
+                        sort=self.study.sort(cell),
+                        seconds=self.study.seconds(cell),
+                    )
+                    for cell in cells
+                ],
+            )
+            for cells, turns in planned
+        ]
+
+    def _jobs(self, turns: bool = False) -> int:
+        """Cells at a time."""
+        if turns:
+            return 1
+        return self.study.plan.jobs if self.dispatch is None else self.dispatch.launcher.slots()
 
     def _predicted(self, cell: C) -> Predicted:
         return Predicted(self.study.sort(cell), self.study.seconds(cell))
 
-    def _started_one(self, job: Job) -> None:
-        cell = cast("C", job.cell)
+    def _started_one(self, found: Cell[Any]) -> None:
+        cell = cast("C", found)
         if self._left is not None:
             self._left.started(cell.key, self._predicted(cell))
         self.progress.started(cell)
@@ -162,7 +202,12 @@ class Session(Generic[P, C, R, O]):
 
 
 def conduct(
-    study: Study[P, C, R, O], folder: Path, progress: Progress, command: str, trackers: Sequence[str] = ()
+    study: Study[P, C, R, O],
+    folder: Path,
+    progress: Progress,
+    command: str,
+    trackers: Sequence[str] = (),
+    choice: Choice = LOCAL,
 ) -> O:
     """Measure what is not known yet, then write the outcome.
 
@@ -170,28 +215,28 @@ def conduct(
         folder: of the study; an existing folder is resumed if the new plan continues its plan.
         command: what the user typed; it is kept in the outcome.
         trackers: names of the experiment trackers that follow each run.
+        choice: of the launcher that takes the cells to machines.
 
     Raises:
-        UnknownNameError: an architecture, preset, task or tracker does not exist.
-        UsageError: the folder holds another plan, another process works on it, or too few contenders take part.
+        UnknownNameError: an architecture, preset, task, tracker or launcher does not exist.
+        UsageError: the folder holds another plan, processes measure another in it, or too few contenders take part.
+        LauncherError: the launcher cannot be used.
         ArchbenchError: the baseline cannot be measured, or nothing can be stored.
     """
     import pyarrow as pa
 
     with followed_by(trackers, quiet=True):
         pass  # a tracker that cannot be loaded fails this command, not every cell
-    with locked(folder):
-        session = Session(study, folder, progress, trackers)
+    prepare_folder(folder)
+    claims = Claims(folder, Owner.this_process(choice.name))
+    with underway(), choice.launcher(folder, study.plan.jobs) as launcher, claims.renewed():
+        session = Session(study, folder, progress)
+        run = getattr(study.plan, "run", None)
+        cpus = max(1, (getattr(run, "threads", None) or len(usable_cpus())) // study.plan.jobs)
+        gpus = int(str(getattr(run or study.plan, "device", "cpu")).startswith("cuda"))
+        session.dispatch = Dispatch(launcher, claims, folder, study.record, tuple(trackers), gpus=gpus, cpus=cpus)
         file = PlanFile(folder / study.kind.plan_file)
         plan = study.plan.model_dump(mode="json")
-        session.kept = file.read()
-        if session.kept and not study.continues(session.kept):
-            before = session.kept.get("plan", {}).get("architectures", [])
-            also = ", ".join(name for name in before if name not in study.plan.architectures)
-            cause = f"it holds a {study.kind.noun} of another plan" + (f", which also has {also}" if also else "")
-            raise UsageError(str(folder), cause, "Choose another folder with --out, or leave it out")
-        if session.kept.get("plan") != plan or session.kept.get("outcome", study.kind.file) != study.kind.file:
-            session.kept.pop("predicted_seconds", None)
 
         def keep() -> None:
             contenders = [asdict(one) for one in session.contenders]
@@ -199,22 +244,63 @@ def conduct(
             new["outcome"] = study.kind.file
             file.write({**session.kept, "measured_seconds": session.seconds, **new})
 
-        session.admit()
-        keep()
-        session.predict()
-        keep()
-        study.measure(session)
-        common = {
-            **heading(study.kind, command, versions()),
-            "seconds": Seconds(predicted=session.kept["predicted_seconds"], measured=session.seconds),
-        }
-        keep()
-        outcome, tables = study.outcome(session, common)
-        columns = ["run_id", "architecture", "phase", "metric", "value"]
-        if tables and (found := doubts(pa.concat_tables(tables).select(columns).to_pandas())):
-            outcome = outcome.model_copy(update={"doubts": found})
-        outcome.write(folder, tables)
-        return outcome
+        with joined(study, file, claims) as session.kept:
+            try:
+                session.admit()
+                keep()
+                session.predict()
+                keep()
+                study.measure(session)
+            except BaseException as error:
+                session.dispatch.abandon("was interrupted" if isinstance(error, KeyboardInterrupt) else "ended")
+                raise
+            common = {
+                **heading(study.kind, command, versions()),
+                "seconds": Seconds(predicted=session.kept["predicted_seconds"], measured=session.seconds),
+            }
+            keep()
+            outcome, tables = study.outcome(session, common)
+            columns = ["run_id", "architecture", "phase", "metric", "value"]
+            if tables and (found := doubts(pa.concat_tables(tables).select(columns).to_pandas())):
+                outcome = outcome.model_copy(update={"doubts": found})
+            outcome.write(folder, tables)
+            return outcome
+
+
+@contextlib.contextmanager
+def joined(study: Study[P, C, R, O], file: PlanFile, claims: Claims) -> Iterator[dict[str, Any]]:
+    """Within this context this process is one of those that work on the study; yields the content of the plan file.
+
+    Raises:
+        UsageError: the folder holds another plan, or processes measure another plan in it.
+    """
+    folder, key = claims.folder, f"{SESSION}-{claims.owner.host}-{claims.owner.pid}"
+    with locked(folder):
+        kept = file.read()
+        if kept and not study.continues(kept):
+            before = kept.get("plan", {}).get("architectures", [])
+            also = ", ".join(name for name in before if name not in study.plan.architectures)
+            cause = f"it holds a {study.kind.noun} of another plan" + (f", which also has {also}" if also else "")
+            raise UsageError(str(folder), cause, "Choose another folder with --out, or leave it out")
+        same = kept.get("plan") == study.plan.model_dump(mode="json")
+        same = same and kept.get("outcome", study.kind.file) == study.kind.file
+        if not same and (others := sessions(claims)):
+            step = "Wait for it, or choose another folder with --out"
+            raise UsageError(str(folder), f"another process is measuring in it ({others[0]})", step)
+        if not same:
+            kept.pop("predicted_seconds", None)
+        (folder / CANCELLED).unlink(missing_ok=True)
+        claims.take(key)
+    try:
+        yield kept
+    finally:
+        claims.finish(key)
+
+
+def sessions(claims: Claims) -> list[Owner]:
+    """The processes that work on the study in this folder now."""
+    found = (claim for claim in claims.all() if claim.key.startswith(f"{SESSION}-") and not claim.is_over)
+    return [claim.owner for claim in found if claim.owner is not None]
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -222,36 +308,3 @@ def machine(device: str) -> dict[str, Any]:
     now = versions()
     named = {"device": device.partition(":")[0], "device_name": device_name(device)}
     return {**named, **{name: now[name] for name in ("torch_version", "python_version")}}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A cell to measure, and how its record is made if the machine lets it down."""
-
-    cell: Cell[Record]
-    folder: Path
-    trackers: tuple[str, ...]
-    record: type[Record]
-
-    def lost(self, cause: str, seconds: float = 0.0) -> Record:
-        """The record of a cell whose process was killed, or that ran out of memory.
-
-        It is not written: neither the architecture nor the plan is at fault, so the same command measures it again.
-        """
-        return self.record(key=self.cell.key, run_id=None, outcome="failed", cause=cause, seconds=seconds)
-
-
-def _lost(job: Job, how: str) -> Record:
-    return job.lost(f"its process {how}")
-
-
-def _measure(job: Job) -> Record:
-    """Runs in a process of the pool: measure a cell and keep its record."""
-    start = time.monotonic()
-    try:
-        record = job.cell.measure(job.folder, job.trackers)
-    except (ResourceError, KilledError) as error:
-        return job.lost(f"{error.culprit}: {error.cause}", time.monotonic() - start)
-    record = record.model_copy(update={"seconds": time.monotonic() - start})
-    write_record(job.folder, record)
-    return record

@@ -13,7 +13,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from archbench.errors import StorageError
 from archbench.files.loader import read_json, validated
@@ -89,7 +97,20 @@ class Ended(Part):
 
 
 class Record(Ended, Keyed):
-    """A finished cell, as ``cells/KEY.json`` holds it: its key, then how it ended."""
+    """A finished cell, as ``cells/KEY.json`` holds it: its key, then how it ended.
+
+    Attributes:
+        host: where a launcher had it measured; absent for the machine of the study.
+        attempts: how earlier attempts on it ended; absent if there was none.
+    """
+
+    host: str | None = None
+    attempts: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {name: value for name, value in fields.items() if value or name not in ("host", "attempts")}
 
 
 class Interval(Part):

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from archbench.data.tasks import Task
 from archbench.errors import ArchbenchError
+from archbench.launch.choice import LOCAL, Choice
 from archbench.measure.machine import versions
 from archbench.measure.sizes import Size
 from archbench.plugin.registry import load, load_tasks
@@ -38,10 +39,15 @@ Found = Sequence[tuple[Trial, TrialRecord]]
 
 
 def probe(
-    plan: ProbePlan, folder: Path, progress: Progress, command: str, trackers: Sequence[str] = ()
+    plan: ProbePlan,
+    folder: Path,
+    progress: Progress,
+    command: str,
+    trackers: Sequence[str] = (),
+    choice: Choice = LOCAL,
 ) -> ProbeOutcome:
     """Which tasks each architecture learns; see :func:`archbench.study.engine.conduct`."""
-    return conduct(Probe(plan), folder, progress, command, trackers)
+    return conduct(Probe(plan), folder, progress, command, trackers, choice)
 
 
 class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):

@@ -15,13 +15,19 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from archbench import __version__
-from archbench.errors import ConfigError, StorageError
+from archbench.errors import ConfigError, StorageError, storing
 from archbench.files.loader import read_model, validated
 from archbench.files.seal import sealed
-from archbench.files.writing import write_text
+from archbench.files.writing import create_once, write_text
 from archbench.study.outcome import Elapsed, Record
 
 R = TypeVar("R", bound=Record)
+
+PLANNED = "planned.json"
+"""What a study plans to measure."""
+
+CELLS = "cells"
+"""Folder of the records within that of a study."""
 
 MAKE_ROOM = "Make room and run the same command again"
 
@@ -74,8 +80,8 @@ def read_record(kind: type[R], folder: Path, key: str) -> R | None:
     return record
 
 
-def write_record(folder: Path, record: Record) -> None:
-    """Keep the record of a cell.
+def write_record(folder: Path, record: R) -> R:
+    """Keep the record of a cell. Returns the one that is kept: of several processes that measured it, the first's.
 
     Raises:
         StorageError: the folder cannot be written.
@@ -83,9 +89,57 @@ def write_record(folder: Path, record: Record) -> None:
     file = _record_file(folder, record.key)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, sealed(record.model_dump(), indent=None))
+        if create_once(file, sealed(record.model_dump(), indent=None).encode()):
+            return record
     except OSError as error:
         raise StorageError(str(file), f"it cannot be written ({error.strerror})", MAKE_ROOM) from error
+    kept = read_record(type(record), folder, record.key)
+    assert kept is not None
+    return kept
+
+
+class PlannedCell(BaseModel):
+    """A cell that is planned: its key, its architecture, what it is for, and its predicted seconds."""
+
+    key: str
+    architecture: str
+    sort: str
+    seconds: Elapsed
+
+
+class PlannedStage(BaseModel):
+    """Cells that are measured side by side, or by one process in turns; they come after those of earlier stages."""
+
+    turns: bool
+    cells: list[PlannedCell]
+
+
+class _Planned(BaseModel):
+    stages: list[PlannedStage]
+
+
+def write_planned(folder: Path, stages: list[PlannedStage]) -> None:
+    """Keep what is planned, for ``archbench status``.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    file = folder / PLANNED
+    with storing(str(file), MAKE_ROOM):
+        write_text(file, sealed(_Planned(stages=stages).model_dump(), indent=None))
+
+
+def read_planned(folder: Path) -> list[PlannedStage]:
+    """What is planned; empty before the first prediction.
+
+    Raises:
+        StorageError: the file is damaged.
+    """
+    file = folder / PLANNED
+    if not file.exists():
+        return []
+    step = "Delete it; the command that began the study writes it again"
+    return read_model(_Planned, file, next_step=step, sealing="optional").stages
 
 
 class _Plan(BaseModel):
@@ -150,4 +204,4 @@ class PlanFile:
 
 
 def _record_file(folder: Path, key: str) -> Path:
-    return folder / "cells" / f"{key}.json"
+    return folder / CELLS / f"{key}.json"

@@ -91,6 +91,10 @@ class RunCell:
     def architecture(self) -> str:
         return self.config.architecture
 
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        return self.config.plugins
+
     def measure(self, folder: Path, trackers: Sequence[str]) -> Record:
         """Run, or resume an interrupted run. The record has an error that ended the run.
 

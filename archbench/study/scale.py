@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from archbench.data.dataset import prepare
 from archbench.errors import UsageError
+from archbench.launch.choice import LOCAL, Choice
 from archbench.plugin.registry import load
 from archbench.presentation.quantities import short
 from archbench.study.contenders import shared_fields, sized
@@ -29,10 +30,15 @@ Work = Session[ScalePlan, RunCell, Record, ScaleOutcome]
 
 
 def scale(
-    plan: ScalePlan, folder: Path, progress: Progress, command: str, trackers: Sequence[str] = ()
+    plan: ScalePlan,
+    folder: Path,
+    progress: Progress,
+    command: str,
+    trackers: Sequence[str] = (),
+    choice: Choice = LOCAL,
 ) -> ScaleOutcome:
     """How loss falls with size and training tokens; see :func:`archbench.study.engine.conduct`."""
-    return conduct(Ladder(plan), folder, progress, command, trackers)
+    return conduct(Ladder(plan), folder, progress, command, trackers, choice)
 
 
 class Ladder(TuningStudy[ScalePlan, ScaleOutcome]):

@@ -70,6 +70,10 @@ class Trial:
     seed: int
     key: str
 
+    @property
+    def plugins(self) -> tuple[str, ...]:
+        return self.plan.plugins
+
     def of(self, architecture: str, task: str) -> bool:
         """Whether this architecture trains on this task."""
         return (self.architecture, self.task) == (architecture, task)
