@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +163,8 @@ class Dispatch:
             attempts=tuple(owner.ended or "was lost" for owner in self.claims.history(unit.key)[:-1]),
         )
         if not self.launcher.one_machine:
-            work = Work(**{**vars(work), "code": code_of(unit.left), "lease": self.claims.lease})
-            if self.launcher.shared:
-                work = Work(**{**vars(work), "claim": claim.file.resolve()})
+            held = claim.file.resolve() if self.launcher.shared else None
+            work = replace(work, code=code_of(unit.left), lease=self.claims.lease, claim=held)
         first = unit.left[0]
         order = Order(
             f"{unit.key}.{claim.number}",

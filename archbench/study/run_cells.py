@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from archbench.runs.folder import CONFIG, EVAL, open_run
 from archbench.runs.run import resume, run
 from archbench.study.contract import Contender, Plan
 from archbench.study.outcome import Record
-from archbench.study.records import MAKE_ROOM, identity_key, read_record
+from archbench.study.records import CELLS, MAKE_ROOM, identity_key, read_record
 from archbench.study.task_accuracy import TaskPlan
 
 Stage = Literal["pilot", "tune", "seed", "speed", "cost", "point"]
@@ -94,6 +95,19 @@ class RunCell:
     @property
     def plugins(self) -> tuple[str, ...]:
         return self.config.plugins
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Files of the study that it reads: its own run, if it was interrupted, and the checks of its pilot."""
+        checked = () if self.checked_by is None else (f"{CELLS}/{self.checked_by}.json", f"runs/{self.checked_by}")
+        return (f"runs/{self.key}", *checked)
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Files and folders that it reads elsewhere."""
+        data = None if self.evaluation is None else self.evaluation.data
+        named = (*self.config.plugins, self.config.data.corpus, self.config.data.tokenizer, data)
+        return tuple(path for path in named if path is not None and os.path.exists(path))
 
     def measure(self, folder: Path, trackers: Sequence[str]) -> Record:
         """Run, or resume an interrupted run. The record has an error that ended the run.

@@ -74,6 +74,11 @@ class Trial:
     def plugins(self) -> tuple[str, ...]:
         return self.plan.plugins
 
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Files and folders that it reads."""
+        return self.plan.plugins
+
     def of(self, architecture: str, task: str) -> bool:
         """Whether this architecture trains on this task."""
         return (self.architecture, self.task) == (architecture, task)

@@ -8,7 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -21,7 +21,7 @@ from archbench.plugin.registry import load
 from archbench.results.claims import LEASE, is_held, renewal
 from archbench.study.contract import Cell
 from archbench.study.outcome import Record
-from archbench.study.records import read_record, write_record
+from archbench.study.records import CELLS, read_record, write_record
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,25 @@ class Work:
     code: Mapping[str, str] | None = None
     attempts: tuple[str, ...] = ()
     lease: float = LEASE
+
+    @property
+    def needs(self) -> list[str]:
+        """Paths in the study's folder of what the cells read; some may be missing."""
+        return [path for cell in self.cells for path in getattr(cell, "needs", ())]
+
+    @property
+    def leaves(self) -> list[tuple[str, str]]:
+        """Paths in the study's folder of what each cell writes: its run, and its record, which comes last."""
+        return [(f"runs/{cell.key}", f"{CELLS}/{cell.key}.json") for cell in self.cells]
+
+    @property
+    def outside(self) -> list[str]:
+        """Paths of what the cells read elsewhere: texts, plugins."""
+        return sorted({path for cell in self.cells for path in getattr(cell, "outside", ())})
+
+    def in_folder(self, folder: Path) -> Work:
+        """The same work in another folder, where nobody else looks for its claim."""
+        return replace(self, folder=folder, claim=None)
 
 
 @dataclass(frozen=True)
