@@ -38,7 +38,7 @@ CACHES = ("texts", "tokens", "tokenizers", "descriptions", "bandwidth")
 QUIET = 60.0
 """Seconds: what changed later than that may be in use, or about to be."""
 
-_OURS = re.compile(r"archbench-(?:position|regress|reload)-(\d+)-")
+_OURS = re.compile(r"archbench-(?:position|ray|regress|reload)-(\d+)-")
 """Temporary files and folders outside of the results, with the pid of the process that made them."""
 
 

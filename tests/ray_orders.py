@@ -1,0 +1,83 @@
+"""What orders of tests do, where Ray's workers can import it; run as a script, it is a submitter that can be killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from archbench_plugins.launchers.ray import Ray, RaySettings
+
+from archbench.interruption import exit_code, interruptible, underway
+from archbench.launch.contract import Order
+
+
+def place(argument: object) -> tuple[str, str | None]:
+    """The node, and the GPUs that this process may use."""
+    import ray
+
+    return ray.get_runtime_context().get_node_id(), os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def slow_place(seconds: float) -> tuple[str, str | None]:
+    time.sleep(seconds)
+    return place(None)
+
+
+def raising(argument: object) -> None:
+    raise RuntimeError(f"no {argument}")
+
+
+def endless(file: Path) -> None:
+    """Works for ever, with a child, until a signal comes, and then ends as a run does.
+
+    ``file`` gets this process, its child and the node; a file beside it the signal.
+    """
+    child = subprocess.Popen(["sleep", "1000"])
+    try:
+        with interruptible(), underway():
+            written = file.with_suffix(".new")
+            written.write_text(f"{os.getpid()} {child.pid} {place(None)[0]}")
+            written.rename(file)
+            time.sleep(1000)
+    except KeyboardInterrupt as interruption:
+        file.with_suffix(".signal").write_text(str(interruption))
+        child.kill()
+        os._exit(exit_code(interruption))
+
+
+@dataclass(frozen=True)
+class Doubling:
+    """Reads a number in its folder and leaves its double, with a record."""
+
+    folder: Path
+    outside: Sequence[str] = ()
+    needs: Sequence[str] = ("numbers",)
+    leaves: Sequence[tuple[str, str]] = (("doubles/1", "records/1.json"),)
+
+    def in_folder(self, folder: Path) -> Doubling:
+        return replace(self, folder=folder)
+
+
+def doubled(work: Doubling) -> str:
+    number = int((work.folder / "numbers" / "one").read_text())
+    own = work.folder / "doubles" / "1"
+    (own / "checkpoints").mkdir(parents=True)
+    (own / "checkpoints" / "weights").write_bytes(bytes(1000))
+    (own / "one").write_text(str(2 * number))
+    (work.folder / "records").mkdir()
+    (work.folder / "records" / "1.json").write_text("{}")
+    return str(work.folder)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    with Ray(RaySettings(), folder, None) as launcher:
+        for number in range(2):
+            launcher.submit(Order(f"endless.{number}", "endless", endless, folder / f"endless{number}"))
+        launcher.wait(1000.0)
+        time.sleep(1000)

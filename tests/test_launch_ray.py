@@ -1,0 +1,185 @@
+"""Ray, for real: a cluster of three nodes on this machine, and kills of workers, nodes and submitters."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from archbench_plugins.launchers.ray import Ray, RaySettings
+
+from archbench.errors import LauncherError
+from archbench.launch.contract import Order, State
+
+pytest.importorskip("ray", reason="pip install 'archbench[ray]'")
+
+from ray_orders import Doubling, doubled, endless, place, raising, slow_place
+
+pytestmark = pytest.mark.slow
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """Three nodes of two CPUs each, the head among them."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_usage_stats_enabled", "0")
+        patch.setenv("PYTHONPATH", str(TESTS))  # where its workers find ray_orders
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        for _ in range(2):
+            found.add_node(num_cpus=2)
+        yield found
+        found.shutdown()
+
+
+def connected(cluster: Any, folder: Path, **settings: Any) -> Ray:
+    return Ray(RaySettings(address=cluster.address, **settings), folder, None)
+
+
+def until(launcher: Ray, name: str, reached: Callable[[State], bool], limit: float = 120.0) -> State:
+    end = time.monotonic() + limit
+    while not reached(state := launcher.states([name])[name]):
+        assert time.monotonic() < end, state
+        assert state.phase not in ("done", "lost"), state
+        launcher.wait(0.2)
+    return state
+
+
+def ended(launcher: Ray, name: str) -> State:
+    return until(launcher, name, lambda state: state.phase in ("done", "lost"))
+
+
+def begun(launcher: Ray, file: Path, name: str = "endless.1") -> list[str]:
+    """Process, child and node of an endless order, once it works."""
+    launcher.submit(Order(name, "endless", endless, file))
+    until(launcher, name, lambda state: file.exists())
+    return file.read_text().split()
+
+
+def is_running(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def in_time(reached: Callable[[], bool], limit: float = 60.0) -> bool:
+    """Whether it is so within a time that only a hang takes."""
+    end = time.monotonic() + limit
+    while not reached() and time.monotonic() < end:
+        time.sleep(0.1)
+    return reached()
+
+
+def all_end(processes: list[str]) -> bool:
+    return in_time(lambda: not any(map(is_running, processes)))
+
+
+def test_orders_spread_over_the_nodes_and_an_exclusive_one_has_a_node_to_itself(cluster: Any, tmp_path: Path) -> None:
+    with connected(cluster, tmp_path) as launcher:
+        assert launcher.shared
+        assert launcher.slots() == 6
+        names = [launcher.submit(Order(f"a.{number}", "a", slow_place, 3.0)) for number in range(6)]
+        alone = launcher.submit(Order("b.1", "b", slow_place, 0.1, exclusive=True))
+        nodes = [ended(launcher, name).result[0] for name in names]
+        assert sorted(nodes.count(node) for node in set(nodes)) == [2, 2, 2]
+        assert ended(launcher, alone).phase == "done"
+        assert launcher.states(["never.1"])["never.1"].phase == "lost"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_order_whose_process_or_function_fails_is_lost_with_the_cause(cluster: Any, tmp_path: Path) -> None:
+    with connected(cluster, tmp_path) as launcher:
+        launcher.submit(Order("raising.1", "raising", raising, "luck"))
+        state = ended(launcher, "raising.1")
+        assert (state.phase, state.again) == ("lost", False)
+        assert "no luck" in str(state.cause)
+        process, child, _ = begun(launcher, tmp_path / "endless")
+        os.kill(int(process), signal.SIGKILL)
+        state = ended(launcher, "endless.1")
+        assert (state.phase, state.again, state.host) == ("lost", True, socket.gethostname())
+        assert all_end([process, child])
+
+
+def test_what_is_taken_back_has_time_to_put_itself_in_order(cluster: Any, tmp_path: Path) -> None:
+    with connected(cluster, tmp_path) as launcher:
+        process, child, _ = begun(launcher, tmp_path / "first")
+        launcher.cancel(["endless.1", "unknown"])
+        assert (tmp_path / "first.signal").read_text() == "SIGTERM"
+        assert all_end([process, child])
+        others = begun(launcher, tmp_path / "second", "endless.2")[:2]
+    assert (tmp_path / "second.signal").read_text() == "SIGTERM"
+    assert all_end(others)
+
+
+def test_an_order_on_a_node_that_dies_is_lost_and_another_node_takes_it(cluster: Any, tmp_path: Path) -> None:
+    with connected(cluster, tmp_path) as launcher:
+        for number in range(9):  # until it is not on the head, to which this process is connected
+            process, child, node = begun(launcher, tmp_path / f"try{number}", f"endless.{number}")
+            dying = next((one for one in cluster.worker_nodes if one.node_id == node), None)
+            if dying is not None:
+                break
+        assert dying is not None
+        (raylet,) = dying.all_processes["raylet"]
+        raylet.process.kill()
+        raylet.process.wait()  # workers take a zombie for alive
+        state = ended(launcher, f"endless.{number}")
+        assert (state.phase, state.again) == ("lost", True), state
+        assert all_end([process, child])
+        assert in_time(lambda: launcher.slots() == 4)
+        launcher.submit(Order("place.2", "place", place, None))
+        assert ended(launcher, "place.2").result[0] != node
+        cluster.remove_node(dying, allow_graceful=False)
+        new = cluster.add_node(num_cpus=2)  # it comes back
+        assert in_time(lambda: launcher.slots() == 6)
+        names = [launcher.submit(Order(f"c.{number}", "c", slow_place, 3.0)) for number in range(4)]
+        assert new.node_id in {ended(launcher, name).result[0] for name in names}
+
+
+@pytest.mark.parametrize("where", ["cluster", "this machine"])
+def test_nothing_runs_on_when_the_submitter_is_killed(cluster: Any, tmp_path: Path, where: str) -> None:
+    place = {**os.environ, "RAY_ADDRESS": cluster.address if where == "cluster" else "local"}
+    if where != "cluster":
+        del place["RAY_AUTH_MODE"]
+    submitter = subprocess.Popen([sys.executable, str(TESTS / "ray_orders.py"), str(tmp_path)], env=place)
+    files = [tmp_path / "endless0", tmp_path / "endless1"]
+    assert in_time(lambda: all(file.exists() for file in files))
+    processes = [process for file in files for process in file.read_text().split()[:2]]
+    submitter.kill()
+    submitter.wait()
+    assert all_end(processes)
+
+
+def test_without_a_shared_folder_what_an_order_reads_and_leaves_is_sent(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "numbers").mkdir()
+    (tmp_path / "numbers" / "one").write_text("21")
+    with connected(cluster, tmp_path, shared=False) as launcher:
+        launcher.submit(Order("doubled.1", "doubled", doubled, Doubling(tmp_path)))
+        place = ended(launcher, "doubled.1").result
+        assert place != str(tmp_path)
+        assert not Path(place).exists()
+    assert (tmp_path / "doubles" / "1" / "one").read_text() == "42"
+    assert (tmp_path / "records" / "1.json").exists()
+    assert not (tmp_path / "doubles" / "1" / "checkpoints").exists()
+
+
+def test_what_no_node_has_is_refused_before_anything_is_queued(cluster: Any, tmp_path: Path) -> None:
+    with pytest.raises(LauncherError, match="100"), connected(cluster, tmp_path, num_cpus=100):
+        pass
+    with pytest.raises(LauncherError, match="a100"), connected(cluster, tmp_path, resources='{"a100": 1}'):
+        pass
+    with connected(cluster, tmp_path) as launcher, pytest.raises(LauncherError, match="GPU"):
+        launcher.submit(Order("gpu.1", "gpu", place, None, gpus=1))
+    with connected(cluster, tmp_path, num_cpus=100, grows=True):
+        pass
