@@ -2,8 +2,7 @@
 
 An order is a task of Ray's, in one of its worker processes. Ray's own retries are off: the dispatcher counts. Orders
 end with the process that submitted them, and go on from their last checkpoint when the same command is given again.
-Ray kills without a warning what it takes back, so in a shared folder a file stands for each order; when it goes, the
-order has the time of an interruption to write a checkpoint.
+Ray kills at once what it takes back, so orders in a shared folder have a permit (:mod:`archbench.launch.permit`).
 """
 
 from __future__ import annotations
