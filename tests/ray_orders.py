@@ -13,7 +13,7 @@ from pathlib import Path
 from archbench_plugins.launchers.ray import Ray, RaySettings
 
 from archbench.interruption import exit_code, interruptible, underway
-from archbench.launch.contract import Order
+from archbench.launch.launcher import Order
 
 
 def place(argument: object) -> tuple[str, str | None]:

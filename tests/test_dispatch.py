@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from archbench.errors import LauncherError, ResourceError, StorageError
-from archbench.launch.contract import Launcher, Order, Settings, State
+from archbench.launch.launcher import Launcher, Order, Settings, State
 from archbench.results.claims import CLAIMS, Claims, Owner
 from archbench.study.dispatch import CANCELLED, Dispatch, Unit
 from archbench.study.outcome import Record

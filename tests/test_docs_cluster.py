@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from archbench_plugins.launchers.ray import RaySettings
 
-from archbench.launch.contract import Order
+from archbench.launch.launcher import Order
 
 PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "cluster.md").read_text()
 

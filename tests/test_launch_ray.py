@@ -16,7 +16,7 @@ import pytest
 from archbench_plugins.launchers.ray import Ray, RaySettings
 
 from archbench.errors import LauncherError
-from archbench.launch.contract import Order, State
+from archbench.launch.launcher import Order, State
 
 pytest.importorskip("ray", reason="pip install 'archbench[ray]'")
 

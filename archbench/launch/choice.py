@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from archbench.errors import UsageError, did_you_mean
-from archbench.launch.contract import Launcher
+from archbench.launch.launcher import Launcher
 from archbench.launch.local import Local
 from archbench.plugin.importing import import_installed
 from archbench.plugin.registry import LAUNCHER, find

@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 from pydantic import Field
 
 from archbench.child.pool import Pool
-from archbench.launch.contract import Launcher, Order, Settings, State
+from archbench.launch.launcher import Launcher, Order, Settings, State
 
 
 class LocalSettings(Settings):

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from archbench.launch.contract import Launcher, Order, State
+from archbench.launch.launcher import Launcher, Order, State
 from archbench.results.claims import Claim, Claims
 from archbench.study.contract import Cell
 from archbench.study.outcome import Record

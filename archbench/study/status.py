@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from archbench.errors import UsageError
 from archbench.launch.choice import Choice
-from archbench.launch.contract import State
+from archbench.launch.launcher import State
 from archbench.results.claims import Claim, Claims, Owner
 from archbench.study.comparison_outcome import ComparisonOutcome, TuningOutcome
 from archbench.study.dispatch import CANCELLED, unit_key

@@ -27,8 +27,8 @@ from pydantic import Field, Json, PositiveFloat, PositiveInt
 
 from archbench.errors import ArchbenchError, LauncherError, storing
 from archbench.files.writing import temporary_beside
-from archbench.launch.contract import Launcher, Order, Settings, State
 from archbench.launch.host_check import examination, require_reached, require_same
+from archbench.launch.launcher import Launcher, Order, Settings, State
 from archbench.launch.parcel import Portable, accepted, packed, returned
 from archbench.launch.permit import permitted
 
