@@ -155,7 +155,7 @@ class KilledError(PhaseError):
 
 
 class LauncherError(ArchbenchError):
-    """A launcher that cannot be used: its engine is not reached, refuses what is asked for, or runs other code."""
+    """A launcher whose engine is not reached, refuses what is asked for, or runs other code."""
 
     exit_code = 13
 

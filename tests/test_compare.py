@@ -23,10 +23,10 @@ from archbench.errors import StorageError
 from archbench.files.seal import unsealed
 from archbench.results.schema import ROLES
 from archbench.study.compare_results import unit_scores
-from archbench.study.engine import Job, _measure
 from archbench.study.outcome import Record
 from archbench.study.records import read_record
 from archbench.study.run_cells import RunCell, cell_key
+from archbench.study.work import Work, carried_out
 from archbench.testing.evaluation import LEVEL
 from forked_children import forked_children
 from installations import RunCLI
@@ -177,7 +177,7 @@ def test_a_run_that_fails_is_a_record_and_not_the_end(tmp_path: Path, hostile: P
         data={"corpus": str(corpus)},
     )  # fmt: skip
     cell = RunCell("seed", config, cell_key(config, "source"), 64)
-    record = _measure(Job(cell, tmp_path, (), Record))
+    (record,) = carried_out(Work((cell,), tmp_path, (), Record)).records
     assert record.outcome == "failed"
     assert "was killed" in (record.cause or "")
     assert read_record(Record, tmp_path, cell.key) is None, "the same command measures it again"

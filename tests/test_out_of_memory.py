@@ -22,10 +22,10 @@ from archbench import read_results
 from archbench.child.process import Child
 from archbench.config import RunConfig
 from archbench.errors import HookFailedError, PhaseError, ResourceError, StorageError, refusal
-from archbench.study.engine import Job, _measure
 from archbench.study.outcome import Record
 from archbench.study.records import read_record
 from archbench.study.run_cells import RunCell, cell_key
+from archbench.study.work import Work, carried_out
 from archbench.testing.evaluation import Check, run_check
 from command_line import archbench
 from forked_children import forked_children
@@ -202,16 +202,16 @@ def test_a_cell_without_memory_is_a_record_and_the_same_command_measures_it_agai
         data={"corpus": str(tmp_path / "small.txt")}, training={"steps": 3, "tokens": None}, threads=1,
     )  # fmt: skip
     cell = RunCell("seed", config, cell_key(config, "source"), 64)
-    job = Job(cell, tmp_path, (), Record)
+    work = Work((cell,), tmp_path, (), Record)
     with forked_children():
-        lost = _measure(job)
+        (lost,) = carried_out(work).records
         assert lost.outcome == "failed"
         assert "ran out of memory" in (lost.cause or "")
         assert read_record(Record, tmp_path, cell.key) is None
         (trained,) = (tmp_path / "runs" / cell.key).glob("*/rows-train.jsonl")
         before = trained.stat()
         (tmp_path / "hungry").write_text("")
-        assert _measure(job).outcome == "ok"
+        assert [record.outcome for record in carried_out(work).records] == ["ok"]
         assert trained.stat() == before, "it was trained once"
 
 
