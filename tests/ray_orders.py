@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from archbench_plugins.launchers.ray import Ray, RaySettings
 
@@ -72,6 +74,32 @@ def doubled(work: Doubling) -> str:
     (work.folder / "records").mkdir()
     (work.folder / "records" / "1.json").write_text("{}")
     return str(work.folder)
+
+
+@contextlib.contextmanager
+def three_nodes() -> Iterator[Any]:
+    """A cluster of three nodes of two CPUs each on this machine, the head among them."""
+    import pytest
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_usage_stats_enabled", "0")
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where its workers find this file
+        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+        for _ in range(2):
+            found.add_node(num_cpus=2)
+        try:
+            yield found
+        finally:
+            found.shutdown()
+
+
+def killed(node: Any) -> None:
+    """Kill a node of the cluster as a failure of its machine would."""
+    (raylet,) = node.all_processes["raylet"]
+    raylet.process.kill()
+    raylet.process.wait()  # workers take a zombie for alive
 
 
 if __name__ == "__main__":

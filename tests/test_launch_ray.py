@@ -20,7 +20,7 @@ from archbench.launch.launcher import Order, State
 
 pytest.importorskip("ray", reason="pip install 'archbench[ray]'")
 
-from ray_orders import Doubling, doubled, endless, place, raising, slow_place
+from ray_orders import Doubling, doubled, endless, killed, place, raising, slow_place, three_nodes
 
 pytestmark = pytest.mark.slow
 
@@ -29,18 +29,8 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """Three nodes of two CPUs each, the head among them."""
-    from ray.cluster_utils import Cluster
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_usage_stats_enabled", "0")
-        patch.setenv("PYTHONPATH", str(TESTS))  # where its workers find ray_orders
-        found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        for _ in range(2):
-            found.add_node(num_cpus=2)
+    with three_nodes() as found:
         yield found
-        found.shutdown()
 
 
 def connected(cluster: Any, folder: Path, **settings: Any) -> Ray:
@@ -131,9 +121,7 @@ def test_an_order_on_a_node_that_dies_is_lost_and_another_node_takes_it(cluster:
             if dying is not None:
                 break
         assert dying is not None
-        (raylet,) = dying.all_processes["raylet"]
-        raylet.process.kill()
-        raylet.process.wait()  # workers take a zombie for alive
+        killed(dying)
         state = ended(launcher, f"endless.{number}")
         assert (state.phase, state.again) == ("lost", True), state
         assert all_end([process, child])

@@ -119,7 +119,8 @@ def returned(function: Callable[[Any], Any], argument: Portable, parcel: bytes) 
     """
     with tempfile.TemporaryDirectory(prefix="archbench-order-") as place:
         folder = Path(place)
-        unpacked(parcel, folder, argument.needs, culprit="the submitter")
+        begun = [path for outcome in argument.leaves for path in outcome]
+        unpacked(parcel, folder, [*argument.needs, *begun], culprit="the submitter")
         return function(argument.in_folder(folder)), packed(folder, [], argument.leaves)
 
 

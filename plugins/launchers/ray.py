@@ -126,7 +126,7 @@ class Ray(Launcher):
             if (new := set(argument.outside) - self._checked) and self._address != "local":
                 self._examined(sorted(new))
             self._checked |= new
-            parcel = None if self.shared else packed(argument.folder, argument.needs)
+            parcel = None if self.shared else packed(argument.folder, argument.needs, argument.leaves)
         if self.shared:
             permit = self._permits / order.name
             permit.touch()
