@@ -45,6 +45,8 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1
 PartitionName=short Nodes=ALL MaxTime=1 PriorityTier=1
 PartitionName=cheap Nodes=ALL PriorityTier=1 PreemptMode=CANCEL
 PartitionName=urgent Nodes=ALL PriorityTier=9
+PartitionName=gpu Nodes=ALL PriorityTier=1
+GresTypes=gpu
 """
 
 
@@ -61,8 +63,10 @@ class Cluster:
         ports = _free_ports(1 + len(self.nodes))
         text = CONFIGURATION.format(host=host, port=ports[0], folder=self.folder, user=user)
         for node, port in zip(self.nodes, ports[1:], strict=True):
-            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs=1 RealMemory=4000\n"
+            text += f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} "
+            text += "CPUs=1 RealMemory=4000 Gres=gpu:1\n"
         self.configuration.write_text(text)
+        (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")  # one that nobody can use
         key, place = self.folder / "munge.key", f"--socket={self.folder}/munge.socket"
         _run("mungekey", "--create", f"--keyfile={key}")
         logs = [f"--{name}-file={self.folder}/munge.{name}" for name in ("pid", "log", "seed")]

@@ -183,9 +183,9 @@ def test_the_controller_may_be_restarted(cluster: Cluster, folder: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "culprit", "cause"),
     [
-        ({"partition": "gpu"}, "gpu", "name"),
+        ({"partition": "tpu"}, "tpu", "name"),
         ({"partition": "short", "timeout_min": 2}, "timeout_min=2", "1 min"),
-        ({"gpus_per_node": 1}, "slurm", "gres"),
+        ({"gpus_per_node": 2}, "slurm", "configuration"),
         ({"constraint": "a100"}, "slurm", "feature"),
         ({"mem_gb": 9000}, "slurm", "configuration"),
     ],
@@ -241,6 +241,12 @@ def test_where_the_cluster_takes_no_more_jobs_the_next_waits_for_one_to_end(
         assert [until(launcher, name, ended).result for name in names] == [2, 4]
         assert launcher.slots() == 1
     assert (tmp_path / "refused").exists()
+
+
+def test_a_job_gets_the_gpus_that_are_asked_for(folder: Path) -> None:
+    with Slurm(SlurmSettings(partition="gpu"), folder, None) as launcher:
+        names = [launcher.submit(order(f"a{n}.1", slurm_orders.visible_gpus, None, gpus=n)) for n in (0, 1)]
+        assert [until(launcher, name, ended).result for name in names] == [None, "0"]
 
 
 def test_a_run_that_measures_times_has_a_node_to_itself(cluster: Cluster, folder: Path) -> None:

@@ -98,3 +98,14 @@ def test_without_submitit_the_error_names_the_extra(tmp_path: Path, monkeypatch:
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
     with pytest.raises(LauncherError, match=r"archbench\[slurm\]"), Slurm(SlurmSettings(), tmp_path, None):
         pass
+
+
+def test_names_that_are_no_jobs_reach_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come from claims in a folder that anybody may have made: scancel --me would end all of one's jobs."""
+    names = ["--me", "1 2", "../../1"]
+    monkeypatch.setenv("PATH", "")  # any command would raise a LauncherError
+    launcher = Slurm(SlurmSettings(), tmp_path, None)
+    launcher.cancel(names)
+    assert {state.phase for state in launcher.states(names).values()} == {"lost"}
+    with pytest.raises(LauncherError):
+        launcher.cancel(["1"])

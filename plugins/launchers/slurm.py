@@ -148,13 +148,14 @@ class Slurm(Launcher):
         there: set[str] = set()
         with contextlib.suppress(FileNotFoundError):
             there.update(os.listdir(self._jobs))
-        self._ask([name for name in names if result_file(name) not in there])
+        self._ask([name for name in _jobs(names) if result_file(name) not in there])
         return {name: self._done(name) if result_file(name) in there else self._state(name) for name in names}
 
     def cancel(self, names: Sequence[str]) -> None:
-        for start in range(0, len(names), 500):
-            answer = _asked("scancel", *names[start : start + 500])
-            if answer.returncode and "contact" in answer.stderr:
+        jobs = _jobs(names)
+        for start in range(0, len(jobs), 500):
+            answer = _asked("scancel", *jobs[start : start + 500])
+            if answer.returncode and _NO_JOB not in answer.stderr:
                 raise _unreachable(answer.stderr)
 
     def wait(self, seconds: float) -> None:
@@ -237,7 +238,7 @@ class Slurm(Launcher):
         self._rows |= {name: found.get(name, Row("UNKNOWN")) for name in names}
 
     def _state(self, name: str) -> State:
-        row = self._rows[name]
+        row = self._rows.get(name, Row("UNKNOWN"))
         if row.state in QUEUED | RUNNING:
             state = state_of(row)
             if state.phase == "lost":  # held
@@ -277,6 +278,11 @@ class Slurm(Launcher):
 
 
 _STEP = "Set another with --launcher-set NAME=VALUE"
+
+
+def _jobs(names: Sequence[str]) -> list[str]:
+    """Those that are numbers of jobs; a claim in a folder from anybody may name an option of scancel."""
+    return [name for name in names if name.isascii() and name.isdecimal()]
 
 
 @contextlib.contextmanager

@@ -1,0 +1,48 @@
+"""The section on SLURM of docs/how-to/cluster.md cannot drift: its settings are all there are, its commands run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from archbench_plugins.launchers.slurm import SlurmSettings
+from test_docs_cluster import section
+
+from slurm_cluster import MISSING, Cluster
+
+
+def test_every_setting_of_slurm_is_on_the_page() -> None:
+    table = re.findall(r"(?m)^\| (`\w+`.*?) \|", section("SLURM"))
+    assert set(re.findall(r"`(\w+)`", " ".join(table))) == set(SlurmSettings.model_fields)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
+def test_the_commands_for_slurm_run(tmp_path: Path) -> None:
+    """As on the page, but on the smallest budget, and the nodes are this machine, whose GPUs are not used."""
+    pytest.importorskip("submitit")
+    cluster = Cluster(tmp_path / "cluster")
+    cluster.start()
+    variables = {**os.environ, "SLURM_CONF": str(cluster.configuration)}
+    variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
+    said = {}
+    try:
+        for command in re.findall(r"(?m)^\$ (.+)$", section("SLURM")):
+            words = shlex.split(command)
+            if words[0] == "pip":
+                continue  # this environment has it
+            if words[:2] == ["archbench", "compare"]:
+                words += ["--profile", "smoke", "--seeds", "2", "--device", "cpu", "--threads", "1"]
+            ended = subprocess.run(words, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
+            assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
+            said[words[1] if len(words) > 1 else words[0]] = ended.stdout
+    finally:
+        cluster.stop()
+    assert "gpu" in said["sinfo"]
+    assert "is finished" in said["status"]
+    assert list(said) == ["sinfo", "compare", "status", "cancel"]
