@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from archbench_plugins.launchers.slurm import SlurmSettings
-from test_docs_cluster import section
 
 from slurm_cluster import MISSING, Cluster
+from test_docs_cluster import section
 
 
 def test_every_setting_of_slurm_is_on_the_page() -> None:

@@ -21,7 +21,7 @@ from archbench_plugins.launchers.slurm import Slurm, SlurmSettings
 
 import slurm_orders
 from archbench.errors import LauncherError
-from archbench.launch.contract import Order, State
+from archbench.launch.launcher import Order, State
 from slurm_cluster import MISSING, Cluster
 
 pytest.importorskip("submitit")

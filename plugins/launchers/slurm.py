@@ -26,7 +26,7 @@ from pydantic import Field
 from archbench.errors import LauncherError, did_you_mean
 from archbench.files.loader import open_regular, read_text
 from archbench.files.writing import create_once
-from archbench.launch.contract import Launcher, Order, Settings, State
+from archbench.launch.launcher import Launcher, Order, Settings, State
 
 from .slurm_jobs import (
     FIELDS,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from archbench.interruption import exit_code
-from archbench.launch.contract import State
+from archbench.launch.launcher import State
 
 BEAT = 2.0
 """Seconds between two signs of life of a job's process."""
