@@ -42,6 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
             compileall.compile_dir(Path(__file__).parents[1] / name, quiet=2, workers=0)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The example's tests are as a user's: what takes longest of them is slow here alone."""
+    for item in items:
+        if item.nodeid.endswith("test_decay.py::TestDecay::test_conformance[compile]"):
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What collection made lives until the end: a million objects that no later garbage collection has to visit."""
     gc.freeze()

@@ -305,6 +305,7 @@ def test_compiled_code_decides_too_with_changing_lengths() -> None:
     assert ran == {"reference"}, "the ambient backend is guarded on"
 
 
+@pytest.mark.slow
 def test_compiled_code_takes_a_changing_dropout() -> None:
     torch._dynamo.reset()
     attend = torch.compile(lambda q, k, v, p: causal_attention(q, k, v, dropout=p), fullgraph=True, backend="aot_eager")

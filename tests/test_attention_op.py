@@ -105,7 +105,7 @@ def test_upstream_gradients_of_any_strides_are_taken(reduce: object) -> None:
 @pytest.mark.parametrize(
     ("case", "transposed"),
     [
-        pytest.param(case, transposed, marks=[] if transposed and case in ("causal", "all") else pytest.mark.slow)
+        pytest.param(case, transposed, marks=[] if transposed and case == "all" else pytest.mark.slow)
         for case in CASES
         for transposed in (False, True)
     ],
@@ -127,7 +127,7 @@ def test_opcheck_passes_where_the_last_stride_is_not_one() -> None:
     torch.library.opcheck(FORWARD, (q, k, v, None, 0.3, "ieee"))
 
 
-@pytest.mark.parametrize("case", ["causal", "window", "grouped", "cached prefix"])
+@pytest.mark.parametrize("case", [pytest.param("causal", marks=pytest.mark.slow), "window", "grouped", "cached prefix"])
 def test_gradcheck_passes_in_float64(case: str) -> None:
     inputs = [x[..., :4].clone().requires_grad_() for x in make(case)]
     assert torch.autograd.gradcheck(lambda q, k, v: attend(q, k, v, CASES[case][-1]), inputs)
@@ -185,7 +185,7 @@ class Mixer(nn.Module):
         return self.out(attend(q, k, v, 5).transpose(1, 2).reshape(B, T, C))
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_exports_with_lengths_left_open(strict: bool) -> None:
     torch.manual_seed(0)
     model, x = Mixer(), torch.randn(2, 9, 16)

@@ -87,6 +87,7 @@ def test_what_nobody_foresaw_is_said_plainly(raised: str, tmp_path: Path) -> Non
     assert "Traceback" in debug.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupt_exits_with_130_and_one_word(tmp_path: Path) -> None:
     plugin = tmp_path / "slow.py"
     plugin.write_text(

@@ -106,6 +106,7 @@ def verdicts(out: str) -> dict[str, str]:
     return {row["metric"]: row["verdict"] for row in map(json.loads, out.splitlines()) if "metric" in row}
 
 
+@pytest.mark.slow
 def test_each_revision_runs_its_own_code_and_a_larger_count_is_exit_code_10(
     repository: Repository, tmp_path: Path
 ) -> None:

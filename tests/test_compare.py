@@ -189,6 +189,7 @@ def _forked() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_forked")
 def test_checks_of_the_same_model_are_taken_over_and_of_another_are_not(tmp_path: Path, corpus: Path) -> None:
     small = {"n_layer": 1, "context_length": 32}

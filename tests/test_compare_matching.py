@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ GIVEN = {"vocab_size": 1024, "context_length": 128}
 GPT1_NANO = 2 * (12 * 192**2 + 13 * 192)
 LLAMA_NANO = 2 * (192 * (6 + 2 * 2) * 32 + 192**2 + 3 * 192 * 512 + 2 * 192) + 192
 
-names = pytest.mark.parametrize("name", NAMES)
+FEW = ("llama", "mamba2", "hybrid")
+"""Of each way to be made larger one: heads and feed-forward layers, the heads of a recurrence, a pattern of both."""
+few = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FEW else [pytest.mark.slow]) for name in NAMES]
+)
 
 
 def matched(name: str, target: float, *arguments: Any, preset: str = "nano", **given: Any) -> Match:
@@ -42,10 +46,10 @@ def counted(model: nn.Module, config: Any) -> int:
     return total - (experts * (config.n_expert - config.n_active) // config.n_expert if experts else 0)
 
 
-def alternating(targets: tuple[float, float]) -> list[Any]:
-    """Every family with one of the targets, in turns; with the other one where slow tests are asked for."""
+def alternating(targets: tuple[float, float], named: Sequence[str] = NAMES) -> list[Any]:
+    """Each family named with one of the targets, in turns; all with both where slow tests are asked for."""
     return [
-        pytest.param(name, target, marks=[] if (number + side) % 2 == 0 else [pytest.mark.slow])
+        pytest.param(name, target, marks=[] if name in named and (number + side) % 2 == 0 else [pytest.mark.slow])
         for number, name in enumerate(NAMES)
         for side, target in enumerate(targets)
     ]
@@ -62,7 +66,7 @@ def test_every_built_in_nano_is_matched_to_within_2_percent(name: str, target: i
     assert (found.matched, found.reason) == (True, None)
 
 
-@names
+@few
 def test_a_few_percent_are_found_without_touching_width_depth_or_heads(name: str) -> None:
     found, preset = matched(name, GPT1_NANO), archbench.load(name).config("nano")
     changed = set(found.overrides) - set(GIVEN)
@@ -72,7 +76,7 @@ def test_a_few_percent_are_found_without_touching_width_depth_or_heads(name: str
         assert 0.5 <= config_of(found).d_ff / preset.d_ff <= 2  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("name", "target"), alternating((3e5, 2e6)))
+@pytest.mark.parametrize(("name", "target"), alternating((3e5, 2e6), (*FEW, "rwkv7")))
 def test_much_more_or_less_keeps_depth_and_the_family_s_proportions(name: str, target: float) -> None:
     found = matched(name, target)
     assert found.matched, found.reason
@@ -109,7 +113,7 @@ def test_a_preset_within_the_tolerance_is_left_as_it_is() -> None:
 
 
 def test_fields_set_by_the_user_are_never_varied() -> None:
-    for given in ({"d_ff": 512}, {"d_model": 192, "d_ff": 512}, {"n_head": 6}, {"n_layer": "3"}):
+    for given in ({"d_model": 192, "d_ff": 512}, {"n_layer": "3", "n_head": 6}):
         found = matched("llama", 1.4e6, **given)
         assert found.matched, (given, found.reason)
         assert {**found.overrides, **given} == found.overrides
@@ -228,7 +232,7 @@ def test_states_are_made_equal_by_what_costs_few_parameters() -> None:
         assert measured_cache_bytes(archbench.load(name).build(config_of(found)), 1, 128) == target
 
 
-@names
+@few
 def test_a_state_is_matched_or_the_reason_given(name: str) -> None:
     target = 131_072  # llama nano's
     found = matched(name, target, "state_bytes")

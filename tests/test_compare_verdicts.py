@@ -62,8 +62,13 @@ class Simulation:
 
 
 @repeated(500, 2000)
-@pytest.mark.parametrize("others", [1, 3])
-@pytest.mark.parametrize("by_text", [0.0, BY_TEXT], ids=["the same architecture", "equal on all text together"])
+@pytest.mark.parametrize(
+    ("by_text", "others"),
+    [
+        (BY_TEXT, 3),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((BY_TEXT, 1), (0.0, 1), (0.0, 3))),
+    ],
+)
 def test_where_nothing_differs_a_difference_is_claimed_in_at_most_5_percent(
     others: int, by_text: float, repeats: int
 ) -> None:

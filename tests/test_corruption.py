@@ -115,8 +115,11 @@ def examine(kind: Kind, number: int, seed: int) -> list[str]:
     return wrong
 
 
+@pytest.mark.slow
 def test_no_damage_is_read_as_data_or_ends_in_a_traceback(kinds: list[Kind]) -> None:
     each = max(1, round(NUMBER / len(kinds)))
+    if len(kinds) > NUMBER:  # the first of those that one command reads
+        kinds = [*{kind.read: kind for kind in reversed(kinds)}.values()]
     wrong = [line for kind in kinds for line in examine(kind, each, seed=1 + len(kind.name))]
     print(f"\n{'kind':36}" + "".join(f"{name:>11}" for name in (*VERDICTS, "MiB more")))
     for kind in kinds:

@@ -108,8 +108,8 @@ def test_damaged_tokens_are_made_again_and_it_is_said(
     assert str(tokens) in caplog.text
 
 
-def test_processes_may_prepare_the_same_data_at_once(tmp_path: Path) -> None:
-    config = DataConfig(corpus="shakespeare", tokenizer="bpe:300")
+def test_processes_may_prepare_the_same_data_at_once(tmp_path: Path, corpus: str) -> None:
+    config = DataConfig(corpus=corpus, tokenizer="bpe:300")
     with forked_children(), Pool(3, culprit="the data") as pool:
         for number in range(3):
             pool.call(str(number), partial(prepare, cache=tmp_path), config)

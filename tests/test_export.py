@@ -114,6 +114,7 @@ def test_the_export_comes_back_to_the_last_bit(trained: Path) -> None:
     assert all(torch.equal(again[name], model[name]) for name in model)
 
 
+@pytest.mark.slow
 def test_an_export_of_a_foreign_model_has_its_own_names(trained: Path, tmp_path: Path) -> None:
     """What ``hf:`` trained is exported in the layout of published files, as transformers saves it."""
     sizes = {

@@ -102,6 +102,7 @@ def spread(total: int, count: int) -> list[int]:
     return sorted({1 + round(part * (total - 1) / max(1, count - 1)) for part in range(min(count, total))})
 
 
+@pytest.mark.slow
 def test_a_run_whose_disk_fills_up_is_resumed_to_the_same_scores(disk: Disk, unbroken: tuple[int, list[Any]]) -> None:
     total, expected = unbroken
     for n in spread(total, 4)[1:3]:  # amid training, and amid the phases after it

@@ -40,7 +40,7 @@ PROCESSES = int(os.environ.get("ARCHBENCH_FUZZ_PROCESSES", "30"))
 PARTS = 4
 """Tests that share the large counts, for several workers."""
 
-IN_EVERY_RUN = 30
+IN_EVERY_RUN = 12
 PATIENCE = float(os.environ.get("ARCHBENCH_FUZZ_PATIENCE", "6"))
 """Seconds after which a command that is at work is interrupted: its line was accepted."""
 HANG = 60.0
@@ -77,6 +77,7 @@ def scratch(filled: Path, tmp_path: Path) -> Scratch:
     return Scratch(tmp_path / "scratch", filled)
 
 
+@pytest.mark.slow
 def test_a_few_lines_are_measured_shown_or_refused(scratch: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most about a second each, also of what only reads: the large counts wait for the end of that."""
     monkeypatch.setattr("test_fuzz.PATIENCE", 1.0)

@@ -17,6 +17,7 @@ import pytest
 
 from archbench import read_results
 from archbench.study import records
+from forked_children import forked_children
 from golden import adapters, snapshots, studies
 from golden.error_catalogue import CATALOGUE, FILES
 
@@ -70,7 +71,8 @@ def test_every_error_has_its_exit_code_and_names_the_culprit(
         if "hf:" in command and find_spec("transformers") is None:
             continue
         given = command.replace("REFERENCE", str(snapshots.REFERENCE)).split()
-        found, out, error = adapters.output(*given)
+        with forked_children():
+            found, out, error = adapters.output(*given)
         if found != code or culprit not in error or out or error.count("\n") != 1 or "Traceback" in error:
             wrong.append(f"archbench {command}: exit code {found}, not {code}; {culprit!r} in: {out}{error}")
     assert not wrong, "\n".join(wrong)

@@ -45,7 +45,8 @@ def checked(place: Path, *options: str) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("kind", [pytest.param("olmoe", marks=pytest.mark.slow), "mamba2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["olmoe", "mamba2"])
 def test_experts_and_a_recurrence_decode_and_count_as_the_checks_ask(kind: str, tmp_path: Path) -> None:
     found = checked(written(tmp_path / kind, kind), *(part for name in QUICK for part in ("--check", name)))
     assert found.keys() == {*QUICK}
@@ -64,7 +65,9 @@ def test_the_page_lists_the_families_that_are_tested() -> None:
     assert {*re.findall(r"^\| `(\w+)` \| all 19", PAGE, re.MULTILINE)} == {*FAMILIES}
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "mistral"])
+@pytest.mark.parametrize(
+    "kind", ["llama", pytest.param("gpt2", marks=pytest.mark.slow), pytest.param("mistral", marks=pytest.mark.slow)]
+)
 def test_it_is_the_model_that_is_built_in_here_too(kind: str, tmp_path: Path) -> None:
     """Logits, losses of 20 updates, perplexity, FLOPs and parameters."""
     dropout = (
@@ -106,6 +109,7 @@ def test_it_is_the_model_that_is_built_in_here_too(kind: str, tmp_path: Path) ->
     assert counts[0].training_per_token == counts[1].training_per_token
 
 
+@pytest.mark.slow
 def test_matching_varies_the_sizes_by_transformers_names_and_keeps_heads_legal(tmp_path: Path) -> None:
     architecture = archbench.load(f"hf:{written(tmp_path, 'qwen3', hidden_size=64, head_dim=16)}")
     found = match(architecture, "nano", {"context_length": 32, "vocab_size": 300}, target=150_000)

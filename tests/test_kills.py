@@ -321,7 +321,9 @@ def check(number: int, unbroken: Any, factory: pytest.TempPathFactory, folder: P
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc, and only Linux has a guard")
 class TestKills:
-    @pytest.mark.parametrize("number", [2, 4])
+    @pytest.mark.parametrize(
+        "number", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+    )
     def test_a_few(self, number: int, unbroken: Any, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
         check(number, unbroken, tmp_path_factory, tmp_path, own=False)
 

@@ -26,6 +26,7 @@ print(sum(faults() for _ in range(5)))
 """In a process of its own, which keeps the setting."""
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_big_tensors_allocated_again_and_again_cause_no_page_faults() -> None:
     done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)

@@ -41,6 +41,7 @@ def on(platform: str, folder: Path, *commands: list[str]) -> list[int]:
     return codes
 
 
+@pytest.mark.slow
 def test_without_what_windows_lacks_a_run_is_measured_and_read(tmp_path: Path) -> None:
     on("win32", tmp_path, ["list"], ["run", "gpt1", *QUICK], ["results", "--json"], ["clean", "--dry-run"])
     rows = read_results(tmp_path / "results")

@@ -110,6 +110,7 @@ def test_no_command_replaces_a_measurement_or_a_run_file(results: Path, command:
         assert not Path("page.html").exists(), "nothing is written before all outputs are checked"
 
 
+@pytest.mark.slow
 def test_a_report_replaces_its_own_page_images_and_summary(results: Path) -> None:
     pytest.importorskip("vl_convert")
     command = ("report", "results", "-o", "page.html", "--png", "images", "--md", "summary.md")

@@ -81,6 +81,7 @@ def test_a_dtype_without_products_has_no_measured_peak() -> None:
     assert measure_gemm("cpu", torch.bool) is None
 
 
+@pytest.mark.slow
 def test_the_measured_bandwidth_is_that_of_memory_and_not_of_a_cache() -> None:
     # DDR3 of one channel gives 10 GB/s, twelve channels of DDR5 460; caches give more, a paging machine less.
     assert 1e9 < measure_bandwidth("cpu", repeats=1) < 1e12

@@ -61,6 +61,7 @@ def test_the_documentation_has_every_loss_and_every_sentence_of_it() -> None:
     assert ladder.command in text
 
 
+@pytest.mark.slow
 def test_its_page_has_the_figures(cli: RunCLI, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     done = cli("report", FOLDER, "-o", page, "--md", tmp_path / "page.md", "--png", tmp_path / "png")

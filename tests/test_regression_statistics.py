@@ -41,6 +41,7 @@ def test_the_intervals_are_those_of_scipy() -> None:
     assert np.log([apart.low, apart.high]) == pytest.approx(list(expected))
 
 
+@pytest.mark.slow
 def test_what_only_measures_does_not_wait_for_scipy() -> None:
     """Each process of a comparison would, and its memory would be other than that of a revision without it."""
     code = "import sys, archbench.regression.benchmark, archbench.regression.estimates; print('scipy' in sys.modules)"

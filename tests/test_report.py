@@ -262,14 +262,15 @@ def test_the_runs_of_an_unfinished_comparison_can_be_shown_as_the_error_says(own
     assert len(part.tables[0].rows) == 10
 
 
-def test_the_command_writes_page_images_and_summary(folder: Path, cli: RunCLI, tmp_path: Path) -> None:
-    made = cli("report", folder, "-o", "out/page.html", "--png", "out/figures", "--md", "out/summary.md", cwd=tmp_path)
+def test_the_command_writes_page_images_and_summary(small: Path, cli: RunCLI, tmp_path: Path) -> None:
+    made = cli("report", small, "-o", "out/page.html", "--png", "out/figures", "--md", "out/summary.md", cwd=tmp_path)
     assert made.returncode == 0, made.stderr
     assert made.stdout.splitlines()[0].startswith("llama is better than gpt1")
     assert 3e5 < (tmp_path / "out/page.html").stat().st_size < 1.5e6
-    assert len(list((tmp_path / "out/figures").glob("*.png"))) == 9
+    (part,) = read([str(small)])
+    assert len(part.figures) >= 5
+    assert len(list((tmp_path / "out/figures").glob("*.png"))) == len(part.figures)
     assert "![Training loss](figures/loss.png)" in (tmp_path / "out/summary.md").read_text()
-    (part,) = read([str(folder)])
     for one in part.figures:
         assert_whole_and_not_blank(tmp_path / f"out/figures/{one.key}.png", one)
 
@@ -280,7 +281,7 @@ def assert_whole_and_not_blank(file: Path, figure: Figure) -> None:
     assert drawn.format == "PNG"
     assert drawn.info["dpi"] == pytest.approx((300, 300), abs=0.1)
     assert drawn.width >= 1500
-    pixels = np.asarray(drawn.convert("RGB")).reshape(-1, 3)
+    pixels = np.asarray(drawn.convert("RGB"))[::2, ::2].reshape(-1, 3)
     assert 0.005 < (pixels != 255).any(axis=1).mean() < 0.95, figure.key
     for name, style in figure.legend:
         colour = [int(LIGHT[style.colour][start : start + 2], 16) for start in (1, 3, 5)]

@@ -32,11 +32,11 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium h
 REFERENCE = Path(__file__).parent.parent / "results" / "reference"
 OTHERS = [
     "probe-mini",
-    "scale-nano",
-    "20261123T112407-da218d.parquet",
     "gpt1-revisions",
-    "kernels-cpu",
-    "regressions.jsonl",
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("scale-nano", "20261123T112407-da218d.parquet", "kernels-cpu", "regressions.jsonl")
+    ),
 ]
 PLOTS = ".panel:not([hidden]) .plot"
 DRAWN = """new MutationObserver((_, itself) => {
@@ -156,8 +156,9 @@ def test_the_page_answers_long_before_its_figures_are_drawn_each_as_it_comes_int
     assert answered < 0.5 * page.evaluate("performance.now()")
 
 
-def test_what_was_never_in_view_is_on_the_paper(browser: Any, file: Path) -> None:
-    page = opened(browser, file, drawn=False).page
+def test_what_was_never_in_view_is_on_the_paper(browser: Any, tmp_path: Path) -> None:
+    contents = read([str(REFERENCE / "gpt1-revisions")])  # of few figures: all are drawn
+    page = opened(browser, write_page(contents, tmp_path / "page.html", title="a test"), drawn=False).page
     until(page, "typeof vegaEmbed", "function")
     page.wait_for_timeout(500)  # until the figures are unpacked too
     page.evaluate(f"addEventListener('afterprint', () => {{ document.title = String({UNDRAWN}); }})")
@@ -327,7 +328,7 @@ def test_on_paper_plots_are_light_and_not_cut_off_and_controls_are_gone(dark: Se
 
 
 def test_nothing_runs_or_styles_but_the_page_s_own_script_and_style(browser: Any, file: Path) -> None:
-    seen = opened(browser, file)
+    seen = opened(browser, file, drawn=False)
     seen.page.evaluate("""() => {
         const script = document.createElement("script");
         script.textContent = "window.ran = true";

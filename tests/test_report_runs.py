@@ -174,7 +174,8 @@ def test_a_damaged_configuration_is_a_difference_and_no_error(tmp_path: Path) ->
     assert sorted(lines["configuration"]) == ["its file is damaged", "–"]
 
 
-KINDS = ("compare-nano", "scale-nano", "probe-mini", RUN.name, "gpt1-revisions", "kernels-cpu", "regressions.jsonl")
+KINDS = ("scale-nano", "probe-mini", RUN.name, "gpt1-revisions", "kernels-cpu", "regressions.jsonl")
+"""Of the comparison, whose page takes longest to read, tests/test_report.py says it."""
 
 
 @pytest.mark.parametrize("name", KINDS)

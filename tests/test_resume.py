@@ -143,6 +143,7 @@ def _begin(folder: Path | None) -> tuple[multiprocessing.process.BaseProcess, mu
     return process, receiver
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_a_run_ends_with_the_losses_of_an_unbroken_one(tmp_path: Path) -> None:
     process, receiver = _begin(None)
     began = time.monotonic()

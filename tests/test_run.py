@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,10 +129,10 @@ def test_a_run_killed_in_training_goes_on_with_the_same_losses(finished: tuple[P
     folder, _ = finished
     often = ("--config", "training.checkpoint_every=1")
     command = ["run", "gpt1", *UNCHECKED, "--phases", "train", *often, "--out", "killed"]
-    process = subprocess.Popen([sys.executable, "-P", "-m", "archbench", *command], cwd=folder, start_new_session=True)
+    run = ForkedCommand(*command, cwd=folder)
     _wait_for(folder, "killed/*/checkpoints/step-*")
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    run.process.kill()
+    assert run.finished().returncode == -signal.SIGKILL
     done = archbench("run", "gpt1", "--resume", "last", "--out", "killed", "--quiet", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert losses(read_results(folder / "killed")) == losses(frame)

@@ -134,10 +134,11 @@ ENDED = {
     ("ended", "others"),
     [
         (("raises", "forks"), ("prints",)),
-        pytest.param(("exits", "threads"), ("nan", "lingers"), marks=pytest.mark.slow),
+        (("exits", "threads"), ("nan", "lingers")),
     ],
     ids=["most hostile", "others"],
 )
+@pytest.mark.slow
 def test_unchecked_they_still_cost_only_themselves(
     ended: tuple[str, ...], others: tuple[str, ...], tmp_path: Path
 ) -> None:

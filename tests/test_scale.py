@@ -25,6 +25,7 @@ def outcome_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_short_ladder_is_drawn_and_not_fitted_and_is_resumed_with_more_budgets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -165,6 +165,7 @@ def command(*arguments, **environment):
     return subprocess.run(line, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_checks_any_file_and_fails_where_something_is_wrong():
     bad = command(FILE, "--chip", "sm_80", "--only", "narrow")
     assert bad.returncode == 1
@@ -181,6 +182,7 @@ def test_the_command_prints_each_kernel_and_loop_as_a_line_of_json():
     assert loops
 
 
+@pytest.mark.slow
 def test_the_interpreter_is_no_compiler():
     refused = command(FILE, "--chip", "sm_80", TRITON_INTERPRET="1")
     assert refused.returncode == 2

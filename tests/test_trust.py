@@ -17,7 +17,7 @@ from archbench.config import RunConfig
 from archbench.errors import PluginImportError, StorageError, UntrustedCodeError, UsageError
 from archbench.files.seal import unsealed
 from archbench.plugin.importing import import_file
-from archbench.plugin.trust import TRUSTED_VARIABLE, content_digest, require, trust, trusted
+from archbench.plugin.trust import MOST_BYTES, TRUSTED_VARIABLE, content_digest, require, trust, trusted
 from archbench.runs import run as runs
 from installations import RunCLI
 from small_runs import begun, with_small_corpus
@@ -237,7 +237,9 @@ def test_a_folder_that_a_file_names_is_judged_file_by_file_as_it_would_be_loaded
         require(["/proc"], "config.json")
 
 
-def test_a_digest_reads_a_bounded_number_of_bytes(package: Path) -> None:
+def test_a_digest_reads_a_bounded_number_of_bytes(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_BYTES <= 1 << 30
+    monkeypatch.setattr("archbench.plugin.trust.MOST_BYTES", 1 << 24)
     with (package / "sparse").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(UsageError, match="MiB"):

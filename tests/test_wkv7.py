@@ -129,6 +129,7 @@ def test_bfloat16_arguments_are_computed_with_in_float32() -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 def test_compiled_whole_at_several_lengths() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(wkv7, fullgraph=True, backend="aot_eager")

@@ -23,14 +23,15 @@ def doubts(rows: pd.DataFrame) -> list[str]:
     found = []
     quality = rows[(rows.phase == "quality") & rows.metric.isin(["bits_per_byte", *_COMPRESSORS])]
     lowest: dict[str, tuple[float, float, str]] = {}
-    for (name, _), own in quality.groupby(["architecture", "run_id"], sort=False):
-        values = own.set_index("metric").value.dropna()
-        floors = values[values.index.isin(_COMPRESSORS)]
-        bits = values.get("bits_per_byte")
-        if bits is None or floors.empty or not bits < FAR_BELOW * floors.min():
-            continue
-        found_here = (float(bits), float(floors.min()), _COMPRESSORS[str(floors.idxmin())])
-        lowest[str(name)] = min(lowest.get(str(name), found_here), found_here)
+    known = quality.dropna(subset=["value"])
+    bits_of = known[known.metric == "bits_per_byte"].drop_duplicates("run_id")
+    least = known[known.metric != "bits_per_byte"].sort_values("value", kind="stable").drop_duplicates("run_id")
+    both = bits_of.merge(least, on="run_id", suffixes=("", "_floor"))
+    low = both[both.value < FAR_BELOW * both.value_floor]
+    columns = (low[name].to_list() for name in ("architecture", "value", "value_floor", "metric_floor"))
+    for who, least_bits, least_floor, metric in zip(*columns, strict=True):
+        found_here = (float(least_bits), float(least_floor), _COMPRESSORS[metric])
+        lowest[who] = min(lowest.get(who, found_here), found_here)
     for name, (bits, floor, compressor) in lowest.items():
         found.append(
             f"Not to be believed unexplained: {name} needs {bits:.3f} bits per byte, less than a quarter of what the "
@@ -38,9 +39,9 @@ def doubts(rows: pd.DataFrame) -> list[str]:
             "sees what it has to predict."
         )
     refused = rows[(rows.metric == "audit_passed") & (rows.value == 0)]
-    for (name, phase), _ in refused.groupby(["architecture", "phase"], sort=False):
+    for (whose, phase), _ in refused.groupby(["architecture", "phase"], sort=False):
         found.append(
-            f"Not to be believed: the audit of {name}'s phase {phase} failed (--unchecked); its audit rows say by how "
+            f"Not to be believed: the audit of {whose}'s phase {phase} failed (--unchecked); its audit rows say by how "
             "much (docs/reference/metrics.md)."
         )
     return found
