@@ -95,6 +95,17 @@ def test_much_more_or_less_keeps_depth_and_the_family_s_proportions(name: str, t
         assert config.d_head % 2 == 0
 
 
+@pytest.mark.parametrize("name", ["mistral", "mamba2"])
+def test_a_published_size_becomes_a_nano_of_its_proportions_not_many_narrow_layers(name: str) -> None:
+    architecture = archbench.load(name)
+    found = match(architecture, "paper", {"context_length": 128, "vocab_size": 257}, target=889_728)
+    assert found.matched
+    large: Any = architecture.config("paper")
+    small: Any = architecture.config("paper", **found.overrides)
+    deeper, wider = small.n_layer / large.n_layer, small.d_model / large.d_model
+    assert 0.5 < deeper / wider < 2
+
+
 @pytest.mark.parametrize("name", ["mixtral", "mamba2"])
 def test_a_matched_model_trains(name: str) -> None:
     subject = Subject(archbench.load(name), config_of(matched(name, 2e6)))

@@ -121,6 +121,9 @@ def test_matching_varies_the_sizes_by_transformers_names_and_keeps_heads_legal(t
     assert fields["max_position_embeddings"] == 32
     with pytest.raises(ConfigError, match="d_state"):
         architecture.config("nano", d_state=3)
+    linked = archbench.load(f"hf:{written(tmp_path / 'linked', 'mamba2')}")
+    with pytest.raises(ConfigError, match="must equal num_heads"):  # transformers' own rule, which a search skips
+        linked.config("nano", n_head=4)
 
 
 def test_deeper_models_repeat_the_pattern_of_their_layers(tmp_path: Path) -> None:

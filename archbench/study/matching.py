@@ -4,6 +4,9 @@ Up to :data:`MOST_BUILDS` models are built on the meta device, which takes no me
 which fields vary and measures how far a shape is from the preset: d_ff alone changes for a few per cent, d_model and
 what depends on it for much more, depth last. Widths of the model and of heads stay multiples of 16 (others: of 8) if
 the preset's are, or multiples of 2 if nothing near fits.
+
+A preset of more than :data:`FAR` times the size, such as a published model's beside a nano, is first scaled down as a
+whole, depth and widths by the same factor: width alone would leave a model of many very narrow layers.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ if TYPE_CHECKING:
     from archbench.plugin.architecture import Architecture
 
 MOST_BUILDS = 300
+
+FAR = 64
+"""Times the target that a preset may have and still be the shape to stay near to."""
 
 UNITS: dict[Quantity, str] = {
     "non_embedding_active_parameters": "non-embedding active parameters",
@@ -81,17 +87,35 @@ def match(
     if target <= 0:
         step = "Match something else, or take another baseline"
         raise UsageError(f"{UNITS[quantity]} to be matched", "there are none", step)
-    start = architecture.config(preset, **overrides)
+    published = architecture.config(preset, **overrides)
+    start = _scaled_down(architecture, published, frozenset(overrides), target, quantity)
     family = Family(start, frozenset(overrides), quantity)
     search = _Search(architecture, start, family, target, quantity, tolerance)
     shape, value = search.run()
-    changes = {name: number for name, number in shape.items() if number != family.start[name]}
-    config = architecture.config(start, **changes)
+    changes = {name: number for name, number in shape.items() if number != getattr(published, name)}
+    config = architecture.config(published, **changes)
     with meta_device():
         size = size_of(architecture.build(config), config.context_length)
     reason = search.reason(shape, value)
     deviation = None if value is None else value / target - 1
     return Match(architecture.name, {**overrides, **changes}, size, deviation, reason is None, reason)
+
+
+def _scaled_down(
+    architecture: Architecture, start: ModelConfig, fixed: frozenset[str], target: float, quantity: Quantity
+) -> ModelConfig:
+    """``start``, or if it is :data:`FAR` from the target about its shape at the target's size: L C² parameters."""
+    family = Family(start, fixed, quantity)
+    if quantity == "state_bytes" or not {"n_layer", "d_model"} <= {*family.free}:
+        return start
+    size = _Search(architecture, start, family, target, quantity, 0.0).first()
+    if not size or size <= FAR * target:
+        return start
+    scale = (target / size) ** (1 / 3)
+    try:
+        return architecture.config(start, **{name: n for name, n in family.scaled(scale).items() if name not in fixed})
+    except ValueError:  # the architecture links its sizes in a way of its own
+        return start
 
 
 class _Search:
@@ -118,7 +142,7 @@ class _Search:
 
     def run(self) -> tuple[Shape, float | None]:
         """The least changed shape within the tolerance, else the nearest one; its size, or None if it has none."""
-        first = self._measure(self.start)
+        first = self.first()
         if first is None:
             return self.best
         self._note(self.family.start, first)
@@ -133,6 +157,10 @@ class _Search:
             if self.price[0] < 1 + abs(math.log(factor)):
                 break
         return self.best
+
+    def first(self) -> float | None:
+        """The size of the start."""
+        return self._measure(self.start)
 
     def reason(self, shape: Shape, value: float | None) -> str | None:
         """Why the best shape does not match; None if it does."""

@@ -83,6 +83,33 @@ class Family:
         deeper = shape.get("n_layer", 1) / self.depth
         return 4 * abs(math.log(deeper)) + 2 * abs(math.log(wider)) + sum(abs(math.log(change)) for change in changes)
 
+    def scaled(self, scale: float) -> Shape:
+        """The start with depth and width times about ``scale``; heads become fewer, a power of two, and narrower."""
+        C, H, D = self._dimensions(self.start)
+        heads, narrow, inner = H, D, Fraction(H * D, C)
+        if "n_head" in self.start:
+            heads = 2 ** max(0, round(math.log2(H * math.sqrt(scale))))
+            step = _step(D, 16)
+            narrow = max(1, round(C * scale * inner / heads / step)) * step
+        elif "d_head" in self.start:
+            heads = max(1, round(H * scale))
+        else:
+            step = _step(C, 16)
+            heads = max(1, round(C * scale / step)) * step
+        width = max(1, round(heads * narrow / inner))
+        new = {"n_layer": max(1, round(self.depth * scale)), "d_model": width, "n_head": heads, "d_head": narrow}
+        shape = {name: new.get(name, number) for name, number in self.start.items()}
+        for name in WITH_WIDTH:
+            if name in shape:
+                step = _step(shape[name], 8)
+                shape[name] = max(1, round(shape[name] * width / C / step)) * step
+        if "d_value" in shape:
+            shape["d_value"] = max(1, round(shape["d_value"] * narrow / D))
+        for name in GROUPS:
+            if name in shape:
+                shape[name] = min(heads, 2 ** round(math.log2(max(1, shape[name] * heads / H))))
+        return shape
+
     def depths(self) -> list[int]:
         """Numbers of layers, the start's first, then the nearest."""
         if "n_layer" not in self.free:

@@ -73,6 +73,11 @@ class HFConfig(ModelConfig):
         if self.d_model and self.n_head and "d_head" not in found and self.d_model % self.n_head:
             cause = f"{self.n_head} heads do not divide d_model = {self.d_model}"
             raise ConfigError("HFConfig.n_head", cause, "Choose one of its divisors")
+        if any(getattr(self, name) != value for name, (_, value) in found.items()):
+            try:
+                _read(self.fields(), self.code)
+            except CheckpointError as error:
+                raise ConfigError("HFConfig", error.cause, "Choose sizes that fit each other") from None
         return self
 
     @classmethod
