@@ -145,15 +145,18 @@ def test_what_is_planted_in_the_cache_does_not_run(mine: Path, another_day: Call
 
 
 @pytest.mark.parametrize(
-    "named", ["some-org/some-model--modeling_mine.Mine", "../elsewhere.Mine", "modeling_mine.Absent", 3, None]
+    "named",
+    ["some-org/some-model--modeling_mine.Mine", "../elsewhere.Mine", "modeling_mine.Absent", "modeling_mine.Other", 3],
 )
 def test_a_configuration_leads_to_no_code_elsewhere(mine: Path, named: object) -> None:
-    fields = {**FIELDS, "code": str(mine.parent), "auto_map": {"AutoModelForCausalLM": named}}
-    (mine / "config.json").write_text(json.dumps(fields))
     (mine.parent / "elsewhere.py").write_text((mine / "modeling_mine.py").read_text())
-    done = command("show", f"hf-code:{mine}", cwd=mine)
-    assert done.returncode == 6, done.stderr
-    assert "auto_map.AutoModelForCausalLM" in done.stderr
+    with (mine / "modeling_mine.py").open("a") as file:
+        file.write("class Other: ...\n")
+    for value in ({"AutoModelForCausalLM": named}, named):
+        (mine / "config.json").write_text(json.dumps({**FIELDS, "code": str(mine.parent), "auto_map": value}))
+        done = command("show", f"hf-code:{mine}", cwd=mine)
+        assert done.returncode == 6, done.stderr
+        assert "auto_map.AutoModelForCausalLM" in done.stderr
 
 
 def test_a_place_without_code_and_code_that_breaks_are_said(mine: Path) -> None:

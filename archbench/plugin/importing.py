@@ -183,7 +183,7 @@ def import_part(package: str, name: str) -> ModuleType:
         with _importing(package):
             return importlib.import_module(f"{whole.__name__}.{name}")
     except (Exception, SystemExit) as error:
-        step = _after_failed_file(Path(package), error)
+        step = f"Install what it imports, or correct {name}.py where it is from; --debug shows where it failed"
         raise _import_error(f"plugin {package}", f"loading its {name}.py", error, step) from error
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -88,22 +89,24 @@ def imported_code(published: Mapping[str, Any], module: Import) -> Code:
         CheckpointError: ``auto_map`` names no class of that code.
         PluginImportError: the code cannot be imported.
     """
-    model = _class("AutoModelForCausalLM", published, module)
-    named = "AutoConfig" in (published.get("auto_map") or {})
-    config = _class("AutoConfig", published, module) if named else getattr(model, "config_class", None)
-    if config is None:
-        raise _refused("AutoConfig", "it names no class, and neither does the model's config_class")
-    return Code(config, model)
+    named = published.get("auto_map")
+    named = named if isinstance(named, dict) else {}
+    model = _class("AutoModelForCausalLM", "PreTrainedModel", named, module)
+    if "AutoConfig" not in named:
+        if (config := getattr(model, "config_class", None)) is None:
+            raise _refused("AutoConfig", "it names no class, and neither does the model's config_class")
+        return Code(config, model)
+    return Code(_class("AutoConfig", "PreTrainedConfig", named, module), model)
 
 
-def _class(what: str, published: Mapping[str, Any], module: Import) -> Any:
-    named = (published.get("auto_map") or {}).get(what)
-    file, dot, kind = named.partition(".") if isinstance(named, str) else ("", "", "")
+def _class(what: str, base: str, named: Mapping[str, Any], module: Import) -> Any:
+    place = named.get(what)
+    file, dot, kind = place.partition(".") if isinstance(place, str) else ("", "", "")
     if not (dot and file.isidentifier() and kind.isidentifier()):
-        raise _refused(what, f"it names no class in a file beside it, but {named!r}")
+        raise _refused(what, f"it names no class in a file beside it, but {place!r}")
     found = getattr(module(file), kind, None)
-    if not isinstance(found, type):
-        raise _refused(what, f"{file}.py has no class {kind}")
+    if not (isinstance(found, type) and issubclass(found, getattr(import_module("transformers"), base))):
+        raise _refused(what, f"{file}.py has no {base} of transformers that is called {kind}")
     return found
 
 
