@@ -26,6 +26,7 @@ BackendName = Literal["triton", "sdpa", "flex", "reference"]
 OperationName = Literal["attention", "loss"]
 AttentionName = Literal["auto", "triton", "sdpa", "flex", "reference"]
 SamplingName = Literal["epochs", "random"]
+ParallelName = Literal["ddp", "fsdp"]
 BudgetUnit = Literal["tokens", "steps", "flops", "seconds"]
 
 BUDGETS: tuple[BudgetUnit, ...] = ("tokens", "steps", "flops", "seconds")
@@ -128,10 +129,8 @@ class TrainingConfig(Frozen):
     def _one_budget(self) -> Self:
         budgets = [name for name in BUDGETS if getattr(self, name) is not None]
         if len(budgets) != 1:
-            given = " and ".join(budgets) or "none"
-            raise ConfigError(
-                "TrainingConfig", f"{given} given as the budget", "Set exactly one of tokens, steps, flops and seconds"
-            )
+            cause = f"{' and '.join(budgets) or 'none'} given as the budget"
+            raise ConfigError("TrainingConfig", cause, "Set exactly one of tokens, steps, flops and seconds")
         return self
 
 
@@ -201,6 +200,11 @@ class RunConfig(Frozen):
     attention: AttentionName = Field("auto", description="attention backend; the rows say what ran")
     compile: bool = Field(False, description="train with torch.compile")
     threads: bounds.Threads | None = Field(None, description="CPU threads; null for one per core this process may use")
+    nproc: bounds.Processes | Literal["auto"] = Field(
+        1, description="processes that train together, each on a GPU or a share of the CPU; auto: one a GPU or core"
+    )
+    parallel: ParallelName = Field("ddp", description="what they share: the batch (ddp), or the model as well (fsdp)")
+    scaling_efficiency: bool = Field(False, description="after training, also time one device with the work of all")
     checked: bool = Field(True, description="run the conformance checks first, and measure nothing if one fails")
     time_limit: float = Field(
         3600.0,
@@ -228,6 +232,11 @@ class RunConfig(Frozen):
             raise UnknownNameError(f"profile {name!r}", "there is no such profile", did_you_mean(str(name), PROFILES))
         published = {} if values.get("weights") is None else {"preset": PUBLISHED}
         return filled({**PROFILES[name], **published}, values, BUDGETS)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, written: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        """Later fields are left out at the value that earlier runs had."""
+        return {name: one for name, one in written(self).items() if _LATER_FIELDS.get(name, _NEVER) != one}
 
     def config_hash(self) -> str:
         """Twelve hex digits that agree for runs that differ only in seed and in what changes no number."""
@@ -268,9 +277,8 @@ class KernelConfig(Frozen):
     def _whole_groups(self) -> Self:
         count = len(self.losses) + len(self.lengths) * len(self.head_widths) * len(self.groups) * len(self.windows)
         if count > bounds.MOST_CASES:
-            raise ConfigError(
-                "the sizes to measure", f"they make {count:,} cases", f"Give at most {bounds.MOST_CASES:,}"
-            )
+            step = f"Give at most {bounds.MOST_CASES:,}"
+            raise ConfigError("the sizes to measure", f"they make {count:,} cases", step)
         for D, group in itertools.product(self.head_widths, self.groups):
             if (H := self.heads(D)) % group:
                 raise ConfigError(
@@ -285,10 +293,8 @@ class KernelConfig(Frozen):
         return self.query_heads or 2048 // head_width // 8 * 8
 
     def batch(self, length: int) -> int:
-        """B, sequences of that length: the configured number, or as many as hold 16,384 positions.
-
-        These and :meth:`heads` are the sizes of Dao 2023 (FlashAttention-2, arXiv:2307.08691, section 4.1).
-        """
+        """B, sequences of that length: the configured number, or as many as hold 16,384 positions (as :meth:`heads`,
+        by Dao 2023, FlashAttention-2, arXiv:2307.08691, section 4.1)."""
         return self.batch_size or max(1, 16_384 // length)
 
     def config_hash(self) -> str:
@@ -296,17 +302,16 @@ class KernelConfig(Frozen):
         return _hash(self, {"seed", "out"})
 
 
-_LATER_FIELDS = {"training.sampling": "epochs"}
+_LATER_FIELDS = {"training.sampling": "epochs", "nproc": 1, "parallel": "ddp", "scaling_efficiency": False}
 """Newer fields -> the only value that earlier runs had. With that value they leave a hash as it was."""
+_NEVER = object()
 
 
 def _hash(config: BaseModel, leave_out: set[str]) -> str:
     values = config.model_dump(mode="json", exclude=leave_out)
     for path, earlier in _LATER_FIELDS.items():
-        *sections, name = path.split(".")
-        place = values
-        for section in sections:
-            place = place.get(section, {})
+        section, _, name = path.rpartition(".")
+        place = values.get(section, {}) if section else values
         if place.get(name) == earlier:
             del place[name]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

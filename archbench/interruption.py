@@ -138,12 +138,13 @@ def interruptible() -> Iterator[list[str]]:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
-    """Within this context a signal waits for its end, which an update of a model must not be divided by."""
+def held_back() -> Iterator[list[int]]:
+    """Within this context a signal waits for its end, which an update of a model must not be divided by; those that
+    wait are in the list."""
     waiting: list[int] = []
     before: dict[int, Handler] = {}
     with _handled_by(lambda number, frame: waiting.append(number), before, only_handled=True):
-        yield
+        yield waiting
     for number in waiting[:1]:
         before[number](number, None)
 

@@ -27,7 +27,9 @@ FILES = ("model.safetensors", "training.pt", "manifest.json")
 
 
 def save(folder: Path, step: int, value: float = 0.0) -> Path:
-    return save_checkpoint(folder, step, filled(value), {"value": value, "moments": torch.full((4000,), value)})
+    return save_checkpoint(
+        folder, step, filled(value).state_dict(), {"value": value, "moments": torch.full((4000,), value)}
+    )
 
 
 def filled(value: float) -> nn.Module:
@@ -40,7 +42,7 @@ def test_a_checkpoint_comes_back_to_the_last_bit_and_two_are_kept(tmp_path: Path
     torch.manual_seed(0)
     model = GPT1(model_config())
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, model, {"moments": model.embedding.weight * 2, "name": "x"})
+        save_checkpoint(tmp_path, step, model.state_dict(), {"moments": model.embedding.weight * 2, "name": "x"})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
     checkpoint = load_latest(tmp_path)
     assert checkpoint is not None

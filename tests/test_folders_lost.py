@@ -64,7 +64,7 @@ def outcome(folder: Path) -> None:
 
 
 def checkpoint(folder: Path) -> None:
-    save_checkpoint(folder / "checkpoints", 2, torch.nn.Linear(20, 20), {"numbers": torch.zeros(100)})
+    save_checkpoint(folder / "checkpoints", 2, torch.nn.Linear(20, 20).state_dict(), {"numbers": torch.zeros(100)})
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -102,7 +102,7 @@ def test_a_folder_without_room_is_found_out_before_the_work(tmp_path: Path) -> N
 
 
 def test_a_checkpoint_that_finds_no_room_leaves_the_last_one(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "checkpoints", 1, torch.nn.Linear(20, 20), {"numbers": torch.zeros(100)})
+    save_checkpoint(tmp_path / "checkpoints", 1, torch.nn.Linear(20, 20).state_dict(), {"numbers": torch.zeros(100)})
     with files_of(500), pytest.raises(StorageError, match="step-00000001 is intact"):
         checkpoint(tmp_path)
     found = load_latest(tmp_path / "checkpoints")

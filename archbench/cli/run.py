@@ -54,6 +54,9 @@ MOST_RUNS = 1000
     FieldOption("training.schedule"),
     FieldOption("weights", help="published weights: a folder, .safetensors or .gguf file; skips training"),
     FieldOption("phases"),
+    FieldOption("nproc"),
+    FieldOption("parallel"),
+    FieldOption("scaling_efficiency"),
     FieldOption("trackers", "--track", many=True),
     FieldOption("out"),
 )
@@ -193,6 +196,7 @@ def _resume(
         step = f"Name the architecture of the run: archbench run {architectures[0]} --resume {run_id}"
         raise UsageError("--resume", f"it resumes one run, and {len(architectures)} architectures are named", step)
     out = given.pop("out", "results")
+    shared = {name: given.pop(name) for name in ("nproc", "parallel") if name in given}
     more = assignments(config, "--config")
     limit = more.pop("time_limit", None)
     others = {**others, "--config": more}
@@ -207,7 +211,7 @@ def _resume(
         trust_run(out, run_id)
     with saying_how_to_resume():
         # Not typed: the command to resume is printed from the run's folder, and copied.
-        frame = resume(full_name(architectures[0]), run_id, out, time_limit=time_limit, quiet=quiet)
+        frame = resume(full_name(architectures[0]), run_id, out, time_limit=time_limit, quiet=quiet, **shared)
     _show(frame, out, json=json)
 
 

@@ -47,6 +47,15 @@ class Batch:
             )
         return [Batch(*pair) for pair in zip(self.inputs.chunk(n), self.targets.chunk(n), strict=True)]
 
+    def shard(self, rank: int, ranks: int, n: int) -> Batch:
+        """The rows of one of several ranks, in each of the batch's ``n`` micro-batches, together.
+
+        Raises:
+            UsageError: the number of sequences is not divisible by ``n``.
+        """
+        parts = [Batch(*(t.tensor_split(ranks)[rank] for t in (m.inputs, m.targets))) for m in self.split(n)]
+        return Batch(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
+
     def to(self, device: torch.device | str) -> Batch:
         return Batch(self.inputs.to(device), self.targets.to(device))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -123,19 +124,42 @@ def reference_experts(module: SparseExperts, x: Tensor) -> Tensor:
     return total
 
 
+_sums: list[Callable[[Tensor], Tensor]] = []
+"""What adds tensors of several processes, if they train together."""
+
+
+@contextmanager
+def balanced_over(summed: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Within this context tokens of several processes are balanced together.
+
+    Args:
+        summed: a tensor -> its sum over the processes, which all call it at the same places.
+    """
+    _sums.append(summed)
+    try:
+        yield
+    finally:
+        _sums.pop()
+
+
 def load_balancing_loss(routings: Sequence[Routing]) -> Tensor:
     """E · Σ_e f_e P_e over the tokens of all layers together, shape (); A if all experts are used equally.
 
     f_e is the share of tokens sent to expert e, P_e the mean of its probability (Fedus et al. 2021, Switch
     Transformers, arXiv:2101.03961, equations 4 to 6). Gradients flow only through P_e. One loss for the tokens of all
-    layers, as in transformers' ``load_balancing_loss_func``, instead of one per layer.
+    layers, as in transformers' ``load_balancing_loss_func``, instead of one per layer. In processes that train together
+    f_e is of all their tokens, so that the token-weighted mean of their losses is that of one process.
     """
     E = routings[0].probabilities.shape[1]
     rows = sum(routing.probabilities.shape[0] for routing in routings)
     ids = torch.arange(E, device=routings[0].chosen.device)
     sent = torch.stack([(routing.chosen.unsqueeze(-1) == ids).sum((0, 1)) for routing in routings]).sum(0)  # (E,)
     probability = torch.stack([routing.probabilities.sum(0) for routing in routings]).sum(0)  # (E,)
-    return E / rows**2 * (sent * probability).sum()
+    every = rows
+    if _sums:
+        *counts, total = _sums[-1](torch.cat([sent, sent.new_tensor([rows])])).unbind()
+        sent, every = torch.stack(counts), int(total)
+    return E / (rows * every) * (sent * probability).sum()
 
 
 def arranged(x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:

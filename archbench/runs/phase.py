@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from archbench.child.process import Child, LostError
@@ -15,6 +16,7 @@ from archbench.measure.machine import versions
 from archbench.plugin.discovery import PLUGINS_VARIABLE
 from archbench.runs.conformance import CHECK, Findings
 from archbench.runs.folder import RunFolder
+from archbench.runs.ranks import measured_together
 
 LONGEST_CHECK = 300.0
 """Seconds that the phase ``check`` may take while ``time_limit`` is an hour or less."""
@@ -72,6 +74,10 @@ def _measured_apart(folder: RunFolder, phase: str, heard: Heard, *, quiet: bool)
     request = {"out": str(folder.path.parent), "run_id": folder.run_id, "phase": phase, "quiet": quiet}
     variables = {**thread_variables(folder.config), PLUGINS_VARIABLE: None}  # the configuration names the plugins
     limit = time_limit(folder.config, phase)
+    if phase == "train" and folder.config.nproc != 1:
+        return measured_together(
+            folder.config, request, variables, _culprit(folder, phase), partial(_lost, folder, phase, limit=None)
+        )
     findings: Findings | None = None
     message: dict[str, Any] = {}
     try:
@@ -86,7 +92,8 @@ def _measured_apart(folder: RunFolder, phase: str, heard: Heard, *, quiet: bool)
                 findings = Findings.of(message["findings"]) if "findings" in message else findings
     except LostError as lost:
         running = None if findings is None else findings.running
-        raise _lost(folder, phase, lost, limit, f" in the check {running}" if running else "") from None
+        during = f" in the check {running}" if running else ""
+        raise _lost(folder, phase, _culprit(folder, phase), lost, limit=limit, during=during) from None
     finally:
         if findings is not None:
             findings.write(folder)
@@ -97,9 +104,11 @@ def _culprit(folder: RunFolder, phase: str) -> str:
     return f"phase {phase} of run {folder.run_id} ({folder.config.architecture})"
 
 
-def _lost(folder: RunFolder, phase: str, lost: LostError, limit: float | None, during: str) -> PhaseError:
+def _lost(
+    folder: RunFolder, phase: str, culprit: str, lost: LostError, *, limit: float | None, during: str = ""
+) -> PhaseError:
     """The error of a phase whose process ended, or took too long, before it sent its rows."""
-    culprit, again = _culprit(folder, phase), folder.resume_command
+    again = folder.resume_command
     if lost.code is None:
         assert limit is not None
         given = folder.config.time_limit

@@ -21,6 +21,7 @@ from archbench.results.schema import Role
 from archbench.results.store import new_run_id, prepare_folder
 from archbench.runs.device import check_attention, check_dtype, resolve_device
 from archbench.runs.folder import RunFolder
+from archbench.runs.ranks import resolved_ranks
 from archbench.runs.weights_config import resolve_published
 from archbench.training.weights import digest_of, require_whole, sampled_digest
 
@@ -43,6 +44,7 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
     device = resolve_device(config.device)
     check_dtype(config, device)
     check_attention(config, device)
+    config = resolved_ranks(config)
     config = _with_absolute_paths(_with_text_to_score(config))
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)

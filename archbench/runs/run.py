@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from archbench.config import RunConfig
+from archbench.config import ParallelName, RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError, refusal
 from archbench.files.writing import set_aside
 from archbench.interruption import continued
@@ -27,9 +27,11 @@ from archbench.results.store import run_table, write_run
 from archbench.runs.conformance import CHECK, conformance, require_conformance, take_over
 from archbench.runs.device import resolve_device
 from archbench.runs.folder import EVAL, RunFolder, open_run
+from archbench.runs.launched import led
 from archbench.runs.models import load_architecture
 from archbench.runs.phase import run_phase
 from archbench.runs.preparation import start
+from archbench.runs.ranks import resolved_ranks
 from archbench.trackers.following import Trackers, followed_by
 from archbench.trackers.tracker import Status
 
@@ -70,6 +72,8 @@ def resume(
     out: str | Path = "results",
     *,
     time_limit: float | None = None,
+    nproc: int | Literal["auto"] | None = None,
+    parallel: ParallelName | None = None,
     quiet: bool = False,
 ) -> pd.DataFrame:
     """Continue a run that was interrupted or failed: finished phases are kept, training resumes from a checkpoint.
@@ -79,6 +83,8 @@ def resume(
         run_id: the run's, or ``last`` for the newest under ``out``.
         out: folder of the results.
         time_limit: seconds for each remaining phase; None for the run's own limit.
+        nproc: processes that train together from now on; None for as many as before.
+        parallel: what they share; None for what they shared before.
         quiet: print no progress to standard error.
 
     Raises:
@@ -97,8 +103,11 @@ def resume(
         )
     with folder.owned():
         _refuse_other(folder)
-        if time_limit is not None:
-            folder = dataclasses.replace(folder, config=folder.config.override(time_limit=time_limit))
+        changes = {"time_limit": time_limit, "nproc": nproc or (1 if led() else None), "parallel": parallel}
+        config = folder.config.override(**{name: value for name, value in changes.items() if value is not None})
+        if config.nproc == 1:
+            config = config.override(parallel="ddp", scaling_efficiency=False)
+        folder = dataclasses.replace(folder, config=resolved_ranks(config))
         with followed_by(folder.config.trackers, quiet=quiet) as trackers, continued(_continuation(folder)):
             return _measure(folder, trackers, quiet=quiet)
 

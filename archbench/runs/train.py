@@ -9,31 +9,41 @@ from statistics import median
 import torch
 from torch import nn
 
-from archbench.data.batches import BatchSampler
+from archbench.config import ModelConfig
+from archbench.data.batches import Batch, BatchSampler
 from archbench.data.dataset import prepare
-from archbench.measure.clock import clock_for
+from archbench.measure.clock import Clock, clock_for
 from archbench.measure.flops import count_flops, on_meta
 from archbench.measure.memory import peak_memory
 from archbench.measure.peaks import measure_gemm, mfu, published_peak
 from archbench.measure.shape_runs import KINDS
 from archbench.measure.steady import count_outliers, has_trend
+from archbench.plugin.architecture import Architecture
 from archbench.runs.audit import Audit
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, initial_model, load_architecture
 from archbench.runs.quality import score_validation
 from archbench.runs.rows import Rows
+from archbench.runs.scaling import communication_share, efficiency, scaling_seconds
 from archbench.trackers.feed import Feed
+from archbench.training.distribution import ALONE, Ranks
 from archbench.training.loop import train
 from archbench.training.progress import Progress
+from archbench.training.rehearsal import rehearse
 from archbench.training.state import TrainState
 from archbench.training.step_audit import StepAudit
+from archbench.training.steps import check_linear_head
 
 
-def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
+def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, ranks: Ranks = ALONE) -> None:
     """Train the run's model to its budget, from the last checkpoint if there is one.
+
+    Args:
+        ranks: the processes that train together, which all call it; the first one's rows are the run's.
 
     Raises:
         ConformanceError: the audit of a step finds another loss, other tokens or another update.
+        PluginError: the architecture cannot be trained by several ranks.
     """
     config, recipe = run.config, run.config.training
     architecture, model_config = load_architecture(run)
@@ -46,11 +56,16 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
         data.train, batch_size=B * recipe.accumulation, context_length=T, seed=config.seed, sampling=recipe.sampling
     )
     rows.common |= {"parameters": count_parameters(model), "batch_size": B * recipe.accumulation}
+    rows.common["world_size"] = ranks.size
     _record_attention(model, T, dtype, device, rows)
     flops = count_flops(on_meta(model), batch_size=1, context_length=T)
     flops_per_token = flops.training_per_token
 
-    state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile)
+    check_linear_head(model)
+    blocks = ranks.shard_model(model, device)
+    state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile, ranks=ranks)
+    if ranks.size > 1:
+        rehearse(state, architecture.train_step, sampler.batch(0), config.architecture)
     report, clock = Audit(run, "train"), clock_for(device)
 
     def validate(trained: nn.Module) -> float:
@@ -78,15 +93,23 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
             validate=validate if recipe.validate_every is not None else None,
             checkpoints=run.checkpoints,
             progress=Progress("silent" if quiet else "auto", label=f"{config.architecture} {config.preset}, train"),
-            observe=tell_trackers if config.trackers else None,
+            observe=tell_trackers if config.trackers and ranks.leads else None,
             audit=StepAudit(state, config.seed, clock, report),
         )
+
+    worst = max(ranks.gather_objects(memory), key=lambda one: one.peak_bytes or 0)
+    if ranks.size > 1 and history.diverged_at is None:
+        _add_scaling(run, state, architecture, model_config, sampler.batch(len(history.steps)), clock, rows)
+    if not ranks.leads:
+        return
+    if blocks is not None:
+        rows.add("fsdp_blocks", blocks)
 
     firsts = set(history.first_steps)  # one per process; a resumed run has several
     tokens = 0
     for record in history.steps:
         tokens += record.tokens
-        at = {"repeat": record.step, "tokens_seen": tokens}
+        at = {"repeat": record.step, "tokens_seen": tokens, "world_size": history.world_size(record.step)}
         rows.add("loss", record.loss, **at)
         rows.add("grad_norm", record.grad_norm, **at)
         rows.add("learning_rate", record.lr, **at)
@@ -95,7 +118,8 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
         rows.add("validation_loss", loss, repeat=step, tokens_seen=seen)
         rows.add("validation_bits_per_byte", bits_per_byte(loss), repeat=step, tokens_seen=seen)
 
-    seconds = [record.seconds for record in history.steps if record.step not in firsts]
+    alike = [record for record in history.steps if history.world_size(record.step) == ranks.size]
+    seconds = [record.seconds for record in alike if record.step not in firsts]
     totals = {"tokens_seen": tokens}
     rows.add("steps", len(history.steps), **totals)
     rows.add("training_seconds", history.seconds, **totals)
@@ -105,17 +129,50 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
     if seconds:
         speed = history.steps[0].tokens / median(seconds)
         rows.add("tokens_per_second", speed, **totals)
+        if ranks.size > 1:
+            rows.add("tokens_per_second_per_device", speed / ranks.size, **totals)
         rows.add("model_flops_per_second", speed * flops_per_token, **totals)
         rows.add("outliers", count_outliers(seconds), **totals)
         rows.add("stationary", not has_trend(seconds), **totals)
         published, measured = published_peak(device, dtype), measure_gemm(device, dtype)
         rows.add("peak_flops_published", published, **totals)
         rows.add("peak_flops_measured", measured, **totals)
-        rows.add("mfu", mfu(speed * flops_per_token, published or measured), **totals)
-    rows.add_memory(memory, quiet=quiet, **totals)
+        rows.add("mfu", mfu(speed / ranks.size * flops_per_token, published or measured), **totals)
+    rows.add_memory(worst, quiet=quiet, **totals)
     report.add_to(rows)
     if history.diverged_at is not None:
         rows.add("diverged", history.diverged_at, repeat=history.diverged_at, **totals)
+
+
+def _add_scaling(
+    run: RunFolder,
+    state: TrainState,
+    architecture: Architecture,
+    model_config: ModelConfig,
+    batch: Batch,
+    clock: Clock,
+    rows: Rows,
+) -> None:
+    """Measure what sharing costs, by updates after the last; all ranks call it."""
+    config, step = run.config, architecture.train_step
+    share = communication_share(state, step, batch, clock)
+    if state.ranks.leads:
+        rows.add("communication_share", share)
+    if not config.scaling_efficiency:
+        return
+
+    def alone() -> TrainState:
+        model = initial_model(run, architecture, model_config, state.device)
+        return TrainState.create(
+            model, config.training, device=state.device, dtype=config.dtype, compile=config.compile
+        )
+
+    together, by_one = scaling_seconds(state, alone, step, batch, clock)
+    if not state.ranks.leads:
+        return
+    rows.extend("shared_step_seconds", together)
+    rows.extend("one_device_step_seconds", by_one)
+    rows.add("scaling_efficiency", efficiency(together, by_one, state.ranks.size))
 
 
 def _record_attention(model: nn.Module, T: int, dtype: torch.dtype, device: torch.device, rows: Rows) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import time
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 import torch
 
 from archbench.config import PhaseName
+from archbench.errors import one_line
 from archbench.kernels import attention_backend
 from archbench.plugin.discovery import Entry
 from archbench.runs.check import run_check
@@ -18,12 +20,14 @@ from archbench.runs.device import measuring
 from archbench.runs.folder import RunFolder, open_run
 from archbench.runs.positions import run_positions
 from archbench.runs.quality import run_quality
+from archbench.runs.ranks import GROUP, LOST_PEER, device_of_rank
 from archbench.runs.room import require_room
 from archbench.runs.rows import Rows
 from archbench.runs.serving import run_serve
 from archbench.runs.speed import run_decode, run_prefill
 from archbench.runs.train import run_train
 from archbench.testing.global_state import watched
+from archbench.training.distribution import from_a_peer, join, leave
 
 if TYPE_CHECKING:
     from archbench.child.entry import Parent
@@ -52,6 +56,10 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
     if sys.platform != "win32":
         os.register_at_fork(after_in_child=lambda: os._exit(1))
     run, name, quiet = open_run(request["out"], request["run_id"]), request["phase"], request["quiet"]
+    if GROUP in request:
+        place = device_of_rank(run.config.device, os.environ)
+        own = run.config.override(nproc=request["nproc"], parallel=request["parallel"], device=place)
+        run = dataclasses.replace(run, config=own)
     with attention_backend(run.config.attention), measuring(name, run.config) as (device, rows):
         require_room(run, device)
         if name == CHECK:  # one of the checks finds what a plugin changes in the process
@@ -60,5 +68,24 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
             package, version = run.facts["plugin_package"], run.facts["plugin_version"]
             plugin = Entry(run.config.architecture, package, version, package).culprit
             with watched(f"{plugin}, in phase {name}"):
-                PHASES[name](run, device, rows, quiet=quiet)
+                if GROUP in request:
+                    _train_together(run, device, rows, request[GROUP], parent, quiet=quiet)
+                else:
+                    PHASES[name](run, device, rows, quiet=quiet)
     parent.send({"rows": rows.finished(), "cpu_seconds": time.process_time()})
+
+
+def _train_together(
+    run: RunFolder, device: torch.device, rows: Rows, group: str, parent: Parent, *, quiet: bool
+) -> None:
+    """Train as one of several ranks, of which the first has the rows."""
+    try:
+        ranks = join(os.environ, group, device, run.config.parallel)
+        run_train(run, device, rows, quiet=quiet, ranks=ranks)
+        ranks.wait()
+    except Exception as error:
+        if not from_a_peer(error):
+            raise
+        parent.send({LOST_PEER: one_line(error)})
+        os._exit(0)  # a group that has lost a rank can hang in its end
+    leave()

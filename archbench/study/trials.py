@@ -30,7 +30,8 @@ from archbench.study.probe_plan import ProbePlan
 from archbench.study.records import identity_key
 from archbench.trackers.feed import Feed
 from archbench.trackers.following import followed_by
-from archbench.training.loop import Observer, train
+from archbench.training.ledger import Observer
+from archbench.training.loop import train
 from archbench.training.state import TrainState
 
 VALIDATED = 100

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from archbench.training.step_audit import LARGEST_REPLAYED, Replay, changed_setting, fingerprint, recipe_settings
+from archbench.training.movement_replay import Replay
+from archbench.training.step_audit import LARGEST_REPLAYED, changed_setting, fingerprint, recipe_settings
 
 if TYPE_CHECKING:
     from types import TracebackType

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from archbench.errors import CheckpointError, StorageError, one_line
 from archbench.files.loader import open_regular, read_model
@@ -73,13 +73,13 @@ class Checkpoint:
     training: dict[str, Any]
 
 
-def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mapping[str, Any]) -> Path:
+def save_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> Path:
     """Write ``folder/step-…`` atomically, and keep the newest two.
 
     Args:
         folder: created if missing.
         step: updates done; more than in existing checkpoints.
-        module: its ``state_dict`` is saved.
+        weights: a ``state_dict``.
         training: tensors, numbers, strings, lists and dicts of them.
 
     Raises:
@@ -93,7 +93,7 @@ def save_checkpoint(folder: Path, step: int, module: nn.Module, training: Mappin
         for leftover in folder.glob(".step-*"):
             shutil.rmtree(leftover)
         partial.mkdir()
-        write_weights(module.state_dict(), partial / WEIGHTS)
+        write_weights(weights, partial / WEIGHTS)
         with (partial / TRAINING).open("wb") as file:
             torch.save(dict(training), file)
         sums = {name: _facts(partial / name).model_dump() for name in (WEIGHTS, TRAINING)}

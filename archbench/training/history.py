@@ -55,6 +55,7 @@ class TrainingHistory:
         diverged_at: the update whose NaN or infinite loss or gradient norm ended training; None if none did.
         resumed_from: updates done in the checkpoint that this process resumed; None without one.
         first_steps: the first update of each process of the run: it includes warm-up and compilation.
+        world_sizes: (first update, processes that trained together from it on), for each change.
     """
 
     steps: list[StepRecord] = field(default_factory=list)
@@ -62,6 +63,7 @@ class TrainingHistory:
     diverged_at: int | None = None
     resumed_from: int | None = None
     first_steps: list[int] = field(default_factory=list)
+    world_sizes: list[tuple[int, int]] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
@@ -73,13 +75,25 @@ class TrainingHistory:
         """Total tokens trained on."""
         return sum(record.tokens for record in self.steps)
 
+    def note_world_size(self, step: int, size: int) -> None:
+        """From update ``step`` on, so many processes train together."""
+        if not self.world_sizes or self.world_sizes[-1][1] != size:
+            self.world_sizes.append((step, size))
+
+    def world_size(self, step: int) -> int:
+        """How many processes made update ``step``."""
+        return next(size for first, size in reversed(self.world_sizes) if first <= step)
+
     def to_tensors(self) -> dict[str, Tensor]:
         """The history as tensors, floats bit for bit."""
         rows = [
             (r.step, r.seconds, r.loss, r.lr, math.nan if r.grad_norm is None else r.grad_norm, r.tokens)
             for r in self.steps
         ]
-        columns = {"first_steps": torch.tensor(self.first_steps, dtype=torch.int64)}
+        columns = {
+            "first_steps": torch.tensor(self.first_steps, dtype=torch.int64),
+            "world_sizes": torch.tensor(self.world_sizes, dtype=torch.int64).view(-1, 2),
+        }
         for dtypes, table in ((_STEP_COLUMNS, rows), (_VALIDATION_COLUMNS, self.validations)):
             for number, (name, dtype) in enumerate(dtypes.items()):
                 columns[name] = torch.tensor([row[number] for row in table], dtype=dtype)
@@ -94,4 +108,5 @@ class TrainingHistory:
             for n, seconds, loss, lr, norm, t in rows
         ]
         validations = list(zip(*(columns[name].tolist() for name in _VALIDATION_COLUMNS), strict=True))
-        return cls(steps, validations, first_steps=columns["first_steps"].tolist())
+        sizes = columns.get("world_sizes", torch.tensor([[0, 1]])).tolist()  # earlier archbenches trained on one device
+        return cls(steps, validations, None, None, columns["first_steps"].tolist(), [(one, n) for one, n in sizes])

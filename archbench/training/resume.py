@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from archbench.errors import CheckpointError, one_line
-from archbench.training.checkpoints import load_latest, save_checkpoint
+from archbench.training.checkpoints import Checkpoint, load_latest, save_checkpoint
+from archbench.training.distribution import part_like
 from archbench.training.history import TrainingHistory
 
 if TYPE_CHECKING:
@@ -33,21 +34,27 @@ def fingerprint(state: TrainState, config: TrainingConfig, first_batch: Batch) -
 
 
 def save(folder: Path, state: TrainState, history: TrainingHistory, run: Mapping[str, str]) -> None:
-    """Write a checkpoint between two updates.
+    """Write a checkpoint between two updates. Of several ranks all call it, and one writes.
 
     Raises:
         StorageError: it cannot be written; older checkpoints are intact.
     """
+    ranks = state.ranks
+    weights, optimizer = ranks.whole(state.module.state_dict(keep_vars=True)), ranks.whole(state.optimizer.state_dict())
+    random, *others = ranks.gather_objects(_generators(state.device))
+    if not ranks.leads:
+        return
     save_checkpoint(
         folder,
         state.step,
-        state.module,
+        weights,
         {
             "run": dict(run),
             "tokens": state.tokens,
-            "optimizer": state.optimizer.state_dict(),
+            "optimizer": optimizer,
             "scaler": state.scaler.state_dict() if state.scaler is not None else {},
-            "random": _generators(state.device),
+            "random": random,
+            **({"random_of_others": others} if others else {}),
             "history": history.to_tensors(),
         },
     )
@@ -55,6 +62,8 @@ def save(folder: Path, state: TrainState, history: TrainingHistory, run: Mapping
 
 def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> TrainingHistory | None:
     """Load the newest checkpoint of ``folder`` into ``state``; returns its history, or None if there is none.
+
+    It may be of another number of ranks: those that it knows continue their random numbers, and others begin theirs.
 
     Raises:
         CheckpointError: the checkpoint is damaged, or of another run or model.
@@ -64,7 +73,7 @@ def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> Training
         return None
     training = checkpoint.training
     try:
-        random, tokens = dict(training["random"]), int(training["tokens"])
+        random, tokens = _of_rank(state, checkpoint), int(training["tokens"])
         changed = [name for name in run if training["run"].get(name) != run[name]]
         optimizer, history = training["optimizer"], TrainingHistory.from_tensors(training["history"])
         scaler = dict(training["scaler"])
@@ -78,9 +87,12 @@ def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> Training
             "Resume with the run's original settings, or start a new run in another folder",
         )
     try:
-        state.module.load_state_dict(checkpoint.weights)
-        state.optimizer.load_state_dict(optimizer)
-        _set_generators(random, state.device)
+        own = state.module.state_dict()
+        weights = {name: part_like(full, own.get(name, full)) for name, full in checkpoint.weights.items()}
+        state.module.load_state_dict(weights)
+        state.optimizer.load_state_dict(_parts(optimizer, state) if state.ranks.sharded else optimizer)
+        if random is not None:
+            _set_generators(random, state.device)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         finding = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip().rstrip(".")
         raise CheckpointError(
@@ -93,6 +105,25 @@ def restore(folder: Path, state: TrainState, run: Mapping[str, str]) -> Training
     state.step, state.tokens = checkpoint.step, tokens
     history.resumed_from = checkpoint.step
     return history
+
+
+def _of_rank(state: TrainState, checkpoint: Checkpoint) -> dict[str, torch.Tensor] | None:
+    """What the random generators of this rank were; None: there was no such rank."""
+    every = [checkpoint.training["random"], *checkpoint.training.get("random_of_others", ())]
+    if state.ranks.rank < len(every):
+        return dict(every[state.ranks.rank])
+    state.ranks.seed(checkpoint.step)
+    return None
+
+
+def _parts(optimizer: Mapping[str, Any], state: TrainState) -> dict[str, Any]:
+    """An optimizer's state with this rank's parts of the moments."""
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        number: {name: part_like(value, parameters[number]) for name, value in values.items()}
+        for number, values in optimizer["state"].items()
+    }
+    return {**optimizer, "state": moments}
 
 
 def _generators(device: torch.device) -> dict[str, torch.Tensor]:

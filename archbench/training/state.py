@@ -10,6 +10,7 @@ A plugin's ``train_step`` gets a :class:`TrainState` and uses four of its method
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from archbench.errors import DeviceError, HookResultError
 from archbench.training.compilation import compile_model
+from archbench.training.distribution import ALONE, Ranks
 from archbench.training.optimizers import build_optimizer
 
 if TYPE_CHECKING:
@@ -33,13 +35,15 @@ class TrainState:
     """A model in training.
 
     Attributes:
-        model: tokens (B, T) int64 -> logits (B, T, V); possibly a ``torch.compile`` wrapper.
+        model: tokens (B, T) int64 -> logits (B, T, V); possibly a wrapper that compiles it or averages its gradients.
         optimizer: the training loop sets its learning rate before every update.
         device: of the model and of micro-batches.
         dtype: autocast dtype; parameters and their gradients stay float32.
         accumulation: micro-batches per update.
         grad_clip: largest global gradient norm; None for none.
         scaler: loss scaling, for float16 on CUDA.
+        ranks: the processes that train together; each gets its share of every batch.
+        weight: this rank's tokens over the mean rank's, by which its losses are multiplied; set by the training loop.
         step: updates done.
         tokens: training tokens seen, counted by the training loop.
         grad_norm: global L2 norm of the last update's gradients before clipping, shape ().
@@ -52,6 +56,8 @@ class TrainState:
     accumulation: int = 1
     grad_clip: float | None = None
     scaler: torch.amp.GradScaler | None = None
+    ranks: Ranks = ALONE
+    weight: float = 1.0
     step: int = 0
     tokens: int = 0
     grad_norm: Tensor | None = None
@@ -68,8 +74,11 @@ class TrainState:
         device: torch.device | None = None,
         dtype: DTypeName = "float32",
         compile: bool = False,
+        ranks: Ranks | None = None,
     ) -> TrainState:
         """The initial state of a recipe: optimizer, clipping and precision for ``model``, which is on ``device``.
+
+        Of several ranks that share the model, its parameters are distributed before (:meth:`Ranks.shard_model`).
 
         Raises:
             DeviceError: float16 on a CPU, or no compiler for ``compile``.
@@ -82,27 +91,40 @@ class TrainState:
                 "gradients underflow without loss scaling, which CPUs lack",
                 "Use bfloat16 or float32",
             )
+        ranks = ranks or ALONE
         return cls(
-            model=compile_model(model, device) if compile else model,
+            model=ranks.replicate(compile_model(model, device) if compile else model, device),
             optimizer=build_optimizer(model, config, device),
             device=device,
             dtype=_DTYPES[dtype],
             accumulation=config.accumulation,
             grad_clip=config.grad_clip,
             scaler=torch.amp.GradScaler(device.type) if dtype == "float16" else None,
+            ranks=ranks,
         )
 
     @property
     def module(self) -> nn.Module:
-        """The plugin's own module: :attr:`model` without the ``torch.compile`` wrapper."""
-        original = getattr(self.model, "_orig_mod", self.model)
+        """The plugin's own module: :attr:`model` without wrappers."""
+        original = getattr(self._replica, "_orig_mod", self._replica)
         assert isinstance(original, nn.Module)
         return original
 
+    @property
+    def compiled(self) -> bool:
+        return self.module is not self._replica
+
+    @property
+    def _replica(self) -> nn.Module:
+        """:attr:`model` without the wrapper that averages gradients."""
+        replicated = self.ranks.size > 1 and not self.ranks.sharded
+        return self.model.get_submodule("module") if replicated else self.model
+
     def split(self, batch: Batch) -> list[Batch]:
-        """The batch's micro-batches, on the model's device."""
+        """The batch's micro-batches, on the model's device. Ranks exchange gradients in the last one's iteration."""
         batch = batch.to(self.device)
-        return [batch] if self.accumulation == 1 else batch.split(self.accumulation)
+        micro_batches = [batch] if self.accumulation == 1 else batch.split(self.accumulation)
+        return micro_batches if self.ranks.size == 1 else _Synchronised(micro_batches, self)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Autocast to :attr:`dtype`."""
@@ -112,6 +134,7 @@ class TrainState:
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
         """Add the gradients of ``weight`` × ``loss``, shape (). The weights of an update's micro-batches sum to 1."""
+        weight *= self.weight
         if weight != 1.0:
             loss = loss * weight
         if self.scaler is not None:
@@ -133,7 +156,8 @@ class TrainState:
                 "it reached state.update() with no gradients",
                 "Call state.backward(loss) on a loss that depends on the model",
             )
-        self.grad_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.grad_norm = norm.full_tensor() if self.ranks.sharded else norm  # type: ignore[attr-defined]  # of DTensor
         # Reading the norm is free on a CPU, and can save multiplying every gradient by 1.
         if self.grad_clip is not None and (self.device.type != "cpu" or not self.grad_norm <= self.grad_clip):
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.grad_clip, self.grad_norm)
@@ -149,3 +173,20 @@ class TrainState:
         """Set the rate of the next update for all parameters."""
         for group in self.optimizer.param_groups:
             group["lr"] = value
+
+
+class _Synchronised(list["Batch"]):
+    """Micro-batches; while one that is not the last is trained on, ranks exchange no gradients."""
+
+    def __init__(self, micro_batches: list[Batch], state: TrainState) -> None:
+        super().__init__(micro_batches)
+        self._state = state
+
+    def __iter__(self) -> Iterator[Batch]:
+        model, ranks = self._state.model, self._state.ranks
+        try:
+            for number, one in enumerate(super().__iter__(), 1):
+                ranks.synchronise(model, number == len(self))
+                yield one
+        finally:
+            ranks.synchronise(model, True)

@@ -8,9 +8,7 @@ still meanwhile: the training is the same, bit for bit, as without.
 
 from __future__ import annotations
 
-import copy
 import random
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from archbench.protocols import LinearHeadModel
+from archbench.training.distribution import from_a_peer, local
+from archbench.training.movement_replay import Replay
 
 if TYPE_CHECKING:
     from archbench.data.batches import Batch
@@ -64,11 +64,12 @@ class Finding:
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
-    """A number for each tensor, of all its bits, (n,) int64: one that moved has another."""
+    """A number for each tensor, of all its bits, (n,) int64: one that moved has another. Of a distributed tensor, of
+    this rank's part."""
     kinds = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
         tensor.detach().contiguous().view(kinds[tensor.element_size()]).sum(dtype=torch.int64)
-        for tensor in tensors
+        for tensor in map(local, tensors)
         if tensor.element_size() in kinds
     ]
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64)
@@ -77,7 +78,7 @@ def fingerprint(tensors: Iterable[Tensor]) -> Tensor:
 def loss_tolerance(state: TrainState, loss: float) -> float:
     """Nats/token that the loss may differ by from the core's: other sums, in low precision or compiled code."""
     share = 1e-4 if state.dtype == torch.float32 else 5e-3
-    return share * (1 if state.module is state.model else 4) * max(1.0, abs(loss))
+    return share * (4 if state.compiled else 1) * max(1.0, abs(loss))
 
 
 @lru_cache
@@ -149,7 +150,8 @@ class StepAudit:
         self._lr_used = [group["lr"] for group in self._optimizer.param_groups]
         self._weights.append(fingerprint(self._state._parameters))
         for replay in self._replays:
-            replay.gradient = None if replay.parameter.grad is None else replay.parameter.grad.detach().clone()
+            gradient = replay.parameter.grad
+            replay.gradient = None if gradient is None else local(gradient.detach()).clone()
         self._pauses.append((begin, self._clock.mark()))
 
     def _after_move(self) -> None:
@@ -227,52 +229,9 @@ class StepAudit:
         state = self._state
         trained = {*map(id, state._parameters)}
         named = [pair for pair in state.module.named_parameters() if id(pair[1]) in trained]
-        small = [pair for pair in named if pair[1].numel() <= LARGEST_REPLAYED]
+        small = [pair for pair in named if 0 < local(pair[1]).numel() <= LARGEST_REPLAYED]
         draw = np.random.default_rng([self._seed, state.step, 29]).permutation(len(small))
         return [Replay.begin(self._optimizer, self._groups, *small[i]) for i in draw[:REPLAYED]]
-
-
-class Replay:
-    """The movement of one parameter, computed a second time from a copy of its gradient and of its state."""
-
-    def __init__(
-        self,
-        name: str,
-        parameter: nn.Parameter,
-        optimizer: torch.optim.Optimizer,
-        group: dict[str, Any],
-        number: int,
-    ) -> None:
-        self.name, self.parameter = name, parameter
-        self.gradient: Tensor | None = None
-        self.deviation = 0.0
-        self._optimizer, self._group, self._number = optimizer, group, number
-        self._before = parameter.detach().clone()
-        self.moments = copy.deepcopy(optimizer.state.get(parameter))
-
-    @classmethod
-    def begin(
-        cls, optimizer: torch.optim.Optimizer, groups: list[dict[str, Any]], name: str, parameter: nn.Parameter
-    ) -> Replay:
-        number = next(i for i, group in enumerate(groups) if any(one is parameter for one in group["params"]))
-        parts = getattr(optimizer, "parts", (optimizer,))
-        own = next(p for p in parts if any(one is parameter for group in p.param_groups for one in group["params"]))
-        return cls(name, parameter, own, groups[number], number)
-
-    def replay(self, rates: list[float]) -> None:
-        """Set :attr:`deviation`, the part of the movement that is not the optimizer's."""
-        if self.gradient is None or not bool(self.gradient.isfinite().all()):  # loss scaling may skip the update
-            return
-        expected = nn.Parameter(self._before.clone())
-        expected.grad = self.gradient
-        twin = copy.copy(self._optimizer)  # without the hooks
-        twin.param_groups = [{**self._group, "lr": rates[self._number], "params": [expected]}]
-        twin.state = defaultdict(dict, {expected: self.moments} if self.moments else {})
-        twin.step()
-        now, target = self.parameter.detach(), expected.detach()
-        rounding = 4 * torch.finfo(now.dtype).eps * float(now.abs().max())
-        moved = max(float((target - self._before).abs().max()), rounding, 1e-30)
-        self.deviation = max(0.0, float((now - target).abs().max()) - rounding) / moved
 
 
 def core_loss(state: TrainState, batch: Batch) -> float | None:
@@ -281,13 +240,17 @@ def core_loss(state: TrainState, batch: Batch) -> float | None:
     None: the model fails or gives no logits. The step itself then raises that, with the plugin named.
     """
     nats = 0.0
-    with _untouched(state.module, state.device):
+    with untouched(state.module, state.device):
         try:
             for micro in state.split(batch):
                 with state.autocast():
                     nats += _nats(state.module, micro)
-        except Exception:  # noqa: BLE001  whatever a plugin raises
+        except Exception as error:
+            if from_a_peer(error):
+                raise
             return None
+    if state.ranks.sharded:
+        state.module.reshard()  # type: ignore[operator]  # of FSDPModule; a backward pass does it otherwise
     return nats / batch.targets.numel()
 
 
@@ -307,7 +270,7 @@ def _nats(model: nn.Module, batch: Batch) -> float:
 
 
 @contextmanager
-def _untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
+def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Random generators, buffers and attributes of the modules are afterwards what they were."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     modules = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]

@@ -27,7 +27,7 @@ def next_token_step(state: TrainState, batch: Batch) -> Tensor:
     Raises:
         PluginError: the model offers a linear head that differs from its forward or ``head``.
     """
-    if state.step == 0:
+    if state.step == 0 and not state.ranks.sharded:  # it was checked before its parameters were distributed
         check_linear_head(state.module)
     batch_tokens = batch.targets.numel()
     mean_loss = torch.zeros((), device=state.device)
