@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from archbench_plugins.gpt1 import GPT1
 
 import archbench
 from archbench.config import ParallelName, TrainingConfig
-from archbench.data.batches import BatchSampler
+from archbench.data.batches import Batch, BatchSampler
+from archbench.errors import PluginError
 from archbench.measure.clock import CPUClock
-from archbench.training.distribution import Ranks
+from archbench.training.distribution import PeerError, Ranks, repeated_blocks
 from archbench.training.history import TrainingHistory
 from archbench.training.loop import train
 from archbench.training.rehearsal import rehearse
@@ -20,7 +24,7 @@ from archbench.training.state import TrainState
 from archbench.training.step_audit import Finding, StepAudit
 from rank_groups import on_ranks
 from test_builtin_architectures import NAMES
-from training_setup import T, V, losses, recipe, sampler
+from training_setup import T, V, losses, model_config, recipe, sampler
 
 STEPS = 50
 TOLERANCE = 1e-5
@@ -79,3 +83,129 @@ def test_ranks_have_the_losses_of_one_process(size: int, parallel: ParallelName,
         for name in NAMES:
             assert every[name] == pytest.approx(alone[name], rel=TOLERANCE), name
             assert every[name][-1] < every[name][0]
+
+
+def continued(ranks: Ranks, folder: Path, config: TrainingConfig) -> list[float]:
+    return losses(training("mixtral", ranks, config, folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_a_checkpoint_is_continued_by_another_number_of_ranks(parallel: ParallelName, tmp_path: Path) -> None:
+    """Two ranks, then three, then one process: the losses of one that never stopped, from the one format of files."""
+    config = recipe(steps=18, batch_size=4, accumulation=2, checkpoint_every=6, learning_rate=1e-3)
+    whole = continued(Ranks(), tmp_path / "whole", config)
+    folder = tmp_path / "changing"
+    for size, until in ((2, 6), (3, 12)):
+        stopped = on_ranks(size, until_step, folder, config, until, parallel=parallel)
+        assert all(len(found) == until for found in stopped)
+    assert continued(Ranks(), folder, config) == pytest.approx(whole, rel=TOLERANCE)
+    assert sorted(path.name for path in folder.iterdir()) == ["step-00000012", "step-00000018"]
+
+
+def until_step(ranks: Ranks, folder: Path, config: TrainingConfig, step: int) -> list[float]:
+    """The losses of a training that is interrupted after that many updates, on one rank."""
+    signalled = ranks.size - 1
+
+    class Interrupting(StepAudit):
+        def due(self, number: int) -> bool:
+            if number == step - 1 and ranks.rank == signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return False
+
+    signal.signal(signal.SIGTERM, interrupt)
+    name, sizes = "mixtral", SMALL
+    architecture = archbench.load(name)
+    torch.manual_seed(1)
+    model = architecture.build(architecture.config("nano", **sizes))
+    ranks.shard_model(model, torch.device("cpu"))
+    state = TrainState.create(model, config, ranks=ranks)
+    with pytest.raises(KeyboardInterrupt if ranks.rank == signalled else PeerError):
+        train(
+            state, sampler(config.batch_size * config.accumulation), config, clock=CPUClock(),
+            step=architecture.train_step, checkpoints=folder, audit=Interrupting(state, 0, CPUClock(), right),
+        )  # fmt: skip
+    assert state.step == step
+    return [0.0] * state.step
+
+
+def interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def refusals(ranks: Ranks) -> dict[str, str]:
+    """By the kind of wrong training step, why it is refused before the training."""
+    found = {}
+    for name, step in WRONG.items():
+        torch.manual_seed(1)
+        state = TrainState.create(GPT1(model_config()), RECIPE, ranks=ranks)
+        before = [parameter.detach().clone() for parameter in state.module.parameters()]
+        with pytest.raises(PluginError) as refused:
+            rehearse(state, step, sampler(8).batch(0), name)
+        found[name] = refused.value.cause
+        assert all(map(torch.equal, before, state.module.parameters()))
+    return found
+
+
+def not_by_model(state: TrainState, batch: Batch) -> torch.Tensor:
+    loss = batch_loss(state.module, batch)
+    state.backward(loss)
+    state.update()
+    return loss
+
+
+def own_backward(state: TrainState, batch: Batch) -> torch.Tensor:
+    loss = batch_loss(state.model, batch)
+    loss.backward()
+    state.update()
+    return loss
+
+
+def unused_parameter(state: TrainState, batch: Batch) -> torch.Tensor:
+    states = state.model(batch.inputs, logits=False)
+    loss = states.detach().square().mean() + sum(parameter.sum() for parameter in state.module.blocks.parameters())
+    state.backward(loss)
+    state.update()
+    return loss.detach()
+
+
+def batch_loss(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+
+
+WRONG = {"not_by_model": not_by_model, "own_backward": own_backward, "unused_parameter": unused_parameter}
+
+
+@pytest.mark.slow
+def test_a_training_step_that_cannot_be_shared_is_refused_before_training() -> None:
+    first, second = on_ranks(2, refusals)
+    assert first == second
+    assert "state.model" in first["not_by_model"]
+    assert "state.backward" in first["own_backward"]
+    assert "embedding" in first["unused_parameter"]
+
+
+def hooked(ranks: Ranks) -> str:
+    model = GPT1(model_config())
+    model.blocks[1].attention.qkv.weight.register_hook(lambda gradient: gradient)
+    with pytest.raises(PluginError) as refused:
+        ranks.shard_model(model, torch.device("cpu"))
+    return refused.value.cause
+
+
+def test_fsdp_refuses_a_tensor_hook_that_it_would_lose() -> None:
+    assert "blocks.1.attention.qkv.weight" in hooked(Ranks(0, 2, "fsdp"))
+
+
+def test_the_shares_of_ranks_are_the_batch() -> None:
+    batch = sampler(8).batch(0)
+    shares = [Ranks(rank, 3).share(batch, 2) for rank in range(3)]
+    assert [len(share.inputs) for share in shares] == [4, 2, 2]
+    rows = [row for micro in range(2) for share in shares for row in share.split(2)[micro].inputs.tolist()]
+    assert rows == batch.inputs.tolist()
+
+
+def test_each_layer_of_a_list_is_a_block() -> None:
+    model = GPT1(model_config())
+    assert repeated_blocks(model) == list(model.blocks)
+    assert repeated_blocks(torch.nn.Linear(2, 2)) == []

@@ -51,6 +51,7 @@ from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, ref
 from archbench.interruption import exit_code, interruptible
 from archbench.presentation.characters import visible
 from archbench.presentation.terminal import WIDE, echo
+from archbench.runs.launched import together
 
 DEBUG_VARIABLE = "ARCHBENCH_DEBUG"
 BUG = 70
@@ -177,7 +178,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible() as received:
             _require_working_directory()
             require_memory(LEAST_MEMORY)
-            code = app(given or ["--help"], prog_name="archbench", standalone_mode=False, obj=debug)
+            with together(given) as launched:
+                if launched is not None and launched.rank > 0:
+                    return launched.follow()
+                code = app(given or ["--help"], prog_name="archbench", standalone_mode=False, obj=debug)
+                if launched is not None:
+                    launched.code = code if isinstance(code, int) else 0
             sys.stdout.flush()
             if code == INTERRUPTED:
                 raise KeyboardInterrupt

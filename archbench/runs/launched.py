@@ -10,7 +10,7 @@ import json
 import os
 import queue
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -41,12 +41,14 @@ class Launched:
         rank: RANK.
         size: WORLD_SIZE.
         local_size: LOCAL_WORLD_SIZE, the processes of this machine.
+        code: the exit code of the leader, and so of all.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.rank, self.size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
         self.local_size = int(environment.get("LOCAL_WORLD_SIZE", self.size))
         self.others = set(range(self.size)) - {self.rank}
+        self.code = 0
         self._environment = environment
         self._store = self._connected()
         self._number = -1
@@ -89,10 +91,10 @@ class Launched:
         self._signs[rank] = (sign, since if sign == before else now)
         return sign == before and now - since > SILENT
 
-    def end(self, code: int) -> None:
-        """As the leader, let the others end with this exit code."""
+    def end(self) -> None:
+        """As the leader, let the others end with :attr:`code`."""
         self._number += 1
-        self._store.set(f"order/{self._number}", json.dumps({"end": code}))
+        self._store.set(f"order/{self._number}", json.dumps({"end": self.code}))
         until = time.monotonic() + FAREWELL
         while time.monotonic() < until and not self._store.check([f"end/{rank}" for rank in self.others]):
             time.sleep(POLL)
@@ -166,10 +168,12 @@ def is_launched(environment: Mapping[str, str] | None = None) -> bool:
 
 
 @contextmanager
-def together() -> Iterator[Launched | None]:
-    """Within this context the leader of launched processes leads; of a follower, which has to call
-    :meth:`Launched.follow`, it yields the place. None: this process is not launched, or leads."""
-    if not is_launched() or _led:
+def together(arguments: Sequence[str]) -> Iterator[Launched | None]:
+    """Within this context ``archbench run`` leads the launched processes, or is about to follow; None: it is alone.
+
+    The others end as the leader does: by its exception, or with its :attr:`Launched.code`.
+    """
+    if arguments[:1] != ["run"] or not is_launched() or _led:
         yield None
         return
     launched = Launched(os.environ)
@@ -177,14 +181,12 @@ def together() -> Iterator[Launched | None]:
         yield launched
         return
     _led.append(launched)
-    code = 1
     try:
-        yield None
-        code = 0
+        yield launched
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
-        code = exit_code(error) if interrupted else getattr(error, "exit_code", 70)
+        launched.code = exit_code(error) if interrupted else getattr(error, "exit_code", 70)
         raise
     finally:
         _led.clear()
-        launched.end(code)
+        launched.end()
