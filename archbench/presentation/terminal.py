@@ -35,7 +35,7 @@ _STYLES = {
     "green": ("better", "less", "passed", "noted"),
     "red": ("worse", "more", "failed", "unexpected pass", "FAIL"),
     "yellow": ("inconclusive", "expected failure", "NEW"),
-    "dim": ("baseline", "exact", "below noise floor", "not measured", "not run", "not applicable", "ok"),
+    "dim": ("baseline", "exact", "below noise floor", "not measured", "withheld", "not run", "not applicable", "ok"),
 }
 _STYLE_OF = {text: style for style, texts in _STYLES.items() for text in texts}
 

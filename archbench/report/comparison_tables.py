@@ -243,7 +243,8 @@ def cost_table(outcome: ComparisonOutcome) -> Table | None:
     caption = (
         "Measured in turns and in fresh processes; less is better. Exploratory: not corrected for the number of rows."
     )
-    return table("costs", "Speed and memory", columns, rows, caption=caption, grouped=1)
+    notes = [] if outcome.withheld is None else [f"No verdict on speed: {outcome.withheld}."]
+    return table("costs", "Speed and memory", columns, rows, caption=caption, notes=notes, grouped=1)
 
 
 def lost_table(outcome: ComparisonOutcome) -> Table | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from archbench.presentation.quantities import counted, duration
 from archbench.report.evidence import Evidence
 from archbench.study.comparison_outcome import ComparisonOutcome
@@ -45,8 +47,18 @@ def plan_facts(outcome: ComparisonOutcome) -> tuple[tuple[str, str], ...]:
         ),
         ("text scored", f"{outcome.units.count:,} {outcome.units.kind}, {outcome.units.empty:,} empty ones left out"),
         ("cells", f"{done:,} of {len(outcome.cells):,} finished"),
+        *machines_fact(outcome),
         time_fact(outcome),
     )
+
+
+def machines_fact(outcome: ComparisonOutcome) -> list[tuple[str, str]]:
+    """How many runs each machine measured, where a launcher took them to several."""
+    hosts = Counter(cell.host or "the machine of the study" for cell in outcome.cells)
+    if set(hosts) == {"the machine of the study"}:
+        return []
+    runs = ", ".join(f"{host} ({counted(count, 'run')})" for host, count in hosts.most_common())
+    return [("machines", f"{runs}; quality may come from any, times that are compared from one")]
 
 
 def time_fact(outcome: ComparisonOutcome | ProbeOutcome | ScaleOutcome) -> tuple[str, str]:

@@ -11,11 +11,11 @@ import pyarrow as pa
 from archbench.errors import UsageError
 from archbench.launch.choice import LOCAL, Choice
 from archbench.study.compare_plan import MATCHES, ComparePlan
-from archbench.study.compare_results import Results, cell_of, conclusion, model_of
+from archbench.study.compare_results import MOST_SWEEPS, Results, cell_of, conclusion, model_of
 from archbench.study.comparison_outcome import ComparisonOutcome, Plan, TuningOutcome
 from archbench.study.contenders import contenders
 from archbench.study.contract import Contender, Progress
-from archbench.study.costs import cost_curves, cost_rows, exact_rows, positions
+from archbench.study.costs import cost_curves, cost_rows, exact_rows, positions, withheld
 from archbench.study.engine import Session, conduct
 from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Record
@@ -25,9 +25,6 @@ from archbench.study.verdicts import CONFIDENCE
 
 VALIDATIONS = 8
 """Validations of a training run, for its curve."""
-
-MOST_SWEEPS = 100
-"""Architectures that were added later number their sweeps from the next multiple on."""
 
 O = TypeVar("O", bound=TuningOutcome)  # noqa: E741
 Work = Session[ComparePlan, RunCell, Record, O]
@@ -173,9 +170,13 @@ class Comparison(_Matched[ComparisonOutcome]):
         finished, names = results.finished, [one.architecture for one in contenders]
         quality, units = results.quality({name: self.tunings[name] for name in names})
         costs = cost_rows(results.of("speed"), finished, plan.baseline, names)
+        more: dict[str, Any] = {}
+        if (reason := results.mixed_machines()) is not None:
+            costs, more["withheld"] = [withheld(row) for row in costs], reason
         state = {one.architecture: one.size.state_bytes for one in contenders if one.size is not None}
         costs += exact_rows("state", "decoding state at the trained context", "B", state, plan.baseline)
-        answered: dict[str, Any] = {} if plan.evaluation is None else {"accuracy": results.accuracy(names)}
+        if plan.evaluation is not None:
+            more["accuracy"] = results.accuracy(names)
         outcome = ComparisonOutcome(
             **self.common(session, common, results),
             quality=quality,
@@ -186,7 +187,7 @@ class Comparison(_Matched[ComparisonOutcome]):
             positions=positions(results.of("seed"), finished),
             looks=session.kept["looks"],
             conclusion=conclusion(plan, quality),
-            **answered,
+            **more,
         )
         return outcome, tables_of(results.frames)
 

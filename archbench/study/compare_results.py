@@ -28,6 +28,13 @@ FEWEST_DOCUMENTS = 30
 """With fewer documents their blocks of 512 tokens are resampled instead (a block bootstrap: Künsch 1989)."""
 
 
+TIMED: tuple[Stage, ...] = ("speed", "cost")
+"""Stages whose times are compared."""
+
+MOST_SWEEPS = 100
+"""Architectures that were added later number their sweeps from the next multiple on."""
+
+
 @dataclass(frozen=True)
 class Results:
     """The cells of a comparison and the rows of their runs.
@@ -60,6 +67,19 @@ class Results:
     def of(self, stage: Stage) -> list[RunCell]:
         """The cells of a stage."""
         return [cell for cell, _ in self.cells if cell.stage == stage]
+
+    def mixed_machines(self) -> str | None:
+        """Why speed is not compared: times that belong together come from several machines; None if they do not."""
+        places: dict[tuple[str, int], set[str]] = {}
+        for cell, record in self.cells:
+            if cell.stage in TIMED and cell.key in self.finished:
+                row = self.finished[cell.key].iloc[0]
+                turns = (cell.stage, 0 if cell.block is None else cell.block // MOST_SWEEPS)
+                places.setdefault(turns, set()).add(f"{record.host or 'the machine of the study'} ({row.device_name})")
+        for (stage, _), found in places.items():
+            if len(found) > 1:
+                return f"the {stage} runs, which are compared, were timed on {' and '.join(sorted(found))}"
+        return None
 
     def machine(self) -> dict[str, Any]:
         """The machine on which the first cell ran."""

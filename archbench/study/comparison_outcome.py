@@ -76,7 +76,15 @@ class _Place(Part):
 
 
 class Cell(Ended, _Place, Keyed):
-    """One run of the comparison: its key, its place in the plan, and how it ended."""
+    """One run of the comparison: its key, its place in the plan, and how it ended.
+
+    Attributes:
+        host: where a launcher had it measured; absent for the machine of the study.
+        attempts: how earlier attempts on it ended; absent if there was none.
+    """
+
+    host: str | None = None
+    attempts: tuple[str, ...] = ()
 
 
 class Units(Part):
@@ -131,7 +139,11 @@ class TuningOutcome(Outcome):
 
 
 class ComparisonOutcome(TuningOutcome):
-    """A finished comparison."""
+    """A finished comparison.
+
+    Attributes:
+        withheld: why there is no verdict on speed; absent where there is one.
+    """
 
     file: ClassVar[str] = "comparison.json"
     noun: ClassVar[str] = "comparison"
@@ -146,6 +158,7 @@ class ComparisonOutcome(TuningOutcome):
     accuracy: list[AccuracyRow] = Field(default_factory=list)
     looks: list[Analysis] = Field(default_factory=list)
     conclusion: str | None = None
+    withheld: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Self:

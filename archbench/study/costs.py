@@ -17,7 +17,9 @@ from archbench.study.verdicts import CONFIDENCE
 if TYPE_CHECKING:
     from archbench.study.run_cells import RunCell
 
-CostVerdict = Literal["baseline", "less", "more", "below noise floor", "inconclusive", "exact", "not measured"]
+CostVerdict = Literal[
+    "baseline", "less", "more", "below noise floor", "inconclusive", "exact", "not measured", "withheld"
+]
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class CostRow:
         ratio: to the baseline in the same sweep, geometric mean over sweeps; None for the baseline.
         low, high: 95 % interval of the ratio over sweeps (Student, on logarithms).
         floor_low, floor_high: the same interval for the baseline against itself, from two turns in each sweep.
-        verdict: less or more than the baseline, or below the noise floor.
+        verdict: less or more than the baseline, or below the noise floor; withheld where the times of one sweep come
+            from several machines.
     """
 
     metric: str
@@ -116,6 +119,11 @@ def cost_rows(
             _row(metric, name, values.get((name, False), {}), own, floor, name == baseline) for name in architectures
         ]
     return [row for row in rows if any(one.value is not None for one in rows if one.metric == row.metric)]
+
+
+def withheld(row: CostRow) -> CostRow:
+    """The row without what compares it with others."""
+    return CostRow(row.metric, row.label, row.unit, row.architecture, row.value, verdict="withheld")
 
 
 def exact_rows(metric: str, label: str, unit: str, values: Mapping[str, float | None], baseline: str) -> list[CostRow]:
