@@ -152,3 +152,32 @@ def test_a_new_kind_of_study_is_planned_measured_once_and_extended(
         conduct(dice.Dice(dice.DicePlan(architectures=("d6",), seed=1)), folder, heard, "dice")
     with pytest.raises(UsageError, match="nothing is left to throw"):
         conduct(dice.Dice(dice.DicePlan(architectures=("ball",))), tmp_path / "other", heard, "dice")
+
+
+@pytest.mark.usefixtures("_forked")
+def test_processes_share_a_study_of_one_plan_and_refuse_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dice_study.py").write_text(DICE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    dice, conduct = importlib.import_module("dice_study"), importlib.import_module("archbench.study.engine").conduct
+    folder = tmp_path / "out"
+    plan, other = (dice.DicePlan(architectures=names) for names in (("d6",), ("d6", "d20")))
+
+    class Meeting(Heard):
+        """Meets another process in the middle of the study."""
+
+        def finished(self, cell: Any, record: Any, quality: Quality | None) -> None:
+            super().finished(cell, record, quality)
+            if not self.notes:
+                return
+            self.notes.clear()
+            assert conduct(dice.Dice(plan), folder, Heard(), "dice d6").best == "d6"
+            with pytest.raises(UsageError, match=f"process {os.getpid()}"):
+                conduct(dice.Dice(other), folder, Heard(), "dice d6 d20")
+
+    meeting = Meeting()
+    assert conduct(dice.Dice(plan), folder, meeting, "dice d6").best == "d6"
+    assert meeting.notes == []
+    assert sorted((folder / "thrown.txt").read_text().splitlines()) == ["d6 0", "d6 1", "d6 2"]

@@ -42,7 +42,8 @@ class Owner(BaseModel):
     Attributes:
         host, boot, pid, started: the process: its machine, that machine's boot, its number and start in seconds.
         launcher, order: how the work was handed on, and the engine's name of it, by which others can ask for it.
-        since: seconds since the epoch, by the clock of ``host``.
+        since: when it claimed the unit, in seconds since the epoch by the clock of ``host``.
+        plan: digest of what the process works on, in the claims of processes.
         ended: why it has the unit no longer; None while it has.
     """
 
@@ -55,6 +56,7 @@ class Owner(BaseModel):
     launcher: str = "local"
     order: str | None = None
     since: float = 0.0
+    plan: str | None = None
     ended: str | None = None
 
     @classmethod
@@ -63,9 +65,7 @@ class Owner(BaseModel):
 
         pid = os.getpid()
         started = psutil.Process(pid).create_time()
-        return cls(
-            host=socket.gethostname(), boot=_boot(), pid=pid, started=started, launcher=launcher, since=time.time()
-        )
+        return cls(host=socket.gethostname(), boot=_boot(), pid=pid, started=started, launcher=launcher)
 
     @property
     def is_here(self) -> bool:
@@ -139,7 +139,7 @@ class Claims:
         found = (self._read(key, claim.number).owner for claim in sorted(self._files(key), key=lambda one: one.number))
         return [owner for owner in found if owner is not None]
 
-    def take(self, key: str) -> Claim | None:
+    def take(self, key: str, plan: str | None = None) -> Claim | None:
         """Claim the unit; None if another process has it.
 
         Raises:
@@ -150,11 +150,12 @@ class Claims:
             return None
         number = 1 if before is None else before.number + 1
         file = self.folder / CLAIMS / f"{key}.{number}"
+        owner = self.owner.model_copy(update={"since": time.time(), "plan": plan})
         with storing(str(file), _STEP):
             file.parent.mkdir(exist_ok=True)
-            if not create_once(file, self.owner.model_dump_json().encode()):
+            if not create_once(file, owner.model_dump_json().encode()):
                 return None
-        claim = Claim(key, number, file, self.owner)
+        claim = Claim(key, number, file, owner)
         self.hold(claim)
         return claim
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -32,7 +34,7 @@ from archbench.study.time_left import Predicted, TimeLeft, together
 from archbench.trackers.following import followed_by
 
 SESSION = "session"
-"""Key of the claims of the processes that work on a study, with their host and number."""
+"""How the keys of the claims begin that processes which work on a study have."""
 
 PROCESS_SECONDS = 3.0
 """Time to start a process: Python and torch are loaded, the text is read."""
@@ -274,7 +276,7 @@ def joined(study: Study[P, C, R, O], file: PlanFile, claims: Claims) -> Iterator
     Raises:
         UsageError: the folder holds another plan, or processes measure another plan in it.
     """
-    folder, key = claims.folder, f"{SESSION}-{claims.owner.host}-{claims.owner.pid}"
+    folder, key = claims.folder, f"{SESSION}-{secrets.token_hex(8)}"
     with locked(folder):
         kept = file.read()
         if kept and not study.continues(kept):
@@ -282,15 +284,15 @@ def joined(study: Study[P, C, R, O], file: PlanFile, claims: Claims) -> Iterator
             also = ", ".join(name for name in before if name not in study.plan.architectures)
             cause = f"it holds a {study.kind.noun} of another plan" + (f", which also has {also}" if also else "")
             raise UsageError(str(folder), cause, "Choose another folder with --out, or leave it out")
-        same = kept.get("plan") == study.plan.model_dump(mode="json")
-        same = same and kept.get("outcome", study.kind.file) == study.kind.file
-        if not same and (others := sessions(claims)):
+        plan = hashlib.sha256(repr((study.kind.file, study.plan.model_dump(mode="json"))).encode()).hexdigest()[:16]
+        if others := [owner for owner in sessions(claims) if owner.plan != plan]:
             step = "Wait for it, or choose another folder with --out"
             raise UsageError(str(folder), f"another process is measuring in it ({others[0]})", step)
-        if not same:
+        same = kept.get("plan") == study.plan.model_dump(mode="json")
+        if not same or kept.get("outcome", study.kind.file) != study.kind.file:
             kept.pop("predicted_seconds", None)
         (folder / CANCELLED).unlink(missing_ok=True)
-        claims.take(key)
+        claims.take(key, plan)
     try:
         yield kept
     finally:
