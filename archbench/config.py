@@ -74,8 +74,12 @@ class ModelConfig(Frozen):
 class DataConfig(Frozen):
     """The text, and how it becomes tokens."""
 
-    corpus: str = Field(description="text: shakespeare, python, a file, a folder or hf:NAME[:CONFIG]")
-    tokenizer: str = Field(description="tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE or hf:NAME")
+    corpus: str = Field(
+        description="text: shakespeare, python, a file, a folder, hf:NAME[:CONFIG], or shards (DIR, 'DIR/*.bin')"
+    )
+    tokenizer: str = Field(
+        description="tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE, hf:NAME, or ids:V of shards"
+    )
     validation_fraction: float = Field(
         0.1,
         gt=0,

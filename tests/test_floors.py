@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from archbench.config import DataConfig
 from archbench.data import corpora
 from archbench.data.corpora import load_corpus
+from archbench.data.dataset import prepare
 from archbench.errors import DataError
 from archbench.measure import text_floors
-from archbench.measure.text_floors import COMPRESSORS, byte_ngrams, compressed_bits_per_byte, floors
+from archbench.measure.text_floors import COMPRESSORS, byte_ngrams, compressed_bits_per_byte, floors, floors_of
 
 EMBEDDED = Path(corpora.__file__).with_name("embedded")
 DATA = os.environ.get("ARCHBENCH_DATA", "")
@@ -105,3 +107,21 @@ def test_a_long_text_is_counted_in_parts_with_the_same_result(monkeypatch: pytes
     assert {name: whole[name] * len(validation) / 8 for name in one_shot} == {
         name: len(data) for name, data in one_shot.items()
     }
+
+
+def test_floors_are_made_once_for_a_text_and_again_if_what_is_kept_is_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARCHBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text.txt").write_text("some lines of text\n" * 200)
+    data = prepare(DataConfig(corpus=str(tmp_path / "text.txt"), tokenizer="byte"))
+    found = floors_of(data, counting=True)
+    assert found == floors(data.corpus.to_bytes("train"), data.corpus.blocks("validation"))
+    assert set(floors_of(data, counting=False)) == set(COMPRESSORS)
+    monkeypatch.setattr(text_floors, "_count", None)
+    assert floors_of(data, counting=True) == found
+    monkeypatch.undo()
+    monkeypatch.setenv("ARCHBENCH_CACHE", str(tmp_path / "cache"))
+    for path in (tmp_path / "cache").glob("texts/*.json"):
+        path.write_text("{" + path.read_text())
+    assert floors_of(data, counting=True) == found

@@ -272,23 +272,37 @@ class Disk:
         self.free = free
 
 
+PEAK = """
+import re, sys, pathlib, torch, tokenizers
+from archbench.config import DataConfig
+from archbench.data.batches import BatchSampler
+from archbench.data.dataset import prepare
+from archbench.measure.scoring import blocks
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) >> 10
+
+before = peak()
+data = prepare(DataConfig(corpus=sys.argv[1], tokenizer=sys.argv[3]), cache=pathlib.Path(sys.argv[2]))
+sampler = BatchSampler(data.train, batch_size=64, context_length=1024, seed=0)
+for step in range(sampler.blocks_per_epoch // 64):
+    sampler.batch(step)
+highest = max(int(part.max()) for document in data.validation for part in blocks(document.tokens))
+assert highest < data.tokenizer.vocab_size
+print(peak() - before)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
-def test_ten_times_the_text_takes_no_more_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokenizer", ["byte", "bpe:1024"])
+def test_four_times_the_text_takes_no_more_memory_to_prepare_and_to_train_on(tokenizer: str, tmp_path: Path) -> None:
     peaks = []
-    for megabytes in (20, 200):
+    for megabytes in (50, 200):
         words = " ".join(f"word{number % 5000}" for number in range(100_000)) + "\n"
         path = tmp_path / f"{megabytes}.txt"
         path.write_text(words * (megabytes * 10**6 // len(words)))
-        code = (
-            "import re, sys, pathlib, torch, tokenizers; from archbench.config import DataConfig; "
-            "from archbench.data.dataset import prepare; "
-            "peak = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', pathlib.Path('/proc/self/status').read_text())[1]); "
-            "before, data = peak(), DataConfig(corpus=sys.argv[1], tokenizer='bpe:1024'); "
-            "prepare(data, cache=pathlib.Path(sys.argv[2])); print(peak() - before)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", code, path, tmp_path / "cache"], check=True, capture_output=True, text=True
-        )
-        peaks.append(int(done.stdout) >> 10)
+        command = [sys.executable, "-c", PEAK, path, tmp_path / "cache", tokenizer]
+        peaks.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     assert max(peaks) < 300, f"{peaks} MiB"
+    assert abs(peaks[1] - peaks[0]) < 50, f"{peaks} MiB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -131,7 +132,8 @@ def _scored(frame: pd.DataFrame, out: str) -> str | None:
         return None
     row = scored.iloc[0]
     part = open_run(out, row.run_id).facts.get("scored")
-    return None if part is None else f"Scored: {part} of {row.corpus}, {row.value:,.0f} bytes."
+    size = "" if math.isnan(row.value) else f", {row.value:,.0f} bytes"
+    return None if part is None else f"Scored: {part} of {row.corpus}{size}."
 
 
 def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
@@ -150,6 +152,11 @@ def _remarks(frame: pd.DataFrame) -> Iterator[tuple[str, str]]:
         yield UNCHECKED_REMARK, "yellow"
     else:
         yield f"Conformance checks passed: {checks(frame)}.", "dim"
+    if "bits_per_byte" in quality and math.isnan(quality["bits_per_byte"]):
+        yield (
+            f"Bits per byte are not known: {frame.tokenizer.iloc[0]} does not say which bytes a token stands for.",
+            "yellow",
+        )
     if frame.lossless.eq(False).any():
         yield "The tokenizer loses some of this text's bytes, so its bits per byte are too low.", "yellow"
 

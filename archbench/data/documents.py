@@ -83,7 +83,8 @@ def text_blocks(document: Document) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents in disjoint splits: ``train``, ``validation`` and, in some corpora, ``test``.
+    """Documents in disjoint splits: ``train``, ``validation`` and, in some corpora, ``test``; none if nobody knows the
+    text of the tokens.
 
     Attributes:
         sha256: hex digest of every split's documents, in order; it depends on boundaries, not on names.

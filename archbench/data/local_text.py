@@ -62,7 +62,7 @@ class FileDocument:
         return b"".join(self.part(start, end).blocks())
 
     def blocks(self) -> Iterator[bytes]:
-        with _opened(self) as file:
+        with opened(self) as file:
             file.seek(self.start)
             left = self.n_bytes
             while left:
@@ -82,7 +82,7 @@ def list_files(path: Path) -> list[FileDocument]:
         DataError: a file or folder cannot be listed, or there are too many; names it.
     """
     if not path.is_dir():
-        return [_listed(str(path), path.name)]
+        return [listed(str(path), path.name)]
     found = {}
     for file in _text_files(str(path)):
         found[Path(file).relative_to(path).as_posix()] = file
@@ -90,7 +90,7 @@ def list_files(path: Path) -> list[FileDocument]:
             step = "Join small files to larger ones, or give one file"
             raise DataError(f"corpus {str(path)!r}", f"the folder has more than {MOST_FILES:,} text files", step)
     # A name that is not UTF-8 could not be printed, nor written into results.
-    return [_listed(found[name], os.fsencode(name).decode("utf-8", "backslashreplace")) for name in sorted(found)]
+    return [listed(found[name], os.fsencode(name).decode("utf-8", "backslashreplace")) for name in sorted(found)]
 
 
 def check_files(files: Sequence[FileDocument], path: Path) -> list[FileDocument]:
@@ -146,7 +146,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return False
 
 
-def _listed(path: str, name: str) -> FileDocument:
+def listed(path: str, name: str) -> FileDocument:
+    """The file as it is now, unread.
+
+    Raises:
+        DataError: it cannot be found.
+    """
     try:
         facts = os.stat(path)
     except OSError as error:
@@ -160,8 +165,12 @@ def stamp_of(facts: os.stat_result) -> Stamp:
 
 
 @contextmanager
-def _opened(document: FileDocument) -> Iterator[BinaryIO]:
-    """The file, unchanged from when it was listed to the end of this context."""
+def opened(document: FileDocument) -> Iterator[BinaryIO]:
+    """The file, unchanged from when it was listed to the end of this context.
+
+    Raises:
+        DataError: it has changed, or cannot be read.
+    """
     try:
         with open_regular(document.path) as file:
             if stamp_of(os.fstat(file.fileno())) != document.stamp:
@@ -182,9 +191,9 @@ def _checked(file: FileDocument) -> Iterator[bytes]:
     culprit = f"file {file.path!r}"
     decoder = codecs.getincrementaldecoder("utf-8")()  # keeps the exact bytes: no utf-8-sig, no newline translation
     nulls = done = 0
-    with _opened(file) as opened:
+    with opened(file) as content:
         while True:
-            block = opened.read(BLOCK)
+            block = content.read(BLOCK)
             if done + len(block) > file.n_bytes:
                 raise DataError(
                     culprit,

@@ -19,6 +19,7 @@ from archbench.data.byte_tokenizer import Tokenizer
 from archbench.data.cache import content_key, write_atomically
 from archbench.data.documents import Corpus, Document, text_blocks
 from archbench.data.local_text import stamp_of
+from archbench.data.spelling import Spelling
 from archbench.data.token_stream import TokenArray
 from archbench.errors import DataError, StorageError
 from archbench.files.loader import open_regular, read_json, read_model
@@ -187,26 +188,6 @@ class _Encoding:
             file.write(ids.astype(self._dtype).data)
             written += len(ids)
         return written
-
-
-class Spelling:
-    """Tokens to the bytes that they spell.
-
-    Args:
-        table: the bytes of each id.
-    """
-
-    def __init__(self, table: Sequence[bytes]) -> None:
-        self._table = table
-        self.lengths = np.array([len(one) for one in table], dtype=np.int64)
-        single = self.lengths.max() == 1
-        self._bytes = np.array([one[0] if one else 0 for one in table], dtype=np.uint8) if single else None
-
-    def __call__(self, ids: TokenArray) -> bytes:
-        """The bytes of ``ids``, shape (N,)."""
-        if self._bytes is not None:  # ten times as fast, and a tokenizer of bytes has as many tokens as the text bytes
-            return self._bytes[ids[self.lengths[ids] == 1] if self.lengths[ids].min(initial=1) == 0 else ids].tobytes()
-        return b"".join(map(self._table.__getitem__, ids.tolist()))
 
 
 def _write_header(file: IO[bytes], dtype: np.dtype[Any], n_tokens: int) -> None:

@@ -1,4 +1,5 @@
-"""Tokenizers by name: ``byte``, ``bpe:N``, ``file:tokenizer.json``, ``gguf:FILE``, ``hf:NAME``, ``saved:FOLDER``.
+"""Tokenizers by name: ``byte``, ``bpe:N``, ``file:tokenizer.json``, ``gguf:FILE``, ``hf:NAME``, ``ids:V``,
+``saved:FOLDER``.
 
 No torch here.
 """
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from archbench.data.byte_tokenizer import SAVED_AS, ByteTokenizer, Tokenizer
+from archbench.data.id_tokenizer import IdTokenizer
 from archbench.data.tokenizer_file import MOST_IDS
 from archbench.errors import DataError, UnknownNameError, UsageError, did_you_mean
 from archbench.files.loader import read_model
@@ -20,7 +22,7 @@ from archbench.files.loader import read_model
 if TYPE_CHECKING:
     from archbench.data.documents import Corpus
 
-KINDS = ("byte", "bpe:N", "file:tokenizer.json", "gguf:FILE", "hf:NAME", "saved:FOLDER")
+KINDS = ("byte", "bpe:N", "file:tokenizer.json", "gguf:FILE", "hf:NAME", "ids:V", "saved:FOLDER")
 
 
 def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | None = None) -> Tokenizer:
@@ -29,7 +31,8 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
     Args:
         spec: ``byte``; ``bpe:N``, byte-level BPE of N ids, the separator included, trained on ``corpus``'s training
             split; ``file:PATH``, a ``tokenizer.json`` of Hugging Face tokenizers; ``hf:NAME``, the same from the
-            hub; ``gguf:FILE``, the one in a GGUF file; ``saved:FOLDER``, written by :meth:`Tokenizer.save`.
+            hub; ``gguf:FILE``, the one in a GGUF file; ``ids:V``, for shards of a text that nobody knows;
+            ``saved:FOLDER``, written by :meth:`Tokenizer.save`.
         corpus: needed by ``bpe:N`` only.
         cache: folder of trained and tried tokenizers; None for :func:`archbench.data.cache.cache_folder`.
 
@@ -41,6 +44,8 @@ def load_tokenizer(spec: str, *, corpus: Corpus | None = None, cache: Path | Non
     kind, _, argument = spec.partition(":")
     if spec == "byte":
         return ByteTokenizer()
+    if kind == "ids":
+        return IdTokenizer(spec)
     if kind == "saved":
         return _load_saved(Path(argument), cache)
     if kind not in {"bpe", "file", "gguf", "hf"} or not argument:
@@ -81,6 +86,8 @@ def _load_saved(folder: Path, cache: Path | None) -> Tokenizer:
     saved = read_model(_Saved, folder / SAVED_AS, error=DataError, next_step=next_step, sealing="optional")
     if saved.name == ByteTokenizer.name:
         return ByteTokenizer()
+    if saved.name.startswith("ids:"):
+        return IdTokenizer(saved.name)
     from archbench.data import subword
 
     file = folder / subword.FILE_NAME

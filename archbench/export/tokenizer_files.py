@@ -9,6 +9,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from archbench.data.byte_tokenizer import Tokenizer
+from archbench.data.id_tokenizer import IdTokenizer
 from archbench.data.subword import FILE_NAME, SubwordTokenizer, byte_alphabet
 from archbench.errors import DataError
 
@@ -44,6 +45,10 @@ def tokenizer_files(tokenizer: Tokenizer, longest: int) -> dict[str, str]:
 
 def _definition(tokenizer: Tokenizer) -> tuple[dict[str, Any], str]:
     """The content of a ``tokenizer.json`` that adds nothing to a text, and the token of the separator in it."""
+    if isinstance(tokenizer, IdTokenizer):
+        raise DataError(
+            f"tokenizer {tokenizer.name!r}", "it counts ids and knows no text", "Train with the tokenizer named"
+        )
     content = tokenizer.definition if isinstance(tokenizer, SubwordTokenizer) else _of_bytes()
     definition: dict[str, Any] = {**content, "post_processor": None, "truncation": None, "padding": None}
     ids = tokenizers.Tokenizer.from_str(json.dumps(definition)).get_vocab(with_added_tokens=True)

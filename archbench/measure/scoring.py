@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from archbench.data.dataset import EncodedDocument
+from archbench.data.dataset import EncodedDocument, total_bytes
 from archbench.data.token_stream import Reading, blocks
 from archbench.errors import DataError, HookResultError, UsageError
 from archbench.inference.modes import module_mode
@@ -47,11 +47,12 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class DocumentScore:
-    """One document: predicted tokens, raw bytes, and negative log-likelihood in nats, also by :data:`BLOCK`."""
+    """One document: predicted tokens, raw bytes (None if they are not known), and negative log-likelihood in nats, also
+    by :data:`BLOCK`."""
 
     name: str
     tokens: int
-    bytes: int
+    bytes: int | None
     nats: float
     block_nats: tuple[float, ...]
 
@@ -63,16 +64,16 @@ class QualityScore:
     Attributes:
         loss: nats/token, over all tokens of all documents.
         perplexity: exp(loss).
-        bits_per_byte: total nats / ln 2 / raw bytes of the text (not of the tokens).
+        bits_per_byte: total nats / ln 2 / raw bytes of the text (not of the tokens); None if these are not known.
         tokens: predicted tokens.
         bytes: raw bytes of the text.
     """
 
     loss: float
     perplexity: float
-    bits_per_byte: float
+    bits_per_byte: float | None
     tokens: int
-    bytes: int
+    bytes: int | None
     documents: tuple[DocumentScore, ...]
 
 
@@ -206,11 +207,12 @@ def scoring(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Itera
 def _total(scores: tuple[DocumentScore, ...]) -> QualityScore:
     nats = math.fsum(document.nats for document in scores)
     tokens = sum(document.tokens for document in scores)
-    n_bytes = sum(document.bytes for document in scores)
+    n_bytes = total_bytes(document.bytes for document in scores)
     loss = nats / tokens
     with np.errstate(over="ignore"):
         perplexity = float(np.exp(loss))  # inf where math.exp would raise
-    return QualityScore(loss, perplexity, nats / math.log(2) / n_bytes, tokens, n_bytes, scores)
+    bits_per_byte = None if n_bytes is None else nats / math.log(2) / n_bytes
+    return QualityScore(loss, perplexity, bits_per_byte, tokens, n_bytes, scores)
 
 
 def _batches(

@@ -13,14 +13,20 @@ from __future__ import annotations
 
 import bz2
 import lzma
+import platform
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from archbench.errors import DataError
+from archbench.data.cache import cache_folder, content_key, write_atomically
+from archbench.data.dataset import Dataset
+from archbench.errors import DataError, StorageError
+from archbench.files.loader import read_model
+from archbench.files.seal import sealed
 
 MOST_COUNTED = 32 * 2**20
 """Most bytes of training text that the n-grams count, from its start: more would take minutes and tens of gigabytes."""
@@ -76,6 +82,24 @@ def floors(train: bytes | None, validation: Iterable[bytes]) -> dict[str, float]
     ngrams = {name: sum(mean * (size / n_bytes) for mean, size in parts) for name, parts in bits.items() if parts}
     sizes = {name: compressed[name] + len(compressor.flush()) for name, compressor in compressors.items()}
     return ngrams | {name: 8 * size / n_bytes for name, size in sizes.items()}
+
+
+def floors_of(data: Dataset, *, counting: bool) -> dict[str, float]:
+    """:func:`floors` of a data set's validation text, kept in the cache: every run on the same text has the same.
+
+    Args:
+        counting: whether n-grams are counted in its training text.
+    """
+    versions = platform.python_version(), zlib.ZLIB_RUNTIME_VERSION
+    key = content_key("floors", "1", data.corpus.sha256, data.tokenizer.fingerprint, str(counting), *versions)
+    path = cache_folder() / "texts" / f"{key}.json"
+    with suppress(DataError):  # it is missing, or damaged
+        return read_model(dict[str, float], path, error=DataError, next_step="It is made again", sealing="required")
+    train = data.corpus.to_bytes("train", MOST_COUNTED) if counting else None
+    found = floors(train, data.corpus.blocks("validation"))
+    with suppress(StorageError):  # then it is made again the next time
+        write_atomically(path, lambda file: file.write(sealed(found, indent=None).encode()))
+    return found
 
 
 def _of_size(parts: Iterable[bytes], size: int) -> Iterator[bytes]:

@@ -61,7 +61,7 @@ class _Facts(BaseModel):
     role: Role | None = None
     corpus: str
     tokenizer: str
-    lossless: bool
+    lossless: bool | None
     scored: str | None = None
     weights_sha256: str | None = None
     versions: _Versions

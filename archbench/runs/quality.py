@@ -13,7 +13,7 @@ from archbench.files.writing import write_bytes
 from archbench.measure.memory import peak_memory
 from archbench.measure.score_audit import ScoreAudit
 from archbench.measure.scoring import QualityScore, score
-from archbench.measure.text_floors import MOST_COUNTED, floors
+from archbench.measure.text_floors import floors_of
 from archbench.runs.audit import Audit, scoring_leaves_alone
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model
@@ -81,10 +81,10 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     rows.add("tokens_scored", result.tokens)
     rows.add("bytes_scored", result.bytes)
     rows.add("documents", len(result.documents))
-    # A text that is scored as a whole leaves none to count n-grams in.
-    counted = None if config.data.validation_fraction == 1 else data.corpus.to_bytes("train", MOST_COUNTED)
-    for name, bits_per_byte in floors(counted, data.corpus.blocks("validation")).items():
-        rows.add(f"floor_{name}", bits_per_byte)
+    if data.corpus.splits:  # shards may be of a text that nobody knows
+        # A text that is scored as a whole leaves none to count n-grams in.
+        for name, bits_per_byte in floors_of(data, counting=config.data.validation_fraction != 1).items():
+            rows.add(f"floor_{name}", bits_per_byte)
     rows.add_memory(memory, quiet=quiet)
     rows.add("audit_tolerance", audit.tolerance)
     report.add_to(rows)

@@ -72,15 +72,15 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
         return score_validation(trained, data, config, T, device, report).loss
 
     held_out_tokens = sum(len(document.tokens) for document in data.validation)
-    held_out_bytes = sum(document.n_bytes for document in data.validation)
+    held_out_bytes = data.validation_bytes
 
-    def bits_per_byte(loss: float) -> float:
-        return loss * held_out_tokens / math.log(2) / held_out_bytes
+    def bits_per_byte(loss: float) -> float | None:
+        return None if held_out_bytes is None else loss * held_out_tokens / math.log(2) / held_out_bytes
 
     def tell_trackers(step: int, seen: int, values: Mapping[str, float]) -> None:
         validation = values.get("validation_loss")
-        more = {} if validation is None else {"validation_bits_per_byte": bits_per_byte(validation)}
-        feed.log(step, seen, {**values, **more})
+        bits = None if validation is None else bits_per_byte(validation)
+        feed.log(step, seen, {**values, **({} if bits is None else {"validation_bits_per_byte": bits})})
 
     with Feed(run.path) as feed, peak_memory(device) as memory:
         history = train(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.config import ModelConfig, RunConfig
 from archbench.data.dataset import prepare
-from archbench.errors import ArchbenchError, UnknownNameError, UsageError
+from archbench.errors import ArchbenchError, ConfigError, UnknownNameError, UsageError
 from archbench.measure.sizes import Size, size_of
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.growth import check_room
@@ -99,12 +99,21 @@ def sized(
 
 
 def shared_fields(run: RunConfig, first: Architecture) -> dict[str, Any]:
-    """Fields that all share: those set by the user, the first architecture's context, the tokenizer's vocabulary."""
+    """Fields that all share: those set by the user, the first architecture's context, the tokenizer's vocabulary.
+
+    Raises:
+        ConfigError: the text is known as tokens only, and studies judge by bits per byte.
+    """
+    data = prepare(run.data)
+    if data.validation_bytes is None:
+        cause = f"{run.data.tokenizer} does not say which bytes a token stands for, and studies judge by bits per byte"
+        step = "Name the byte-level tokenizer that the shards were made with: file:tokenizer.json or hf:NAME"
+        raise ConfigError("data.tokenizer", cause, step)
     fixed: dict[str, Any] = dict(run.overrides)
     config = first.config(run.preset, **fixed)
     fixed["context_length"] = config.context_length
     if run.vocabulary == "tokenizer":
-        fixed.setdefault("vocab_size", prepare(run.data).tokenizer.vocab_size)
+        fixed.setdefault("vocab_size", data.tokenizer.vocab_size)
     return fixed
 
 
