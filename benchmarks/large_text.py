@@ -146,7 +146,7 @@ def run(path: Path, tokenizer: str, fraction: float, cache: str, keep_free: floa
             if shutil.disk_usage(path.parent).free < keep_free * 2**30:
                 process.kill()
                 raise SystemExit(f"less than {keep_free} GiB are free: stopped")
-            time.sleep(0.2)
+            time.sleep(1)
     if process.returncode:
         raise SystemExit(process.returncode)
     return {**most, "prepared after s": round(prepared, 1), "s": round(time.perf_counter() - begun, 1)}
