@@ -108,8 +108,8 @@ class BatchSampler:
         """The batch of update ``step``, which counts from 0."""
         starts = self._random_starts(step) if self.sampling == "random" else self._next_starts(step)
         places = starts[:, None] + self._within
-        blocks = torch.from_numpy(self.tokens.take(places, mode="wrap").astype(np.int64))  # (B, T + 1)
-        self._reading.count(places.shape[1] * self.tokens.dtype.itemsize, places=len(places))
+        read = [self.tokens.take(some, mode="wrap").astype(np.int64) for some in self._reading.parts(places)]
+        blocks = torch.from_numpy(np.concatenate(read))  # (B, T + 1)
         return Batch(blocks[:, :-1].contiguous(), blocks[:, 1:].contiguous())
 
     def _random_starts(self, step: int) -> npt.NDArray[np.int64]:

@@ -14,8 +14,8 @@ TokenArray = npt.NDArray[np.integer[Any]]
 MOST_RESIDENT = 64 << 20
 """Bytes of mapped pages after which they are given back: they count as a process's memory, and would be all of a text
 in the end. The system keeps them in its cache, from which they are mapped again."""
-_AROUND = 64 << 10
-"""Bytes that Linux maps at a place that is read, if they are in its cache."""
+_AROUND = 2 << 20
+"""Bytes that Linux may map at a place that is read, if they are in its cache: a huge page."""
 
 
 class ShardedTokens:
@@ -58,8 +58,16 @@ class Reading:
     """Counts what is read of mapped tokens, and gives their pages back before there are many."""
 
     def __init__(self, *tokens: Tokens) -> None:
-        self._maps = {id(file): file for file in _maps(tokens)} if hasattr(mmap, "MADV_DONTNEED") else {}
+        maps = {id(file): file for file in _maps(tokens)} if hasattr(mmap, "MADV_DONTNEED") else {}
+        self._maps = maps if sum(map(len, maps.values())) > MOST_RESIDENT else {}
         self._read = 0
+
+    def parts(self, places: npt.NDArray[np.int64]) -> Iterator[npt.NDArray[np.int64]]:
+        """``places`` (n, …), so few at a time that what is mapped for them stays in bounds; counts them."""
+        size = max(1, MOST_RESIDENT // _AROUND) if self._maps else len(places)
+        for start in range(0, len(places), size):
+            yield (some := places[start : start + size])
+            self.count(8 * some[0].size, len(some))
 
     def count(self, n_bytes: int, places: int = 1) -> None:
         """``n_bytes`` were read at each of so many ``places``."""
