@@ -69,13 +69,8 @@ def test_the_rows_of_a_run_on_several_devices(folder: Path, alone: list[float]) 
     assert value(rows, "train", "audit_passed") == 1
 
 
-LOUD = [
-    *(option for option in TRAIN if option != "--quiet"),
-    "--steps",
-    "300",
-    "--config",
-    "training.schedule=constant",
-]
+LOUD = [*TRAIN, "--steps", "200", "--lr", "1e-4", "--config", "training.validate_every=null"]
+"""At a rate without spikes of the loss, which make much of rounding."""
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +101,7 @@ def test_a_rank_that_dies_ends_the_run_with_its_name_and_others_resume_it(
     resumed = archbench("run", "gpt1", "--resume", "last", "--out", out, "--nproc", "3", cwd=folder)
     assert resumed.returncode == 0, resumed.stderr
     rows = read_results(folder / out)
-    assert losses(rows) == pytest.approx(long_alone, rel=1e-4)  # 300 updates: rounding has had time to grow
+    assert losses(rows) == pytest.approx(long_alone, rel=1e-4)  # 200 updates: rounding has had time to grow
     assert set(rows[rows.metric == "loss"].world_size) == {2, 3}
 
 

@@ -122,7 +122,7 @@ class Launched:
         """What this rank answers: its CPU seconds, or its error."""
         from archbench.child.process import LostError
         from archbench.runs.folder import open_run
-        from archbench.runs.ranks import Failure, failure, named, started
+        from archbench.runs.ranks import UNDER_A_LAUNCHER, Failure, failure, named, started
 
         name, inbox = named(self.rank, culprit), _new_inbox()
 
@@ -136,9 +136,8 @@ class Launched:
             cause = f"it does not find the run's folder ({error.culprit}: {error.cause})"
             missing = PhaseError(name, cause, "Give --out on a file system that all machines share")
             return {"error": missing.as_dict(), "follows": False}
-        agent = {"TORCHELASTIC_USE_AGENT_STORE": "True"}
         try:
-            with started(self.rank, request, agent, culprit, inbox) as child:
+            with started(self.rank, request, UNDER_A_LAUNCHER, culprit, inbox) as child:
                 while inbox.empty():
                     self._store.add(f"sign/{self.rank}", 1)
                     time.sleep(POLL)

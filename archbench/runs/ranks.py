@@ -41,6 +41,12 @@ class Failure:
     follows: bool = False
 
 
+QUIET_PROFILE = {"KINETO_LOG_LEVEL": "99"}
+"""Torch's profiler prints when it starts and stops."""
+
+UNDER_A_LAUNCHER = {**QUIET_PROFILE, "TORCHELASTIC_USE_AGENT_STORE": "True"}
+"""For a rank whose store another process keeps."""
+
 Ended = Callable[[str, LostError], PhaseError]
 """The error of a process, named by its culprit, that ended without an answer."""
 
@@ -115,7 +121,7 @@ def measured_together(
     request = {**request, "nproc": config.nproc, "parallel": config.parallel, GROUP: f"{culprit}, {time.time_ns()}"}
     if launched is not None:
         launched.order(request, culprit)
-        own = {0: {"TORCHELASTIC_USE_AGENT_STORE": "True"}}
+        own = {0: UNDER_A_LAUNCHER}
     else:
         assert isinstance(config.nproc, int)
         own, _store = _variables(config.nproc)
@@ -215,7 +221,7 @@ def _variables(size: int) -> tuple[dict[int, dict[str, str]], Any]:
     """torchrun's variables for each rank here, and the store at which they meet, which has to be kept."""
     store = store_at("127.0.0.1", 0, kept_here=True)
     common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
-    common |= {"MASTER_PORT": str(store.port), "KINETO_LOG_LEVEL": "99"}  # a profile prints nothing
+    common |= {"MASTER_PORT": str(store.port)} | QUIET_PROFILE
     if sys.platform == "linux":
         common["GLOO_SOCKET_IFNAME"] = "lo"  # a machine's own name may lead nowhere
     return {rank: {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)}, store

@@ -300,9 +300,15 @@ def joined(study: Study[P, C, R, O], file: PlanFile, claims: Claims) -> Iterator
 
 
 def sessions(claims: Claims) -> list[Owner]:
-    """The processes that work on the study in this folder now."""
-    found = (claim for claim in claims.all() if claim.key.startswith(f"{SESSION}-") and not claim.is_over)
-    return [claim.owner for claim in found if claim.owner is not None]
+    """The processes that work on the study in this folder now; the claims of killed ones go."""
+    working = []
+    for claim in claims.all():
+        if claim.key.startswith(f"{SESSION}-"):
+            if claim.is_over:  # it was killed
+                claims.finish(claim.key)
+            elif claim.owner is not None:
+                working.append(claim.owner)
+    return working
 
 
 def machine(device: str) -> dict[str, Any]:

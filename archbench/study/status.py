@@ -36,7 +36,7 @@ class CellStatus:
             process is gone, and the next one that works on the study takes it.
         launcher, host: who has it, and where.
         seconds: how long it took, or runs already; None if unknown.
-        cause: of a failure or loss.
+        cause: of a failure or loss, or why it is queued.
     """
 
     cell: PlannedCell
