@@ -74,12 +74,8 @@ class ModelConfig(Frozen):
 class DataConfig(Frozen):
     """The text, and how it becomes tokens."""
 
-    corpus: str = Field(
-        description="text: shakespeare, python, a file, a folder, hf:NAME[:CONFIG], or shards (DIR, 'DIR/*.bin')"
-    )
-    tokenizer: str = Field(
-        description="tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE, hf:NAME, or ids:V of shards"
-    )
+    corpus: str = Field(description="text: shakespeare, python, file, folder, hf:NAME[:CONFIG], shards (DIR, '*.bin')")
+    tokenizer: str = Field(description="tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE, hf:NAME, ids:V")
     validation_fraction: float = Field(
         0.1,
         gt=0,

@@ -76,7 +76,7 @@ def test_help_and_default_are_the_fields_own() -> None:
     options = [one.annotation.__metadata__[0] for one in inspect.signature(completed(command)).parameters.values()]
     assert [(one.help.split(" (")[0], one.show_default) for one in options] == [
         ("CPU threads", "one per core this process may use"),
-        ("Tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE, hf:NAME, or ids:V of shards", "the profile's"),
+        ("Tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE, hf:NAME, ids:V", "the profile's"),
         ("Optimizer, from torch.optim", "adamw"),
     ]
 

@@ -44,8 +44,9 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
     device = resolve_device(config.device)
     check_dtype(config, device)
     check_attention(config, device)
-    config = resolved_ranks(config)
+    # First what depends on which fields the user has set: a changed copy has all of them set.
     config = _with_absolute_paths(_with_text_to_score(config))
+    config = resolved_ranks(config)
     prepare_folder(config.out)
     architecture = load(config.architecture, config.plugins)
     vouch([*architecture.files, *code_of(architecture.name)])

@@ -7,6 +7,7 @@ one of them for a child (:mod:`archbench.runs.launched`).
 from __future__ import annotations
 
 import queue
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -118,7 +119,12 @@ def measured_together(
     """
     launched = led()
     inbox: Inbox = queue.SimpleQueue()
-    request = {**request, "nproc": config.nproc, "parallel": config.parallel, GROUP: f"{culprit}, {time.time_ns()}"}
+    request = {
+        **request,
+        "nproc": config.nproc,
+        "parallel": config.parallel,
+        GROUP: f"{culprit}, {secrets.token_hex(8)}",
+    }
     if launched is not None:
         launched.order(request, culprit)
         own = {0: UNDER_A_LAUNCHER}
