@@ -62,7 +62,7 @@ class Simulated(Launcher):
         return {name: self._state(name, running) for name in names}
 
     def cancel(self, names: Sequence[str]) -> None:
-        raise NotImplementedError
+        """Nothing is taken back here."""
 
     def wait(self, seconds: float) -> None:
         """Until the next end, which the submitter notices within ``seconds``."""

@@ -21,69 +21,11 @@ from archbench.measure.scoring import score
 from archbench.plugin.registry import load
 from archbench.runs.models import loaded
 from command_line import archbench
+from eval_files import CAPITALS, write_published, write_tasks
 from small_runs import UNCHECKED, with_small_corpus
 
 pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'archbench[eval]'")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-CAPITALS = [
-    {"question": "The capital of France is", "choices": ["Paris", "Rome!", "Tokyo"], "answer": 0},
-    {"question": "The capital of Italy is", "choices": ["Paris", "Rome!", "Tokyo"], "answer": 1},
-    {"question": "The capital of Japan is ", "choices": ["Paris", "Rome!", "Tokyo"], "answer": 2},
-    {"question": "The capital of France, again, is", "choices": ["Paris", "Rome!", "Tokyo"], "answer": 0},
-]
-LENGTHS = [{**one, "choices": ["a", "bb", "a choice of many more letters"]} for one in CAPITALS]
-LENGTHS[2] |= {"question": "A space here would count as a token of the answer"}
-CHOICES = """
-task: {name}
-dataset_path: json
-dataset_kwargs:
-  data_files: {{test: {name}.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: question
-doc_to_target: answer
-doc_to_choice: choices
-target_delimiter: "{delimiter}"
-metric_list:
-  - metric: acc
-  - metric: acc_norm
-metadata:
-  version: 1.5
-"""
-TEXTS = """
-task: texts
-dataset_path: json
-dataset_kwargs:
-  data_files: {test: texts.jsonl}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: text
-metric_list:
-  - metric: bits_per_byte
-metadata:
-  version: 1
-"""
-ANSWERS = """
-task: answers
-dataset_path: json
-dataset_kwargs:
-  data_files: {test: texts.jsonl}
-test_split: test
-output_type: generate_until
-doc_to_text: start
-doc_to_target: text
-generation_kwargs:
-  until: ["\\n"]
-  max_gen_toks: 12
-metric_list:
-  - metric: exact_match
-metadata:
-  version: 1
-"""
-LONG = ANSWERS.replace("task: answers", "task: long").replace("max_gen_toks: 12", "max_gen_toks: 64")
-NO_DATA = CHOICES.format(name="no_data", delimiter=" ").replace("no_data.jsonl", "not_there.jsonl")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -100,17 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small GPT-1, trained for six steps, and the folder ``tasks``."""
     folder = with_small_corpus(tmp_path_factory.mktemp("trained"))
     text = (folder / "small.txt").read_text()
-    tasks = folder / "tasks"
-    tasks.mkdir()
-    for name, questions in {"capitals": CAPITALS, "lengths": LENGTHS}.items():
-        (tasks / f"{name}.yaml").write_text(CHOICES.format(name=name, delimiter=" " if name == "capitals" else ""))
-        (tasks / f"{name}.jsonl").write_text("\n".join(map(json.dumps, questions)))
-    documents = [
-        {"text": text[at : at + size], "start": text[at : at + 9]} for at, size in ((0, 7), (99, 32), (500, 301))
-    ]
-    (tasks / "texts.jsonl").write_text("\n".join(map(json.dumps, documents)))
-    for name, content in {"texts": TEXTS, "answers": ANSWERS, "long": LONG, "no_data": NO_DATA}.items():
-        (tasks / f"{name}.yaml").write_text(content)
+    write_tasks(folder, text)
     done = archbench("run", "gpt1", *UNCHECKED, "--tokenizer", "byte", "--phases", "train", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
@@ -212,29 +144,8 @@ def test_bits_per_byte_by_the_harness_are_those_of_quality(trained: Path) -> Non
 
 @pytest.fixture
 def published(tmp_path: Path) -> Path:
-    """A llama of random weights as transformers saves it, whose tokenizer puts ``<s>`` before texts."""
-    transformers = pytest.importorskip("transformers")
-    import tokenizers
-    from tokenizers import models, pre_tokenizers, processors, trainers
-
-    text = (with_small_corpus(tmp_path) / "small.txt").read_text()
-    one = tokenizers.Tokenizer(models.BPE())
-    one.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    one.train_from_iterator([text], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False))
-    one.add_special_tokens(["<s>"])
-    one.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", one.token_to_id("<s>"))]
-    )
-    folder = tmp_path / "published"
-    transformers.PreTrainedTokenizerFast(tokenizer_object=one, bos_token="<s>", eos_token="<s>").save_pretrained(folder)
-    config = transformers.LlamaConfig(
-        vocab_size=one.get_vocab_size(), max_position_embeddings=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, hidden_size=32, intermediate_size=64, initializer_range=0.3,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    transformers.LlamaForCausalLM(config).save_pretrained(folder)
-    return folder
+    pytest.importorskip("transformers")
+    return write_published(tmp_path)
 
 
 def test_loglikelihoods_and_answers_are_those_of_hflm_item_by_item(published: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from archbench.errors import UsageError
 from archbench.study.contract import Quality
+from archbench.study.engine import conduct
 from archbench.study.time_left import TimeLeft
 from forked_children import forked_children
 
@@ -116,19 +117,16 @@ class Heard:
 
 
 @pytest.fixture
-def _forked() -> Iterator[None]:
-    with forked_children():
-        yield
-
-
-@pytest.mark.usefixtures("_forked")
-def test_a_new_kind_of_study_is_planned_measured_once_and_extended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def dice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The module with the study, which child processes find too."""
     (tmp_path / "dice_study.py").write_text(DICE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    dice, conduct = importlib.import_module("dice_study"), importlib.import_module("archbench.study.engine").conduct
+    with forked_children():
+        yield importlib.import_module("dice_study")
+
+
+def test_a_new_kind_of_study_is_planned_measured_once_and_extended(dice: Any, tmp_path: Path) -> None:
     folder, heard = tmp_path / "out", Heard()
 
     def thrown() -> list[str]:
@@ -154,14 +152,7 @@ def test_a_new_kind_of_study_is_planned_measured_once_and_extended(
         conduct(dice.Dice(dice.DicePlan(architectures=("ball",))), tmp_path / "other", heard, "dice")
 
 
-@pytest.mark.usefixtures("_forked")
-def test_processes_share_a_study_of_one_plan_and_refuse_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "dice_study.py").write_text(DICE)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    dice, conduct = importlib.import_module("dice_study"), importlib.import_module("archbench.study.engine").conduct
+def test_processes_share_a_study_of_one_plan_and_refuse_another(dice: Any, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     plan, other = (dice.DicePlan(architectures=names) for names in (("d6",), ("d6", "d20")))
 

@@ -24,7 +24,7 @@ from archbench.cli.options import (
     configure,
     launcher_choice,
 )
-from archbench.cli.studies import SET_BY_STUDIES, default_jobs, study
+from archbench.cli.studies import SET_BY_STUDIES, default_jobs, measured
 from archbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,13 +88,12 @@ def compare(
         step = f"Name another: archbench compare {name} llama; archbench list shows all"
         raise UsageError(f"archbench compare {name}", "a comparison needs two architectures or more", step)
     from archbench.cli.outcomes import print_comparison
-    from archbench.study import compare as comparison
+    from archbench.study.compare import Comparison
 
     choice = launcher_choice(launcher, launcher_set, gpus)
-    study(
+    measured(
         "compare",
-        plan,
-        comparison.compare,
+        Comparison(plan),
         print_comparison,
         track=track,
         choice=choice,
@@ -124,10 +123,10 @@ def tune(
     """
     plan = _plan(architecture, given, config, "tune")
     from archbench.cli.outcomes import print_tuning
-    from archbench.study import compare as comparison
+    from archbench.study.compare import RateSearch
 
     choice = launcher_choice(launcher, launcher_set, gpus)
-    study("compare", plan, comparison.tune, print_tuning, track=track, choice=choice, out=out, json=json_, quiet=quiet)
+    measured("compare", RateSearch(plan), print_tuning, track=track, choice=choice, out=out, json=json_, quiet=quiet)
 
 
 def _evaluation(names: str, limit: int | None, shots: int | None, data: str | None) -> TaskPlan:

@@ -22,7 +22,7 @@ from archbench.cli.options import (
     launcher_choice,
 )
 from archbench.cli.output import print_json
-from archbench.cli.studies import default_jobs, study
+from archbench.cli.studies import default_jobs, measured
 
 if TYPE_CHECKING:
     from archbench.study.probe_plan import ProbePlan
@@ -74,13 +74,12 @@ def probe(
         return
     plan = _plan(architecture, {**given, "parameters": parameters or None, "checked": not unchecked})
     from archbench.cli.outcomes import print_probe
-    from archbench.study.probe import probe as measure
+    from archbench.study.probe import Probe
 
     choice = launcher_choice(launcher, launcher_set, gpus)
-    study(
+    measured(
         "probe",
-        plan,
-        measure,
+        Probe(plan),
         print_probe,
         track=track,
         choice=choice,

@@ -21,7 +21,7 @@ from archbench.cli.options import (
     configure,
     launcher_choice,
 )
-from archbench.cli.studies import SET_BY_STUDIES, default_jobs, study
+from archbench.cli.studies import SET_BY_STUDIES, default_jobs, measured
 
 if TYPE_CHECKING:
     from archbench.study.run_cells import RunCell
@@ -75,13 +75,12 @@ def scale(
         given["factors"] = (1.0,)
     plan = _plan(architecture, given, config)
     from archbench.cli.outcomes import print_scale
-    from archbench.study.scale import scale as measure
+    from archbench.study.scale import Ladder
 
     choice = launcher_choice(launcher, launcher_set, gpus)
-    study(
+    measured(
         "scale",
-        plan,
-        measure,
+        Ladder(plan),
         print_scale,
         track=track,
         choice=choice,

@@ -6,12 +6,13 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from archbench.cli.output import print_json
 
 if TYPE_CHECKING:
     from archbench.launch.choice import Choice
+    from archbench.study.contract import Study
 
 SET_BY_STUDIES = dict.fromkeys(
     ("architecture", "seed", "phases", "out", "weights"), "Leave it out: archbench run measures single runs"
@@ -19,14 +20,9 @@ SET_BY_STUDIES = dict.fromkeys(
 """Field of a run that a study sets -> what the user can do instead."""
 
 
-class Plan(Protocol):
-    def digest(self) -> str: ...
-
-
-def study(
-    kind: str,
-    plan: Plan,
-    measure: Callable[..., Any],
+def measured(
+    name: str,
+    study: Study[Any, Any, Any, Any],
     show: Callable[[Any, Path], None],
     *,
     track: list[str] | None,
@@ -36,22 +32,22 @@ def study(
     quiet: bool,
     describe: Callable[[Any], str] | None = None,
 ) -> None:
-    """Measure a plan, with progress on standard error, and print its outcome.
+    """Measure a study, with progress on standard error, and print its outcome.
 
     Args:
-        kind: for the folder's name, if ``out`` is None.
-        measure: makes the outcome from plan, folder, progress, command line, trackers and launcher.
+        name: begins the folder's name, if ``out`` is None.
+        show: prints the outcome as tables.
         track: names of the experiment trackers that follow each run.
         choice: of the launcher that takes the runs to machines.
-        show: prints the outcome as tables.
         describe: a cell in a few words.
     """
     from archbench.cli.progress import StudyProgress
+    from archbench.study.engine import conduct
 
-    folder = Path(out) if out is not None else Path("results") / f"{kind}-{plan.digest()}"
+    folder = Path(out) if out is not None else Path("results") / f"{name}-{study.plan.digest()}"
     command = shlex.join(["archbench", *sys.argv[1:]])
     with StudyProgress(folder, command, quiet=quiet, describe=describe) as progress:
-        outcome = measure(plan, folder, progress, command, track or (), choice)
+        outcome = conduct(study, folder, progress, command, track or (), choice)
     if json:
         print_json(outcome.as_json())
     else:

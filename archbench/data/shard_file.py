@@ -16,7 +16,7 @@ from archbench.errors import DataError
 SUFFIXES = (".bin", ".npy")
 
 HEADER = 256 * 4
-"""Bytes of the header of a ``.bin``: 256 int32, of which the first three are magic, version and number of tokens."""
+"""Bytes of the header of a ``.bin``: 256 int32. The first three are magic, version and number of tokens."""
 KINDS: dict[tuple[int, int], np.dtype[Any]] = {(20240520, 1): np.dtype("<u2"), (20240801, 7): np.dtype("<u4")}
 """(magic, version) -> tokens: llm.c's for GPT-2, also modded-nanogpt's, and for Llama 3 (its data_common.py)."""
 

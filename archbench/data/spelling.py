@@ -27,6 +27,6 @@ class Spelling:
         """The bytes of ``ids``, shape (N,)."""
         if self._bytes is None:
             return b"".join(map(self._table.__getitem__, ids.tolist()))
-        # Ten times as fast, where there are as many tokens as bytes.
+        # Without a Python object for each token, where there are as many tokens as bytes.
         spelt = self._spelt[ids]
         return self._bytes[ids if spelt.all() else ids[spelt]].tobytes()

@@ -78,7 +78,7 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
 def _train_together(
     run: RunFolder, device: torch.device, rows: Rows, group: str, parent: Parent, *, quiet: bool
 ) -> None:
-    """Train as one of several ranks, of which the first has the rows."""
+    """Train as one of several ranks. The first returns the rows."""
     try:
         ranks = join(os.environ, group, device, run.config.parallel)
         run_train(run, device, rows, quiet=quiet, ranks=ranks)

@@ -9,14 +9,13 @@ from typing import Any, ClassVar, TypeVar
 import pyarrow as pa
 
 from archbench.errors import UsageError
-from archbench.launch.choice import LOCAL, Choice
 from archbench.study.compare_plan import MATCHES, ComparePlan
 from archbench.study.compare_results import MOST_SWEEPS, Results, cell_of, conclusion, model_of
 from archbench.study.comparison_outcome import ComparisonOutcome, Plan, TuningOutcome
 from archbench.study.contenders import contenders
-from archbench.study.contract import Contender, Progress
+from archbench.study.contract import Contender
 from archbench.study.costs import cost_curves, cost_rows, exact_rows, positions, withheld
-from archbench.study.engine import Session, conduct
+from archbench.study.engine import Session
 from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Record
 from archbench.study.run_cells import Budget, RunCell, budget_fields, run_cell, tokens_per_update, updates_of
@@ -28,30 +27,6 @@ VALIDATIONS = 8
 
 O = TypeVar("O", bound=TuningOutcome)  # noqa: E741
 Work = Session[ComparePlan, RunCell, Record, O]
-
-
-def compare(
-    plan: ComparePlan,
-    folder: Path,
-    progress: Progress,
-    command: str,
-    trackers: Sequence[str] = (),
-    choice: Choice = LOCAL,
-) -> ComparisonOutcome:
-    """Which architecture is better than the baseline; see :func:`archbench.study.engine.conduct`."""
-    return conduct(Comparison(plan), folder, progress, command, trackers, choice)
-
-
-def tune(
-    plan: ComparePlan,
-    folder: Path,
-    progress: Progress,
-    command: str,
-    trackers: Sequence[str] = (),
-    choice: Choice = LOCAL,
-) -> TuningOutcome:
-    """Only the search for learning rates; :func:`compare` reuses its cells."""
-    return conduct(RateSearch(plan), folder, progress, command, trackers, choice)
 
 
 class _Matched(TuningStudy[ComparePlan, O]):

@@ -229,9 +229,10 @@ def conduct(
 
     with followed_by(trackers, quiet=True):
         pass  # a tracker that cannot be loaded fails this command, not every cell
+    connection = choice.launcher(folder, study.plan.jobs)
     prepare_folder(folder)
     claims = Claims(folder, Owner.this_process(choice.name))
-    with underway(), choice.launcher(folder, study.plan.jobs) as launcher, claims.renewed():
+    with underway(), connection as launcher, claims.renewed():
         session = Session(study, folder, progress)
         run = getattr(study.plan, "run", None)
         cpus = max(1, (getattr(run, "threads", None) or len(usable_cpus())) // study.plan.jobs)

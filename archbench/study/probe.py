@@ -14,7 +14,6 @@ import pyarrow as pa
 
 from archbench.data.tasks import Task
 from archbench.errors import ArchbenchError
-from archbench.launch.choice import LOCAL, Choice
 from archbench.measure.machine import versions
 from archbench.measure.sizes import Size
 from archbench.plugin.registry import load, load_tasks
@@ -22,8 +21,8 @@ from archbench.results.schema import ROLES, UNCHECKED
 from archbench.results.store import run_table
 from archbench.study import probe_outcome as outcomes
 from archbench.study.contenders import built_size, sized
-from archbench.study.contract import Contender, Progress, Quality, Study
-from archbench.study.engine import Session, conduct, machine
+from archbench.study.contract import Contender, Quality, Study
+from archbench.study.engine import Session, machine
 from archbench.study.probe_outcome import ProbeOutcome, Score, TrialRecord, Verdict
 from archbench.study.probe_plan import ProbePlan
 from archbench.study.trials import Kind, Trial, budget_of, model_config, rates_of, trial_key
@@ -36,18 +35,6 @@ LEARNED = 0.1
 """A task is partly learned from this share of the way from chance to 1 on."""
 
 Found = Sequence[tuple[Trial, TrialRecord]]
-
-
-def probe(
-    plan: ProbePlan,
-    folder: Path,
-    progress: Progress,
-    command: str,
-    trackers: Sequence[str] = (),
-    choice: Choice = LOCAL,
-) -> ProbeOutcome:
-    """Which tasks each architecture learns; see :func:`archbench.study.engine.conduct`."""
-    return conduct(Probe(plan), folder, progress, command, trackers, choice)
 
 
 class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):

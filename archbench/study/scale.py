@@ -12,12 +12,11 @@ import pyarrow as pa
 
 from archbench.data.dataset import prepare
 from archbench.errors import UsageError
-from archbench.launch.choice import LOCAL, Choice
 from archbench.plugin.registry import load
 from archbench.presentation.quantities import short
 from archbench.study.contenders import shared_fields, sized
-from archbench.study.contract import Contender, Progress, Quality
-from archbench.study.engine import Session, conduct, machine
+from archbench.study.contract import Contender, Quality
+from archbench.study.engine import Session, machine
 from archbench.study.findings import Finding, Point, find, rank
 from archbench.study.learning_rates import Tuning
 from archbench.study.outcome import Record
@@ -27,18 +26,6 @@ from archbench.study.scale_outcome import Cell, Model, Plan, ScaleOutcome
 from archbench.study.scale_plan import ScalePlan
 
 Work = Session[ScalePlan, RunCell, Record, ScaleOutcome]
-
-
-def scale(
-    plan: ScalePlan,
-    folder: Path,
-    progress: Progress,
-    command: str,
-    trackers: Sequence[str] = (),
-    choice: Choice = LOCAL,
-) -> ScaleOutcome:
-    """How loss falls with size and training tokens; see :func:`archbench.study.engine.conduct`."""
-    return conduct(Ladder(plan), folder, progress, command, trackers, choice)
 
 
 class Ladder(TuningStudy[ScalePlan, ScaleOutcome]):

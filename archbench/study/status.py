@@ -12,16 +12,12 @@ from archbench.errors import UsageError
 from archbench.launch.choice import Choice
 from archbench.launch.launcher import State
 from archbench.results.claims import Claim, Claims, Owner
-from archbench.study.comparison_outcome import ComparisonOutcome, TuningOutcome
 from archbench.study.dispatch import CANCELLED, unit_key
 from archbench.study.engine import sessions
+from archbench.study.json_schema import OUTCOMES
 from archbench.study.outcome import Outcome, Record
-from archbench.study.probe_outcome import ProbeOutcome
 from archbench.study.records import PlanFile, PlannedCell, PlannedStage, read_planned, read_record
-from archbench.study.scale_outcome import ScaleOutcome
 from archbench.study.time_left import together
-
-KINDS: tuple[type[Outcome], ...] = (ComparisonOutcome, TuningOutcome, ScaleOutcome, ProbeOutcome)
 
 Phase = Literal["done", "failed", "running", "queued", "waiting", "lost"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -69,10 +65,12 @@ class StudyStatus:
 
 
 def study_status(folder: Path) -> StudyStatus:
-    """Raises:
-    UsageError: there is no study in the folder.
-    StorageError: a file of it is damaged.
-    LauncherError: a launcher that has orders cannot be asked.
+    """The status of the study in a folder.
+
+    Raises:
+        UsageError: there is no study in the folder.
+        StorageError: a file of it is damaged.
+        LauncherError: a launcher that has orders cannot be asked.
     """
     kind = kind_of(folder)
     kept = PlanFile(folder / kind.plan_file).read()
@@ -121,7 +119,7 @@ def cancel_study(folder: Path, patience: float = 10.0) -> tuple[int, list[Owner]
 
 def kind_of(folder: Path) -> type[Outcome]:
     """Raises a UsageError if there is no study in the folder."""
-    for kind in KINDS:
+    for kind in OUTCOMES:
         if kind.is_in(folder):
             return kind
     step = "Name the folder that a compare, tune, scale or probe command printed"

@@ -34,13 +34,13 @@ from wrong_plugins import WRONG_PLUGINS
 
 MEASURING = {
     "run": ("archbench.runs.run", "run"),
-    "compare": ("archbench.study.compare", "compare"),
-    "tune": ("archbench.study.compare", "tune"),
-    "probe": ("archbench.study.probe", "probe"),
-    "scale": ("archbench.study.scale", "scale"),
+    "compare": ("archbench.study.engine", "conduct"),
+    "tune": ("archbench.study.engine", "conduct"),
+    "probe": ("archbench.study.engine", "conduct"),
+    "scale": ("archbench.study.engine", "conduct"),
     "kernels": ("archbench.runs.kernel_run", "measure_kernels"),
 }
-"""Command -> the function that it hands its frozen plan to."""
+"""Command -> the function that it hands its frozen plan to, or a study of it."""
 
 READERS = {
     "compare-nano/comparison.json": ComparisonOutcome.read,
@@ -69,7 +69,7 @@ def handed_over(*arguments: str) -> tuple[Any, Path | None]:
     found: list[Any] = []
 
     def take(plan: Any, folder: Path | None = None, *others: Any, **more: Any) -> None:
-        found.extend([plan, folder])
+        found.extend([getattr(plan, "plan", plan), folder])
         raise _HandedOver
 
     module, name = MEASURING[arguments[0]]
@@ -159,6 +159,7 @@ class Silent:
 
 def probed(plan: ProbePlan, folder: Path) -> dict[str, Any]:
     """The outcome of a probe whose plan is given: the command line would make its plugins' paths absolute."""
-    from archbench.study.probe import probe
+    from archbench.study.engine import conduct
+    from archbench.study.probe import Probe
 
-    return probe(plan, folder, Silent(), "archbench probe").as_json()
+    return conduct(Probe(plan), folder, Silent(), "archbench probe").as_json()
