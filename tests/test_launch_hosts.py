@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import socket
 import sys
 import threading
@@ -16,7 +17,9 @@ from pydantic import ValidationError
 from archbench.errors import LauncherError
 from archbench.interruption import interruptible, underway
 from archbench.launch.host_check import examination, require_same
-from archbench.launch.permit import permitted
+from archbench.launch.permit import permits_of, permitted
+from archbench.results.claims import sweep
+from command_line import archbench
 
 
 def test_without_ray_the_error_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +39,36 @@ def test_a_cluster_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytes
         with pytest.raises(LauncherError, match=address), Ray(settings, tmp_path, None):
             pass
     assert not list(tmp_path.iterdir())
+
+
+SINFO = "#!/bin/sh\necho 'debug*|4:00:00'\n"
+REFUSES = "#!/bin/sh\necho 'sbatch: error: Invalid account' >&2\nexit 1\n"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "commands", "culprit"),
+    [
+        ("ray", {}, "127.0.0.1:9"),
+        ("slurm", {}, "sbatch"),
+        ("slurm", {"sinfo": SINFO, "sbatch": ""}, "partition 'gpu'"),
+        ("slurm", {"sinfo": SINFO.replace("debug", "gpu"), "sbatch": REFUSES}, "Invalid account"),
+    ],
+)
+def test_an_engine_that_takes_nothing_leaves_no_folder(
+    launcher: str, commands: dict[str, str], culprit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray" if launcher == "ray" else "submitit", reason="pip install 'archbench[ray,slurm]'")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep if commands else None)
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "squeue", "scancel", "sinfo", "srun") if commands else ():
+        (tmp_path / "bin" / name).write_text(commands.get(name) or "#!/bin/sh\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    options = [] if launcher == "ray" else ["--launcher-set", "partition=gpu"]
+    done = archbench("compare", "gpt1", "gpt2", "--device", "cpu", "--launcher", launcher, *options, cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("Error")) == (13, 1), done.stderr
+    assert culprit in done.stderr
+    assert [place.name for place in tmp_path.iterdir()] == ["bin"]
 
 
 @pytest.mark.parametrize("wrong", [{"num_cpus": "0"}, {"resources": "a100"}, {"nodes": "3"}, {"max_tasks": "0"}])
@@ -75,3 +108,14 @@ def test_an_order_is_interrupted_when_its_permit_goes_and_does_not_begin_without
         time.sleep(60)
     with pytest.raises(LauncherError, match=socket.gethostname()), permitted(permit):
         pass
+
+
+def test_permits_of_a_killed_process_go_and_those_of_a_living_one_and_of_another_machine_stay(tmp_path: Path) -> None:
+    mine = permits_of(tmp_path)
+    dead = mine.with_name(mine.name.replace(f".{os.getpid()}-", f".{2**22 + 1}-"))
+    elsewhere = dead.with_name(".orders-00000000" + dead.name.removeprefix(".orders-")[8:])
+    for place in (mine, dead, elsewhere):
+        place.mkdir()
+        (place / "mark").touch()
+    sweep(tmp_path)
+    assert {place.name for place in tmp_path.iterdir()} == {mine.name, elsewhere.name}

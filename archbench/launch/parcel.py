@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from archbench.errors import LauncherError, storing
 from archbench.files.loader import open_regular
-from archbench.files.writing import temporary_beside
+from archbench.results.claims import own_place
 
 LIMIT = 1 << 30
 """Most bytes of a parcel's files together."""
@@ -132,7 +132,7 @@ def accepted(content: bytes, folder: Path, outcomes: Sequence[Outcome], *, culpr
     Raises:
         LauncherError, StorageError: as :func:`unpacked`; nothing has changed.
     """
-    staged = temporary_beside(folder / "parcel")
+    staged = own_place(folder, "parcel")
     with storing(str(folder), "Make room, and run the same command again"):
         try:
             staged.mkdir()

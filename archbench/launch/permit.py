@@ -14,6 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from archbench.errors import LauncherError
+from archbench.results.claims import own_place
+
+
+def permits_of(folder: Path) -> Path:
+    """A new place in the study's folder for the permits of this process's orders, which is not made yet."""
+    return own_place(folder, "orders")
+
 
 LOOK = 0.25
 """Seconds between two looks of an order at its permit."""

@@ -9,7 +9,9 @@ than the lease, by the clock of the file server.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+import shutil
 import socket
 import threading
 import time
@@ -22,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from archbench.errors import StorageError, storing
 from archbench.files.loader import open_regular, validated_line
-from archbench.files.writing import create_once, write_bytes
+from archbench.files.writing import create_once, temporary_beside, write_bytes, writer
 
 CLAIMS = "claims"
 """Folder of the claims within that of a study."""
@@ -261,6 +263,29 @@ def is_held(file: Path) -> bool:
     """Whether no later claim has taken the unit over."""
     key, _, number = file.name.rpartition(".")
     return not file.with_name(f"{key}.{int(number) + 1}").exists()
+
+
+def own_place(folder: Path, name: str) -> Path:
+    """A new hidden name in the folder, of this process on this machine; :func:`sweep` removes what it leaves there."""
+    return temporary_beside(folder / f"{name}-{_machine()}")
+
+
+def sweep(folder: Path) -> None:
+    """Remove what processes of this machine that live no longer have left under names of :func:`own_place`.
+
+    Of another machine, or of an earlier boot of this one, nobody here knows what lives.
+    """
+    import psutil
+
+    for place in folder.glob(f".*-{_machine()}.*.tmp"):
+        pid = writer(place)
+        if pid is not None and not psutil.pid_exists(pid):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _machine() -> str:
+    """This machine and boot, and the processes that are seen from here, in 8 hex digits."""
+    return hashlib.sha256(f"{socket.gethostname()}/{_boot()}".encode()).hexdigest()[:8]
 
 
 @cache

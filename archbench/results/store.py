@@ -110,6 +110,27 @@ def prepare_folder(out: str | Path) -> Path:
     return folder
 
 
+@contextlib.contextmanager
+def prepared_folder(out: str | Path) -> Iterator[None]:
+    """Within this context there is the folder, as :func:`prepare_folder` makes it.
+
+    An error that ends the context takes what was made along, unless something lies in it by then.
+
+    Raises:
+        StorageError: as :func:`prepare_folder`.
+    """
+    folder = Path(out)
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        prepare_folder(folder)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty: neither are its parents
+            for place in new:
+                place.rmdir()
+        raise
+
+
 def write_run(
     out: str | Path,
     run_id: str,

@@ -22,10 +22,10 @@ from archbench.errors import UsageError
 from archbench.interruption import underway
 from archbench.launch.choice import LOCAL, Choice
 from archbench.measure.machine import device_name, usable_cpus, versions
-from archbench.results.claims import Claims, Owner
+from archbench.results.claims import Claims, Owner, sweep
 from archbench.results.doubts import doubts
 from archbench.results.lock import locked
-from archbench.results.store import prepare_folder
+from archbench.results.store import prepared_folder
 from archbench.study.contract import C, Cell, Contender, O, P, Progress, R, Study
 from archbench.study.dispatch import CANCELLED, Dispatch, Unit
 from archbench.study.outcome import Seconds, heading
@@ -230,9 +230,8 @@ def conduct(
     with followed_by(trackers, quiet=True):
         pass  # a tracker that cannot be loaded fails this command, not every cell
     connection = choice.launcher(folder, study.plan.jobs)
-    prepare_folder(folder)
     claims = Claims(folder, Owner.this_process(choice.name))
-    with underway(), connection as launcher, claims.renewed():
+    with underway(), prepared_folder(folder), connection as launcher, claims.renewed():
         session = Session(study, folder, progress)
         run = getattr(study.plan, "run", None)
         cpus = max(1, (getattr(run, "threads", None) or len(usable_cpus())) // study.plan.jobs)
@@ -293,6 +292,7 @@ def joined(study: Study[P, C, R, O], file: PlanFile, claims: Claims) -> Iterator
         if not same or kept.get("outcome", study.kind.file) != study.kind.file:
             kept.pop("predicted_seconds", None)
         (folder / CANCELLED).unlink(missing_ok=True)
+        sweep(folder)
         claims.take(key, plan)
     try:
         yield kept

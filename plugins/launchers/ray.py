@@ -26,11 +26,10 @@ from typing import Any, Self
 from pydantic import Field, Json, PositiveFloat, PositiveInt
 
 from archbench.errors import ArchbenchError, LauncherError, storing
-from archbench.files.writing import temporary_beside
 from archbench.launch.host_check import examination, require_reached, require_same
 from archbench.launch.launcher import Launcher, Order, Settings, State
 from archbench.launch.parcel import Portable, accepted, packed, returned
-from archbench.launch.permit import permitted
+from archbench.launch.permit import permits_of, permitted
 
 GRACE = 2.5
 """Seconds that an order which is taken back has to write its files."""
@@ -78,7 +77,7 @@ class Ray(Launcher):
         self._address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
         self._culprit = f"Ray at {self._address}" if self._address != "local" else "Ray on this machine"
         self._tasks: dict[str, _Task] = {}
-        self._permits = temporary_beside(folder.resolve() / "orders")
+        self._permits = permits_of(folder.resolve())
         self._needs: Mapping[str, float] = self._needed(1, 0)
         self._checked: set[str] = set()
         self._stack = ExitStack()

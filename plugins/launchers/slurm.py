@@ -90,6 +90,7 @@ class Slurm(Launcher):
         super().__init__(settings, folder.absolute(), jobs)
         self._most = jobs or settings.max_jobs
         self._jobs = self.folder / "slurm"
+        self._mark = ""
         self._rows: dict[str, Row] = {}
         self._own: set[str] = set()
         self._asked = self._reached = float("-inf")
@@ -106,17 +107,17 @@ class Slurm(Launcher):
             step = "Run it where jobs are submitted, such as a login node, or choose another launcher"
             raise LauncherError("launcher 'slurm'", f"there is no {missing[0]} on this machine", step)
         self._require_partition()
-        here = self._jobs / "here"
-        with _writing(here):
-            self._jobs.mkdir(parents=True, exist_ok=True)
-            create_once(here, uuid.uuid4().hex.encode())
-        self._mark = read_text(here, error=LauncherError, culprit=str(here), limit=64, next_step="Delete it")
         self._executor = SlurmExecutor(self._jobs)
         self._executor.update_parameters(**self._parameters())
         script = self._executor._make_submission_file_text("true", "test")
         tested = _asked("sbatch", "--test-only", stdin=script)
         if tested.returncode and not re.search(r"busy|down, drained or reserved", tested.stderr):
             raise LauncherError("launcher 'slurm'", f"sbatch refuses: {said_last(tested.stderr)}", _STEP)
+        here = self._jobs / "here"
+        with _writing(here):
+            self._jobs.mkdir(parents=True, exist_ok=True)
+            create_once(here, uuid.uuid4().hex.encode())
+        self._mark = read_text(here, error=LauncherError, culprit=str(here), limit=64, next_step="Delete it")
         self._reached = time.monotonic()
         return self
 
