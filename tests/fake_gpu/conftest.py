@@ -3,25 +3,30 @@
     DIR/run pytest tests/fake_gpu -m ''      # DIR: such a build, with archbench and its test tools installed
 
 No value and no time from it means anything. What does: which kernels, products, copies and synchronisations the host
-asks for, which backend torch picks, and that no call fails. Elsewhere each file of this folder is one visible skip.
+asks for, which backend torch picks, what a stream capture refuses, and that no call fails. Elsewhere each file of this
+folder is one visible skip.
+
+The libraries know no stream capture: pytest starts itself again with stream_capture.c loaded before them.
 """
 
 from __future__ import annotations
 
-import ctypes
+import os
 from pathlib import Path
 
 import pytest
+from preloading import is_fake, is_preloaded, preload
+
+FAKE = is_fake()
 
 
-def _is_fake() -> bool:
-    try:
-        return hasattr(ctypes.CDLL("libcudart.so.13"), "fc_reset")
-    except OSError:
-        return False
-
-
-FAKE = _is_fake()
+def pytest_configure(config: pytest.Config) -> None:
+    if not FAKE or is_preloaded():
+        return
+    if "PYTEST_XDIST_WORKER" in os.environ or config.getoption("numprocesses", None):
+        raise pytest.UsageError("tests/fake_gpu starts pytest again: run it without -n")
+    config.pluginmanager.getplugin("capturemanager").stop_global_capturing()  # gives the terminal back
+    preload(["-m", "pytest", *config.invocation_params.args])
 
 
 class NoFakeGPU(pytest.Module):
