@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archbench.kernels.working_weights import working
+
 FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**16
 """A weight of at least so many elements, with few rows and with many, is worth oneDNN's 10 µs per call. Its rounding
 error is about twice MKL's."""
@@ -27,6 +29,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     The choice depends only on the machine, dtype and sizes, so that the same run gives the same numbers.
     """
+    weight, bias = working(weight), None if bias is None else working(bias)
     large = LARGE_FOR_FEW_ROWS if x.numel() <= FEW_ROWS * x.shape[-1] else LARGE
     if weight.numel() >= large and _onednn_applies(x, weight):
         return onednn_linear(x, weight, bias)

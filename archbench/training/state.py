@@ -11,7 +11,7 @@ A plugin's ``train_step`` gets a :class:`TrainState` and uses four of its method
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from archbench.errors import DeviceError, HookResultError
+from archbench.kernels.working_weights import WorkingWeights
 from archbench.training.compilation import compile_model
 from archbench.training.distribution import ALONE, Ranks
 from archbench.training.optimizers import build_optimizer
@@ -64,6 +65,10 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # Not if it is compiled, since the compiler fuses casts, nor of several ranks, which exchange each gradient as
+        # soon as it is there, and not all at the end.
+        apart = self.dtype != torch.float32 and self.ranks.size == 1 and not self.compiled
+        self._working = WorkingWeights(self.dtype) if apart else None
 
     @classmethod
     def create(
@@ -122,6 +127,7 @@ class TrainState:
 
     def split(self, batch: Batch) -> list[Batch]:
         """The batch's micro-batches, on the model's device. Ranks exchange gradients in the last one's iteration."""
+        self._outdate()
         batch = batch.to(self.device)
         micro_batches = [batch] if self.accumulation == 1 else batch.split(self.accumulation)
         return micro_batches if self.ranks.size == 1 else _Synchronised(micro_batches, self)
@@ -130,7 +136,19 @@ class TrainState:
         """Autocast to :attr:`dtype`."""
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
+        return self._half_precision()
+
+    @contextmanager
+    def _half_precision(self) -> Iterator[None]:
+        with (
+            torch.autocast(self.device.type, dtype=self.dtype),
+            nullcontext() if self._working is None else self._working.used(),
+        ):
+            yield
+
+    def _outdate(self) -> None:
+        if self._working is not None:
+            self._working.outdate()
 
     def backward(self, loss: Tensor, weight: float = 1.0) -> None:
         """Add the gradients of ``weight`` × ``loss``, shape (). The weights of an update's micro-batches sum to 1."""
@@ -167,6 +185,7 @@ class TrainState:
         else:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._outdate()
         self.step += 1
 
     def set_learning_rate(self, value: float) -> None:

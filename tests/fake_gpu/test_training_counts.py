@@ -1,0 +1,53 @@
+"""What an update of the published GPT-1 asks of the GPU, exactly: B 32, T 512, bfloat16, with its dropout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from counts import Counts, by_name, counted
+
+from archbench.config import TrainingConfig
+from archbench.data.batches import Batch
+from archbench.plugin.registry import load
+from archbench.training.state import TrainState
+
+B, T = 32, 512
+
+
+def of_an_update(name: str, preset: str = "paper") -> tuple[Counts, dict[str, int]]:
+    """Counts of the third update, with the batch on the GPU; and its kernels by name."""
+    architecture = load(name)
+    config = architecture.info.presets[preset]
+    recipe = TrainingConfig(batch_size=B, learning_rate=1e-4, steps=10)
+    model = architecture.build(config).cuda()
+    state = TrainState.create(model, recipe, device=torch.device("cuda"), dtype="bfloat16")
+    tokens = torch.zeros(B, T, dtype=torch.int64, device="cuda")
+    batch = Batch(tokens, tokens)
+    for _ in range(2):  # the first one shows which weights products use, compiles and allocates
+        architecture.train_step(state, batch)
+    torch.cuda.synchronize()
+    seen = counted(lambda: architecture.train_step(state, batch))
+    return seen, by_name()
+
+
+@pytest.fixture(scope="module")
+def gpt1() -> tuple[Counts, dict[str, int]]:
+    return of_an_update("gpt1")
+
+
+def test_an_update_waits_for_nothing(gpt1: tuple[Counts, dict[str, int]]) -> None:
+    seen, _ = gpt1
+    assert (seen.syncs, seen.to_host, seen.to_device) == (0, 0, 0)
+
+
+def test_weights_and_their_gradients_are_cast_together(gpt1: tuple[Counts, dict[str, int]]) -> None:
+    """96 weights and biases of products: one by one they were 192 casts."""
+    _, names = gpt1
+    together = sum(count for name, count in names.items() if "CopyFunctor" in name)
+    alone = sum(count for name, count in names.items() if "bfloat16_copy" in name or "direct_copy" in name)
+    assert (together, alone) == (10, 102)
+
+
+def test_launches_of_an_update(gpt1: tuple[Counts, dict[str, int]]) -> None:
+    seen, _ = gpt1
+    assert (seen.launches, seen.triton, seen.products, seen.memsets) == (520, 0, 153, 58)
