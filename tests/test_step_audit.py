@@ -222,3 +222,23 @@ def test_the_clock_stands_still_while_the_audit_works() -> None:
     watched = {step for step in range(STEPS) if audit.due(step)}
     assert len(watched) == 3
     assert all(seconds[step] == (3 if step in watched else 1) for step in seconds), "of five marks, two pauses of one"
+
+
+def test_a_step_that_loss_scaling_skips_moves_nothing_and_is_no_fault() -> None:
+    config = recipe(steps=STEPS, weight_decay=0.1)
+    state = new_state(config)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+
+    def infinite_at_first(state: TrainState, batch: Batch) -> Tensor:
+        loss = next_token_loss(state, batch)
+        state.backward(loss)
+        if state.step == 0:
+            weight = max(state._parameters, key=torch.Tensor.numel)
+            assert weight.grad is not None
+            weight.grad.flatten()[0] = torch.inf
+        state.update()
+        return loss.detach()
+
+    found, _ = audited(infinite_at_first, state)
+    assert found
+    assert [finding.meaning for finding in found if finding.failed] == []

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from archbench.errors import DeviceError
 from archbench.measure.clock import CPUClock
 from archbench.training.loop import train
-from archbench.training.steps import next_token_step
+from archbench.training.steps import next_token_loss, next_token_step
 from training_setup import losses, new_state, recipe, run, sampler
 
 
@@ -53,3 +53,33 @@ def test_float16_trains_with_loss_scaling_on_a_gpu() -> None:
     history = train(state, sampler(), config, clock=clock_for("cuda"))
     assert history.diverged_at is None
     assert losses(history)[-1] == pytest.approx(losses(run(config))[-1], rel=0.05)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "muon"])
+def test_a_step_with_an_infinite_gradient_is_skipped_and_leaves_no_trace(optimizer: str) -> None:
+    config = recipe(optimizer=optimizer, weight_decay=0.1, learning_rate=0.01)
+    batch = sampler().batch(0)
+    states = [new_state(config), new_state(config)]
+    for state in states:
+        state.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        assert getattr(state.optimizer, "_step_supports_amp_scaling", False), "scaling would read from the GPU"
+
+    skipping, straight = states
+    start = [parameter.detach().clone() for parameter in skipping.module.parameters()]
+    for skipped in (True, False, True, False):
+        skipping.backward(next_token_loss(skipping, batch))
+        if skipped:
+            weight = next(p for p in skipping.module.parameters() if p.grad is not None and p.ndim == 1)
+            assert weight.grad is not None
+            weight.grad[0] = torch.inf
+            before = [parameter.detach().clone() for parameter in skipping.module.parameters()]
+            skipping.update()
+            for parameter, earlier in zip(skipping.module.parameters(), before, strict=True):
+                assert torch.equal(parameter, earlier), "a skipped step moves nothing, by decay neither"
+        else:
+            skipping.update()
+            straight.backward(next_token_loss(straight, batch))
+            straight.update()
+    for one, other, first in zip(skipping.module.parameters(), straight.module.parameters(), start, strict=True):
+        assert torch.equal(one, other), "momentum remembers a step that was skipped"
+        assert not torch.equal(one, first)

@@ -227,3 +227,26 @@ def test_a_failing_compiler_is_an_error(wrapped: bool) -> None:
     state.model = torch.compile(state.model, backend=broken_backend)  # type: ignore[assignment]
     with pytest.raises(archbench.ArchbenchError, match=r"--compile: torch.compile failed.*no such instruction"):
         train(state, sampler(), config, clock=CPUClock(), step=step)
+
+
+def test_a_step_s_time_begins_before_its_batch_is_on_the_device() -> None:
+    events: list[str] = []
+
+    class Travelling(Batch):
+        def to(self, device: torch.device | str) -> Batch:
+            events.append("copy")
+            return super().to(device)
+
+    class Batches:
+        def batch(self, step: int) -> Batch:
+            events.append("drawn")
+            batch = sampler().batch(step)
+            return Travelling(batch.inputs, batch.targets)
+
+    class Noting(CPUClock):
+        def mark(self) -> int:
+            events.append("mark")
+            return super().mark()
+
+    train(new_state(recipe(steps=2)), Batches(), recipe(steps=2), clock=Noting())
+    assert "".join(name[0] for name in events).endswith("dmcmdmcm"), events

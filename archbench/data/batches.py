@@ -57,7 +57,13 @@ class Batch:
         return Batch(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
 
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(self.inputs.to(device), self.targets.to(device))
+        """The batch on that device. Neither the host nor the GPU waits for the other on the way to a GPU."""
+        if torch.device(device).type != "cuda" or self.inputs.device.type != "cpu":
+            return Batch(self.inputs.to(device), self.targets.to(device))
+        # A copy from pageable memory blocks the host until the GPU has done all earlier work. torch keeps a pinned
+        # block from being used again before its copy is done.
+        pinned = (self.inputs.pin_memory(), self.targets.pin_memory())
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
 
 
 class BatchSampler:

@@ -27,6 +27,7 @@ from archbench.runs.rows import Rows
 from archbench.runs.scaling import communication_share, efficiency, scaling_seconds
 from archbench.trackers.feed import Feed
 from archbench.training.distribution import ALONE, Ranks
+from archbench.training.generators import forked_generators
 from archbench.training.loop import train
 from archbench.training.progress import Progress
 from archbench.training.rehearsal import rehearse
@@ -179,5 +180,5 @@ def _record_attention(model: nn.Module, T: int, dtype: torch.dtype, device: torc
     """Record the attention backend of a training step in every row, from one forward pass before the clock starts."""
     tokens = torch.zeros(1, T, dtype=torch.int64, device=device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
-    with torch.random.fork_rng(), rows.recording_attention(), torch.no_grad(), autocast:
+    with forked_generators(device), rows.recording_attention(), torch.no_grad(), autocast:
         model.train()(tokens)

@@ -17,6 +17,7 @@ from archbench.training import resume
 from archbench.training.budgets import Budget
 from archbench.training.compilation import compile_error
 from archbench.training.distribution import PeerError, Ranks
+from archbench.training.generators import forked_generators
 from archbench.training.history import TrainingHistory
 from archbench.training.ledger import Clock, Ledger, Observer, Unread
 from archbench.training.progress import Progress
@@ -108,16 +109,17 @@ def train(
                     whole = False
                     number = state.step
                     whole_batch = sampler.batch(number)
-                    batch = ranks.share(whole_batch, state.accumulation).to(state.device)
+                    drawn = ranks.share(whole_batch, state.accumulation)
                     tokens = whole_batch.targets.numel()
-                    state.weight = ranks.size * batch.targets.numel() / tokens
+                    state.weight = ranks.size * drawn.targets.numel() / tokens
                     lr = learning_rate(config, ledger.progress_amid(tokens))
                     state.set_learning_rate(lr)
                     watched = audit is not None and audit.due(number)
                     if audit is not None and watched:
-                        audit.start(batch)
+                        audit.start(drawn.to(state.device))
 
                     start = clock.mark()
+                    batch = drawn.to(state.device)
                     loss = step(state, batch)
                     end = clock.mark()
 
@@ -180,10 +182,9 @@ def _interrupted_together(ranks: Ranks) -> Iterator[Callable[[], None]]:
 
 def _validation_loss(state: TrainState, validate: Callable[[nn.Module], float], look: Callable[[], None]) -> float:
     """The loss of rank 0; all ranks validate on all of the text, and ``look`` between its windows."""
-    devices = [state.device] if state.device.type == "cuda" else []
     hook = state.module.register_forward_pre_hook(lambda *_: look()) if state.ranks.size > 1 else None
     # The generators are restored: how often a run validates must not change its training.
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with forked_generators(state.device), torch.no_grad():
         state.module.eval()
         try:
             return float(state.ranks.gather([validate(state.module)])[0])

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from archbench.errors import ConfigError
 
@@ -35,8 +35,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.devi
         )
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "sgd":
-        # Only on CPUs: torch's fused SGD can skip an update for loss scaling after the decay is done.
-        fused = device.type == "cpu" and _all_float32(named.values())
+        fused = device.type in _FUSED_DEVICES and _all_float32(named.values())
         groups = decay_groups(named.values(), decay)
         return DecoupledSGD(groups, lr=rate, momentum=config.betas[0], fused=fused)
     if config.optimizer == "muon":
@@ -50,7 +49,7 @@ def build_optimizer(model: nn.Module, config: TrainingConfig, device: torch.devi
         rest = [parameter for name, parameter in named.items() if name not in hidden]
         # The update is scaled to AdamW's root mean square, so that one learning rate suits both
         # (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2).
-        muon = torch.optim.Muon(
+        muon = SkippingMuon(
             [named[name] for name in hidden],
             lr=rate,
             weight_decay=decay,
@@ -117,10 +116,51 @@ class DecoupledSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        found_inf = _found_inf(self)
         for group in self.param_groups:
-            if group["decoupled_decay"]:
-                torch._foreach_mul_(group["params"], 1.0 - group["lr"] * group["decoupled_decay"])
+            decay = group["lr"] * group["decoupled_decay"]
+            if decay:
+                torch._foreach_mul_(group["params"], 1.0 - decay * (1.0 if found_inf is None else 1.0 - found_inf))
+            if found_inf is not None and group["momentum"]:
+                # torch makes the first step's momentum in its kernel, which writes nothing where that step is skipped.
+                for one in group["params"]:
+                    if one.grad is not None:
+                        self.state[one].setdefault("momentum_buffer", torch.zeros_like(one.grad))
         return super().step(closure)
+
+
+class SkippingMuon(torch.optim.Muon):
+    """torch's Muon, which can skip a step for loss scaling without the host asking the GPU whether it has to.
+
+    torch's loss scaling reads from the GPU whether gradients are infinite unless the optimizer says that it takes the
+    answer as a tensor, ``found_inf`` (torch/amp/grad_scaler.py). Such a step here costs a copy of the matrices.
+    """
+
+    _step_supports_amp_scaling = True
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        found_inf = _found_inf(self)
+        if found_inf is None:
+            return super().step(closure)  # type: ignore[no-untyped-call]
+        skip = found_inf.bool()
+        trained = [one for group in self.param_groups for one in group["params"] if one.grad is not None]
+        before = [one.clone() for one in trained]
+        for one in trained:
+            gradient, momentum = one.grad, self.state[one].get("momentum_buffer")
+            # The mean of the momentum and itself is the momentum: what is skipped leaves nothing in it.
+            kept = torch.zeros_like(gradient) if momentum is None else momentum
+            gradient.copy_(torch.where(skip, kept, gradient))
+        loss = super().step(closure)  # type: ignore[no-untyped-call]
+        for one, earlier in zip(trained, before, strict=True):
+            one.copy_(torch.where(skip, earlier, one))
+        return loss
+
+
+def _found_inf(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """1 where loss scaling found infinite gradients: the step moves nothing. Shape (); None without scaling."""
+    found: Tensor | None = getattr(optimizer, "found_inf", None)
+    return found
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -128,6 +168,7 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
         self.parts = (muon, adamw)
+        self._step_supports_amp_scaling = all(getattr(part, "_step_supports_amp_scaling", False) for part in self.parts)
         super().__init__([{"params": group["params"]} for part in self.parts for group in part.param_groups], {})
         self._share_groups()
 
@@ -137,8 +178,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     def step(self, closure: Any = None) -> Any:
         assert closure is None
+        found_inf = _found_inf(self)
         for part in self.parts:
+            if found_inf is not None:
+                part.found_inf = found_inf  # type: ignore[attr-defined]
             part.step()
+            if found_inf is not None:
+                del part.found_inf  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
         return {"parts": [part.state_dict() for part in self.parts]}

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from archbench.protocols import LinearHeadModel
 from archbench.training.distribution import from_a_peer, local
+from archbench.training.generators import forked_generators
 from archbench.training.movement_replay import Replay
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ class StepAudit:
         self._settings_used, self._lr_used = self._settings, self._lr
         self._weights = [fingerprint(state._parameters)]
         self._replays = self._begin_replays()
+        self._found_inf: Tensor | None = None
         self._depth = self._moves = 0
         self._hooks = [
             state.model.register_forward_pre_hook(self._note_tokens, with_kwargs=True),
@@ -149,6 +151,7 @@ class StepAudit:
         self._settings_used = recipe_settings(self._state)
         self._lr_used = [group["lr"] for group in self._optimizer.param_groups]
         self._weights.append(fingerprint(self._state._parameters))
+        self._found_inf = getattr(self._optimizer, "found_inf", None)
         for replay in self._replays:
             gradient = replay.parameter.grad
             replay.gradient = None if gradient is None else local(gradient.detach()).clone()
@@ -203,7 +206,8 @@ class StepAudit:
         )
         if changed is not None:
             return f"train_step changed the run's {changed}"
-        skipped = self._moves == 0 and self._state.scaler is not None  # loss scaling found infinite gradients
+        # Loss scaling found infinite gradients: the optimizer was not called, or was told to move nothing.
+        skipped = self._moves == 0 and self._state.scaler is not None
         if self._moves != 1 and not skipped:
             return f"the run's optimizer moved the parameters {self._moves} times"
         if self._lr_used != self._lr:
@@ -217,8 +221,9 @@ class StepAudit:
             moved = torch.nonzero(one != other).flatten().tolist()
             if moved:
                 return f"train_step moved {names[moved[0]]} {place} the optimizer's step, and it has to be the only one"
-        for replay in self._replays:
-            replay.replay(self._lr)
+        if self._found_inf is None or not bool(self._found_inf):
+            for replay in self._replays:
+                replay.replay(self._lr)
         return None
 
     @property
@@ -276,7 +281,7 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
     modules = [(module, dict(module.__dict__), dict(module._buffers)) for module in model.modules()]
     plain, numbers = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with forked_generators(device):
             yield
     finally:
         random.setstate(plain)

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from archbench.inference.sampling import Sampling
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.subject import Subject, seed_generators
+from archbench.training.generators import forked_generators
 
 GREEDY = Sampling(greedy=True)
 HOT = 1e3
@@ -98,7 +99,7 @@ class _Decoder:
 
 def _check_greedy(decoder: _Decoder, tokens: Tensor) -> list[int]:
     """Greedy decoding depends neither on chance nor on how many tokens are asked for; the work for two of them."""
-    with torch.random.fork_rng(enabled=True):
+    with forked_generators(decoder.subject.device):
         seed_generators(1, decoder.subject.device)
         again, _ = decoder.decode()
     if not torch.equal(again, tokens):
@@ -182,7 +183,7 @@ def _check_modes(decoder: _Decoder, tokens: Tensor) -> None:
     modes = _modes(model)
     found, _ = decoder.decode(new=min(_SAMPLED, decoder.new))
     _check_restored(model, modes, "after its last token")
-    with torch.random.fork_rng(enabled=True):
+    with forked_generators(decoder.subject.device):
         stream: Any = decoder.subject.architecture.generate(model, decoder.prompt.clone(), tokens.shape[1], GREEDY)
         next(stream)
         if hasattr(stream, "close"):

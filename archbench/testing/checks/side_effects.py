@@ -20,6 +20,7 @@ from archbench.inference.sampling import Sampling
 from archbench.testing.evaluation import Fault, check
 from archbench.testing.global_state import NUMERICS, SURROUNDINGS, Watch
 from archbench.testing.subject import Subject, logits_of, seed_generators
+from archbench.training.generators import forked_generators
 
 POSITIONS, NEW_TOKENS = 32, 4
 """Enough for a hook to do all that it does, and cheap for a model of 100 M parameters."""
@@ -178,7 +179,7 @@ def _generator_states(device: torch.device) -> dict[str, bytes]:
 @contextmanager
 def _generators_kept(device: torch.device) -> Iterator[None]:
     numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with forked_generators(device):
         try:
             yield
         finally:
