@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from archbench.cli.options import Json, Plugins
+from archbench.errors import UsageError
 from archbench.presentation.quantities import quantity
 from archbench.presentation.tables import Column, Table, table
 from archbench.presentation.terminal import echo
@@ -30,12 +34,26 @@ Fact = dict[str, Any]
 def doctor(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N")] = "auto",
     plugin: Plugins = None,
+    prove: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Prove what the device computes and how fast; continues a folder",
+            show_default="no proofs",
+        ),
+    ] = None,
+    proof: Annotated[
+        list[str] | None, typer.Option(help="With --prove: this proof only (repeatable)", show_default="all")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Examine this machine: environment, peaks, noise floor, attention backends, plugins, extras. Takes seconds.
 
     The noise floor comes from A/A runs: one workload is timed against itself, so every difference is chance. The
     memory bandwidth is kept in the cache, and later runs say how much of it decoding uses.
+
+    With --prove, kernels, models, training and decoding are held to what is expected of them, in at most half an hour
+    on a GPU (exit code 9 if something fails); what ended is not repeated, and archbench report FOLDER makes its page.
     """
     from archbench.cli.output import print_json
     from archbench.presentation.terminal import show
@@ -43,6 +61,13 @@ def doctor(
 
     chosen = resolve_device(default_device() if device == "auto" else device)
     name = str(chosen)
+    if proof and prove is None:
+        raise UsageError("--proof", "it needs --prove: nothing is proved otherwise", "Add --prove FOLDER")
+    if prove is not None:
+        from archbench.cli.proving import prove as prove_all
+
+        prove_all(prove, name, proof or [], command=shlex.join(["archbench", *sys.argv[1:]]), json=json)
+        return
     sections: list[tuple[str, Iterator[Fact], Callable[[list[Fact]], Table] | None]] = [
         ("environment", _environment(name), _environment_table),
         ("peak", _peaks(name), _peak_table),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, one_line
 from archbench.presentation.quantities import counted
 from archbench.presentation.tables import Table
+from archbench.proof.statements import ProofOutcome
 from archbench.report.basis import basis_of, resting
 from archbench.report.comparison_tables import accuracy_table, cost_table, lost_table, size_table, verdict_table
 from archbench.report.conclusions import Conclusions, conclusions
@@ -29,6 +30,7 @@ from archbench.report.probe_figures import probe_figure, probe_state_figure
 from archbench.report.probe_tables import score_table
 from archbench.report.probe_texts import best_first
 from archbench.report.probe_texts import conclusions as probe_conclusions
+from archbench.report.proof_tables import proof_page
 from archbench.report.quality_figures import difference_figure, position_figure
 from archbench.report.regression_pages import SUFFIX, regression_of
 from archbench.report.run_limits import REFERENCES, Peaks, limit_table, memory_table, reference_table
@@ -333,8 +335,14 @@ def of_probe(folder: Path) -> Contents:
     )
 
 
+def of_proof(folder: Path) -> Contents:
+    """What a device was shown to do; raises as :func:`of_probe` does."""
+    outcome = ProofOutcome.read(folder)
+    return Contents(*proof_page(outcome, folder), None, (), (), provenance_of(outcome, folder), {})
+
+
 _STUDIES: dict[type[Outcome], Callable[[Path], Contents]] = {
-    ComparisonOutcome: _of_comparison, ScaleOutcome: of_ladder, ProbeOutcome: of_probe,
+    ComparisonOutcome: _of_comparison, ScaleOutcome: of_ladder, ProbeOutcome: of_probe, ProofOutcome: of_proof,
 }  # fmt: skip
 """Outcome of a study that has a part of its own in a report, and the function that reads its folder. The rows of other
 studies are shown as runs."""

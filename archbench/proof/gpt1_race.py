@@ -1,0 +1,121 @@
+"""The published GPT-1 on the device: its speeds beside published ones, and transformers' in turns."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+from archbench.config import RunConfig, TrainingConfig
+from archbench.data.batches import Batch
+from archbench.plugin.registry import load
+from archbench.presentation.quantities import quantity
+from archbench.profiles import filled
+from archbench.proof.statements import Bench, Statements, judged, not_run, noted
+from archbench.runs.run import run
+from archbench.training.state import TrainState
+from archbench.training.steps import next_token_step
+
+LLM_C = 463_000
+"""Tokens/s of GPT-2 small on one H100 by llm.c (github.com/karpathy/llm.c, discussion 481)."""
+
+MODDED = 600_000
+"""About what modded-nanogpt's first records reach an H100."""
+
+TOKEN = 0.4e-3
+"""Seconds a token, batch 1: five times what reading the weights takes, and twice gpt-fast's technique."""
+
+ROUNDS = 12
+
+
+def speeds(bench: Bench) -> Statements:
+    """Run the phases train, prefill and decode of the preset ``paper`` in bfloat16; rows go to the folder."""
+    fields = {
+        "architecture": "gpt1", "profile": "standard", "preset": "paper", "device": str(bench.device),
+        "phases": ("train", "prefill", "decode"), "dtype": "bfloat16", "checked": False, "out": str(bench.out),
+        "training": {"steps": 120, "batch_size": 32},
+    }  # fmt: skip
+    rows = run(RunConfig(**filled({}, fields, ("steps", "tokens", "flops", "seconds"))), quiet=True)
+    values = rows[rows.value.notna()]
+
+    def of(phase: str, metric: str) -> float | None:
+        found = values[(values.phase == phase) & (values.metric == metric)].value
+        return float(found.median()) if len(found) else None
+
+    rate = of("train", "tokens_per_second")
+    shown = "not measured" if rate is None else f"{rate:,.0f}"
+    expected = f"≥ {LLM_C:,}, llm.c's GPT-2 small; modded-nanogpt about {MODDED:,}"
+    yield judged("GPT-1 paper, training, bfloat16, 32 × 512: tokens/s", (rate or 0) >= LLM_C, expected, shown)
+    for metric, unit in (("mfu", "relative"), ("peak_memory_bytes", "B")):
+        value = of("train", metric)
+        yield noted(f"GPT-1 paper, training: {metric}", "null" if value is None else quantity(value, unit))
+    singles = values[(values.phase == "decode") & (values.batch_size == 1)]
+    singles = singles[singles.metric.str.endswith("seconds_per_token")]
+    for _, some in singles.groupby(["metric", "prompt_length"]):
+        metric, P = some.iloc[0].metric, some.iloc[0].prompt_length
+        found = float(some.value.median())
+        what = f"GPT-1 paper, decoding after {P}, batch 1: {metric}"
+        yield judged(what, found <= TOKEN, f"≤ {TOKEN * 1e3:g} ms", f"{found * 1e3:.3g} ms")
+    mbu = of("decode", "mbu")
+    yield noted("GPT-1 paper, decoding: share of the memory bandwidth (MBU)", "null" if mbu is None else f"{mbu:.0%}")
+
+
+def peers(bench: Bench) -> Statements:
+    """A training step of the same sizes by transformers' OpenAIGPT, in turns with ours."""
+    if find_spec("transformers") is None:
+        yield not_run("transformers' GPT-1", "transformers is not installed")
+        return
+    models = _models(bench)
+    steps = {name: _step(model, bench) for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(ROUNDS + 3):
+        for name, step in steps.items():
+            torch.cuda.synchronize(bench.device)
+            start = time.perf_counter()
+            step()
+            torch.cuda.synchronize(bench.device)
+            if number >= 3:
+                seconds[name].append(time.perf_counter() - start)
+    ratios = [theirs / ours for ours, theirs in zip(seconds["archbench"], seconds["transformers"], strict=True)]
+    low, middle, high = sorted(ratios)[1], median(ratios), sorted(ratios)[-2]
+    shown = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    yield judged("a training step: transformers' seconds over ours", middle >= 1, "≥ 1", shown)
+
+
+def _models(bench: Bench) -> dict[str, nn.Module]:
+    """Ours and theirs, with the same weights."""
+    from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel
+
+    architecture = load("gpt1")
+    config = architecture.config("paper")
+    names = {
+        "vocab_size": "vocab_size", "n_positions": "context_length", "n_embd": "d_model", "n_layer": "n_layer",
+        "n_head": "n_head", "embd_pdrop": "embd_dropout", "resid_pdrop": "resid_dropout", "attn_pdrop": "attn_dropout",
+    }  # fmt: skip
+    theirs = OpenAIGPTLMHeadModel(OpenAIGPTConfig(**{name: getattr(config, ours) for name, ours in names.items()}))
+    ours = architecture.build(config)
+    ours.load_state_dict(architecture.import_weights(theirs.state_dict(), config))
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = theirs
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            logits: Tensor = self.model(tokens).logits
+            return logits
+
+    return {"archbench": ours.to(bench.device), "transformers": Logits().to(bench.device)}
+
+
+def _step(model: nn.Module, bench: Bench) -> Callable[[], object]:
+    recipe = TrainingConfig.model_validate({"steps": 1, "batch_size": 32})
+    state = TrainState.create(model.train(), recipe, device=bench.device, dtype="bfloat16")
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(1000, (32, 513), generator=generator)
+    batch = Batch(tokens[:, :-1], tokens[:, 1:])
+    return lambda: next_token_step(state, batch)
