@@ -166,7 +166,7 @@ def _write_runs(folder: Path) -> None:
     options = ["--plugin", "bigram.py", *SMALL[:8], *SMALL[12:], "--unchecked", "--phases", "train"]
     for run_id in RUNS.values():
         with pytest.MonkeyPatch.context() as patch:  # a line names the same run each time
-            patch.setattr("archbench.runs.preparation.new_run_id", lambda *_, run_id=run_id: run_id)
+            patch.setattr("archbench.runs.preparation.new_run_id", lambda *_, run_id=run_id, **__: run_id)
             done = command_line.archbench("run", "bigram", *options, cwd=folder)
         assert done.returncode == 0, done.stderr
     broken = folder / "results" / RUNS["broken off"]

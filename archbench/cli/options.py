@@ -225,8 +225,11 @@ def _no_fields(path: str, section: str) -> ConfigError:
     return ConfigError(f"--config {path}", f"{section} has no fields", step)
 
 
-def chosen_device(values: dict[str, Any], default: str | None = None) -> bool:
+def chosen_device(values: dict[str, Any], default: str | None = None, *, here: bool = True) -> bool:
     """Set the device in ``values``, by default a GPU if there is one. Returns whether it is a GPU.
+
+    Args:
+        here: whether this machine has to have it.
 
     Raises:
         DeviceError: there is no such device.
@@ -235,4 +238,6 @@ def chosen_device(values: dict[str, Any], default: str | None = None) -> bool:
 
     device = values.get("device", "auto")
     values["device"] = (default or default_device()) if device == "auto" else device
+    if not here:
+        return str(values["device"]).startswith("cuda")
     return resolve_device(values["device"]).type == "cuda"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,9 @@ import typer
 from archbench.cli.fields import RECIPE, FieldOption, Given, check_fields, options_given, with_fields
 from archbench.cli.options import (
     Config,
+    Gpus,
     Json,
+    LauncherSet,
     Names,
     Quiet,
     Trust,
@@ -22,16 +23,15 @@ from archbench.cli.options import (
     assignments,
     chosen_device,
     configure,
+    launcher_choice,
     trust_run,
 )
-from archbench.cli.output import say
-from archbench.errors import ArchbenchError, ConfigError, StorageError, UsageError
-from archbench.presentation.terminal import echo
+from archbench.cli.several_runs import measure_runs, saying_how_to_resume, show_run
+from archbench.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from archbench.config import RunConfig
+    from archbench.launch.choice import Choice
 
 
 MOST_RUNS = 1000
@@ -74,6 +74,16 @@ def run(
         str | None, typer.Option(help="A run file: fields of the configuration in TOML; options override it")
     ] = None,
     trust: Trust = False,
+    launcher: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="What takes the runs to machines: local, ray, slurm",
+            show_default="none: one after the other, in this process",
+        ),
+    ] = None,
+    launcher_set: LauncherSet = None,
+    gpus: Gpus = None,
     resume: Annotated[
         str | None, typer.Option(help="Continue an interrupted or failed run: its RUN_ID, or last", metavar="RUN_ID")
     ] = None,
@@ -84,20 +94,23 @@ def run(
 
     Without options, a CPU trains the nano preset on the embedded corpus for a minute or two, and a GPU trains the
     published model. The architecture must pass the conformance checks before anything is measured. Several
-    architectures or seeds are separate runs: the others continue if one fails.
+    architectures or seeds are separate runs: the others continue if one fails. With --launcher they go to processes,
+    jobs or machines, and their rows come to --out.
     """
     if trust and resume is None and file is None:
         step = "Leave it out; what --plugin names may run"
         raise UsageError("--trust", "neither --resume nor --file is given, which may name plugins", step)
     if resume is not None:
-        others = {"--seed": seed, "--unchecked": unchecked, "--file": file}
+        others: dict[str, Any] = {"--seed": seed, "--unchecked": unchecked, "--file": file}
+        others |= {"--launcher": launcher, "--launcher-set": launcher_set, "--gpus": gpus}
         _resume(architecture or [], resume, given, others, config, trust=trust, json=json_, quiet=quiet)
         return
     written = {} if file is None else read_run_file(file)
     if file is not None:
         plugins = None if "plugins" in given else written.get("plugins")
         _see_trust(plugins, None if architecture else written.get("architecture"), file, trust=trust)
-    on_gpu = chosen_device(given, written.get("device"))
+    choice = _choice(launcher, launcher_set, gpus)
+    on_gpu = chosen_device(given, written.get("device"), here=choice is None or choice.is_local)
     given.setdefault("profile", written.get("profile") or ("standard" if on_gpu else "quick"))
     if unchecked:
         given["checked"] = False
@@ -113,59 +126,30 @@ def run(
         for fields in [with_weights(given, written, name)]
         for one in seed or [written.get("seed", 0)]
     ]
+    if choice is not None and not choice.is_local and runs and runs[0].nproc == "auto":
+        cause = f"how many devices the machines of {choice.name} have is not known here"
+        raise UsageError("--nproc auto", cause, "Give a number")
     if runs and runs[0].trackers:
         from archbench.plugin.registry import TRACKER, find
 
         find(TRACKER, runs[0].trackers)  # a wrong name would fail every run
-    if len(runs) == 1:
-        _show(_measured(runs[0], quiet=quiet), runs[0].out, json=json_)
-    else:
-        _measure_each(runs, quiet=quiet, json=json_, debug=bool(context.obj))
+    measure_runs(runs, choice, quiet=quiet, json=json_, debug=bool(context.obj))
 
 
-def _measure_each(runs: list[RunConfig], *, quiet: bool, json: bool, debug: bool) -> None:
-    """Measure one run after the other and print a table of all. The first failure decides the exit code.
+def _choice(launcher: str | None, settings: list[str] | None, gpus: str | None) -> Choice | None:
+    """The launcher that is asked for, by its name or by a setting; None if none is.
 
     Raises:
-        StorageError: results cannot be written, so later runs would be lost too.
-        typer.Exit: a run failed.
+        UsageError: as :func:`launcher_choice`, or torchrun has started this process.
     """
-    failed: list[tuple[str, int]] = []
-    finished: list[pd.DataFrame] = []
-    for config in runs:
-        try:
-            frame = _measured(config, quiet=quiet)
-        except StorageError:
-            raise
-        except ArchbenchError as error:
-            if debug:
-                echo("".join(traceback.format_exception(error)).rstrip(), error=True)
-            say("Error", str(error))
-            several_seeds = len({one.seed for one in runs}) > 1
-            failed.append((config.architecture + (f" seed {config.seed}" if several_seeds else ""), error.exit_code))
-            continue
-        _show(frame, config.out, json=json)
-        finished.append(frame)
-    if not json:
-        from archbench.cli.summary import print_side_by_side
+    if launcher is None and not settings and gpus is None:
+        return None
+    from archbench.runs.launched import is_launched
 
-        print_side_by_side(finished)
-    if failed:
-        echo(f"Failed: {', '.join(f'{name} (exit code {code})' for name, code in failed)}", error=True)
-        raise typer.Exit(failed[0][1])
-
-
-def _measured(config: RunConfig, *, quiet: bool) -> pd.DataFrame:
-    from archbench.runs.run import run as run_one
-
-    with saying_how_to_resume():
-        return run_one(config, quiet=quiet)
-
-
-def _show(frame: pd.DataFrame, out: str, *, json: bool) -> None:
-    from archbench.cli.summary import print_rows, print_summary
-
-    (print_rows if json else print_summary)(frame, out)
+    if is_launched():
+        step = "Leave it out, or start archbench without torchrun"
+        raise UsageError("--launcher", "torchrun started this process as one of several that train together", step)
+    return launcher_choice(launcher or "local", settings, gpus)
 
 
 def _resume(
@@ -212,18 +196,7 @@ def _resume(
     with saying_how_to_resume():
         # Not typed: the command to resume is printed from the run's folder, and copied.
         frame = resume(full_name(architectures[0]), run_id, out, time_limit=time_limit, quiet=quiet, **shared)
-    _show(frame, out, json=json)
-
-
-@contextmanager
-def saying_how_to_resume() -> Iterator[None]:
-    """Print the note of an interrupted run, because Typer swallows it."""
-    try:
-        yield
-    except KeyboardInterrupt as interruption:
-        for note in getattr(interruption, "__notes__", ()):  # none if no run had begun
-            echo(note, error=True)
-        raise
+    show_run(frame, out, json=json)
 
 
 def with_weights(given: Given, written: dict[str, Any], architecture: str) -> Given:

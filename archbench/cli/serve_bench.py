@@ -9,7 +9,8 @@ import typer
 
 from archbench.cli.fields import DEVICE, PLUGIN, SET, FieldOption, Given, options_given, with_fields
 from archbench.cli.options import Json, Quiet, Results, Trust, Unchecked, chosen_device, named, trust_run
-from archbench.cli.run import saying_how_to_resume, with_weights
+from archbench.cli.run import with_weights
+from archbench.cli.several_runs import saying_how_to_resume
 from archbench.errors import UsageError
 
 if TYPE_CHECKING:

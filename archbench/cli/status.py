@@ -74,4 +74,4 @@ def _print(found: StudyStatus) -> None:
     elif workers:
         echo(f"Working on it: {workers}.")
     else:
-        echo(f"Nothing works on it. Continue with: {found.command}")
+        echo("Nothing works on it." + (f" Continue with: {found.command}" if found.command else ""))

@@ -27,6 +27,11 @@ class Choice:
     name: str = "local"
     settings: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether its orders run on this machine, because it is the built-in launcher of that."""
+        return self.name == "local"
+
     def launcher(self, folder: Path, jobs: int | None) -> Launcher:
         """A launcher that is not connected yet.
 
@@ -56,7 +61,7 @@ class Choice:
         return kind(values, folder, jobs if kind.one_machine else None)
 
     def _class(self) -> type[Launcher]:
-        if self.name == "local":
+        if self.is_local:
             return Local
         entry = find(LAUNCHER, [self.name])[self.name]
         found = import_installed(entry)

@@ -41,13 +41,19 @@ STEP_BACK = timedelta(minutes=1)
 """How far a clock is set back when it is corrected over the network; its drift in a day is a few seconds."""
 
 
-def new_run_id(out: str | Path | None = None, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> str:
+def new_run_id(
+    out: str | Path | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    *,
+    digits: str | None = None,
+) -> str:
     """A new run's id, such as ``20261123T004455-3f9a2c``: the UTC time, so that ids sort by age, and random digits.
 
     Args:
         out: the results folder. If its newest run is of the same second, or the clock has been set back since then by
             no more than :data:`STEP_BACK`, the new run gets the second after it, so that their order is that of age.
         now: the clock.
+        digits: six hex digits that another process looks for; None for random ones.
     """
     time = now().replace(microsecond=0)
     newest = max((found for name in _run_names(out) if (found := _time_of(name)) is not None), default=None)
@@ -57,7 +63,7 @@ def new_run_id(out: str | Path | None = None, now: Callable[[], datetime] = lamb
         ahead = f"{out}: its newest run began at {newest:{_SHOWN}}, and by this machine's clock it is {time:{_SHOWN}}"
         step = "Correct the clock; until then name the new run by its id, because the last one is the newest by time"
         warnings.warn(f"{ahead}. {step}.", ArchbenchWarning, stacklevel=2)
-    return f"{time.strftime(_TIME_FORMAT)}-{secrets.token_hex(3)}"
+    return f"{time.strftime(_TIME_FORMAT)}-{digits or secrets.token_hex(3)}"
 
 
 def _run_names(out: str | Path | None) -> list[str]:

@@ -32,11 +32,12 @@ LOGITS_AT_ONCE = 1 << 30
 """Most logits of the windows that are scored together: 4 GiB in float32."""
 
 
-def start(config: RunConfig, role: Role | None = None) -> RunFolder:
+def start(config: RunConfig, role: Role | None = None, digits: str | None = None) -> RunFolder:
     """Check a run, resolve what its configuration leaves open, and make its folder.
 
     Args:
         role: what a study runs it for.
+        digits: the end of the run's id; None for random ones.
 
     Raises:
         ArchbenchError: plugin, configuration, data, device or output folder cannot be used.
@@ -65,7 +66,7 @@ def start(config: RunConfig, role: Role | None = None) -> RunFolder:
         BatchSampler(data.train, batch_size=1, context_length=model_config.context_length, seed=0)
 
     folder = RunFolder(
-        path=Path(config.out) / new_run_id(config.out),
+        path=Path(config.out) / new_run_id(config.out, digits=digits),
         config=config,
         model=model_config.model_dump(mode="json"),
         facts={

@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 
 
 def run(
-    config: RunConfig, *, quiet: bool = False, checked_by: Path | None = None, role: Role | None = None
+    config: RunConfig,
+    *,
+    quiet: bool = False,
+    checked_by: Path | None = None,
+    role: Role | None = None,
+    digits: str | None = None,
 ) -> pd.DataFrame:
     """Measure one architecture once: all of ``config.phases``, each in a child process.
 
@@ -49,6 +54,7 @@ def run(
         quiet: print no progress to standard error.
         checked_by: folder of a finished run; if it has the same model, its conformance checks are copied.
         role: what a study runs it for.
+        digits: six hex digits that end the run's id, for whoever looks for it; None for random ones.
 
     Returns:
         The run's rows; the same as ``read_results(path_of_its_parquet_file)``.
@@ -59,7 +65,7 @@ def run(
         KeyboardInterrupt: a signal did; it is stored as well. A note says how to continue the run.
     """
     with followed_by(config.trackers, quiet=quiet) as trackers:
-        folder = start(config, role)
+        folder = start(config, role, digits)
         with folder.owned(), continued(_continuation(folder)):
             if checked_by is not None and config.checked:
                 take_over(checked_by, folder)

@@ -36,12 +36,14 @@ class Unit:
     Attributes:
         cells: all of them, measured already or not, so that every process finds the same key.
         seconds: predicted.
+        alone: nothing else may run on its machine, as beside cells that are measured in turns.
         told: keys of the cells whose records are known.
         losses: cell key -> how often an order ended while it was measured.
     """
 
     cells: Sequence[Cell[Any]]
     seconds: float | None = None
+    alone: bool = False
     told: set[str] = field(default_factory=set)
     losses: Counter[str] = field(default_factory=Counter)
 
@@ -173,7 +175,7 @@ class Dispatch:
             work,
             gpus=self.gpus,
             cpus=self.cpus,
-            exclusive=len(unit.cells) > 1,
+            exclusive=unit.alone or len(unit.cells) > 1,
             seconds=unit.seconds,
         )
         try:

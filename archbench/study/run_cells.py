@@ -105,9 +105,7 @@ class RunCell:
     @property
     def outside(self) -> tuple[str, ...]:
         """Files and folders that it reads elsewhere."""
-        data = None if self.evaluation is None else self.evaluation.data
-        named = (*self.config.plugins, self.config.data.corpus, self.config.data.tokenizer, data)
-        return tuple(path for path in named if path is not None and os.path.exists(path))
+        return places_outside(self.config, None if self.evaluation is None else self.evaluation.data)
 
     def measure(self, folder: Path, trackers: Sequence[str]) -> Record:
         """Run, or resume an interrupted run. The record has an error that ended the run.
@@ -157,6 +155,12 @@ class RunCell:
         checked_by = run_folder(folder, checked) if checked is not None and checked.outcome == "ok" else None
         config = self.config.override(out=str(out), trackers=tuple(trackers) or self.config.trackers)
         return run(config, quiet=True, checked_by=checked_by, role=ROLES[self.stage])
+
+
+def places_outside(config: RunConfig, data: str | None = None) -> tuple[str, ...]:
+    """The files and folders that a run reads outside of its results, and ``data``; other texts have a name."""
+    named = (*config.plugins, config.data.corpus, config.data.tokenizer, config.weights, config.speed.trace, data)
+    return tuple(path for path in named if path is not None and os.path.exists(path))
 
 
 def cell_key(config: RunConfig, source: str, **place: Any) -> str:

@@ -16,7 +16,7 @@ from archbench.study.dispatch import CANCELLED, unit_key
 from archbench.study.engine import sessions
 from archbench.study.json_schema import OUTCOMES
 from archbench.study.outcome import Outcome, Record
-from archbench.study.records import PlanFile, PlannedCell, PlannedStage, read_planned, read_record
+from archbench.study.records import PLANNED, PlanFile, PlannedCell, PlannedStage, read_planned, read_record
 from archbench.study.time_left import together
 
 Phase = Literal["done", "failed", "running", "queued", "waiting", "lost"]
@@ -45,9 +45,11 @@ class CellStatus:
 
 @dataclass(frozen=True)
 class StudyStatus:
-    """A study's cells, the processes that work on it, and the time left.
+    """The cells of a study, or runs that a launcher has; the processes that work on them, and the time left.
 
     Attributes:
+        noun: what is measured.
+        command: that continues it; "" for runs, which have none.
         seconds_left: of what is planned, by what cells took so far; None before the pilots are over, or if nobody works
             on it.
     """
@@ -72,8 +74,8 @@ def study_status(folder: Path) -> StudyStatus:
         StorageError: a file of it is damaged.
         LauncherError: a launcher that has orders cannot be asked.
     """
-    kind = kind_of(folder)
-    kept = PlanFile(folder / kind.plan_file).read()
+    kind = _found(folder)
+    kept = PlanFile(folder / kind.plan_file).read() if kind is not None else {}
     claims = Claims(folder, Owner.this_process("local"))
     newest = {claim.key: claim for claim in claims.all()}
     states = order_states(folder, [claim for claim in newest.values() if _is_out(claim)])
@@ -82,9 +84,12 @@ def study_status(folder: Path) -> StudyStatus:
     workers = sessions(claims)
     running = sum(one.phase == "running" for one in cells)
     busy = running or len(workers)
-    left = _seconds_left(stages, cells, max(1, running)) if stages and busy else None
-    finished = (folder / kind.file).is_file() and all(one.phase in ("done", "failed") for one in cells)
-    return StudyStatus(folder, kind.noun, kept.get("command", ""), finished, workers, cells, left)
+    left = _seconds_left(stages, cells, max(1, running)) if kind is not None and stages and busy else None
+    finished = all(one.phase in ("done", "failed") for one in cells)
+    finished = finished and (kind is None or (folder / kind.file).is_file())
+    return StudyStatus(
+        folder, "runs" if kind is None else kind.noun, kept.get("command", ""), finished, workers, cells, left
+    )
 
 
 def cancel_study(folder: Path, patience: float = 10.0) -> tuple[int, list[Owner]]:
@@ -100,7 +105,7 @@ def cancel_study(folder: Path, patience: float = 10.0) -> tuple[int, list[Owner]
         LauncherError: a launcher that has orders cannot be asked.
         OSError: the folder cannot be written.
     """
-    kind_of(folder)
+    _found(folder)
     claims = Claims(folder, Owner.this_process("local"))
     (folder / CANCELLED).touch()
     taken = 0
@@ -124,6 +129,13 @@ def kind_of(folder: Path) -> type[Outcome]:
             return kind
     step = "Name the folder that a compare, tune, scale or probe command printed"
     raise UsageError(str(folder), "there is no study in it", step)
+
+
+def _found(folder: Path) -> type[Outcome] | None:
+    """The kind of study in the folder; None for runs that a launcher has (:mod:`archbench.study.launched_runs`)."""
+    if (folder / PLANNED).is_file() and not any(kind.is_in(folder) for kind in OUTCOMES):
+        return None
+    return kind_of(folder)
 
 
 def order_states(folder: Path, claims: Sequence[Claim]) -> dict[str, State]:
