@@ -43,6 +43,33 @@ class CachedModel(Protocol):
 
 
 @runtime_checkable
+class StaticCache(DecodingCache, Protocol):
+    """A cache that also takes static steps: one token at fixed shapes and addresses, which a CUDA graph can hold.
+
+    Between :meth:`hold` and :meth:`release`, ``extend`` reads one token at the position that a tensor on the device
+    has, and changes no number on the host, ``length`` included: a graph repeats what was asked of the device, and no
+    line of Python. The caches of :mod:`archbench.nn` offer it, to models that take their positions from
+    ``DecoderOnly.start``.
+    """
+
+    def reach(self, positions: int) -> int:
+        """A size of step that holds so many positions, of few different ones: each is a graph of its own."""
+        ...
+
+    def hold(self, position: Tensor, reach: int) -> None:
+        """Begin a static step at ``position`` (1,) int64, the token's own, below ``reach(position + 1)``."""
+        ...
+
+    def release(self) -> None:
+        """End it."""
+        ...
+
+    def clear(self) -> None:
+        """Empty, as from ``new_cache``, without moving a tensor."""
+        ...
+
+
+@runtime_checkable
 class HiddenStateModel(Protocol):
     """A model that returns its hidden states before the output head: decoding then computes one position's logits."""
 

@@ -28,6 +28,7 @@ from archbench.nn import (
     inexpressible,
     published_fields,
     published_weights,
+    rows_at,
 )
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class GPT1(DecoderOnly):
     def hidden(self, tokens: Tensor, cache: KVCache | None = None) -> Tensor:
         """tokens (B, T) -> last hidden states (B, T, C); with a cache, the positions after those in it."""
         start = self.start(tokens, cache)
-        positions = self.position_embedding.weight[start : start + tokens.shape[1]]  # (T, C)
+        positions = rows_at(self.position_embedding.weight, start, tokens.shape[1])  # (T, C)
         x = self.embd_dropout(self.embedding(tokens) + positions)
         for block in self.blocks:
             x = block(x, cache)

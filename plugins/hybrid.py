@@ -25,6 +25,7 @@ from archbench.nn import (
     CausalConv1d,
     DecoderOnly,
     GatedFeedForward,
+    JoinedCache,
     KVCache,
     Linear,
     RMSNorm,
@@ -112,20 +113,12 @@ class Recurrence(nn.Module):
         return y
 
 
-class HybridCache:
+class HybridCache(JoinedCache):
     """Keys and values of the last W positions, and recurrent states: of fixed size from position W on."""
 
     def __init__(self, attention: KVCache, recurrence: StateCache) -> None:
+        super().__init__(attention, recurrence)
         self.attention, self.recurrence = attention, recurrence
-        self.length = 0
-
-    def advance(self, positions: int) -> None:
-        self.length += positions
-        self.attention.advance(positions)
-        self.recurrence.advance(positions)
-
-    def tensors(self) -> list[Tensor]:
-        return self.attention.tensors() + self.recurrence.tensors()
 
 
 class Block(nn.Module):

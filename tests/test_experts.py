@@ -121,6 +121,13 @@ def test_arranged_rows_and_their_gradient() -> None:
     torch.testing.assert_close(found, wanted)
 
 
+def test_every_expert_for_every_token_by_products_of_static_shapes_is_the_same() -> None:
+    module, x = layer(), torch.randn(7, C)
+    with torch.no_grad():
+        routing, shares = module.route(x)
+        torch.testing.assert_close(module.apply_every_expert(x, routing.chosen, shares), reference_experts(module, x))
+
+
 def routed(probabilities: Tensor, active: int) -> Routing:
     return Routing(probabilities, probabilities.topk(active).indices)
 

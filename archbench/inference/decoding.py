@@ -1,5 +1,8 @@
 """Decoding: one tensor per token, as soon as it is known, so that a caller can time the first token and the gaps.
 
+:mod:`archbench.inference.decoding_kind` has the ways of taking a step: one operation after the other, or at static
+shapes, from a CUDA graph.
+
 Past the context the window slides: each new token is predicted from the last ``context_length`` tokens, exactly as if
 they were a prompt. That shifts every position, which invalidates the cache: each such token reads the whole window.
 """
@@ -13,8 +16,11 @@ from torch import Tensor, nn
 
 from archbench.config import ModelConfig
 from archbench.errors import UsageError
+from archbench.inference import decoding_kind
+from archbench.inference.captured_step import Lease, why_not_captured
 from archbench.inference.modes import module_mode
 from archbench.inference.sampling import Sampling
+from archbench.inference.static_step import why_not_static
 from archbench.protocols import CachedModel, DecodingCache, HiddenStateModel
 
 
@@ -39,6 +45,13 @@ def decode_with_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sam
         cause = "it has no decoding cache (new_cache and extend)"
         raise UsageError(f"model {type(model).__name__}", cause, "Use decode_without_cache, or give it both methods")
     context = validate_prompt(model, prompt, max_new_tokens, sampling)
+    if decoding_kind.ambient != "eager":
+        reason = _why_not_static(model, prompt, max_new_tokens, context)
+        if reason is None:
+            decoding_kind.record_decoding(decoding_kind.ambient)
+            captured = decoding_kind.ambient == "graph"
+            return _decode_statically(model, prompt, max_new_tokens, sampling, context, captured=captured)
+        decoding_kind.record_decoding("eager", reason)
     cached: CachedModel = model
     capacity = min(prompt.shape[1] + max_new_tokens - 1, context)
     cache: DecodingCache | None = None
@@ -58,6 +71,8 @@ def decode_without_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, 
     A :class:`archbench.protocols.HiddenStateModel` computes the logits of the last position only.
     """
     context = validate_prompt(model, prompt, max_new_tokens, sampling)
+    if decoding_kind.ambient != "eager":
+        decoding_kind.record_decoding("eager", "it decodes without a cache, from a text that grows")
     stateful: HiddenStateModel | None = model if isinstance(model, HiddenStateModel) else None
 
     def next_logits(window: Tensor) -> Tensor:
@@ -127,3 +142,34 @@ def _decode(
             yield token
             if ended is not None and bool(ended.all()):
                 return
+
+
+def _why_not_static(model: nn.Module, prompt: Tensor, max_new_tokens: int, context: int) -> str | None:
+    """Why this decoding cannot take static steps, as a clause; None if it can."""
+    if decoding_kind.ambient == "graph" and prompt.device.type != "cuda":
+        return f"CUDA graphs need a GPU, and the model is on {prompt.device}"
+    if prompt.shape[1] + max_new_tokens - 1 > context:
+        return f"the window slides past the context of {context}, where each token reads all of it"
+    if decoding_kind.ambient == "graph" and (refusal := why_not_captured(model)) is not None:
+        return refusal
+    with module_mode(model, training=False), torch.inference_mode():
+        return why_not_static(model, prompt)
+
+
+def _decode_statically(
+    model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling, context: int, *, captured: bool
+) -> Iterator[Tensor]:
+    positions = prompt.shape[1] + max_new_tokens - 1
+    with module_mode(model, training=False):
+        with torch.inference_mode():
+            lease = Lease(model, prompt, positions, context, sampling, captured=captured)
+        try:
+            for number in range(max_new_tokens):
+                with torch.inference_mode():  # not across the yield, where it would affect the caller
+                    token = lease.decoder.next() if number else lease.decoder.step.begin(prompt)
+                yield token
+                ended = lease.decoder.step.ended
+                if ended is not None and bool(ended.all()):
+                    return
+        finally:
+            lease.end()

@@ -11,6 +11,7 @@ from archbench.kernels.linear_cross_entropy import linear_cross_entropy
 from archbench.kernels.matmul import linear
 from archbench.kernels.rms_norm import rms_norm
 from archbench.kernels.rotation import rotate
+from archbench.kernels.single_query import single_query_attention
 
 __all__ = [
     "attention_backend",
@@ -24,5 +25,6 @@ __all__ = [
     "resolve_attention",
     "rms_norm",
     "rotate",
+    "single_query_attention",
     "why_not",
 ]

@@ -64,12 +64,15 @@ def reference_grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
 def ends_where_used(ends: Tensor, x: Tensor, *weights: Tensor) -> Tensor:
     """``ends`` (E,) on the device where the products of x with each of ``weights`` read it.
 
-    On a GPU without a kernel for all of them that is the CPU, which then waits for the GPU only here.
+    Where :func:`waits` says so that is the CPU, which then waits for the GPU only here.
     """
-    if x.device.type != "cuda":
-        return ends
+    return ends.cpu() if waits(x, *weights) else ends
+
+
+def waits(x: Tensor, *weights: Tensor) -> bool:
+    """Whether the CPU waits for the GPU to know the groups: no kernel there multiplies x by one of ``weights``."""
     dtype = autocast_dtype(x) or x.dtype
-    return ends if all(_has_kernel(weight, dtype) for weight in weights) else ends.cpu()
+    return x.device.type == "cuda" and not all(_has_kernel(weight, dtype) for weight in weights)
 
 
 @torch.library.custom_op("archbench::grouped_matmul", mutates_args=(), device_types="cpu")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from archbench.nn.attention import RotaryAttention, SelfAttention
-from archbench.nn.cache import KVCache, StateCache
+from archbench.nn.attention import RotaryAttention, SelfAttention, attend
+from archbench.nn.cache import JoinedCache, KVCache, StateCache
 from archbench.nn.convolution import CausalConv1d
 from archbench.nn.decoder import DecoderOnly
 from archbench.nn.dropout import Dropout
@@ -25,7 +25,7 @@ from archbench.nn.published import (
     unlike,
 )
 from archbench.nn.rg_lru import RGLRU
-from archbench.nn.rotary import Rotary
+from archbench.nn.rotary import Rotary, rows_at
 from archbench.nn.token_shift import shift_mixer
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "Dropout",
     "FeedForward",
     "GatedFeedForward",
+    "JoinedCache",
     "KVCache",
     "Linear",
     "LowRank",
@@ -48,6 +49,7 @@ __all__ = [
     "SelfAttention",
     "SparseExperts",
     "StateCache",
+    "attend",
     "exported_fields",
     "exported_weights",
     "inexpressible",
@@ -56,6 +58,7 @@ __all__ = [
     "published_fields",
     "published_rope_theta",
     "published_weights",
+    "rows_at",
     "shift_mixer",
     "unlike",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from archbench.errors import ConfigError
-from archbench.kernels import causal_attention, rotate
+from archbench.kernels import causal_attention, rotate, single_query_attention
 from archbench.nn.cache import KVCache
 from archbench.nn.linear import Linear
 
@@ -37,7 +37,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D), S positions read so far
-        y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0)  # (B, H, T, D)
+        y = attend(q, k, v, cache, dropout=self.dropout if self.training else 0.0)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -85,5 +85,14 @@ class RotaryAttention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D), twice (B, G, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, G, S, D)
-        y = causal_attention(q, k, v, window=self.window)  # (B, H, T, D)
+        y = attend(q, k, v, cache, window=self.window)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(B, T, H * D))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, cache: KVCache | None, *, window: int | None = None, dropout: float = 0.0
+) -> Tensor:
+    """q (B, H, T, D), and the keys and values (B, G, S, D) that ``cache.append`` returned -> (B, H, T, D)."""
+    if cache is not None and cache.bias is not None:
+        return single_query_attention(q, k, v, cache.bias)  # a ring holds no position outside the window
+    return causal_attention(q, k, v, window=window, dropout=dropout)

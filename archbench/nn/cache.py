@@ -1,4 +1,8 @@
-"""A model's memory of the positions read so far: keys and values, or recurrent states."""
+"""A model's memory of the positions read so far: keys and values, or recurrent states.
+
+Each also takes steps of static shapes (:class:`archbench.protocols.StaticCache`): one position at a time, at addresses
+that do not change, with its number in a tensor on the device, so that a CUDA graph can hold the step.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,15 @@ def product_dtype(like: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if autocast else like.dtype
 
 
+SMALLEST_REACH = 128
+"""Slots that a static step attends to at the least; then 256, 512 and so on."""
+
+
+def bucket(positions: int) -> int:
+    """The smallest of 128, 256, 512 … that holds so many positions."""
+    return max(SMALLEST_REACH, 1 << (positions - 1).bit_length())
+
+
 class KVCache:
     """Keys and values of the positions read so far, of every layer, allocated once.
 
@@ -28,7 +41,12 @@ class KVCache:
     Attributes:
         keys, values: (L, B, G, S, D), S the capacity, or W if that is smaller.
         length: positions read so far.
+        position: (1,) int64, the position that a static step reads; None outside of one.
+        bias: (1, S), 0 where a static step attends and -inf elsewhere, in the cache's dtype; None outside of one.
     """
+
+    position: Tensor | None = None
+    bias: Tensor | None = None
 
     def __init__(
         self,
@@ -49,6 +67,8 @@ class KVCache:
         self.keys = torch.empty(shape, dtype=dtype, device=like.device)
         self.values = torch.empty(shape, dtype=dtype, device=like.device)
         self.length = 0
+        self._slot: Tensor | None = None  # (1,), where a static step writes
+        self._reach = self.slots
         self._layers = list(zip(self.keys.unbind(), self.values.unbind(), strict=True))
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,6 +78,10 @@ class KVCache:
         :meth:`advance` increases ``length`` after every layer has written.
         """
         keys, values = self._layers[layer]
+        if self._slot is not None:
+            keys.index_copy_(2, self._slot, k.to(keys.dtype))
+            values.index_copy_(2, self._slot, v.to(values.dtype))
+            return keys[:, :, : self._reach], values[:, :, : self._reach]
         end = self.length + k.shape[2]
         if end > self.capacity:
             raise UsageError(
@@ -85,10 +109,32 @@ class KVCache:
         return seen
 
     def advance(self, positions: int) -> None:
-        self.length += positions
+        if self.position is None:
+            self.length += positions
 
     def tensors(self) -> list[Tensor]:
         return [self.keys, self.values]
+
+    def reach(self, positions: int) -> int:
+        """Slots that a static step attends to when it reads the last of so many positions."""
+        return min(bucket(positions), self.slots)
+
+    def hold(self, position: Tensor, reach: int) -> None:
+        """Begin a static step at ``position``, which attends to the first ``reach`` slots: those filled by then."""
+        self.position, self._reach = position, reach
+        self._slot = position % self.slots
+        unseen = torch.arange(reach, device=position.device) > position  # with a ring that is full: none
+        self.bias = torch.zeros(1, reach, dtype=self.keys.dtype, device=position.device)
+        self.bias.masked_fill_(unseen, -torch.inf)
+
+    def release(self) -> None:
+        self.position = self.bias = self._slot = None
+
+    def clear(self) -> None:
+        """Empty; slots without a position hold zeros, since a weight of zero does not cancel a NaN."""
+        self.length = 0
+        self.keys.zero_()
+        self.values.zero_()
 
 
 class StateCache:
@@ -97,14 +143,74 @@ class StateCache:
     Attributes:
         layers: each layer's tensors, overwritten in place.
         length: positions read so far.
+        position: (1,) int64, the position that a static step reads; None outside of one.
     """
+
+    position: Tensor | None = None
 
     def __init__(self, layers: Sequence[tuple[Tensor, ...]]) -> None:
         self.layers = list(layers)
         self.length = 0
 
     def advance(self, positions: int) -> None:
-        self.length += positions
+        if self.position is None:
+            self.length += positions
 
     def tensors(self) -> list[Tensor]:
         return [tensor for layer in self.layers for tensor in layer]
+
+    def reach(self, positions: int) -> int:
+        return 0  # a state is read whole
+
+    def hold(self, position: Tensor, reach: int) -> None:
+        self.position = position
+
+    def release(self) -> None:
+        self.position = None
+
+    def clear(self) -> None:
+        self.length = 0
+        for tensor in self.tensors():
+            tensor.zero_()
+
+
+class JoinedCache:
+    """Several caches of one model, which read the same positions.
+
+    Attributes:
+        parts: the caches, :class:`KVCache` or :class:`StateCache`.
+        length: positions read so far.
+    """
+
+    def __init__(self, *parts: KVCache | StateCache) -> None:
+        self.parts = parts
+
+    @property
+    def length(self) -> int:
+        return self.parts[0].length
+
+    @property
+    def position(self) -> Tensor | None:
+        return self.parts[0].position
+
+    def advance(self, positions: int) -> None:
+        for part in self.parts:
+            part.advance(positions)
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for part in self.parts for tensor in part.tensors()]
+
+    def reach(self, positions: int) -> int:
+        return max(part.reach(positions) for part in self.parts)
+
+    def hold(self, position: Tensor, reach: int) -> None:
+        for part in self.parts:
+            part.hold(position, reach)
+
+    def release(self) -> None:
+        for part in self.parts:
+            part.release()
+
+    def clear(self) -> None:
+        for part in self.parts:
+            part.clear()

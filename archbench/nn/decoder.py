@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 class LayerCache(Protocol):
     """What :meth:`DecoderOnly.extend` needs of a cache: its length, and how to increase it."""
 
-    length: int
+    @property
+    def length(self) -> int: ...
 
     def advance(self, positions: int) -> None: ...
 
@@ -69,12 +70,15 @@ class DecoderOnly(nn.Module):
         cache.advance(tokens.shape[1])
         return self.head(x[:, -1])
 
-    def start(self, tokens: Tensor, cache: LayerCache | None) -> int:
-        """Positions read before ``tokens`` (B, T).
+    def start(self, tokens: Tensor, cache: LayerCache | None) -> int | Tensor:
+        """Positions read before ``tokens`` (B, T); in a static step, whose T is 1, a tensor (1,) on the device.
 
         Raises:
             UsageError: together with these they exceed the context length.
         """
+        position: Tensor | None = getattr(cache, "position", None)
+        if position is not None:
+            return position
         start = 0 if cache is None else cache.length
         self.check_context("tokens", start + tokens.shape[1])
         return start

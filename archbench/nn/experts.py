@@ -12,9 +12,12 @@ from torch.autograd.function import once_differentiable
 
 from archbench.errors import ConfigError
 from archbench.kernels import linear
-from archbench.kernels.grouped_matmul import ends_where_used, grouped_matmul
+from archbench.kernels.grouped_matmul import ends_where_used, grouped_matmul, waits
 from archbench.kernels.precision import exact_dtype
 from archbench.nn.linear import Linear
+
+FEW_TOKENS = 256
+"""As many, in decoding, go through every expert on a GPU that would otherwise have to tell the CPU where they go."""
 
 
 class Routing(NamedTuple):
@@ -92,6 +95,8 @@ class SparseExperts(nn.Module):
         eager_cpu = tokens.device.type == "cpu" and not torch.compiler.is_compiling()
         if N == 1 and eager_cpu and not torch.is_grad_enabled():
             return self._apply_to_one(tokens, chosen, shares)
+        if N <= FEW_TOKENS and not torch.is_grad_enabled() and waits(tokens, self.gate_up, self.down):
+            return self.apply_every_expert(tokens, chosen, shares)
         experts, order = torch.sort(chosen.flatten(), stable=True)  # (N A,), grouped by expert
         place = torch.empty_like(order).scatter_(0, order, torch.arange(N * A, device=order.device))
         ends = torch.searchsorted(experts, torch.arange(E, device=order.device), right=True, out_int32=True)  # (E,)
@@ -102,6 +107,14 @@ class SparseExperts(nn.Module):
         y = grouped_matmul(self.activation(gate) * up, self.down, ends)  # (N A, C)
         y = arranged(y, place, order).view(N, A, -1)
         return (y * shares.unsqueeze(-1)).sum(1).to(tokens.dtype)
+
+    def apply_every_expert(self, tokens: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
+        """The same by products whose shapes do not depend on the routing: an expert not chosen has the share zero."""
+        weights = shares.new_zeros(len(tokens), self.gate_up.shape[0]).scatter_(1, chosen, shares)  # (N, E)
+        x = tokens.expand(self.gate_up.shape[0], -1, -1)  # (E, N, C)
+        gate, up = torch.bmm(x, self.gate_up.mT).chunk(2, dim=-1)  # (E, N, F) each
+        y = torch.bmm(self.activation(gate) * up, self.down.mT)  # (E, N, C)
+        return (y * weights.t().unsqueeze(-1)).sum(0).to(tokens.dtype)
 
     def _apply_to_one(self, token: Tensor, chosen: Tensor, shares: Tensor) -> Tensor:
         """The same for one token (1, C), as in decoding, where sorting would take longer than the experts."""

@@ -1,4 +1,4 @@
-"""The angles of rotary positions, as a table."""
+"""Tables of positions: the angles of rotary ones, and rows of learned ones."""
 
 from __future__ import annotations
 
@@ -23,6 +23,13 @@ class Rotary(nn.Module):
         self.register_buffer("cos", angles.cos().float(), persistent=False)
         self.register_buffer("sin", angles.sin().float(), persistent=False)
 
-    def forward(self, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (end - start, D/2) of positions start to end - 1."""
+    def forward(self, start: int | Tensor, end: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (end - start, D/2) of positions start to end - 1, or (1, D/2) of a position start (1,)."""
+        if isinstance(start, Tensor):
+            return self.cos.index_select(0, start), self.sin.index_select(0, start)
         return self.cos[start:end], self.sin[start:end]
+
+
+def rows_at(table: Tensor, start: int | Tensor, T: int) -> Tensor:
+    """Rows (T, C) of a table of positions (positions, C), from ``start`` on, or that of the position start (1,)."""
+    return table.index_select(0, start) if isinstance(start, Tensor) else table[start : start + T]

@@ -3,6 +3,7 @@
  * Between cudaStreamBeginCapture and cudaStreamEndCapture the host's requests go into a graph: they are taken out of
  * what the host asked the GPU for at once, and become the graph's nodes. What CUDA refuses while a stream is capturing
  * is refused here too, with the same error: waits of the host, and copies from or to pageable memory.
+ * A single number that the host reads from the GPU is zero, not what happens to lie there: no kernel has written it.
  * Products in float32 and float64, which the libraries count among other calls, are counted as products.
  */
 #define _GNU_SOURCE
@@ -178,22 +179,29 @@ int cudaEventQuery(void *event) {
   return status != NONE ? refuse() : call(event);
 }
 
-static int pageable(const void *pointer) {
-  char attributes[256]; /* cudaPointerAttributes begins with the kind: 0 for memory that CUDA does not know */
+enum { PAGEABLE, DEVICE = 2 };
+
+static int kind_of(const void *pointer) {
+  char attributes[256]; /* cudaPointerAttributes begins with the kind */
   ORIGINAL(int, "cudaPointerGetAttributes", void *, const void *);
   call(attributes, pointer);
-  return *(int *)attributes == 0;
+  return *(int *)attributes;
+}
+
+static int copied(int error, void *to, const void *from, size_t bytes) {
+  if (bytes <= 8 && kind_of(from) == DEVICE && kind_of(to) != DEVICE) memset(to, 0, bytes);
+  return error;
 }
 
 int cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, Stream stream) {
   ORIGINAL(int, "cudaMemcpyAsync", void *, const void *, size_t, int, Stream);
-  if (status_of(stream) != NONE && (pageable(to) || pageable(from))) return refuse();
-  return call(to, from, bytes, kind, stream);
+  if (status_of(stream) != NONE && (kind_of(to) == PAGEABLE || kind_of(from) == PAGEABLE)) return refuse();
+  return copied(call(to, from, bytes, kind, stream), to, from, bytes);
 }
 
 int cudaMemcpy(void *to, const void *from, size_t bytes, int kind) {
   ORIGINAL(int, "cudaMemcpy", void *, const void *, size_t, int);
-  return status != NONE ? refuse() : call(to, from, bytes, kind);
+  return status != NONE ? refuse() : copied(call(to, from, bytes, kind), to, from, bytes);
 }
 
 int cudaMemset(void *to, int value, size_t bytes) {

@@ -1,0 +1,102 @@
+"""Decoding from captured graphs: one launch a token and nothing else, and what cannot be captured says so."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from counts import Counts, counts, reset
+
+from archbench import Sampling, decode_with_cache
+from archbench.inference.decoding_kind import decoding
+
+NAMES = ["gpt1", "gpt2", "llama", "mistral", "gemma", "mixtral", "mamba2", "gated_deltanet", "rwkv7", "hybrid"]
+GREEDY = Sampling(greedy=True)
+
+
+def _model(name: str, dtype: torch.dtype = torch.bfloat16, preset: str = "nano", **overrides: Any) -> Any:
+    plugin = importlib.import_module(f"archbench_plugins.{name}")
+    return plugin.build(plugin.PRESETS[preset].model_copy(update=overrides)).to("cuda", dtype)
+
+
+def _prompt(P: int = 20) -> torch.Tensor:
+    return torch.zeros(3, P, dtype=torch.int64).cuda()
+
+
+def _steady(model: Any, sampling: Sampling = GREEDY, new_tokens: int = 40, kind: str = "graph") -> Counts:
+    """Counts of all tokens after the third, where an earlier decoding has captured what they need."""
+    with decoding(kind) as ran:
+        list(decode_with_cache(model, _prompt(), new_tokens, sampling))
+        tokens = decode_with_cache(model, _prompt(), new_tokens, sampling)
+        for _ in range(3):
+            next(tokens)
+        reset()
+        assert len(list(tokens)) == new_tokens - 3
+    assert (ran.kinds, ran.reasons) == ({kind}, set())
+    return counts()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_token_is_one_graph_launch_and_no_wait(name: str, dtype: torch.dtype) -> None:
+    seen = _steady(_model(name, dtype))
+    assert (seen.graph_launches, seen.kernels, seen.copies, seen.syncs, seen.refused) == (37, 0, 0, 0, 0)
+    assert seen.graph_nodes > 37 * 20
+
+
+@pytest.mark.parametrize("rule", [{}, {"top_k": 5}, {"top_p": 0.8}])
+def test_sampling_is_in_the_graph(rule: dict[str, Any]) -> None:
+    """Torch writes the generator's seed and offset to the GPU before each replay: two more kernels, and no wait."""
+    model = _model("gpt1")
+    for generator in (None, torch.Generator("cuda")):
+        seen = _steady(model, Sampling(generator=generator, **rule))
+        assert (seen.graph_launches, seen.kernels, seen.copies, seen.syncs) == (37, 2 * 37, 0, 0)
+
+
+def test_graphs_are_captured_once_for_each_batch_size_and_reach_and_again_where_weights_move() -> None:
+    model = _model("gpt1", context_length=512)
+
+    def replayed(new_tokens: int) -> int:
+        reset()
+        with decoding("graph"):
+            list(decode_with_cache(model, _prompt(), new_tokens, GREEDY))
+        return counts().graph_launches
+
+    assert replayed(300) == 299 - 3, "a step in each of 128, 256 and 512 warms up for its capture"
+    assert replayed(300) == 299
+    model.position_embedding.weight.data = model.position_embedding.weight.data.clone()
+    assert replayed(300) == 299 - 3
+    assert replayed(300) == 299
+
+
+def test_attention_of_replayed_steps_is_recorded() -> None:
+    from archbench.kernels import record_attention
+
+    model = _model("gpt1")
+    _steady(model)
+    with record_attention() as ran:
+        seen = _steady(model)
+    assert seen.graph_launches
+    assert "sdpa-efficient" in ran
+
+
+def test_a_step_that_waits_for_the_gpu_is_not_captured_and_says_why() -> None:
+    model = _model("gpt1")
+    extend = model.extend
+
+    def waiting(tokens: torch.Tensor, cache: Any) -> torch.Tensor:
+        logits: torch.Tensor = extend(tokens, cache)
+        float(logits.sum())
+        return logits
+
+    model.extend = waiting
+    sampled = Sampling()
+    with decoding("graph") as ran:
+        assert len(list(decode_with_cache(model, _prompt(), 10, sampled))) == 10
+    assert any("cannot be captured" in reason and "capturing" in reason for reason in ran.reasons), ran.reasons
+    with decoding("graph") as ran:
+        assert len(list(decode_with_cache(model, _prompt(), 10, sampled))) == 10
+    assert ran.kinds == {"eager"}
+    assert _steady(_model("gpt1"), sampled).graph_launches == 37, "and disturbs no other capture"
