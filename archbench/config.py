@@ -22,9 +22,9 @@ from archbench.profiles import PROFILES, filled
 PhaseName = Literal["train", "quality", "positions", "prefill", "decode", "serve"]
 """Each has a function in ``PHASES`` of ``archbench/runs/worker.py``, and its metrics in ``results/metrics.py``."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
-BackendName = Literal["triton", "sdpa", "flex", "reference"]
+BackendName = Literal["triton", "sdpa", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "sdpa-math", "flex", "reference"]
 OperationName = Literal["attention", "loss"]
-AttentionName = Literal["auto", "triton", "sdpa", "flex", "reference"]
+AttentionName = Literal["auto", BackendName]
 SamplingName = Literal["epochs", "random"]
 ParallelName = Literal["ddp", "fsdp"]
 BudgetUnit = Literal["tokens", "steps", "flops", "seconds"]

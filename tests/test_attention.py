@@ -17,6 +17,7 @@ from archbench.errors import DeviceError, UsageError
 from archbench.kernels import (
     attention_backend,
     attention_backends,
+    attention_sdpa,
     causal_attention,
     record_attention,
     resolve_attention,
@@ -26,7 +27,7 @@ from attention_definition import naive_attention
 from pairwise import pairwise
 
 BACKENDS = ("sdpa", "reference")
-
+CPU_KERNELS = ("sdpa-flash", "sdpa-math")
 
 SHAPES = [  # B, H, G, T, S, D
     (2, 4, 4, 9, 9, 8),
@@ -40,7 +41,7 @@ SHAPES = [  # B, H, G, T, S, D
 ]
 
 
-@pairwise(shape=SHAPES, window=[None, 1, 3, 50], backend=BACKENDS, scale=[None, 0.3])
+@pairwise(shape=SHAPES, window=[None, 1, 3, 50], backend=(*BACKENDS, *CPU_KERNELS), scale=[None, 0.3])
 def test_backends_equal_the_definition(
     backend: str, shape: tuple[int, ...], window: int | None, scale: float | None
 ) -> None:
@@ -170,49 +171,79 @@ def test_what_cannot_be_computed_is_refused_by_name(change: dict[str, object], m
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
     """What torch would say of a GPU; the decisions are archbench's own."""
-    facts = SimpleNamespace(capability=(9, 0), architecture="")
+    facts = SimpleNamespace(capability=(9, 0), architecture="", cudnn=True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: facts.capability)
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(gcnArchName=facts.architecture)
     )
-    attention_backends._decided.cache_clear()
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(
+        attention_sdpa, "_torch_says_yes", lambda kernel, dtype, D, *others: facts.cudnn or kernel != "sdpa-cudnn"
+    )
+    monkeypatch.setattr(attention_backends, "torch_prefers_cudnn", lambda *facts_of_call: True)
+    attention_backends.forget_decisions()
     yield facts
-    attention_backends._decided.cache_clear()
+    attention_backends.forget_decisions()
 
 
-ON_GPU = {"device_type": "cuda", "dtype": torch.bfloat16, "T": 512, "S": 512, "D": 64}
+ON_GPU = {"device_type": "cuda", "dtype": torch.bfloat16, "T": 1024, "S": 1024, "D": 64}
 
 
-def test_auto_picks_the_kernel_on_a_supported_gpu_and_torchs_attention_elsewhere(gpu: SimpleNamespace) -> None:
-    assert resolve_attention("auto", **ON_GPU) == "triton"
-    assert resolve_attention("auto", **ON_GPU, gradients=True, precision="tf32") == "triton"
-    for change in ({"D": 8}, {"D": 288}, {"dtype": torch.float64}, {"dropout": 0.1}, {"device_type": "mps"}):
-        assert resolve_attention("auto", **{**ON_GPU, **change}) == "sdpa", change
-    for backend in attention_backends.BACKENDS:
+@pytest.mark.parametrize(
+    ("capability", "D", "training", "inference"),
+    [
+        ((8, 0), 64, "triton", "triton"),
+        ((8, 0), 128, "sdpa-flash", "sdpa-flash"),
+        ((8, 6), 64, "sdpa-cudnn", "triton"),
+        ((8, 9), 128, "sdpa-cudnn", "sdpa-flash"),
+        ((9, 0), 64, "sdpa-cudnn", "triton"),
+        ((9, 0), 128, "sdpa-cudnn", "triton"),
+        ((10, 0), 128, "sdpa-cudnn", "triton"),
+        *[(unpublished, 64, "triton", "triton") for unpublished in [(8, 7), (10, 3), (12, 0), (12, 1)]],
+    ],
+)
+def test_auto_takes_the_fastest_that_is_published_for_the_chip(
+    gpu: SimpleNamespace, capability: tuple[int, int], D: int, training: str, inference: str
+) -> None:
+    gpu.capability = capability
+    assert resolve_attention("auto", **{**ON_GPU, "D": D}, gradients=True) == training
+    assert resolve_attention("auto", **{**ON_GPU, "D": D}) == inference
+
+
+def test_auto_goes_on_to_the_next_where_the_fastest_cannot_run(gpu: SimpleNamespace) -> None:
+    gpu.cudnn = False
+    assert resolve_attention("auto", **ON_GPU, gradients=True) == "sdpa-flash"
+    for change, chosen in (
+        ({"D": 8}, "sdpa-flash"),
+        ({"dropout": 0.1}, "sdpa-flash"),
+        ({"dtype": torch.float32}, "triton"),
+        ({"dtype": torch.float64}, "sdpa-efficient"),
+        ({"window": 32}, "triton"),
+        ({"window": 32, "D": 8}, "sdpa-efficient"),
+        ({"T": 16}, "triton"),
+        ({"device_type": "mps"}, "sdpa"),
+    ):
+        assert resolve_attention("auto", **{**ON_GPU, **change}) == chosen, change
+    for backend in ("triton", "sdpa-flash", "flex", "reference"):
         assert resolve_attention(backend, **ON_GPU) == backend
+    assert resolve_attention("sdpa", **ON_GPU) == "sdpa-flash"
+    assert resolve_attention("auto", **ON_GPU, gradients=True, precision="tf32") == "triton"
 
 
 def test_auto_leaves_single_queries_on_a_gpu_to_torchs_attention_and_says_why(
     gpu: SimpleNamespace, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO, logger="archbench"):
-        for T, S in ((1, 1), (1, 90), (1, 4096), (2, 4096), (4096, 4096)):
-            assert resolve_attention("auto", **{**ON_GPU, "T": T, "S": S}) == ("sdpa" if T == 1 else "triton")
-    single, several = (record.getMessage() for record in caplog.records)
-    assert "sdpa" in single
+        for T, S in ((1, 1), (1, 90), (1, 4096), (1024, 4096), (4096, 4096)):
+            assert resolve_attention("auto", **{**ON_GPU, "T": T, "S": S}) == ("sdpa-flash" if T == 1 else "triton")
+    single, cached, several = (record.getMessage() for record in caplog.records)
+    assert "sdpa-flash" in single
     assert "single query" in single
-    assert "triton" in several
+    assert "mask" in cached
+    assert "arXiv:2407.08608" in several
     assert resolve_attention("triton", **{**ON_GPU, "T": 1}) == "triton"
     assert resolve_attention("auto", **{**ON_GPU, "T": 1}, precision="tf32") == "triton", "which sdpa ignores"
-
-
-@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)])
-def test_auto_picks_the_kernel_on_nvidias_gpus_from_compute_capability_8_0(
-    gpu: SimpleNamespace, capability: tuple[int, int]
-) -> None:
-    gpu.capability = capability
-    assert resolve_attention("auto", **ON_GPU) == "triton"
 
 
 def test_auto_picks_the_kernel_on_amds_gpus_by_name(gpu: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +261,7 @@ def test_a_chip_that_the_table_does_not_have_is_refused_by_name(
         gpu.architecture, gpu.capability, name = chip, (9, 4), chip.partition(":")[0]
     else:
         gpu.capability, name = chip, f"sm_{chip[0]}{chip[1]}"
-    assert resolve_attention("auto", **ON_GPU) == "sdpa"
+    assert resolve_attention("auto", **ON_GPU) == "sdpa-flash"
     with pytest.raises(DeviceError, match=f"the Triton kernel's table has no configuration for {name}\\."):
         resolve_attention("triton", **ON_GPU)
     with pytest.raises(DeviceError, match=f"its table has no configuration for {name}"):
@@ -256,6 +287,19 @@ def test_asking_for_the_kernel_where_it_cannot_run_says_why_and_what_can(
         resolve_attention("triton", **{**ON_GPU, **change})
 
 
+@pytest.mark.parametrize(
+    ("backend", "dropout", "cause"),
+    [
+        ("sdpa-cudnn", 0.0, "cuDNN runs only on GPUs"),
+        ("sdpa-efficient", 0.0, "efficient attention runs only on GPUs"),
+        ("sdpa-flash", 0.1, "no dropout on CPUs"),
+    ],
+)
+def test_a_kernel_of_torchs_that_cannot_run_on_a_cpu_is_refused(backend: str, dropout: float, cause: str) -> None:
+    with pytest.raises(DeviceError, match=f"attention '{backend}': .*{cause}.*sdpa-math"):
+        causal_attention(*torch.randn(3, 1, 2, 6, 16), backend=backend, dropout=dropout)
+
+
 def test_the_kernel_asked_for_on_a_cpu_is_refused_and_never_replaced() -> None:
     q, k, v = torch.randn(3, 1, 2, 6, 16)
     with pytest.raises(DeviceError, match="q is on cpu"), attention_backend("triton"):
@@ -278,7 +322,7 @@ def test_a_precision_that_no_backend_obeys_is_refused(backend: str) -> None:
 
 
 def test_each_distinct_decision_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    attention_backends._decided.cache_clear()
+    attention_backends.forget_decisions()
     with caplog.at_level(logging.INFO, logger="archbench"):
         for T in (5, 6, 6):
             causal_attention(*torch.randn(3, 1, 2, T, 16))
@@ -292,7 +336,7 @@ def test_each_distinct_decision_is_logged_once(caplog: pytest.LogCaptureFixture)
 @pytest.mark.slow
 def test_compiled_code_decides_too_with_changing_lengths() -> None:
     torch._dynamo.reset()
-    attention_backends._decided.cache_clear()
+    attention_backends.forget_decisions()
     attend = torch.compile(causal_attention, fullgraph=True, backend="aot_eager", dynamic=True)
     for T, S in ((6, 6), (700, 700), (1, 200)):
         q, k, v = torch.randn(1, 4, T, 16).bfloat16(), *torch.randn(2, 1, 2, S, 16).bfloat16()

@@ -40,9 +40,9 @@ def causal_attention(
         window: W, positions that each position sees, itself included; None for all.
         scale: factor of the scores; None for 1/sqrt(D).
         dropout: probability of dropping an attention weight; pass 0 outside training.
-        backend: ``triton``, ``sdpa``, ``flex``, ``reference``, ``auto``, or None for the one that
-            :func:`attention_backend` set. Auto is the Triton kernel where it can run, except for single queries
-            (T = 1), and otherwise the fastest of torch's backends.
+        backend: ``triton``, ``sdpa`` or one of its kernels (``sdpa-cudnn``, ``sdpa-flash``, ``sdpa-efficient``,
+            ``sdpa-math``), ``flex``, ``reference``, ``auto``, or None for the one that :func:`attention_backend` set.
+            Auto is the fastest that can run, and sdpa the fastest of its kernels: see :func:`resolve_attention`.
         precision: of the Triton kernel's float32 products: ``ieee``, ``tf32x3`` (three TF32 products, nearly as exact)
             or ``tf32`` (10 bits). Torch's backends follow torch's own setting.
 
@@ -58,8 +58,9 @@ def causal_attention(
     device = q.device
     asked = attention_backends.ambient if backend is None else backend
     gradients = compiling = False
-    if asked == "flex":  # only flex depends on these, and querying them costs time for every layer and token
+    if device.type == "cuda" or asked == "flex":  # nothing else depends on it, and asking costs time at every call
         gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if asked == "flex":
         compiling = torch.compiler.is_compiling()
     name = attention_backends.resolve_attention(
         asked, device_type=device.type, device_index=device.index, dtype=q.dtype, T=T, S=k.shape[2], D=D,
@@ -73,8 +74,9 @@ def causal_attention(
         return fused_attention(q, k, v, window=window, scale=scale, precision=precision)
     if name == "flex":
         return flex_attention(q, k, v, window=window, scale=scale)
-    attend = sdpa_attention if name == "sdpa" else reference_attention
-    return attend(q, k, v, window=window, scale=scale, dropout=dropout)
+    if name == "reference":
+        return reference_attention(q, k, v, window=window, scale=scale, dropout=dropout)
+    return sdpa_attention(q, k, v, window=window, scale=scale, dropout=dropout, kernel=name)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None, dropout: float) -> None:

@@ -1,7 +1,8 @@
 """The backends of causal attention: which can run, which one is chosen, and which ran.
 
 triton     archbench's fused kernel, forward and backward (GPUs)
-sdpa       torch's scaled_dot_product_attention
+sdpa       torch's scaled_dot_product_attention; on a GPU the fastest of its kernels, each of which has a name too:
+           sdpa-cudnn, sdpa-flash, sdpa-efficient and sdpa-math (:mod:`archbench.kernels.attention_sdpa`)
 flex       torch's FlexAttention, compiled (GPUs; on CPUs its forward pass)
 reference  the definition, in matrix products
 """
@@ -20,9 +21,11 @@ from operator import index
 import torch
 
 from archbench.errors import DeviceError, UnknownNameError, UsageError, did_you_mean
+from archbench.kernels.attention_rules import FIXED, MEASURED, Ranking, octave_of, ranking
+from archbench.kernels.attention_sdpa import KERNELS, shape_of, torch_prefers_cudnn, why_not_sdpa
 from archbench.kernels.fused.configurations import chip_of, family_of
 
-BACKENDS = ("triton", "sdpa", "flex", "reference")
+BACKENDS = ("triton", "sdpa", *KERNELS, "flex", "reference")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 """Of the Triton kernel's float32 products: exact, three TF32 products for each, or one."""
 
@@ -35,6 +38,9 @@ AUTOTUNE_VARIABLE = "ARCHBENCH_AUTOTUNE"
 # Globals instead of context variables: torch.compile guards on them, and autograd's threads see them.
 ambient = "auto"
 recorders: list[set[str]] = []
+
+rules: set[str] = set()
+"""By which rules ``auto`` and ``sdpa`` have chosen in this process: see :mod:`archbench.kernels.attention_rules`."""
 
 
 def resolve_attention(
@@ -52,17 +58,18 @@ def resolve_attention(
     precision: str = "ieee",
     device_index: int | None = None,
 ) -> str:
-    """The backend that runs: ``name`` itself, or the choice of ``auto``. Each distinct decision is logged once.
+    """The backend that runs: ``name`` itself, or the choice of ``auto`` or ``sdpa``. Each decision is logged once.
 
-    ``auto`` is the Triton kernel on a GPU that it supports, except for single queries, as in decoding; otherwise one
-    of torch's backends, on a CPU the one measured to be fastest. On the meta device nothing runs, and the answer is
-    always ``reference``, whose matrix products can be counted.
+    On a GPU both take the fastest that can run: by a measurement of ``archbench kernels`` on that GPU, otherwise by
+    published figures (:mod:`archbench.kernels.attention_rules`). On a CPU ``auto`` takes the one measured to be
+    fastest, and ``sdpa`` leaves the choice to torch. On the meta device nothing runs, and the answer is always
+    ``reference``, whose matrix products can be counted.
 
     Args:
         name: a backend, or ``auto``.
         device_type: of the tensors, as in ``torch.device.type``.
         dtype: of the queries.
-        T, S, D, precision: see :func:`archbench.kernels.causal_attention`; the window has no influence yet.
+        T, S, D, window, precision: see :func:`archbench.kernels.causal_attention`.
         dropout: probability of dropping an attention weight.
         gradients: whether there will be a backward pass.
         compiling: whether torch.compile is tracing the caller.
@@ -73,13 +80,16 @@ def resolve_attention(
         DeviceError: the backend cannot run there; says why.
         UsageError: a precision for a backend that follows torch's own setting.
     """
-    # ``not`` and ``index`` turn torch.compile's symbols into plain values. A fact without influence is False:
-    # otherwise one decision would be logged as two.
-    single = device_type == "cuda" and not (T > 1)
+    # ``not`` and ``index`` turn torch.compile's symbols into plain values. A fact without influence is the same for
+    # all: otherwise one decision would be made twice.
     few = device_type == "cpu" and dtype == torch.bfloat16 and not (T > 512 or (T == 1 and S < 128))
+    shape, octave = "square", 0
+    if device_type == "cuda":
+        shape, octave = shape_of(T, S, window), octave_of(T)
     return _decide(
-        name, device_type, device_index, dtype, index(D), single, few, not dropout, gradients, compiling, precision
-    )
+        name, device_type, device_index, dtype, index(D), shape, octave, few, not dropout, gradients, compiling,
+        precision,
+    )  # fmt: skip
 
 
 def _decide(*facts: object) -> str:
@@ -98,7 +108,8 @@ def _decided(
     device_index: int | None,
     dtype: torch.dtype,
     D: int,
-    single: bool,
+    shape: str,
+    octave: int,
     few: bool,
     dropless: bool,
     gradients: bool,
@@ -112,26 +123,32 @@ def _decided(
         )
     if device_type == "meta":
         return "reference"
+    dropout = 0.0 if dropless else 0.5
 
     def cause_against(backend: str) -> str | None:
-        dropout = 0.0 if dropless else 0.5
-        conditions = {"gradients": gradients, "compiling": compiling}
-        return why_not(backend, device_type, dtype, D, dropout, **conditions, device_index=device_index)
+        return why_not(
+            backend, device_type, dtype, D, dropout,
+            gradients=gradients, compiling=compiling, device_index=device_index, shape=shape,
+        )  # fmt: skip
 
-    reason = None
-    if name == "auto":
+    rule, reason = FIXED, None
+    if device_type == "cuda" and torch.cuda.is_available() and name in ("auto", "sdpa"):
+        tried = _tried(name, device_index, dtype, D, octave, shape, gradients, precision)
+        against = []
+        for chosen in tried.names:
+            cause = cause_against(chosen)
+            asks = chosen == "sdpa-cudnn" and tried.rule != MEASURED
+            if cause is None and asks and not torch_prefers_cudnn(dtype, D, shape, dropout, gradients, device_index):
+                cause = "torch does not prefer this GPU's or this version's cuDNN"
+            if cause is None:
+                break
+            against.append(cause)
+        rule, reason = tried.rule, "; ".join([*dict.fromkeys(against), tried.reason])
+    elif name == "auto":
         reason = cause_against("triton")
-        if reason is None and single and precision == "ieee":  # other precisions exist only in the kernel
-            # The kernel has one program per head and sequence, which loops over all keys: mostly too few to fill a GPU.
-            chosen, reason = "sdpa", "for a single query torch's attention divides the keys among programs"
-        elif reason is None:
-            chosen = "triton"
-        elif device_type == "cpu" and not dropless:
-            chosen = "reference"  # with dropout SDPA leaves its fast path, and is twice as slow
-        elif few:
-            chosen = "reference"  # 1.5 to 4 times as fast, until the (T, S) weights outgrow the caches
-        else:
-            chosen = "sdpa"
+        # On a CPU with dropout SDPA leaves its fast path, and is twice as slow; with few positions matrix products are
+        # 1.5 to 4 times as fast, until the (T, S) weights outgrow the caches.
+        chosen = "reference" if few or (device_type == "cpu" and not dropless) else "sdpa"
     else:
         chosen = name
         cause = cause_against(name)
@@ -144,11 +161,46 @@ def _decided(
             f"only the Triton kernel has it, but {chosen} attention runs here" + (f" ({reason})" if reason else ""),
             "Leave it at ieee; torch.set_float32_matmul_precision is for torch's own products",
         )
-    logging.getLogger("archbench").info(
-        "attention %s: %s on %s, %s, head width %d%s",
-        name, chosen, device_type, str(dtype).removeprefix("torch."), D, f" ({reason})" if reason else "",
-    )  # fmt: skip
+    if chosen != name:
+        rules.add(rule)
+    _log_once(
+        f"attention {name}: {chosen} on {device_type}, {str(dtype).removeprefix('torch.')}, head width {D}"
+        + (f" ({reason})" if reason else "")
+    )
     return chosen
+
+
+def _tried(
+    name: str,
+    device_index: int | None,
+    dtype: torch.dtype,
+    D: int,
+    octave: int,
+    shape: str,
+    gradients: bool,
+    precision: str,
+) -> Ranking:
+    """The backends that ``auto`` or ``sdpa`` tries on a GPU, in order; the last one can always run."""
+    if name == "auto" and precision != "ieee":
+        return Ranking(("triton", "sdpa-math"), FIXED, "other precisions exist only in the Triton kernel")
+    chip = chip_of(torch.device("cuda" if device_index is None else f"cuda:{device_index}"))
+    found = ranking(chip, dtype, D, octave, shape, training=gradients)
+    if name == "sdpa":
+        names = tuple(kernel for kernel in found.names if kernel in KERNELS)
+        return Ranking((*names, "sdpa-efficient", "sdpa-math"), found.rule, found.reason)
+    return Ranking((*found.names, "sdpa-math"), found.rule, found.reason)
+
+
+@cache
+def _log_once(line: str) -> None:
+    logging.getLogger("archbench").info(line)
+
+
+def forget_decisions() -> None:
+    """Decide anew: what the decisions depend on has changed."""
+    rules.clear()
+    _decided.cache_clear()
+    _log_once.cache_clear()
 
 
 def why_not(
@@ -161,8 +213,17 @@ def why_not(
     gradients: bool = False,
     compiling: bool = False,
     device_index: int | None = None,
+    shape: str = "square",
 ) -> str | None:
-    """Why ``backend`` cannot compute this, as a clause; None if it can. Arguments as of :func:`resolve_attention`."""
+    """Why ``backend`` cannot compute this, as a clause; None if it can. Arguments as of :func:`resolve_attention`.
+
+    ``shape``: ``square`` (T = S, no window), ``masked`` or ``single`` (one query).
+    """
+    if backend in KERNELS:
+        return why_not_sdpa(
+            backend, device_type, dtype, D,
+            shape=shape, dropout=dropout, gradients=gradients, device_index=device_index,
+        )  # fmt: skip
     if backend == "triton":
         return _why_not_triton(device_type, dtype, D, dropout, device_index)
     if backend == "flex":

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from archbench.kernels.attention_sdpa import scaled_dot_product
 from archbench.kernels.dropout import fast_dropout
 
 SMALLEST_BLOCK = 64
@@ -35,8 +36,10 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, 
     return torch.bmm(weights, v).view(B, H, T, D)
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, dropout: float) -> Tensor:
-    """PyTorch's fused kernels."""
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, dropout: float, kernel: str = "sdpa"
+) -> Tensor:
+    """PyTorch's fused kernels: one of :mod:`archbench.kernels.attention_sdpa`, or ``sdpa`` for torch's choice."""
     B, H, T, D = q.shape
     G, S = k.shape[1], k.shape[2]
     if window is not None and T + window - 1 < S:  # positions that no query sees
@@ -46,19 +49,22 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale
         window = None
     if T == 1 and window is None:
         grouped = q.reshape(B, G, H // G, D)  # a group's queries, all at the last position: no mask
-        return F.scaled_dot_product_attention(grouped, k, v, dropout_p=dropout, scale=scale).reshape(B, H, T, D)
+        return scaled_dot_product(kernel, grouped, k, v, dropout_p=dropout, scale=scale).reshape(B, H, T, D)
     if window is not None and max(window, SMALLEST_BLOCK) < T:
-        return _attention_in_blocks(q, k, v, window=window, scale=scale, dropout=dropout)
+        return _attention_in_blocks(q, k, v, window=window, scale=scale, dropout=dropout, kernel=kernel)
     if T == S and window is None:  # SDPA aligns its own mask at the first position, not at the last
         causal, mask = True, None
     else:
         causal, mask = False, visible(T, S, window, q.device)
-    return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=index(H) != index(G)
-    )
+    return scaled_dot_product(
+        kernel, q, k, v,
+        attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale, enable_gqa=index(H) != index(G),
+    )  # fmt: skip
 
 
-def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float, dropout: float) -> Tensor:
+def _attention_in_blocks(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int, scale: float, dropout: float, kernel: str
+) -> Tensor:
     """A window over many positions, in time linear in T; with a mask SDPA would compute all T × S scores.
 
     Queries are in blocks as long as the window; each sees the keys of its own block and the previous one (Beltagy et
@@ -68,9 +74,9 @@ def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale:
     N = max(window, SMALLEST_BLOCK)  # positions per block
     before = S - T  # positions before the first query
     grouped = index(H) != index(G)
-    first = F.scaled_dot_product_attention(
-        q[:, :, :N], k[:, :, : before + N], v[:, :, : before + N], attn_mask=visible(N, before + N, window, q.device),
-        dropout_p=dropout, scale=scale, enable_gqa=grouped,
+    first = scaled_dot_product(
+        kernel, q[:, :, :N], k[:, :, : before + N], v[:, :, : before + N],
+        attn_mask=visible(N, before + N, window, q.device), dropout_p=dropout, scale=scale, enable_gqa=grouped,
     )  # fmt: skip
     blocks = (T - 1) // N  # after the first; the last one is padded
     pad = (0, 0, 0, (blocks + 1) * N - T)
@@ -80,9 +86,9 @@ def _attention_in_blocks(q: Tensor, k: Tensor, v: Tensor, *, window: int, scale:
         parts = F.pad(x, pad)[:, :, start:].unfold(2, size, N)[:, :, :blocks]  # (B, ·, blocks, D, size)
         return parts.permute(0, 2, 1, 4, 3).flatten(0, 1)
 
-    others = F.scaled_dot_product_attention(
-        cut(q, N, N), cut(k, before, 2 * N), cut(v, before, 2 * N), attn_mask=visible(N, 2 * N, window, q.device),
-        dropout_p=dropout, scale=scale, enable_gqa=grouped,
+    others = scaled_dot_product(
+        kernel, cut(q, N, N), cut(k, before, 2 * N), cut(v, before, 2 * N),
+        attn_mask=visible(N, 2 * N, window, q.device), dropout_p=dropout, scale=scale, enable_gqa=grouped,
     )  # fmt: skip
     others = others.view(B, blocks, H, N, D).transpose(1, 2).reshape(B, H, blocks * N, D)
     return torch.cat([first, others], dim=2)[:, :, :T]

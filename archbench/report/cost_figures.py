@@ -242,6 +242,7 @@ def _spreads(evidence: Evidence) -> dict[tuple[str, str, int], _Spread]:
 
 _KERNELS = {
     "sdpa": Style(1, 1), "triton": Style(2, 0), "flex": Style(3, 2), "reference": Style(0, 3),
+    "sdpa-cudnn": Style(4, 4), "sdpa-flash": Style(5, 5), "sdpa-efficient": Style(6, 6), "sdpa-math": Style(7, 7),
 }  # fmt: skip
 _DIRECTIONS = {
     "forward_flops_per_second": "forward",

@@ -37,6 +37,15 @@ _REPEATED = (
     ("stationary", "1", "1: no trend left in the samples; 0: warm-up ended at its limit, or the samples still drift"),
 )
 
+_CHOSEN = (
+    (
+        "attention_measured",
+        "1",
+        "1: attention was chosen by measurements on this GPU (archbench kernels); 0: in part or all by published ones; "
+        "no row: by neither",
+    ),
+)
+
 _AUDITED = (
     (
         "audit_tolerance",
@@ -79,11 +88,13 @@ _QUALITY = _metrics(
     ("audit_state", "1", "tensors of the state_dict that scoring changed"),
     *_AUDITED,
     *_MEMORY,
+    *_CHOSEN,
 )
 _POSITIONS = _metrics(
     "positions",
     ("loss", "nats/token", "mean loss at an eighth of a trained context; repeat = its first position in the window"),
     ("readable", "1", "1: the trained weights fit a model of that context_length; 0: they do not; null: no such text"),
+    *_CHOSEN,
 )
 _TRAIN = _metrics(
     "train",
@@ -122,6 +133,7 @@ _TRAIN = _metrics(
     ("audit_state", "1", "tensors of the state_dict that validation changed"),
     _AUDITED[1],
     *_MEMORY,
+    *_CHOSEN,
 )
 _PREFILL = _metrics(
     "prefill",
@@ -131,6 +143,7 @@ _PREFILL = _metrics(
     *_AUDITED,
     *_REPEATED,
     *_MEMORY,
+    *_CHOSEN,
 )
 _DECODE = _metrics(
     "decode",
@@ -151,6 +164,7 @@ _DECODE = _metrics(
     *_AUDITED,
     *_REPEATED,
     *_MEMORY,
+    *_CHOSEN,
 )
 _SERVE = _metrics(
     "serve",
@@ -172,6 +186,7 @@ _SERVE = _metrics(
     *_AUDITED,
     *_REPEATED,
     *_MEMORY,
+    *_CHOSEN,
 )
 _PROBE = _metrics(
     "probe",
@@ -200,6 +215,7 @@ _EVAL = _metrics(
     ("bits_per_byte", "bit/byte", "negative log2-likelihood of the texts / their bytes, as in quality"),
     ("questions", "1", "questions asked of the task"),
     ("cut", "1", "requests whose context lost its beginning, because it was longer than context_length; of all tasks"),
+    *_CHOSEN,
 )
 _KERNEL = _metrics(
     "kernel",

@@ -10,7 +10,10 @@ import torch
 from archbench.config import KernelConfig, RunConfig
 from archbench.errors import DeviceError
 from archbench.kernels import resolve_attention
+from archbench.kernels.attention_rules import use_measured
+from archbench.kernels.attention_sdpa import without_cudnn
 from archbench.kernels.triton_guard import without_triton
+from archbench.measure.attention_speeds import known_attention_speeds
 from archbench.measure.machine import device_name, versions
 from archbench.measure.malloc import tune_malloc
 from archbench.runs.rows import Rows
@@ -64,16 +67,17 @@ def check_dtype(config: RunConfig, device: torch.device) -> None:
 
 
 def check_attention(config: RunConfig, device: torch.device) -> None:
-    """Refuse an attention backend that cannot run on the device with any sizes.
+    """Refuse an attention backend that cannot run on the device with any sizes, or not in one of the phases.
 
     Raises:
-        DeviceError: it cannot; says why. Limits of head width and dropout show only at the first batch.
+        DeviceError: it cannot; says why. Limits of head width, masks and dropout show only at the first batch.
     """
     dtype: torch.dtype = getattr(torch, config.dtype)
-    resolve_attention(
-        config.attention, device_type=device.type, device_index=device.index, dtype=dtype, T=2, S=2, D=64,
-        gradients="train" in config.phases, compiling=config.compile,
-    )  # fmt: skip
+    for T in (2, *([1] if {"decode", "serve"} & {*config.phases} else [])):
+        resolve_attention(
+            config.attention, device_type=device.type, device_index=device.index, dtype=dtype, T=T, S=2, D=64,
+            gradients=T > 1 and "train" in config.phases, compiling=config.compile,
+        )  # fmt: skip
 
 
 @contextmanager
@@ -96,6 +100,12 @@ def measuring(phase: str, config: RunConfig | KernelConfig) -> Iterator[tuple[to
         device_name=device_name(device),
         **versions(),
     )
-    # Optimizers load torch's compiler, which would import Triton; its memory would count as the model's.
-    with without_triton() if device.type == "cpu" else nullcontext():
-        yield device, rows
+    if device.type == "cuda":
+        use_measured(known_attention_speeds(device))
+        # Models that call torch's attention by themselves would get a plan of cuDNN's for each length.
+        with nullcontext() if phase in ("train", "kernel") else without_cudnn():
+            yield device, rows
+    else:
+        # Optimizers load torch's compiler, which would import Triton; its memory would count as the model's.
+        with without_triton() if device.type == "cpu" else nullcontext():
+            yield device, rows

@@ -33,6 +33,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "dtype": "float32",
     },
     "cuda": {
+        "backends": ("triton", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "flex"),
         "lengths": (512, 1024, 2048, 4096, 8192, 16_384),
         "head_widths": (64, 128),
         "groups": (1, 4),

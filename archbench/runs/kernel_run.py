@@ -13,6 +13,7 @@ from archbench.child.process import Child, LostError
 from archbench.config import KernelConfig
 from archbench.errors import DeviceError, PhaseError
 from archbench.measure import environment
+from archbench.measure.attention_speeds import keep_attention_speeds
 from archbench.measure.machine import describe, versions
 from archbench.plugin.growth import check_room
 from archbench.presentation.step_view import StepView
@@ -59,6 +60,8 @@ def measure_kernels(config: KernelConfig, *, quiet: bool = False) -> KernelRun:
     before = environment.snapshot(config.device)
     rows, left_out, cpu_seconds = _measured_apart(config, quiet=quiet)
     rows = with_environment(rows, before, environment.snapshot(config.device, ended=cpu_seconds))
+    if config.device.startswith("cuda") and not any(row["contaminated"] for row in rows):
+        keep_attention_speeds(config.device, rows)
     facts = {"versions": versions(), "machine": describe(config.device), "left_out": left_out}
     path = write_run(
         config.out,

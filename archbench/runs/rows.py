@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from archbench.kernels import record_attention
+from archbench.kernels.attention_backends import rules
+from archbench.kernels.attention_rules import MEASURED, PUBLISHED
 from archbench.measure.memory import PeakMemory
 from archbench.presentation.terminal import echo
 
@@ -44,10 +46,15 @@ class Rows:
 
     @contextmanager
     def recording_attention(self) -> Iterator[None]:
-        """Record in every row the attention backends that run in this context, or ``none``."""
+        """Record in every row the attention backends that run in this context, or ``none``.
+
+        On a GPU a row says by which rule they were chosen, if they were chosen by their speed.
+        """
         with record_attention() as ran:
             yield
         self.common["attention"] = "+".join(sorted(ran)) or "none"
+        if by_speed := rules & {MEASURED, PUBLISHED}:
+            self.add("attention_measured", by_speed == {MEASURED})
 
     def finished(self) -> list[dict[str, Any]]:
         """Every row, with the common columns."""

@@ -180,5 +180,5 @@ def _record_attention(model: nn.Module, T: int, dtype: torch.dtype, device: torc
     """Record the attention backend of a training step in every row, from one forward pass before the clock starts."""
     tokens = torch.zeros(1, T, dtype=torch.int64, device=device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
-    with forked_generators(device), rows.recording_attention(), torch.no_grad(), autocast:
-        model.train()(tokens)
+    with forked_generators(device), rows.recording_attention(), autocast:
+        model.train()(tokens)  # with gradients, on which the choice depends
