@@ -22,6 +22,7 @@ from archbench.nn import (
     Dropout,
     FeedForward,
     KVCache,
+    ResidualNorm,
     SelfAttention,
     exported_fields,
     exported_weights,
@@ -67,15 +68,13 @@ class Block(nn.Module):
         super().__init__()
         C = config.d_model
         self.attention = SelfAttention(C, config.n_head, layer=layer, dropout=config.attn_dropout)
-        self.attention_norm = nn.LayerNorm(C, eps=1e-5)
+        self.attention_norm = ResidualNorm(C, dropout=config.resid_dropout)
         self.feed_forward = FeedForward(C, config.d_ff, GELU)
-        self.feed_forward_norm = nn.LayerNorm(C, eps=1e-5)
-        self.resid_dropout = Dropout(config.resid_dropout)
+        self.feed_forward_norm = ResidualNorm(C, dropout=config.resid_dropout)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        x = self.attention_norm(x + self.resid_dropout(self.attention(x, cache)))
-        y: Tensor = self.feed_forward_norm(x + self.resid_dropout(self.feed_forward(x)))
-        return y
+        x = self.attention_norm(x, self.attention(x, cache))
+        return self.feed_forward_norm(x, self.feed_forward(x))
 
 
 class GPT1(DecoderOnly):

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from archbench.kernels.companions import column_sums, narrowed
+from archbench.kernels.precision import autocast_dtype, without_autocast
 from archbench.kernels.working_weights import working
 
 FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**16
@@ -29,11 +31,46 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     The choice depends only on the machine, dtype and sizes, so that the same run gives the same numbers.
     """
-    weight, bias = working(weight), None if bias is None else working(bias)
+    x, weight = narrowed(x), working(weight)
+    if bias is not None and x.device.type == "cuda" and _learns_eagerly(bias):
+        return _biased_linear(x, weight, bias)
+    bias = None if bias is None else working(bias)
     large = LARGE_FOR_FEW_ROWS if x.numel() <= FEW_ROWS * x.shape[-1] else LARGE
     if weight.numel() >= large and _onednn_applies(x, weight):
         return onednn_linear(x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def _learns_eagerly(bias: Tensor) -> bool:
+    return torch.is_grad_enabled() and bias.requires_grad and not torch.compiler.is_compiling()
+
+
+def _biased_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``F.linear``; the bias's gradient is not rounded, and may be the column sums that a fused kernel has noted."""
+    narrow = working(bias).detach()
+    if (dtype := autocast_dtype(x)) is not None:
+        x, weight, narrow = x.to(dtype), weight.to(dtype), narrow.to(dtype)
+    return BiasedLinear.apply(x, weight, bias, narrow)  # type: ignore[no-untyped-call, no-any-return]
+
+
+class BiasedLinear(torch.autograd.Function):
+    """x Wᵀ + narrow; ``narrow`` (N,) is the bias in x's dtype, and its gradient goes to ``bias``, in bias's dtype."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, narrow: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = bias.dtype
+        with without_autocast(x):
+            return F.linear(x, weight, narrow)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor, None]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.flatten(0, -2)  # (M, N)
+        for_x = gradient @ weight if ctx.needs_input_grad[0] else None
+        for_weight = rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return for_x, for_weight, column_sums(gradient, ctx.bias_dtype), None
 
 
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

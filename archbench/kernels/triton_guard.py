@@ -11,7 +11,11 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
 from types import ModuleType
+
+import torch
 
 
 @contextmanager
@@ -28,6 +32,14 @@ def without_triton() -> Iterator[None]:
         yield
     finally:
         del sys.modules["triton"]
+
+
+@cache
+def row_kernels_run(device: torch.device) -> bool:
+    """Whether the Triton kernels that work row by row run on this device: GPUs with bfloat16, where Triton is."""
+    if device.type != "cuda" or find_spec("triton") is None:
+        return False
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def flop_counter() -> ModuleType:

@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archbench.kernels.precision import autocast_dtype
+
 _active: WorkingWeights | None = None
 
 
 def working(weight: Tensor) -> Tensor:
-    """The copy of a weight that products should use; the weight itself outside :meth:`WorkingWeights.used`."""
+    """The copy of a weight that products should use; the weight itself outside :meth:`WorkingWeights.used`, and where
+    autocast is off or to another dtype."""
     return weight if _active is None else _active.copy_of(weight)
 
 
@@ -59,7 +62,7 @@ class WorkingWeights:
 
     def copy_of(self, weight: Tensor) -> Tensor:
         """See :func:`working`."""
-        if type(weight) is not nn.Parameter or weight.dtype != torch.float32:
+        if type(weight) is not nn.Parameter or weight.dtype != torch.float32 or autocast_dtype(weight) != self.dtype:
             return weight
         if self._known and (not self._copies or (torch.is_grad_enabled() and not self._differentiable)):
             self._make(self._known)

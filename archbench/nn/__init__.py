@@ -10,7 +10,7 @@ from archbench.nn.dropout import Dropout
 from archbench.nn.experts import Routing, SparseExperts, load_balancing_loss
 from archbench.nn.feed_forward import FeedForward, GatedFeedForward
 from archbench.nn.linear import Linear, LowRank
-from archbench.nn.norm import RMSNorm
+from archbench.nn.norm import ResidualNorm, RMSNorm
 from archbench.nn.published import (
     LLAMA_ATTENTION_FIELDS,
     LLAMA_FIELDS,
@@ -43,6 +43,7 @@ __all__ = [
     "Linear",
     "LowRank",
     "RMSNorm",
+    "ResidualNorm",
     "Rotary",
     "RotaryAttention",
     "Routing",

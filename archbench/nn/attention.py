@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from archbench.errors import ConfigError
-from archbench.kernels import causal_attention, rotate, single_query_attention
+from archbench.kernels import causal_attention, rotate, single_query_attention, split_heads
 from archbench.nn.cache import KVCache
 from archbench.nn.linear import Linear
 
@@ -34,7 +34,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
         B, T, C = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.heads, C // self.heads).permute(2, 0, 3, 1, 4)  # (B, H, T, D)
+        q, k, v = split_heads(self.qkv(x).view(B, T, 3, self.heads, C // self.heads))  # (B, H, T, D)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)  # (B, H, S, D), S positions read so far
         y = attend(q, k, v, cache, dropout=self.dropout if self.training else 0.0)  # (B, H, T, D)

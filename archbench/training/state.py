@@ -176,8 +176,11 @@ class TrainState:
             )
         norm = torch.nn.utils.get_total_norm(gradients)
         self.grad_norm = norm.full_tensor() if self.ranks.sharded else norm  # type: ignore[attr-defined]  # of DTensor
+        if self.grad_clip is not None and self._scales_gradients:
+            # One pass over memory less: the fused kernel divides by it while it updates.
+            self.optimizer.grad_scale = (self.grad_norm / self.grad_clip).clamp(min=1.0)  # type: ignore[attr-defined]
         # Reading the norm is free on a CPU, and can save multiplying every gradient by 1.
-        if self.grad_clip is not None and (self.device.type != "cpu" or not self.grad_norm <= self.grad_clip):
+        elif self.grad_clip is not None and (self.device.type != "cpu" or not self.grad_norm <= self.grad_clip):
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self.grad_clip, self.grad_norm)
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
@@ -187,6 +190,12 @@ class TrainState:
         self.optimizer.zero_grad(set_to_none=True)
         self._outdate()
         self.step += 1
+
+    @property
+    def _scales_gradients(self) -> bool:
+        """Whether the optimizer divides gradients by its ``grad_scale``, as torch's fused Adam does on GPUs."""
+        fused = isinstance(self.optimizer, torch.optim.Adam) and all(g["fused"] for g in self.optimizer.param_groups)
+        return fused and self.device.type == "cuda" and self.scaler is None and self.ranks.size == 1
 
     def set_learning_rate(self, value: float) -> None:
         """Set the rate of the next update for all parameters."""

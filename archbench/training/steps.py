@@ -30,14 +30,14 @@ def next_token_step(state: TrainState, batch: Batch) -> Tensor:
     if state.step == 0 and not state.ranks.sharded:  # it was checked before its parameters were distributed
         check_linear_head(state.module)
     batch_tokens = batch.targets.numel()
-    mean_loss = torch.zeros((), device=state.device)
+    losses = []
     for micro in state.split(batch):
         loss = next_token_loss(state, micro)
         weight = micro.targets.numel() / batch_tokens
         state.backward(loss, weight)
-        mean_loss += weight * loss.detach()
+        losses.append(weight * loss.detach() if weight != 1.0 else loss.detach())
     state.update()
-    return mean_loss
+    return sum(losses[1:], losses[0])
 
 
 def next_token_loss(state: TrainState, batch: Batch) -> Tensor:

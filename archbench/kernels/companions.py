@@ -1,0 +1,42 @@
+"""What an operation computed besides a tensor, noted on the tensor for whoever wants it next.
+
+A fused kernel that writes a tensor has its copy in half precision, or its column sums, for almost nothing; the next
+operation, far away in a model, would need a kernel of its own. A note holds for the tensor object and its values: after
+an operation in place, or on a view, there is none, and the next operation computes it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from archbench.kernels.precision import autocast_dtype
+
+_NARROW, _COLUMN_SUMS = "_archbench_narrow", "_archbench_column_sums"
+
+
+def note_narrow(x: Tensor, narrow: Tensor) -> None:
+    """``narrow`` is ``x`` in half precision, and the graph of gradients has both."""
+    setattr(x, _NARROW, (x._version, narrow))
+
+
+def narrowed(x: Tensor) -> Tensor:
+    """The half-precision copy of ``x`` that is noted, if autocast wants it; otherwise ``x`` itself."""
+    narrow = None if torch.compiler.is_compiling() else _noted(x, _NARROW)
+    return x if narrow is None or narrow.dtype != autocast_dtype(x) else narrow
+
+
+def note_column_sums(x: Tensor, sums: Tensor) -> None:
+    """``sums`` (C,) are those of ``x`` (..., C) over all rows."""
+    setattr(x, _COLUMN_SUMS, (x._version, sums))
+
+
+def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Sums (C,) of ``x`` (..., C) over all rows, in that dtype: those that are noted, or calculated."""
+    noted = _noted(x, _COLUMN_SUMS)
+    return x.flatten(0, -2).sum(0, dtype=dtype) if noted is None else noted.to(dtype)
+
+
+def _noted(x: Tensor, name: str) -> Tensor | None:
+    version, value = getattr(x, name, (None, None))
+    return value if version == x._version else None

@@ -1,0 +1,45 @@
+"""Softmax cross-entropy of a row of logits, and its gradient in their place: two reads and one write."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+LOSS_BLOCK = 4096
+
+
+@triton.jit(do_not_specialize=["V", "row_stride", "ignored"])
+def cross_entropy_kernel(
+    logits, targets, losses, row_stride, V, ignored, BLOCK: tl.constexpr, TRAINED: tl.constexpr
+):  # fmt: skip
+    """losses (R,) float32 of logits (R, V), one row per program; if TRAINED, logits become softmax minus one-hot.
+
+    A row whose target is ``ignored`` has loss and gradient zero; one whose target is no column has loss NaN.
+    """
+    row = tl.program_id(0)
+    first = logits + row.to(tl.int64) * row_stride
+    target = tl.load(targets + row)
+    counts = target != ignored
+    columns = tl.arange(0, BLOCK)
+    maximum = -float("inf")
+    others = 0.0  # the sum of all but the target's: 1 - its probability, without cancellation
+    known = (target >= 0) & (target < V)
+    own = tl.load(first + target, mask=known, other=float("nan")).to(tl.float32)
+    for start in range(0, V, BLOCK):
+        inside = start + columns < V
+        scores = tl.load(first + start + columns, mask=inside, other=-float("inf")).to(tl.float32)
+        highest = tl.maximum(maximum, tl.max(scores, 0))
+        weights = tl.where(start + columns == target, 0.0, tl.exp(scores - highest))
+        others = others * tl.exp(maximum - highest) + tl.sum(weights, 0)
+        maximum = highest
+    total = others + tl.exp(own - maximum)
+    loss = maximum - own + tl.log(total)
+    tl.store(losses + row, tl.where(counts, loss, 0.0))
+    if TRAINED:
+        for start in range(0, V, BLOCK):
+            inside = start + columns < V
+            scores = tl.load(first + start + columns, mask=inside, other=-float("inf")).to(tl.float32)
+            errors = tl.exp(scores - maximum) / total
+            errors = tl.where(start + columns == target, -others / total, errors)
+            errors = tl.where(counts, errors, 0.0)
+            tl.store(first + start + columns, errors.to(logits.dtype.element_ty), mask=inside)
