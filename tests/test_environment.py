@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from archbench.measure.environment import Environment, contamination, interval, metrics, snapshot
+from archbench.measure.machine import driver_version
 from archbench.results.metrics import METRICS
 
 BEFORE = Environment(
@@ -161,6 +162,13 @@ def test_an_older_driver_without_counters_still_tells_its_state(
     _fake_nvidia_smi(tmp_path, monkeypatch, {"clocks_throttle_reasons.active": "0x0000000000000004"})
     reading = snapshot("cuda")
     assert (reading.gpu_slow_now, reading.gpu_slow_seconds) == (False, None), "a power cap at full load is no fault"
+
+
+def test_the_driver_is_that_of_the_gpu_or_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fake_nvidia_smi(tmp_path, monkeypatch, {"driver_version": "570.86.15"})
+    assert [driver_version(device) for device in ("cuda", "cuda:1", "cpu")] == ["570.86.15", "570.86.15", None]
+    _fake_nvidia_smi(tmp_path, monkeypatch, {})
+    assert driver_version("cuda") is None
 
 
 def _fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, str]) -> None:

@@ -19,6 +19,7 @@ from archbench.report.figures import Figure, data_of
 from archbench.report.run_limits import peaks_in
 from archbench.results.reading import read_results
 from archbench.results.schema import arrow_schema
+from command_line import archbench
 
 REFERENCES = Path(__file__).parent.parent / "results" / "reference"
 (RUN,) = REFERENCES.glob("*.parquet")
@@ -75,6 +76,30 @@ def median(rows: pd.DataFrame, phase: str, metric: str, **case: int) -> float:
     for column, value in case.items():
         own = own[own[column] == value]
     return float(own.value.median())
+
+
+SEVERAL = "do not compare across them"
+
+
+def test_runs_of_several_machines_say_so_on_the_page_and_in_the_terminal(tmp_path: Path, rows: pd.DataFrame) -> None:
+    (device,) = set(rows.device_name)
+    mine, other = {"host": "node1", "driver": "570.1"}, {"device_name": "A GPU", "host": "node1", "driver": "570.1"}
+    for name, machines, said in (
+        ("same", [{}, mine, mine], None),  # an earlier version did not say the host
+        ("hosts", [mine, {**mine, "host": "node2"}], f"2 machines: {device} on 2 hosts."),
+        ("devices", [mine, other], f"several devices or drivers: A GPU, {device}."),
+        ("drivers", [mine, {**mine, "driver": "575.2"}], f"{device} with drivers 570.1 and 575.2."),
+    ):
+        folder = tmp_path / name
+        for number, columns in enumerate(machines):
+            copied(folder, f"2026112{number}T000000-abcdef", **columns)
+        (part,) = read([str(folder)])
+        table = " ".join(table_of(part, "runs").notes)
+        printed = " ".join(archbench("results", folder, cwd=tmp_path).stdout.split())
+        for text in (table, " ".join(part.limits), printed):
+            assert (SEVERAL in text) == (said is not None), name
+            assert said is None or said in text
+        assert "node1" not in table, "a page may be published"
 
 
 def test_one_run_says_in_a_sentence_what_it_reached(alone: Contents) -> None:

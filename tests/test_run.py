@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ def test_every_promised_metric_of_every_phase_is_there(frame: pd.DataFrame) -> N
 
 def test_what_ran_is_in_every_row(frame: pd.DataFrame) -> None:
     measured = frame[frame.phase != "environment"]
+    assert set(frame.host) == {socket.gethostname()}
+    assert frame.driver.isna().all()
     for column in ("attention", "device_name", "threads", "torch_version", "config_hash", "malloc", "parameters"):
         assert measured[column].notna().all(), column
     assert set(measured.contaminated.dropna()) <= {True, False}

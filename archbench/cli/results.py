@@ -102,6 +102,7 @@ def results(
 
 def _print_summary(frame: pd.DataFrame, path: str, *, hide_incidental: bool) -> None:
     from archbench.cli.summary import UNCHECKED_REMARK, failures
+    from archbench.report.basis import several_machines
     from archbench.report.kernel_tables import kernel_tables, not_measured
     from archbench.report.run_tables import checks, integer, measurement_table
     from archbench.results.doubts import doubts
@@ -127,6 +128,10 @@ def _print_summary(frame: pd.DataFrame, path: str, *, hide_incidental: bool) -> 
             paragraph(UNCHECKED_REMARK, style="yellow")
         if contaminated.fillna(False).any():
             paragraph("Other work ran on this machine: speeds so marked are contaminated.", style="yellow")
+
+    if (mixed := several_machines(frame)) is not None:
+        echo()
+        paragraph(mixed, style="yellow")
 
 
 def _print_raw(frame: pd.DataFrame) -> None:

@@ -230,6 +230,12 @@ def gpu_facts(device: object) -> dict[str, str | float | None]:
     return {name: _number(value) for name, value in zip(_GPU_FACTS, values, strict=True)}
 
 
+def driver_version(device: object) -> str | None:
+    """Of the NVIDIA driver, of the device ``cuda`` or ``cuda:N``; None for others, or where nvidia-smi does not say."""
+    values = query_gpu(device, [_GPU_FACTS["gpu_driver"]]) if str(device).startswith("cuda") else None
+    return values[0] if values else None
+
+
 def _number(text: str | None) -> str | float | None:
     return float(text) if text and re.fullmatch(r"\d+(\.\d+)?", text) else text
 

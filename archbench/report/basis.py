@@ -44,7 +44,7 @@ TIMES = ("step_seconds", "seconds_to_first_token", "seconds_per_token", "forward
 """Metrics whose rows of one case are repeats of the same work."""
 
 _CASES = ["run_id", "metric", "batch_size", "prompt_length", "context_length", "attention", "operation"]
-_NEEDED = [*_CASES, "name", "role", "contaminated", "conformance"]
+_NEEDED = [*_CASES, "name", "role", "contaminated", "conformance", "device_name", "host", "driver"]
 
 
 def basis_of(key: str, rows: pd.DataFrame) -> tuple[str, ...]:
@@ -67,10 +67,12 @@ def resting(made: Sequence[Table | None], rows: pd.DataFrame) -> tuple[Table, ..
 
 
 def basis(rows: pd.DataFrame) -> tuple[str, ...]:
-    """Sentences: number of runs and samples, disturbance, conformance."""
+    """Sentences: number of runs and samples, disturbance, several machines, conformance."""
     if rows.empty:
         return ()
     sentences = [_samples(rows), _disturbed(rows)]
+    if (mixed := several_machines(rows)) is not None:
+        sentences.append(mixed)
     if rows["name"].notna().any():
         sentences.append(conformance(rows))
     return tuple(sentences)
@@ -101,6 +103,24 @@ def _disturbed(rows: pd.DataFrame) -> str:
         return "No other work was detected on the machine."
     runs = "every run" if number == len(by_run) else f"{number} of {len(by_run)} runs"
     return f"Contaminated: other work (a study's own, if it measures several runs at a time) disturbed {runs}."
+
+
+def several_machines(rows: pd.DataFrame) -> str | None:
+    """Which devices these rows are of, on how many hosts and with which drivers; None if they are of one machine.
+
+    Hosts are counted and not named: a page may be published. Rows of earlier versions say neither host nor driver.
+    """
+    machines = rows[["device_name", "host", "driver"]].drop_duplicates()
+    named = []
+    for device, own in machines.groupby("device_name"):
+        hosts, drivers = own.host.nunique(), sorted(map(str, own.driver.dropna().unique()))
+        on = f" on {hosts} hosts" if hosts > 1 else ""
+        named.append(f"{device}{on}" + (f" with drivers {' and '.join(drivers)}" if len(drivers) > 1 else ""))
+    hosts = machines.host.nunique()
+    if len(named) <= 1 and hosts <= 1 and machines.driver.nunique() <= 1:
+        return None
+    where = f"{hosts} machines" if hosts > 1 else "several devices or drivers"
+    return f"Measured on {where}: {', '.join(named)}. Speed and memory do not compare across them."
 
 
 def conformance(rows: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from archbench.presentation.quantities import compact, number, quantity
+from archbench.report.basis import several_machines
 from archbench.report.kernel_tables import LETTERS
 from archbench.report.run_limits import value_of
 from archbench.report.serving_percentiles import LEFT_OUT, served_in_words
@@ -73,6 +74,8 @@ def limits_of(rows: pd.DataFrame) -> Iterator[str]:
         sizes = modelled.parameters.dropna()
         if len(sizes):
             yield f"Other sizes: up to {compact(float(sizes.max()))} parameters here. Rankings change with size."
+    if (mixed := several_machines(rows)) is not None:
+        yield mixed
     devices = ", ".join(rows.device_name.drop_duplicates().astype(str))
     yield f"Other machines: speed and memory are those of {devices}."
     if rows.run_id.nunique() == 1:

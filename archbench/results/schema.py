@@ -17,10 +17,11 @@ from archbench.results.metrics import METRICS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 """Increased if a column is added or changes its name, type or meaning; readers reject newer files and upgrade older
 ones. 2: the columns that distinguish the cases of the phase ``kernel``. 3: ``conformance`` and ``status``.
-4: ``role`` and ``plugin_revision``, and ``tokens_seen`` in quality rows. 5: the columns of the phase ``eval``."""
+4: ``role`` and ``plugin_revision``, and ``tokens_seen`` in quality rows. 5: the columns of the phase ``eval``.
+6: ``host`` and ``driver``."""
 
 OK = "ok"
 """``status`` of every row that is a measurement."""
@@ -114,6 +115,8 @@ COLUMNS: tuple[Column, ...] = (
     Column("repeat", "int64", "", "number of the repeat, step or gap, from 0"),
     Column("device", "string", "", "cpu or cuda, as torch names it"),
     Column("device_name", "string", "", "model of the CPU or GPU"),
+    Column("host", "string", "", "name of the machine, as its network knows it; null: before version 6", nullable=True),
+    Column("driver", "string", "", "version of the NVIDIA driver; null: no such GPU, or unknown", nullable=True),
     Column("dtype", "string", "", "dtype the matrix products ran in"),
     Column(
         "attention",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
@@ -14,7 +15,7 @@ from archbench.kernels.attention_rules import use_measured
 from archbench.kernels.attention_sdpa import without_cudnn
 from archbench.kernels.triton_guard import without_triton
 from archbench.measure.attention_speeds import known_attention_speeds
-from archbench.measure.machine import device_name, versions
+from archbench.measure.machine import device_name, driver_version, versions
 from archbench.measure.malloc import tune_malloc
 from archbench.runs.rows import Rows
 
@@ -98,6 +99,8 @@ def measuring(phase: str, config: RunConfig | KernelConfig) -> Iterator[tuple[to
         threads=torch.get_num_threads(),
         device=device.type,
         device_name=device_name(device),
+        host=socket.gethostname(),
+        driver=driver_version(device),
         **versions(),
     )
     if device.type == "cuda":

@@ -59,7 +59,7 @@ def with_environment(
     rows: Sequence[Mapping[str, Any]], before: Environment, after: Environment, *, repeat: int = 0
 ) -> list[dict[str, Any]]:
     """The rows, and rows of the phase ``environment``: what else the machine did between the two snapshots."""
-    same = (*versions(), "device", "device_name", "threads", "malloc", "parameters")
+    same = (*versions(), "device", "device_name", "host", "driver", "threads", "malloc", "parameters")
     machine = {name: rows[0][name] for name in same if name in rows[0]}
     watched = [
         {**machine, "phase": "environment", "metric": metric, "value": value, "repeat": repeat}

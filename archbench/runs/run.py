@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import sys
 import time
 import warnings
@@ -17,7 +18,7 @@ from archbench.config import ParallelName, RunConfig
 from archbench.errors import ArchbenchError, ArchbenchWarning, StorageError, UsageError, refusal
 from archbench.files.writing import set_aside
 from archbench.interruption import continued
-from archbench.measure.machine import device_name, versions
+from archbench.measure.machine import device_name, driver_version, versions
 from archbench.presentation.live_view import log
 from archbench.presentation.quantities import duration
 from archbench.presentation.step_view import StepView
@@ -290,12 +291,13 @@ def _record_end(folder: RunFolder, rows: list[dict[str, Any]], phase: str, metri
 
 def _where(folder: RunFolder, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The columns about the machine: from the finished phases, or from this process."""
-    names = ("device", "device_name", "threads", "malloc", "parameters", *versions())
+    names = ("device", "device_name", "host", "driver", "threads", "malloc", "parameters", *versions())
     if rows:
         return {name: rows[-1].get(name) for name in names}
     device = resolve_device(folder.config.device)
     threads = folder.config.threads or torch.get_num_threads()
-    return {**versions(), "device": device.type, "device_name": device_name(device), "threads": threads}
+    here = {"host": socket.gethostname(), "driver": driver_version(device)}
+    return {**versions(), **here, "device": device.type, "device_name": device_name(device), "threads": threads}
 
 
 def _common(folder: RunFolder) -> dict[str, Any]:

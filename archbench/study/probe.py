@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import socket
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from archbench.data.tasks import Task
 from archbench.errors import ArchbenchError
-from archbench.measure.machine import versions
+from archbench.measure.machine import driver_version, versions
 from archbench.measure.sizes import Size
 from archbench.plugin.registry import load, load_tasks
 from archbench.results.schema import ROLES, UNCHECKED
@@ -99,7 +100,13 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
                 scores += [self._score(one, task, condition, found) for condition in task.tests]
                 for trial, record in found:
                     if record.test:
-                        columns = {**now, **here, "plugin_revision": revision, **self._columns(one, task, trial)}
+                        columns = {
+                            **now,
+                            **here,
+                            **self._where(record),
+                            "plugin_revision": revision,
+                            **self._columns(one, task, trial),
+                        }
                         tables.append(run_table(str(record.run_id), self._rows(one, task, trial, record), columns))
         outcome = ProbeOutcome(
             **common,
@@ -114,6 +121,12 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
             trials=[outcomes.Trial.of(trial, **record.model_dump()) for trial, record in trials],
         )
         return outcome, tables
+
+    def _where(self, record: TrialRecord) -> dict[str, str | None]:
+        """The host that measured it, and its driver where that is this machine's."""
+        if record.host is not None:
+            return {"host": record.host, "driver": None}
+        return {"host": socket.gethostname(), "driver": driver_version(self.plan.device)}
 
     def _contender(self, name: str) -> Contender:
         """The architecture at the plan's size for the first task; its sizes for all tasks are kept."""
