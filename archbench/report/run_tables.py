@@ -69,6 +69,7 @@ _SUMMARY = (
     ("prefill", "{P:.0f}-token prompt × {B:.0f}", "seconds_to_first_token", "s"),
     ("prefill", "peak memory", "peak_memory_bytes", "B"),
     ("decode", "token after {P:.0f} × {B:.0f}", "seconds_per_token", "s"),
+    ("decode", "from a graph, after {P:.0f} × {B:.0f}", "graph_seconds_per_token", "s"),
     ("decode", "cache", "cache_bytes_per_token", "B/token"),
     ("decode", "peak memory", "peak_memory_bytes", "B"),
 )
@@ -254,9 +255,10 @@ def _remark(rows: pd.DataFrame, metric: str) -> str:
         case "peak_memory_bytes":
             peak, baseline = last(metric), last("baseline_memory_bytes")
             return "" if peak is None or baseline is None else f"{quantity(peak - baseline, 'B')} new"
-        case "seconds_to_first_token" | "seconds_per_token":
-            used = "" if (mbu := last("mbu")) is None else f", MBU {mbu:.0%}"
-            return quantity(last("tokens_per_second"), "token/s") + used
+        case "seconds_to_first_token" | "seconds_per_token" | "graph_seconds_per_token":
+            graph = "graph_" if metric.startswith("graph_") else ""
+            used = "" if (mbu := last(f"{graph}mbu")) is None else f", MBU {mbu:.0%}"
+            return quantity(last(f"{graph}tokens_per_second"), "token/s") + used
     return ""
 
 

@@ -135,7 +135,7 @@ COLUMNS: tuple[Column, ...] = (
         "operation",
         "string",
         "",
-        "phase kernel: the function measured; phase probe: the condition; eval: the filter",
+        "phase kernel: the function measured; probe: the condition; eval: the filter; decode: why no graph",
         True,
     ),
     Column("query_heads", "int64", "", "phase kernel: H, query heads", nullable=True),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
@@ -87,6 +87,11 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
             describe(rows, samples, case, outlying=count_outliers(kept))
     rows.add_memory(memory, quiet=quiet)
     audit(run, model, decoded, rows)
+    replayed: Mapping[tuple[int, int], float] = {}
+    if device.type == "cuda":
+        from archbench.runs.graph_decoding import decode_from_graphs
+
+        replayed = decode_from_graphs(run, architecture, model, decoded, clock, rows)
 
     described, T = on_meta(model), run.model["context_length"]
     bandwidth = known_bandwidth(device)
@@ -99,6 +104,9 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
         # What the processor's own cache holds is not read from memory again.
         from_memory = read is not None and bandwidth is not None and read > last_level_cache_bytes(device)
         rows.add("mbu", read / seconds / bandwidth if from_memory else None, **case)  # type: ignore[operator]
+        if (P, B) in replayed:
+            use = read / replayed[P, B] / bandwidth if from_memory else None  # type: ignore[operator]
+            rows.add("graph_mbu", use, **case)
         rows.add("cache_bytes", cache_bytes(described, B, capacity), **case)
         rows.add("cache_bytes_measured", measured_cache_bytes(model, B, capacity), **case)
     rows.add("cache_bytes_per_token", cache_bytes_per_token(described, 1, T))

@@ -1,4 +1,7 @@
-"""The process, started again with stream capture in front of the libraries that count (stream_capture.c)."""
+"""The process, started again with stream capture in front of the libraries that count (stream_capture.c).
+
+DIR/run python tests/fake_gpu/preloading.py -m archbench run gpt1 --device cuda --preset nano …
+"""
 
 from __future__ import annotations
 
@@ -44,3 +47,7 @@ def _library() -> Path:
         subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(made), str(SOURCE), "-ldl"], check=True)
         made.replace(place)  # at once: another process may compile it too
     return place
+
+
+if __name__ == "__main__":
+    preload(sys.argv[1:])

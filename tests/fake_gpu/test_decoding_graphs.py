@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from counts import Counts, counts, reset
 
+import archbench
 from archbench import Sampling, decode_with_cache
 from archbench.inference.decoding_kind import decoding
 
@@ -100,3 +106,25 @@ def test_a_step_that_waits_for_the_gpu_is_not_captured_and_says_why() -> None:
         assert len(list(decode_with_cache(model, _prompt(), 10, sampled))) == 10
     assert ran.kinds == {"eager"}
     assert _steady(_model("gpt1"), sampled).graph_launches == 37, "and disturbs no other capture"
+
+
+def test_counts_of_a_token_are_the_committed_ones() -> None:
+    benchmarks = Path(__file__).parents[2] / "benchmarks"
+    committed = json.loads((benchmarks / "gpu_counts.json").read_text())["decoding"]
+    found = runpy.run_path(str(benchmarks / "gpu_counts.py"))["decoding"]()
+    for kinds in (*committed.values(), *found.values()):
+        for kind in kinds.values():
+            del kind["host_microseconds"]
+    assert found == committed, "if it is meant: DIR/run python benchmarks/gpu_counts.py decoding"
+
+
+@pytest.mark.slow
+def test_the_phase_decode_has_rows_of_both_kinds(tmp_path: Path) -> None:
+    options = "--preset nano --device cuda --dtype bfloat16 --profile smoke --phases decode --corpus shakespeare"
+    options += " --tokenizer bpe:1024 --unchecked --quiet --out"
+    command = ["-m", "archbench", "run", "gpt1", *options.split(), str(tmp_path)]
+    subprocess.run([sys.executable, *command], check=True, capture_output=True, text=True)
+    rows = archbench.read_results(tmp_path)
+    decode = rows[rows.phase == "decode"].groupby("metric").value
+    assert decode.count()["graph_seconds_per_token"] == decode.count()["seconds_per_token"] > 0
+    assert decode.min()["graph_captured"] == 1

@@ -1,0 +1,97 @@
+"""What the host asks of a GPU, counted: kernels, copies and waits of a token, on a GPU that is not there.
+
+    DIR/run python benchmarks/gpu_counts.py [PART ...]    # DIR: a build as tests/fake_gpu/conftest.py describes it
+
+Writes ``benchmarks/gpu_counts.json``, parts not named as they were, and prints the tables of
+``docs/explanation/gpu-counts.md``. Counts are exact: equal from run to run, for one version of torch, and they change
+with the code, so they are no measurement under ``results/``. The host's time is the least of several decodings on the
+machine at hand; no work of a GPU is in it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "fake_gpu"))
+from preloading import is_fake, is_preloaded, preload  # noqa: E402  a script's folder is on the path, the tests' is not
+
+RESULTS = Path(__file__).with_suffix(".json")
+ARCHITECTURES = ["gpt1", "gpt2", "llama", "mistral", "gemma", "mixtral", "mamba2", "gated-deltanet", "rwkv7", "hybrid"]
+P, TOKENS, REPEATS = 20, 60, 5
+
+
+def decoding() -> dict[str, Any]:
+    """Of a token, batch 1, bfloat16, greedy: asked for one by one (before), and from a captured graph (after)."""
+    cases = [("gpt1", "paper"), *((name, "nano") for name in ARCHITECTURES)]
+    return {
+        f"{name} {preset}": {kind: _of_a_token(name, preset, kind) for kind in ("eager", "graph")}
+        for name, preset in cases
+    }
+
+
+def _of_a_token(name: str, preset: str, kind: str) -> dict[str, float]:
+    import torch
+    from counts import counts, reset
+
+    from archbench import Sampling
+    from archbench.inference.decoding_kind import decoding as decoding_of_kind
+    from archbench.plugin.registry import load
+
+    architecture = load(name)
+    model = architecture.build(architecture.info.presets[preset]).to("cuda", torch.bfloat16)
+    prompt, greedy = torch.zeros(1, P, dtype=torch.int64).cuda(), Sampling(greedy=True)
+    seconds = []
+    for _ in range(REPEATS):
+        with decoding_of_kind(kind) as ran:
+            tokens = architecture.generate(model, prompt, TOKENS, greedy)
+            for _ in range(3):  # the first reads the prompt, and in the first decoding the next ones capture
+                next(tokens)
+            reset()
+            begin = time.perf_counter()
+            left = len(list(tokens))
+            seconds.append(time.perf_counter() - begin)
+    assert kind == "eager" or ran.kinds == {kind}, ran
+    seen = counts()
+    return {
+        "kernels": seen.kernels / left,
+        "copies": seen.copies / left,
+        "syncs": seen.syncs / left,
+        "graph_launches": seen.graph_launches / left,
+        "graph_nodes": seen.graph_nodes / left,
+        "host_microseconds": round(min(seconds) / left * 1e6, 1),
+    }
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"decoding": decoding}
+
+
+def table_of_decoding(found: dict[str, Any]) -> list[str]:
+    """The table of the page, as Markdown."""
+    titles = "model | eager: kernels | copies, waits | host µs | graph: launches | its nodes | copies, waits | host µs"
+    lines = [f"| {titles} |", "|---" * (titles.count("|") + 1) + "|"]
+    for case, kinds in found.items():
+        before, after = kinds["eager"], kinds["graph"]
+        waits = [f"{kind['copies']:g}, {kind['syncs']:g}" for kind in (before, after)]
+        started = after["graph_launches"] + after["kernels"]
+        lines.append(
+            f"| {case} | {before['kernels']:g} | {waits[0]} | {before['host_microseconds']:.0f} | {started:g} | "
+            f"{after['graph_nodes']:g} | {waits[1]} | {after['host_microseconds']:.0f} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    if not is_fake():
+        sys.exit("gpu_counts.py needs torch's CUDA build over libraries that count: see tests/fake_gpu/conftest.py")
+    if not is_preloaded():
+        preload(sys.argv)
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results |= {part: PARTS[part]() for part in sys.argv[1:] or PARTS}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    print("\n".join(table_of_decoding(results["decoding"])))

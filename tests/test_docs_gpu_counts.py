@@ -1,0 +1,17 @@
+"""docs/explanation/gpu-counts.md shows the committed counts."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_tables_are_those_of_the_committed_counts() -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "gpu_counts.py"))
+    counts = json.loads((ROOT / "benchmarks" / "gpu_counts.json").read_text())
+    table = "\n".join(script["table_of_decoding"](counts["decoding"]))
+    page = (ROOT / "docs" / "explanation" / "gpu-counts.md").read_text()
+    assert table in page, "DIR/run python benchmarks/gpu_counts.py prints it"
