@@ -17,7 +17,7 @@ _NARROW, _COLUMN_SUMS = "_archbench_narrow", "_archbench_column_sums"
 
 def note_narrow(x: Tensor, narrow: Tensor) -> None:
     """``narrow`` is ``x`` in half precision, and the graph of gradients has both."""
-    setattr(x, _NARROW, (x._version, narrow))
+    _note(x, _NARROW, narrow)
 
 
 def narrowed(x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def narrowed(x: Tensor) -> Tensor:
 
 def note_column_sums(x: Tensor, sums: Tensor) -> None:
     """``sums`` (C,) are those of ``x`` (..., C) over all rows."""
-    setattr(x, _COLUMN_SUMS, (x._version, sums))
+    _note(x, _COLUMN_SUMS, sums)
 
 
 def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -37,6 +37,11 @@ def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.flatten(0, -2).sum(0, dtype=dtype) if noted is None else noted.to(dtype)
 
 
+def _note(x: Tensor, name: str, value: Tensor) -> None:
+    if not x.is_inference():  # in inference mode a tensor does not count its changes
+        setattr(x, name, (x._version, value))
+
+
 def _noted(x: Tensor, name: str) -> Tensor | None:
     version, value = getattr(x, name, (None, None))
-    return value if version == x._version else None
+    return value if version is not None and version == x._version else None
