@@ -16,6 +16,7 @@ from archbench_plugins.launchers.ray import Ray, RaySettings
 
 from archbench.interruption import exit_code, interruptible, underway
 from archbench.launch.launcher import Order
+from archbench.study.outcome import Record
 
 
 def place(argument: object) -> tuple[str, str | None]:
@@ -76,18 +77,39 @@ def doubled(work: Doubling) -> str:
     return str(work.folder)
 
 
+@dataclass(frozen=True)
+class Hungry:
+    """A cell that holds memory in a child, as a run does.
+
+    Attributes:
+        size: bytes.
+        seconds: how long.
+    """
+
+    key: str
+    size: int
+    seconds: float
+    architecture: str = "hungry"
+
+    def measure(self, folder: Path, trackers: Sequence[str]) -> Record:
+        held = f"import time; held = b'x' * {self.size}; time.sleep({self.seconds})"
+        subprocess.run([sys.executable, "-c", held], check=True)
+        return Record(key=self.key, run_id=None, outcome="ok")
+
+
 @contextlib.contextmanager
-def three_nodes() -> Iterator[Any]:
-    """A cluster of three nodes of two CPUs each on this machine, the head among them."""
+def cluster_of(count: int, **variables: str) -> Iterator[Any]:
+    """A cluster of nodes of two CPUs each on this machine, the head among them, with these environment variables."""
     import pytest
     from ray.cluster_utils import Cluster
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_usage_stats_enabled", "0")
+        for name, value in {"RAY_usage_stats_enabled": "0", **variables}.items():
+            patch.setenv(name, value)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where its workers find this file
         found = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-        for _ in range(2):
+        for _ in range(count - 1):
             found.add_node(num_cpus=2)
         try:
             yield found
@@ -96,10 +118,11 @@ def three_nodes() -> Iterator[Any]:
 
 
 def killed(node: Any) -> None:
-    """Kill a node of the cluster as a failure of its machine would."""
-    (raylet,) = node.all_processes["raylet"]
-    raylet.process.kill()
-    raylet.process.wait()  # workers take a zombie for alive
+    """Kill a node of the cluster as a failure of its machine would; a head with what it knows of the others."""
+    for kind in ("gcs_server", "raylet"):
+        for one in node.all_processes.get(kind, []):
+            one.process.kill()
+            one.process.wait()  # workers take a zombie for alive
 
 
 if __name__ == "__main__":

@@ -124,6 +124,17 @@ def test_memory_that_runs_out_is_told_and_not_tried_again(tmp_path: Path) -> Non
     assert _log(tmp_path) == "a"
 
 
+@pytest.mark.parametrize(("kills", "cause"), [(1, None), (2, "was killed, with nothing of this study beside it")])
+def test_memory_that_runs_out_on_a_shared_machine_gives_one_more_try_with_a_machine_to_itself(
+    kills: int, cause: str | None, tmp_path: Path
+) -> None:
+    engine = Engine(tmp_path, [State("lost", cause="was killed", crowded=True)] * kills)
+    engine.tries = 3
+    records = _measured(_dispatch(engine, tmp_path), [Unit([Toy("a")])])
+    assert records["a"].cause == cause
+    assert [order.exclusive for order in engine.orders] == [False, True]
+
+
 def test_what_can_not_be_stored_ends_the_study(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="the disk is full"):
         _measured(

@@ -21,6 +21,11 @@ from archbench.launch.launcher import Order
 
 PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "cluster.md").read_text()
 
+SMALLEST = (
+    "--profile", "smoke", "--seeds", "2", "--match", "tokens", "--tokens", "8192", "--no-tuning", "--sweeps", "1",
+    "--contexts", "none", "--threads", "1", "--yes",
+)  # fmt: skip
+
 
 def section(title: str) -> str:
     return re.split(r"(?m)^## ", PAGE.partition(f"## {title}\n")[2])[0]
@@ -73,7 +78,7 @@ def test_the_commands_for_ray_run(tmp_path: Path) -> None:
                 time.sleep(20)
             else:
                 if words[:2] == ["archbench", "compare"]:
-                    words += ["--profile", "smoke", "--seeds", "2", "--yes"]
+                    words += SMALLEST
                 ended = subprocess.run(words, env=variables, cwd=tmp_path, capture_output=True, text=True, timeout=900)
                 assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
         assert "is finished" in ended.stdout

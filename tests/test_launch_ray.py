@@ -15,12 +15,17 @@ from typing import Any
 import pytest
 from archbench_plugins.launchers.ray import Ray, RaySettings
 
+import archbench
 from archbench.errors import LauncherError
 from archbench.launch.launcher import Order, State
+from archbench.results.claims import Claims, Owner
+from archbench.study.dispatch import Dispatch, Unit
+from archbench.study.outcome import Record
+from archbench.study.records import CELLS
 
 pytest.importorskip("ray", reason="pip install 'archbench[ray]'")
 
-from ray_orders import Doubling, doubled, endless, killed, place, raising, slow_place, three_nodes
+from ray_orders import Doubling, Hungry, cluster_of, doubled, endless, killed, place, raising, slow_place
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +34,7 @@ TESTS = Path(__file__).parent
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    with three_nodes() as found:
+    with cluster_of(3) as found:
         yield found
 
 
@@ -171,3 +176,45 @@ def test_what_no_node_has_is_refused_before_anything_is_queued(cluster: Any, tmp
         launcher.submit(Order("gpu.1", "gpu", place, None, gpus=1))
     with connected(cluster, tmp_path, num_cpus=100, grows=True):
         pass
+
+
+def test_another_version_here_or_on_a_node_is_refused_before_anything_is_queued(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    other = tmp_path / "other" / "archbench-0.0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: archbench\nVersion: 0.0.1\n")
+    node = cluster.add_node(num_cpus=2, env_vars={"PYTHONPATH": f"{other.parent}:{os.environ['PYTHONPATH']}"})
+    study = tmp_path / "study"
+    study.mkdir()
+    with pytest.raises(LauncherError, match=rf"archbench is 0\.0\.1 there, and {archbench.__version__}") as raised:
+        connected(cluster, study).__enter__()
+    assert "host" in raised.value.culprit
+    cluster.remove_node(node)
+    own = ray.__version__
+    monkeypatch.setattr(ray, "__version__", "1.2.3")
+    with pytest.raises(LauncherError, match=own) as raised:
+        connected(cluster, study).__enter__()
+    assert "1.2.3" in raised.value.cause
+    assert not list(study.iterdir())
+
+
+def test_a_run_that_eats_its_node_is_a_failed_cell_and_the_runs_beside_it_are_measured(tmp_path: Path) -> None:
+    """Ray's monitor ends the newest runs of a full node, whoever has filled it: it sees workers, not their children."""
+    import ray
+
+    total, used = ray._private.utils.get_system_memory(), ray._private.utils.get_used_memory()
+    if total - used < 9 << 30:
+        pytest.skip("it fills 6 GiB, and needs some more")
+    limit = {"RAY_memory_usage_threshold": str((used + (3 << 30)) / total), "RAY_memory_monitor_refresh_ms": "100"}
+    with cluster_of(1, **limit) as single, connected(single, tmp_path) as launcher:
+        dispatch = Dispatch(launcher, Claims(tmp_path, Owner.this_process("ray")), tmp_path, Record, ())
+        cells = [Hungry("guilty", 6 << 30, 60.0), Hungry("innocent", 1 << 20, 10.0)]
+        found = {cell.key: record for cell, record in dispatch.measured([Unit([one]) for one in cells], None, str)}
+        assert found["innocent"].outcome == "ok"
+        assert "memory monitor" in " ".join(found["innocent"].attempts)
+        assert found["guilty"].outcome == "failed"
+        assert "memory monitor" in str(found["guilty"].cause)
+        assert not (tmp_path / CELLS / "guilty.json").exists()

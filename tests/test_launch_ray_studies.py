@@ -1,4 +1,4 @@
-"""One comparison: on this machine, on a Ray cluster whose node and submitter die, and on nodes that share no folder."""
+"""One comparison: on this machine, on a Ray cluster of which each part dies once, and on nodes that share no folder."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from archbench.errors import LauncherError
+
 pytest.importorskip("ray", reason="pip install 'archbench[ray]'")
 
-from ray_orders import killed, three_nodes
+from ray_orders import cluster_of, killed
 from small_runs import with_small_corpus
 from test_kills import documents, keys, measured, quality
 
@@ -62,12 +63,6 @@ class Study:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    with three_nodes() as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = Study(tmp_path_factory.mktemp("local") / "study")
     study.finished()
@@ -82,26 +77,43 @@ def same(one: Study, other: Study) -> bool:
     return quality(found) == quality(wanted)
 
 
-def test_a_node_and_the_submitter_are_killed_and_the_same_command_finishes(
-    cluster: Any, unbroken: Study, tmp_path: Path
+def test_a_node_the_submitter_and_the_head_are_killed_and_the_same_command_finishes(
+    unbroken: Study, tmp_path: Path
 ) -> None:
-    study = Study(tmp_path / "study", "--launcher", "ray", "--launcher-set", f"address={cluster.address}")
-    study.has_records(2)
-    killed(node := next(iter(cluster.worker_nodes)))
-    study.has_records(4)
-    study.process.kill()
-    study.process.wait()
-    cluster.remove_node(node, allow_graceful=False)
-    cluster.add_node(num_cpus=2)
-    study.start()
-    study.finished()
+    with cluster_of(3) as cluster:
+        study = Study(tmp_path / "study", *on(cluster))
+        study.has_records(1)
+        killed(node := next(iter(cluster.worker_nodes)))
+        study.has_records(3)
+        study.process.kill()
+        study.process.wait()
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=2)
+        study.start()
+        study.has_records(4)
+        killed(cluster.head_node)
+        assert study.process.wait(120) == LauncherError.exit_code, study.said()
+        assert study.said().count("it is not reached any more") == 1
+        assert "Traceback" not in study.said()
+    with cluster_of(2) as cluster:
+        study.options = on(cluster)
+        study.start()
+        study.finished()
     assert same(study, unbroken)
     assert {file.name.partition("-")[0] for file in (study.folder / "out" / "claims").iterdir()} <= {"session"}
 
 
-def test_without_a_shared_folder_the_numbers_are_the_same(cluster: Any, unbroken: Study, tmp_path: Path) -> None:
-    settings = ("--launcher-set", f"address={cluster.address}", "--launcher-set", "shared=false")
-    study = Study(tmp_path / "study", "--launcher", "ray", *settings)
-    study.finished()
+def test_without_a_shared_folder_the_numbers_are_the_same(unbroken: Study, tmp_path: Path) -> None:
+    with cluster_of(3) as cluster:
+        study = Study(tmp_path / "study", *on(cluster), "--launcher-set", "shared=false")
+        study.has_records(3)
+        study.process.kill()
+        study.process.wait()
+        study.start()
+        study.finished()
     assert same(study, unbroken)
     assert not list((study.folder / "out").rglob("checkpoints/*"))
+
+
+def on(cluster: Any) -> tuple[str, ...]:
+    return ("--launcher", "ray", "--launcher-set", f"address={cluster.address}")

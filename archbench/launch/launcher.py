@@ -1,7 +1,7 @@
 """What a launcher is: a class that an entry point of the group ``archbench.launchers`` names.
 
 It takes orders to machines, says what became of them, and takes them back. It decides nothing about a study: which
-cells are measured, by whom, and how often one is tried again is decided in :mod:`archbench.launch.dispatch`.
+cells are measured, by whom, and how often one is tried again is decided in :mod:`archbench.study.dispatch`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class State:
         since: begin of the phase in seconds since the epoch; None if unknown.
         cause: of the loss: a verb phrase such as ``was preempted``.
         again: of the loss: whether another try may end otherwise. Running out of memory would not.
+        crowded: of the loss: memory of the whole machine ran out, perhaps because of what ran beside it. So it is tried
+            again with a machine to itself, once.
         result: what the function returned; of ``done``.
     """
 
@@ -66,6 +68,7 @@ class State:
     since: float | None = None
     cause: str | None = None
     again: bool = True
+    crowded: bool = False
     result: Any = None
 
 

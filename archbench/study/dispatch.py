@@ -36,7 +36,8 @@ class Unit:
     Attributes:
         cells: all of them, measured already or not, so that every process finds the same key.
         seconds: predicted.
-        alone: nothing else may run on its machine, as beside cells that are measured in turns.
+        alone: nothing else may run on its machine, as beside cells that are measured in turns; also after memory ran out
+            on a machine that it shared.
         told: keys of the cells whose records are known.
         losses: cell key -> how often an order ended while it was measured.
     """
@@ -46,6 +47,11 @@ class Unit:
     alone: bool = False
     told: set[str] = field(default_factory=set)
     losses: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether nothing may run beside it."""
+        return self.alone or len(self.cells) > 1
 
     @property
     def key(self) -> str:
@@ -175,7 +181,7 @@ class Dispatch:
             work,
             gpus=self.gpus,
             cpus=self.cpus,
-            exclusive=unit.alone or len(unit.cells) > 1,
+            exclusive=unit.exclusive,
             seconds=unit.seconds,
         )
         try:
@@ -217,9 +223,12 @@ class Dispatch:
         if unit.left and (state.phase == "lost" or not found):
             current = unit.left[0]
             unit.losses[current.key] += 1
-            if not state.again or unit.losses[current.key] >= self.launcher.tries:
+            guilty = state.crowded and unit.exclusive
+            if guilty or not state.again or unit.losses[current.key] >= self.launcher.tries:
                 unit.told.add(current.key)
-                found.append((current, lost(self.record, current, cause)))
+                alone = ", with nothing of this study beside it" if guilty else ""
+                found.append((current, lost(self.record, current, cause + alone)))
+            unit.alone |= state.crowded
         if unit.left or state.phase == "lost":
             self.claims.write(out.claim, ended=cause)
         else:
