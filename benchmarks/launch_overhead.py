@@ -34,8 +34,9 @@ def cells(folder: Path, first: int, count: int) -> list[Unit]:
     text = folder / "text.txt"
     if not text.exists():
         text.write_text(load_corpus("shakespeare").splits["validation"][0].text[:20_000])
-    config = RunConfig(profile="smoke").override(
+    config = RunConfig(
         architecture="gpt1",
+        profile="smoke",
         overrides={"n_layer": 1, "context_length": 32},
         phases=("train", "quality"),
         checked=False,

@@ -50,7 +50,7 @@ class Study:
         return (self.folder / "said").read_text()[-3000:]
 
     def finished(self) -> dict[str, Any]:
-        assert self.process.wait(900) == 0, self.said()
+        assert self.process.wait(3600) == 0, self.said()
         outcome: dict[str, Any] = json.loads((self.folder / "out" / "comparison.json").read_text())
         assert all(cell["outcome"] == "ok" for cell in outcome["cells"]), self.said()
         return outcome

@@ -188,6 +188,7 @@ class RayCluster:
         try:
             self._ray.init(address, logging_level="critical", log_to_driver=False, **options)
         except (self._ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+            self._ray.shutdown()  # of what it had begun
             step = "Compare `ray status` there; archbench has to run on a machine of the cluster, with the same Ray"
             raise LauncherError(self.culprit, f"it does not take us ({one_line(error)})", step) from error
         finally:
