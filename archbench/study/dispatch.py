@@ -36,8 +36,8 @@ class Unit:
     Attributes:
         cells: all of them, measured already or not, so that every process finds the same key.
         seconds: predicted.
-        alone: nothing else may run on its machine, as beside cells that are measured in turns; also after memory ran out
-            on a machine that it shared.
+        alone: nothing else may run on its machine, as beside cells that are measured in turns. So it is also after
+            memory ran out on a machine that it shared.
         told: keys of the cells whose records are known.
         losses: cell key -> how often an order ended while it was measured.
     """
