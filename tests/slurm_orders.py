@@ -35,3 +35,9 @@ def resumed(folder: Path) -> list[str]:
             checkpoint.write_text(str(interruption))
             raise
     raise AssertionError("nobody has interrupted it")
+
+
+def hungry(megabytes: int) -> int:
+    """Hold so much memory."""
+    held = [bytearray(b"1") * (1 << 20) for _ in range(megabytes)]
+    return len(held)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from archbench.errors import LauncherError, ResourceError, StorageError
-from archbench.launch.launcher import Launcher, Order, Settings, State
+from archbench.launch.launcher import FullError, Launcher, Order, Settings, State
 from archbench.results.claims import CLAIMS, Claims, Owner
 from archbench.study.dispatch import CANCELLED, Dispatch, Unit
 from archbench.study.outcome import Record
@@ -115,6 +115,31 @@ def test_what_is_lost_for_good_is_a_failed_cell_that_the_same_command_measures_a
     assert len(engine.orders) == orders
     assert read_record(Record, tmp_path, "a") is None
     assert _measured(_dispatch(Engine(tmp_path), tmp_path), [Unit([Toy("a")])])["a"].outcome == "ok"
+
+
+class Full(Engine):
+    """Another's orders fill it at first; it has no room for a second beside one."""
+
+    refused = 0
+
+    def submit(self, order: Order) -> str:
+        if self.refused < 3 or self.queue:
+            self.refused += 1
+            raise FullError("it is full")
+        return super().submit(order)
+
+
+def test_what_a_full_engine_refuses_waits_and_is_no_attempt(tmp_path: Path) -> None:
+    notes: list[str] = []
+    engine = Full(tmp_path)
+    claims = Claims(tmp_path, Owner.this_process("engine"))
+    dispatch = Dispatch(engine, claims, tmp_path, Record, (), note=notes.append)
+    records = _measured(dispatch, [Unit([Toy(key)]) for key in "abc"])
+    assert {record.attempts for record in records.values()} == {()}
+    assert sorted(_log(tmp_path)) == ["a", "b", "c"]
+    assert engine.refused > 3
+    assert len(notes) == 1
+    assert not any((tmp_path / CLAIMS).iterdir())
 
 
 def test_memory_that_runs_out_is_told_and_not_tried_again(tmp_path: Path) -> None:

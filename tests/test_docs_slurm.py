@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from archbench_plugins.launchers.slurm import SlurmSettings
 
-from slurm_cluster import MISSING, Cluster
+from slurm_cluster import MISSING, running_cluster
 from test_docs_cluster import section
 
 
@@ -26,12 +26,9 @@ def test_every_setting_of_slurm_is_on_the_page() -> None:
 def test_the_commands_for_slurm_run(tmp_path: Path) -> None:
     """As on the page, but on the smallest budget, and the nodes are this machine, whose GPUs are not used."""
     pytest.importorskip("submitit")
-    cluster = Cluster(tmp_path / "cluster")
-    cluster.start()
-    variables = {**os.environ, "SLURM_CONF": str(cluster.configuration)}
-    variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
     said = {}
-    try:
+    with running_cluster(tmp_path / "cluster"):
+        variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         for command in re.findall(r"(?m)^\$ (.+)$", section("SLURM")):
             words = shlex.split(command)
             if words[0] == "pip":
@@ -41,8 +38,6 @@ def test_the_commands_for_slurm_run(tmp_path: Path) -> None:
             ended = subprocess.run(words, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
             assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
             said[words[1] if len(words) > 1 else words[0]] = ended.stdout
-    finally:
-        cluster.stop()
     assert "gpu" in said["sinfo"]
     assert "is finished" in said["status"]
     assert list(said) == ["sinfo", "compare", "status", "cancel"]

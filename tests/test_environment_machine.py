@@ -14,6 +14,7 @@ from archbench.measure.machine import (
     describe,
     git_revision,
     gpu_id,
+    memory_kills,
     usable_cpus,
     versions,
 )
@@ -60,6 +61,24 @@ def test_version_1_control_groups_are_read_too(tmp_path: Path) -> None:
     membership.write_text("5:memory:/job\n2:cpu,cpuacct:/job\n0::/\n")
     assert cpu_cgroup(membership, tmp_path / "cgroup") == group
     assert cpu_quota(group) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("line", "file", "content"),
+    [
+        ("5:memory:/job", "memory/job/memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n"),
+        ("0::/job", "job/memory.events", "low 0\nhigh 0\nmax 12\noom 3\noom_kill 3\noom_group_kill 0\n"),
+    ],
+)
+def test_processes_that_the_kernel_killed_for_memory_are_counted(
+    line: str, file: str, content: str, tmp_path: Path
+) -> None:
+    membership = tmp_path / "membership"
+    membership.write_text(f"2:cpu:/other\n{line}\n")
+    assert memory_kills(membership, tmp_path / "cgroup") == 0
+    (tmp_path / "cgroup" / file).parent.mkdir(parents=True)
+    (tmp_path / "cgroup" / file).write_text(content)
+    assert memory_kills(membership, tmp_path / "cgroup") == 3
 
 
 def test_nvidia_smi_is_asked_for_the_gpu_that_torch_uses() -> None:

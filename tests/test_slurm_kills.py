@@ -1,8 +1,11 @@
 """One comparison on two SLURM nodes: its workers, jobs and submitters are killed, cancelled and requeued at random.
 
+A hit belongs to a cell, not to the clock: each time that a job begins, it is hit after a random share of the time that
+a cell takes, until its cell has had its hits, one to four. So hits reach all cells, and all parts of them.
+
 ``ARCHBENCH_KILLS=100 pytest -m slow tests/test_slurm_kills.py`` makes 100 hits; a comparison that ends before begins
-anew in another folder. With ``ARCHBENCH_KILLS_LOG=FILE`` each hit is a line of a file, of which
-``python tests/test_slurm_kills.py FILE`` prints the table.
+anew in another folder. With ``ARCHBENCH_KILLS_LOG=FILE`` each comparison is a line of a file, of which
+``python tests/test_slurm_kills.py FILE`` prints the tables.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -19,10 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import psutil
 import pytest
 
-from slurm_cluster import MISSING, Cluster
+from slurm_cluster import MISSING, Cluster, Job, running_cluster
 from small_runs import with_small_corpus
 from test_kills import documents, keys, measured, quality
 
@@ -31,20 +34,21 @@ LOG = os.environ.get("ARCHBENCH_KILLS_LOG")
 COMPARE = (
     "compare", "gpt1", "gpt2", "--profile", "smoke", "--corpus", "small.txt", "--threads", "1", "--quiet",
     "--config", "training.validate_every=3", "--config", "training.checkpoint_every=2", "--device", "cpu",
-    "--match", "tokens", "--tokens", "16384", "--seeds", "5", "--no-tuning", "--sweeps", "1", "--contexts", "none",
-    "--out", "out",
+    "--set", "n_layer=1", "--set", "context_length=32", "--config", "checked=false", "--config", "speed.repeats=1",
+    "--config", "speed.new_tokens=3", "--match", "tokens", "--tokens", "8192", "--seeds", "6", "--no-tuning",
+    "--sweeps", "1", "--contexts", "none", "--out", "out",
 )  # fmt: skip
-WAYS = ("kill the worker", "terminate the worker", "scancel", "scontrol requeue", "kill the submitter")
+WAYS = (
+    "kill the worker", "terminate the worker", "scancel", "scancel one that waits", "scontrol requeue",
+    "kill the submitter",
+)  # fmt: skip
+MOST_OF_A_CELL = 4
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("slurm") / "c")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(cluster.configuration))
-        cluster.start()
+    with running_cluster(tmp_path_factory.mktemp("slurm") / "c") as cluster:
         yield cluster
-        cluster.stop()
 
 
 class Study:
@@ -77,42 +81,65 @@ class Study:
         raise AssertionError((self.folder / "said").read_text()[-3000:])
 
 
-def processes_of(job: str) -> list[psutil.Process]:
-    """Python's processes of a job: the worker first, then its guard and its child."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("SLURM_JOB_ID") == job and "python" in process.name():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return sorted(found, key=lambda process: process.pid)
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A finished comparison that nobody has hit."""
+    study = Study(tmp_path_factory.mktemp("slurm") / "unbroken", "--jobs", "1")
+    study.finish()
+    return study
 
 
-def hit(way: str, study: Study, cluster: Cluster, chance: random.Random) -> bool:
+def struck(study: Study, cluster: Cluster, chance: random.Random, usual: float, most: int) -> list[dict[str, Any]]:
+    """Hit a comparison's jobs, at most so often, until it ends.
+
+    Args:
+        usual: seconds that a cell takes.
+    """
+    hits: list[dict[str, Any]] = []
+    done: Counter[str] = Counter()
+    wanted: dict[str, int] = {}
+    planned: dict[tuple[str, str], tuple[str, float, float]] = {}  # start of a job -> way, share of a cell, moment
+    while study.process.poll() != 0 and len(hits) < most:
+        time.sleep(0.3)
+        if study.process.poll() not in (None, 0):
+            study.start()
+        jobs = cluster.jobs()
+        for job in (job for job in jobs if job.state == "RUNNING"):
+            key = job.number, job.start
+            if key not in planned:
+                share = chance.uniform(0.0, 1.1)  # a job also starts Python and imports torch
+                planned[key] = chance.choice(WAYS), share, time.monotonic() + share * usual
+            way, share, moment = planned[key]
+            hit_cell = job
+            if way == "scancel one that waits":
+                waiting = [job for job in jobs if job.state == "PENDING"]
+                hit_cell = min(waiting, key=lambda job: done[job.cell], default=job)
+            left = wanted.setdefault(hit_cell.cell, chance.randint(1, MOST_OF_A_CELL)) - done[hit_cell.cell]
+            if time.monotonic() < moment or left <= 0:
+                continue
+            planned[key] = way, share, float("inf")  # this start has had its hit
+            if hit(way, hit_cell, study, cluster, chance):
+                done[hit_cell.cell] += 1
+                hits.append({"way": way, "cell": hit_cell.cell, "kind": hit_cell.name, "share": round(share, 2)})
+    return hits
+
+
+def hit(way: str, job: Job, study: Study, cluster: Cluster, chance: random.Random) -> bool:
     """Whether there was anything to hit."""
     if way == "kill the submitter":
-        number = chance.choice([signal.SIGKILL, signal.SIGTERM])
         if study.process.poll() is not None:
             return False
-        study.process.send_signal(number)
+        study.process.send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM]))
         study.process.wait()
         study.start()
-        return True
-    states = "running" if "worker" in way or "requeue" in way else "running,pending"
-    jobs = cluster.ask("squeue", "--noheader", f"--states={states}", "--format=%A").split()
-    if not jobs:
-        return False
-    job = chance.choice(jobs)
-    if way == "scancel":
-        cluster.ask("scancel", job)
-    elif way == "scontrol requeue":
+    elif way.startswith("sc"):
+        command = ("scontrol", "requeue") if way == "scontrol requeue" else ("scancel",)
         try:
-            cluster.ask("scontrol", "requeue", job)
+            cluster.ask(*command, job.number)
         except subprocess.CalledProcessError:  # it has just ended
             return False
     else:
-        processes = processes_of(job)
+        processes = cluster.processes(job.number)
         if not processes:
             return False
         if way == "kill the worker":
@@ -125,28 +152,22 @@ def hit(way: str, study: Study, cluster: Cluster, chance: random.Random) -> bool
 @pytest.mark.slow
 @pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 def test_nothing_is_lost_or_doubled_and_the_outcome_is_that_of_an_unbroken_comparison(
-    cluster: Cluster, tmp_path: Path
+    unbroken: Study, cluster: Cluster, tmp_path: Path
 ) -> None:
     pytest.importorskip("submitit")
-    unbroken = Study(tmp_path / "unbroken", "--jobs", "1")
     wanted = unbroken.finish()
-    chance, hits, number = random.Random(KILLS), Counter[str](), 0
-    while hits.total() < KILLS:
+    usual = statistics.median(seconds(unbroken.folder))
+    chance, hits, number = random.Random(KILLS), 0, 0
+    while hits < KILLS:
         number += 1
         began = time.monotonic()
         study = Study(tmp_path / str(number), "--launcher", "slurm", "--launcher-set", "timeout_min=30")
-        mine: Counter[str] = Counter()
-        while study.process.poll() != 0 and (hits + mine).total() < KILLS:
-            time.sleep(chance.uniform(1.0, 10.0))
-            if study.process.poll() not in (None, 0):
-                study.start()
-            way = chance.choice(WAYS)
-            mine[way] += hit(way, study, cluster, chance)
+        mine = struck(study, cluster, chance, usual, KILLS - hits)
         outcome = study.finish()
-        hits += mine
+        hits += len(mine)
         found, expected = keys(measured(study.folder)), keys(measured(unbroken.folder))
         result = {
-            **mine,
+            "hits": mine,
             "lost": (expected - found).total(),
             "doubled": (found - expected).total(),
             "identical": quality(measured(study.folder)) == quality(measured(unbroken.folder))
@@ -163,13 +184,27 @@ def test_nothing_is_lost_or_doubled_and_the_outcome_is_that_of_an_unbroken_compa
         assert [row["verdict"] for row in outcome["quality"]] == [row["verdict"] for row in wanted["quality"]]
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Way × hits, and what came of all."""
-    rows = [f"| {way} | {sum(line.get(way, 0) for line in lines)} |" for way in WAYS]
-    sums = {name: sum(line[name] for line in lines) for name in ("cells", "lost", "doubled", "identical", "seconds")}
-    said = ", ".join(f"{name} {value:.0f}" for name, value in sums.items())
-    return "\n".join(["| way | hits |", "|---|---|", *rows, "", f"{len(lines)} comparisons: {said}"])
+def seconds(folder: Path) -> list[float]:
+    """That the cells took."""
+    return [json.loads(file.read_text())["seconds"] for file in (folder / "out" / "cells").glob("*.json")]
+
+
+def tables(lines: list[dict[str, Any]]) -> str:
+    """Way × kind of cell: hits; and for each comparison, how they were spread and what came of it."""
+    hits = [one for line in lines for one in line["hits"]]
+    kinds = sorted({one["kind"] for one in hits})
+    shown = [f"| way | {' | '.join(kinds)} | all |", "|---|" + "---|" * (len(kinds) + 1)]
+    for way in (*WAYS, "all"):
+        counts = Counter(one["kind"] for one in hits if way in (one["way"], "all"))
+        shown.append(f"| {way} | {' | '.join(str(counts[kind]) for kind in kinds)} | {counts.total()} |")
+    names = ("lost", "doubled", "identical", "cells")
+    shown += ["", f"| hits | cells hit | most on one | {' | '.join(names)} | minutes |", "|---|" + "---|" * 7]
+    for line in lines:
+        of = Counter(one["cell"] for one in line["hits"])
+        values = [of.total(), len(of), max(of.values(), default=0), *(line[name] for name in names)]
+        shown.append(f"| {' | '.join(map(str, values))} | {line['seconds'] / 60:.1f} |")
+    return "\n".join(shown)
 
 
 if __name__ == "__main__":
-    print(table([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]))
+    print(tables([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]))

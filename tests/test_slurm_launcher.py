@@ -19,10 +19,11 @@ import pytest
 from archbench_plugins.launchers import slurm
 from archbench_plugins.launchers.slurm import Slurm, SlurmSettings
 
+import archbench
 import slurm_orders
 from archbench.errors import LauncherError
-from archbench.launch.launcher import Order, State
-from slurm_cluster import MISSING, Cluster
+from archbench.launch.launcher import FullError, Order, State
+from slurm_cluster import MISSING, Cluster, running_cluster
 
 pytest.importorskip("submitit")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")]
@@ -40,25 +41,19 @@ print(json.dumps({name: dataclasses.asdict(state) for name, state in launcher.st
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    cluster = Cluster(tmp_path_factory.mktemp("slurm") / "c")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(cluster.configuration))
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    with running_cluster(tmp_path_factory.mktemp("slurm") / "c") as cluster, pytest.MonkeyPatch.context() as patch:
         patch.setattr(slurm, "POLL", 0.5)
-        cluster.start()
         yield cluster
-        cluster.stop()
 
 
 @pytest.fixture
 def folder(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
-    """Of a study. Afterwards both nodes are idle."""
+    """Of a study. Afterwards both nodes are idle, and the queue is empty."""
     yield tmp_path / "study"
     if jobs := cluster.ask("squeue", "--noheader", "--format=%A").split():
         cluster.ask("scancel", *jobs)
-    cluster.wait_for(
-        lambda: cluster.ask("sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D").strip() == "2"
-    )
+    idle = ("sinfo", "--noheader", "--partition=main", "--states=idle", "--format=%D")
+    cluster.wait_for(lambda: cluster.ask(*idle).strip() == "2" and not cluster.ask("squeue", "--noheader"))
 
 
 def order(name: str, function: Callable[[Any], Any], argument: Any, **more: Any) -> Order:
@@ -174,6 +169,8 @@ def test_the_controller_may_be_restarted(cluster: Cluster, folder: Path) -> None
         assert launcher.states([name])[name].phase == "running"
         with pytest.raises(LauncherError, match="not reached"), Slurm(SlurmSettings(), folder, None):
             pass
+        with pytest.raises(FullError, match="controller"):
+            launcher.submit(order("b.1", slurm_orders.double, 1))
         cluster.start_controller()
         cluster.wait_for(lambda: cluster.state(name) == "RUNNING")
         cluster.ask("scontrol", "requeue", name)
@@ -220,10 +217,11 @@ def test_a_folder_that_cannot_be_written_or_that_a_node_does_not_see_ends_the_st
             until(launcher, name, ended)
 
 
-def test_where_the_cluster_takes_no_more_jobs_the_next_waits_for_one_to_end(
+def test_where_a_user_may_queue_no_more_jobs_the_next_waits_for_one_to_end(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Limits of jobs need slurmdbd, so sbatch's refusal is played; that it was refused at all is looked up."""
+    """Limits of a user's jobs need slurmdbd, so sbatch's refusal is played; those of the controller are real in
+    tests/test_slurm_limits.py."""
     real = shutil.which("sbatch")
     script = tmp_path / "bin" / "sbatch"
     script.parent.mkdir()
@@ -232,15 +230,18 @@ def test_where_the_cluster_takes_no_more_jobs_the_next_waits_for_one_to_end(
     )
     script.write_text(
         f'#!/bin/sh\nif [ "$1" != --test-only ] && [ -n "$(squeue --noheader)" ]; then\n'
-        f'printf "{refusal}\\n" >&2; echo refused >>{tmp_path}/refused; exit 1; fi\nexec {real} "$@"\n'
+        f'printf "{refusal}\\n" >&2; exit 1; fi\nexec {real} "$@"\n'
     )
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{script.parent}:{os.environ['PATH']}")
     with Slurm(SlurmSettings(), folder, None) as launcher:
-        names = [launcher.submit(order(f"a{n}.1", slurm_orders.double, n)) for n in (1, 2)]
-        assert [until(launcher, name, ended).result for name in names] == [2, 4]
+        first = launcher.submit(order("a1.1", slurm_orders.double, 1))
+        with pytest.raises(FullError, match="QOSMaxSubmitJobPerUserLimit"):
+            launcher.submit(order("a2.1", slurm_orders.double, 2))
         assert launcher.slots() == 1
-    assert (tmp_path / "refused").exists()
+        assert until(launcher, first, ended).result == 2
+        monkeypatch.setattr(slurm, "RETRY", 0.0)
+        assert launcher.slots() == SlurmSettings().max_jobs
 
 
 def test_a_job_gets_the_gpus_that_are_asked_for(folder: Path) -> None:
@@ -257,3 +258,29 @@ def test_a_run_that_measures_times_has_a_node_to_itself(cluster: Cluster, folder
             for name in names
         ]
         assert ["NO" in one for one in shared] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--out", "out", "--launcher-set", "partition=mian"), ("'mian'", "'main'")),
+        (("--out", "file/out"), ("file/out",)),
+        (("--out", "out", "--launcher-set", "setup=export PYTHONPATH=$PWD/other"), ("archbench is", "(", "where the")),
+    ],
+    ids=["wrong partition", "folder that cannot be written", "other version"],
+)
+def test_at_the_command_line_it_is_one_error_that_names_what_is_wrong(
+    cluster: Cluster, tmp_path: Path, options: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    """A job has to begin before its archbench can be compared; the study ends with the first."""
+    (tmp_path / "file").write_text("")
+    shutil.copytree(Path(archbench.__file__).parent, tmp_path / "other" / "archbench")
+    with (tmp_path / "other" / "archbench" / "bounds.py").open("a") as file:
+        file.write("# another version\n")
+    script = str(Path(sys.executable).with_name("archbench"))
+    command = [script, "compare", "gpt1", "gpt2", "--profile", "smoke", "--launcher", "slurm", "--quiet", *options]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ended.returncode == LauncherError.exit_code or "file" in options[1], ended.stderr
+    assert (ended.stderr.count("Error: "), "Traceback" in ended.stderr) == (1, False), ended.stderr
+    assert all(word in ended.stderr for word in words), ended.stderr
+    cluster.wait_for(lambda: not cluster.jobs())

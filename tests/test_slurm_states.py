@@ -49,6 +49,7 @@ def test_each_job_is_queued_running_or_lost_with_its_cause_and_time() -> None:
     [
         ("OUT_OF_MEMORY|OutOfMemory|n1|1|2|3|20:00|125", "", False),
         ("FAILED|NonZeroExitCode|n1|1|2|3|20:00|35072", "slurmstepd: error: Detected 1 oom-kill event(s)", False),
+        ("UNKNOWN||n1|1|2|3|20:00|0", "srun: error: n1: task 0: Out Of Memory", False),  # SLURM has forgotten it
         ("FAILED|NonZeroExitCode|n1|1|2|3|20:00|35072", "", True),  # killed, by nobody knows whom
         ("PREEMPTED|None|n1|1|2|3|20:00|15", "", True),
         ("TIMEOUT|TimeLimit|n1|1|2|3|20:00|15", "", True),

@@ -72,6 +72,10 @@ class State:
     result: Any = None
 
 
+class FullError(Exception):
+    """The engine takes no more orders for now. The message is its reason."""
+
+
 class Launcher(ABC):
     """One connection to an engine, for one study. The methods stand in the order in which they are called.
 
@@ -121,6 +125,7 @@ class Launcher(ABC):
 
         Raises:
             LauncherError: the engine does not take it.
+            FullError: it may take it later. Until :meth:`slots` has room, it is not offered again.
         """
 
     @abstractmethod

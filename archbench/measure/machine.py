@@ -168,8 +168,29 @@ def memory_bytes(device: str = "cpu") -> int:
     return int(min(limits))
 
 
+def memory_kills(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many processes of this process's control group the kernel has killed because memory ran out; 0 if unknown.
+
+    Lines ``oom_kill`` of version 1's ``memory.oom_control`` and version 2's ``memory.events``.
+    """
+    for level in _memory_groups(membership, root):
+        for name in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                lines = (level / name).read_text("utf-8").splitlines()
+                return int(dict(line.split() for line in lines)["oom_kill"])
+    return 0
+
+
 def _memory_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
     """Limits of this process's control groups, version 2, or version 1's own one."""
+    for level in _memory_groups(membership, root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            with contextlib.suppress(OSError, ValueError):
+                yield int((level / name).read_text("utf-8"))
+
+
+def _memory_groups(membership: Path, root: Path) -> Iterator[Path]:
+    """Folders of this process's control groups of memory and, after each, of those around it."""
     try:
         lines = [line.split(":", 2) for line in membership.read_text("utf-8").splitlines()]
     except OSError:
@@ -180,9 +201,7 @@ def _memory_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = Pa
         top = root / controllers
         own = top / path.strip().lstrip("/")
         for level in [own, *own.parents]:
-            for name in ("memory.max", "memory.limit_in_bytes"):
-                with contextlib.suppress(OSError, ValueError):
-                    yield int((level / name).read_text("utf-8"))
+            yield level
             if level == top:
                 break
 

@@ -187,6 +187,12 @@ class Claims:
         with storing(str(claim.file), _STEP):
             write_bytes(claim.file, owner.model_dump_json().encode())
 
+    def withdraw(self, claim: Claim) -> None:
+        """Nothing came of a claim that has just been made: it was no attempt, and the unit can be claimed again."""
+        with self._lock:
+            self._held.pop(claim.key, None)
+        claim.file.unlink(missing_ok=True)
+
     def finish(self, key: str) -> None:
         """The unit is measured: its claims go. Whoever claims it now finds that out before anything else."""
         with self._lock:

@@ -12,7 +12,7 @@ from archbench.config import KernelConfig, RunConfig
 from archbench.errors import KilledError, PhaseError
 from archbench.measure import environment
 from archbench.measure.environment import Environment
-from archbench.measure.machine import versions
+from archbench.measure.machine import memory_bytes, memory_kills, versions
 from archbench.plugin.discovery import PLUGINS_VARIABLE
 from archbench.runs.conformance import CHECK, Findings
 from archbench.runs.folder import RunFolder
@@ -74,9 +74,10 @@ def _measured_apart(folder: RunFolder, phase: str, heard: Heard, *, quiet: bool)
     request = {"out": str(folder.path.parent), "run_id": folder.run_id, "phase": phase, "quiet": quiet}
     variables = {**thread_variables(folder.config), PLUGINS_VARIABLE: None}  # the configuration names the plugins
     limit = time_limit(folder.config, phase)
+    lost_by = partial(_lost, folder, phase, kills=memory_kills())
     if phase == "train" and folder.config.nproc != 1:
         return measured_together(
-            folder.config, request, variables, _culprit(folder, phase), partial(_lost, folder, phase, limit=None)
+            folder.config, request, variables, _culprit(folder, phase), partial(lost_by, limit=None)
         )
     findings: Findings | None = None
     message: dict[str, Any] = {}
@@ -93,7 +94,7 @@ def _measured_apart(folder: RunFolder, phase: str, heard: Heard, *, quiet: bool)
     except LostError as lost:
         running = None if findings is None else findings.running
         during = f" in the check {running}" if running else ""
-        raise _lost(folder, phase, _culprit(folder, phase), lost, limit=limit, during=during) from None
+        raise lost_by(_culprit(folder, phase), lost, limit=limit, during=during) from None
     finally:
         if findings is not None:
             findings.write(folder)
@@ -105,9 +106,22 @@ def _culprit(folder: RunFolder, phase: str) -> str:
 
 
 def _lost(
-    folder: RunFolder, phase: str, culprit: str, lost: LostError, *, limit: float | None, during: str = ""
+    folder: RunFolder,
+    phase: str,
+    culprit: str,
+    lost: LostError,
+    *,
+    kills: int,
+    limit: float | None,
+    during: str = "",
 ) -> PhaseError:
-    """The error of a phase whose process ended, or took too long, before it sent its rows."""
+    """The error of a phase whose process ended, or took too long, before it sent its rows.
+
+    Args:
+        kills: what :func:`memory_kills` said before the phase.
+        limit: seconds that it had.
+        during: where it was, for the error.
+    """
     again = folder.resume_command
     if lost.code is None:
         assert limit is not None
@@ -117,6 +131,9 @@ def _lost(
         return PhaseError(culprit, f"it took longer than {limit:g} s{during}", step)
     if lost.killed:
         cause = f"its process was killed{during}, usually because memory ran out"
+        if memory_kills() > kills:
+            most = f"{memory_bytes() / 2**30:.3g} GiB"
+            cause = f"it ran out of memory{during}: the kernel killed its process, which may have {most}"
         return KilledError(culprit, cause, f"Use a smaller batch or preset, or continue with: {again}")
     cause = f"its process {lost}{during}{' and without its rows' if lost.code == 0 else ''}"
     kind = KilledError if lost.interrupted else PhaseError

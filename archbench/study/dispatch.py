@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from archbench.launch.launcher import Launcher, Order, State
+from archbench.launch.launcher import FullError, Launcher, Order, State
 from archbench.results.claims import Claim, Claims
 from archbench.study.contract import Cell
 from archbench.study.outcome import Record
@@ -85,6 +85,7 @@ class Dispatch:
         claims: of this process, renewed already.
         record: class of the cells' records.
         gpus, cpus: that a cell needs.
+        note: tells the user something.
     """
 
     def __init__(
@@ -97,11 +98,13 @@ class Dispatch:
         *,
         gpus: int = 0,
         cpus: int = 1,
+        note: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.launcher, self.claims, self.folder = launcher, claims, folder
         self.record, self.trackers = record, trackers
-        self.gpus, self.cpus = gpus, cpus
+        self.gpus, self.cpus, self.note = gpus, cpus, note
         self._out: dict[str, _Out] = {}
+        self._was_full = False
 
     def measured(
         self, units: Sequence[Unit], limit: int | None, started: Callable[[Cell[Any]], None]
@@ -121,8 +124,7 @@ class Dispatch:
         begun: set[str] = set()
         while waiting or self._out or others:
             self._see_cancelled()
-            slots = self.launcher.slots() if limit is None else min(limit, self.launcher.slots())
-            while waiting and len(self._out) < slots:
+            while waiting and self._room(limit) > 0:
                 self._begin(waiting.popleft(), others)
             found: list[tuple[Cell[Any], Record]] = []
             written = self._written()
@@ -139,7 +141,7 @@ class Dispatch:
                 found += self._read(unit, written)
                 if not unit.left:
                     del others[key]
-            for key in list(others)[: max(0, slots - len(self._out))]:
+            for key in list(others)[: max(0, self._room(limit))]:
                 self._begin(others.pop(key), others)
             for cell, record in found:
                 if cell.key not in begun:
@@ -154,8 +156,13 @@ class Dispatch:
             if not self.launcher.survives:
                 self.claims.write(out.claim, ended=cause)
 
+    def _room(self, limit: int | None) -> int:
+        """How many more units this process may hand on."""
+        slots = self.launcher.slots() if limit is None else min(limit, self.launcher.slots())
+        return slots - len(self._out)
+
     def _begin(self, unit: Unit, others: dict[str, Unit]) -> None:
-        """Hand a unit to the launcher, or watch it if another process has it."""
+        """Hand a unit to the launcher, or watch it if another process has it, or the engine is full."""
         before = self.claims.newest(unit.key)
         if before is not None and before.is_over and self._adopted(unit, before):
             return
@@ -186,6 +193,13 @@ class Dispatch:
         )
         try:
             name = self.launcher.submit(order)
+        except FullError as error:
+            self.claims.withdraw(claim)
+            others[unit.key] = unit
+            if not self._was_full:
+                self.note(f"{error}; the other runs wait here")
+            self._was_full = True
+            return
         except BaseException:
             self.claims.write(claim, ended="was not queued")
             raise

@@ -188,7 +188,7 @@ class Session(Generic[P, C, R, O]):
         """Cells at a time."""
         if turns:
             return 1
-        return self.study.plan.jobs if self.dispatch is None else self.dispatch.launcher.slots()
+        return self.study.plan.jobs if self.dispatch is None else max(1, self.dispatch.launcher.slots())
 
     def _predicted(self, cell: C) -> Predicted:
         return Predicted(self.study.sort(cell), self.study.seconds(cell))
@@ -236,7 +236,9 @@ def conduct(
         run = getattr(study.plan, "run", None)
         cpus = max(1, (getattr(run, "threads", None) or len(usable_cpus())) // study.plan.jobs)
         gpus = int(str(getattr(run or study.plan, "device", "cpu")).startswith("cuda"))
-        session.dispatch = Dispatch(launcher, claims, folder, study.record, tuple(trackers), gpus=gpus, cpus=cpus)
+        session.dispatch = Dispatch(
+            launcher, claims, folder, study.record, tuple(trackers), gpus=gpus, cpus=cpus, note=session.note
+        )
         file = PlanFile(folder / study.kind.plan_file)
         plan = study.plan.model_dump(mode="json")
 

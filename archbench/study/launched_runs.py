@@ -169,7 +169,7 @@ def measure_launched(configs: Sequence[RunConfig], choice: Choice, watcher: Watc
                 for key, (_, one) in runs.items()
             ]
             write_planned(folder, [PlannedStage(turns=False, cells=cells)])
-            dispatch = Dispatch(launcher, claims, folder, RunRecord, (), gpus=gpus, cpus=cpus)
+            dispatch = Dispatch(launcher, claims, folder, RunRecord, (), gpus=gpus, cpus=cpus, note=watcher.note)
             units = [Unit([one], alone=timed) for _, one in runs.values()]
             try:
                 for cell, record in dispatch.measured(units, None, lambda cell: watcher.note(f"{cell} has begun")):

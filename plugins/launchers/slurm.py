@@ -26,7 +26,7 @@ from pydantic import Field
 from archbench.errors import LauncherError, did_you_mean
 from archbench.files.loader import open_regular, read_text
 from archbench.files.writing import create_once
-from archbench.launch.launcher import Launcher, Order, Settings, State
+from archbench.launch.launcher import FullError, Launcher, Order, Settings, State
 
 from .slurm_jobs import (
     FIELDS,
@@ -41,6 +41,7 @@ from .slurm_jobs import (
     minutes,
     result_file,
     rows_of,
+    said_first,
     said_last,
     state_of,
 )
@@ -54,7 +55,12 @@ PATIENCE = 300.0
 LATE = 30.0
 """Seconds that a result may take to be seen over a network file system after its job has ended."""
 
-_TOO_MANY = re.compile(r"Submit\w*Limit|job submit limit|temporarily unable to accept", re.IGNORECASE)
+RETRY = 30.0
+"""Seconds after which SLURM, which took no more jobs, is offered another although none of this process's has ended."""
+
+_TOO_MANY = re.compile(r"Submit\w*Limit|job submit limit|temporarily unable|temporarily unavailable", re.IGNORECASE)
+_UNREACHED = "Unable to contact slurm controller"
+_LATER = re.compile(r"busy|down, drained or reserved|temporarily unavailable")
 _NO_JOB = "Invalid job id"
 
 
@@ -93,8 +99,8 @@ class Slurm(Launcher):
         self._mark = ""
         self._rows: dict[str, Row] = {}
         self._own: set[str] = set()
-        self._asked = self._reached = float("-inf")
-        self._changed = 0
+        self._asked = self._reached = self._full = float("-inf")
+        self._taken = self._changed = 0
 
     def __enter__(self) -> Self:
         try:
@@ -111,7 +117,7 @@ class Slurm(Launcher):
         self._executor.update_parameters(**self._parameters())
         script = self._executor._make_submission_file_text("true", "test")
         tested = _asked("sbatch", "--test-only", stdin=script)
-        if tested.returncode and not re.search(r"busy|down, drained or reserved", tested.stderr):
+        if tested.returncode and not _LATER.search(tested.stderr):
             raise LauncherError("launcher 'slurm'", f"sbatch refuses: {said_last(tested.stderr)}", _STEP)
         here = self._jobs / "here"
         with _writing(here):
@@ -122,28 +128,29 @@ class Slurm(Launcher):
         return self
 
     def slots(self) -> int:
-        return self._most
+        return self._most if time.monotonic() > self._full + RETRY else self._taken
 
     def submit(self, order: Order) -> str:
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
         self._executor.update_parameters(**self._parameters(order))
-        while True:
-            said = io.StringIO()
-            try:
-                with _outside_jobs(), contextlib.redirect_stderr(said), _writing(self._jobs):
-                    job = self._executor.submit(in_job, order.function, order.argument, str(self._jobs))
-            except (FailedJobError, FailedSubmissionError) as error:
-                cause = said_last(said.getvalue() or str(error))
-                if not _TOO_MANY.search(cause) or not self._outstanding():
-                    raise LauncherError("launcher 'slurm'", f"sbatch refuses: {cause}", _STEP) from error
-                self._most = self._outstanding()  # until one of them ends
-                time.sleep(POLL)
-                self.states(list(self._own))
-                continue
-            self._own.add(job.job_id)
-            self._rows[job.job_id] = Row("PENDING", submitted=time.time())
-            return str(job.job_id)
+        said = io.StringIO()
+        try:
+            with _outside_jobs(), contextlib.redirect_stderr(said), _writing(self._jobs):
+                job = self._executor.submit(in_job, order.function, order.argument, str(self._jobs))
+        except (FailedJobError, FailedSubmissionError) as error:
+            text = said.getvalue() or str(error)
+            if _TOO_MANY.search(text) and _asked("squeue", "--noheader", "--states=all", "--format=%A").stdout.strip():
+                self._full, self._taken = time.monotonic(), self._outstanding()  # until one of them ends
+                raise FullError(f"SLURM takes no more jobs for now: {said_first(text)}") from error
+            if _UNREACHED in text and time.monotonic() < self._reached + PATIENCE:
+                self._full, self._taken = time.monotonic(), 0
+                raise FullError(f"SLURM takes no jobs for now: {said_last(text)}") from error
+            raise LauncherError("launcher 'slurm'", f"sbatch refuses: {said_last(text)}", _STEP) from error
+        self._reached = time.monotonic()
+        self._own.add(job.job_id)
+        self._rows[job.job_id] = Row("PENDING", submitted=time.time())
+        return str(job.job_id)
 
     def states(self, names: Sequence[str]) -> dict[str, State]:
         there: set[str] = set()

@@ -91,7 +91,7 @@ def state_of(row: Row, said: str = "", delay: float = 0.0) -> State:
     lasted = row.ended - row.begun if row.ended is not None and row.begun is not None else 0.0
     limit = f"reached its time limit of {row.minutes:g} min" if row.minutes else "reached its time limit"
     number = row.number or (row.code - 128 if row.code > 128 else 0)
-    if row.state == "OUT_OF_MEMORY" or (row.state == "FAILED" and _OUT_OF_MEMORY.search(said)):
+    if row.state == "OUT_OF_MEMORY" or (row.state in ("FAILED", "UNKNOWN") and _OUT_OF_MEMORY.search(said)):
         cause, again = f"ran out of memory{on}", False
     elif row.state == "FAILED" and delay and row.minutes and number and lasted >= 60 * row.minutes - delay - 60:
         cause = limit  # SLURM sends the signal up to a minute early
@@ -170,8 +170,17 @@ def _alone(folder: Path, job: str, start: int) -> Iterator[None]:
 
 def said_last(text: str) -> str:
     """The last line that says something, without the name of the command."""
+    return (_said(text) or [""])[-1]
+
+
+def said_first(text: str) -> str:
+    """The first such line: sbatch names a limit there, and only then what follows from it."""
+    return (_said(text) or [""])[0]
+
+
+def _said(text: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return re.sub(r"^(\w+: )?(error: )?", "", lines[-1]).rstrip(".") if lines else ""
+    return [re.sub(r"^(\w+: )?(error: )?", "", line).rstrip(".") for line in lines]
 
 
 def minutes(limit: str) -> float | None:
