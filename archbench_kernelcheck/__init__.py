@@ -7,11 +7,10 @@
 where ``FILE.py`` defines ``launches(chip: str) -> list[Launch]`` (:class:`archbench.kernels.launch.Launch`).
 
 Registers come from cuobjdump, shared memory from Triton's metadata, and the size of the stack, where spilled registers
-go, from cuobjdump and AMD's metadata. The rest is read from the machine code: instructions, spills and predicted speed
+go, from cuobjdump and AMD's metadata. The rest is read from the machine code: instructions and spills
 of each innermost loop, widths of global loads, and atomics.
 """
 
-from archbench_kernelcheck.bounds import Bound, bound, loop_bound
 from archbench_kernelcheck.checking import Result, check, check_on
 from archbench_kernelcheck.chips import CHIPS, Chip, chip_named
 from archbench_kernelcheck.compilation import Compiled, compile_launch, pretended
@@ -20,20 +19,17 @@ from archbench_kernelcheck.tables import rows, table
 
 __all__ = [
     "CHIPS",
-    "Bound",
     "Chip",
     "Compiled",
     "Failure",
     "Figures",
     "LoopFigures",
     "Result",
-    "bound",
     "check",
     "check_on",
     "chip_named",
     "compile_launch",
     "figures",
-    "loop_bound",
     "pretended",
     "resident_blocks",
     "rows",

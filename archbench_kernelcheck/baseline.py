@@ -2,7 +2,7 @@
 
 For each version of Triton, chip and launch, the file holds the instructions per iteration of the innermost loops (only
 those with tensor-core instructions, if there are any), in the order of their addresses. Registers, shared memory,
-resident blocks and predicted speed are there for the reader and are not compared. Each version of Triton has a baseline
+resident blocks are there for the reader and are not compared. Each version of Triton has a baseline
 of its own, because it compiles different code; a version without one is reported.
 """
 
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from archbench.errors import DataError
-from archbench_kernelcheck.bounds import bound
 from archbench_kernelcheck.figures import Failure, Figures
 
 TOLERANCE = 0.05
@@ -80,13 +79,11 @@ def _counts(results: Sequence[Figures | Failure]) -> Counts:
     counts: Counts = {}
     for result in results:
         if isinstance(result, Figures):
-            predicted = bound(result)
             counts.setdefault(result.chip, {})[result.launch] = {
                 "loops": [loop.instructions for loop in result.tensor_loops or result.loops],
                 "registers": result.registers,
                 "shared_bytes": result.shared_bytes,
                 "blocks": result.blocks_per_multiprocessor,
-                "predicted_serial_flops": predicted and round(predicted.serial, -9),
             }
     return counts
 

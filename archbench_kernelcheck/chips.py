@@ -1,16 +1,11 @@
-"""Limits and peak rates of the chips that the static check knows.
+"""Limits of the chips that the static check knows.
 
 One named product stands for each architecture. Sources:
 
 - limits of shared memory, registers, warps and blocks: CUDA C++ Programming Guide, "Compute Capabilities",
   table "Technical Specifications per Compute Capability"; for CDNA 3, AMD Instinct MI300 ISA guide, section 3;
-- exponentials per cycle (``ex2``): the same guide, "Throughput of Native Arithmetic Instructions"; for CDNA 3,
-  transcendentals run at a quarter of the vector rate;
-- multiprocessors, clocks and tensor rates: the vendors' white papers and data sheets (A100, GA102, Ada, H100,
-  Blackwell, RTX Blackwell, CDNA 3), dense bf16 with float32 accumulation. ``tensor_flops`` is the peak stated there,
-  divided by multiprocessors and clock.
-
-Every rate is a published peak; none was measured.
+- multiprocessors and clocks: the vendors' white papers and data sheets (A100, GA102, Ada, H100, Blackwell, RTX
+  Blackwell, CDNA 3).
 """
 
 from __future__ import annotations
@@ -29,15 +24,12 @@ class Chip:
 
     Attributes:
         name: compute capability or gfx name, as in ``sm_90``.
-        product: the product whose rates these are.
+        product: the product whose sizes these are.
         backend: Triton's backend: ``cuda`` or ``hip``.
         arch: Triton's architecture: ``90``, ``gfx942``.
         warp: threads in a warp (a wave).
         multiprocessors: SMs (compute units).
         clock: boost clock in Hz.
-        tensor_flops: dense bf16 FLOPs per cycle and SM, float32 accumulation.
-        exp_lanes: ``ex2`` results per cycle and SM.
-        issue: warp instructions issued per cycle and SM.
         shared_per_block: bytes of shared memory a block may have.
         shared_per_multiprocessor: bytes of shared memory an SM has.
         shared_reserved: bytes of it that the driver reserves per resident block.
@@ -55,24 +47,16 @@ class Chip:
     arch: int | str
     multiprocessors: int
     clock: float
-    tensor_flops: int
     shared_per_block: int
     shared_per_multiprocessor: int
     warps: int
     blocks: int
 
     warp: int = 32
-    exp_lanes: int = 16
-    issue: int = 4
     shared_reserved: int = KIB
     registers: int = 65536
     register_unit: int = 256
     schedulers: int = 4
-
-    @property
-    def peak(self) -> float:
-        """Dense bf16 FLOP/s."""
-        return self.tensor_flops * self.multiprocessors * self.clock
 
     def target(self) -> Any:
         """Triton's ``GPUTarget``."""
@@ -81,9 +65,7 @@ class Chip:
         return GPUTarget(self.backend, self.arch, self.warp)
 
 
-def _nvidia(
-    arch: int, product: str, multiprocessors: int, clock: float, tensor_flops: int, shared: int, warps: int, blocks: int
-) -> Chip:
+def _nvidia(arch: int, product: str, multiprocessors: int, clock: float, shared: int, warps: int, blocks: int) -> Chip:
     """A chip with ``shared`` KiB of shared memory per SM, of which a block may have all but the reserved one."""
     return Chip(
         name=f"sm_{arch}",
@@ -92,7 +74,6 @@ def _nvidia(
         arch=arch,
         multiprocessors=multiprocessors,
         clock=clock,
-        tensor_flops=tensor_flops,
         shared_per_block=(shared - 1) * KIB,
         shared_per_multiprocessor=shared * KIB,
         warps=warps,
@@ -108,8 +89,6 @@ _CDNA3 = Chip(
     warp=64,
     multiprocessors=304,
     clock=2.100e9,
-    tensor_flops=2048,
-    issue=1,  # four SIMDs of 16 lanes: a vector instruction of 64 lanes keeps one busy for four cycles
     shared_per_block=64 * KIB,
     shared_per_multiprocessor=64 * KIB,
     shared_reserved=0,
@@ -122,13 +101,13 @@ _CDNA3 = Chip(
 CHIPS: dict[str, Chip] = {
     chip.name: chip
     for chip in (
-        # arch, product, SMs, clock, tensor FLOPs, KiB shared, warps, blocks
-        _nvidia(80, "A100 SXM 80 GB", 108, 1.410e9, 2048, 164, 64, 32),
-        _nvidia(86, "RTX 3090", 82, 1.695e9, 512, 100, 48, 16),
-        _nvidia(89, "RTX 4090", 128, 2.520e9, 512, 100, 48, 24),
-        _nvidia(90, "H100 SXM", 132, 1.830e9, 4096, 228, 64, 32),
-        _nvidia(100, "B200", 148, 1.850e9, 8192, 228, 64, 32),
-        _nvidia(120, "RTX 5090", 170, 2.407e9, 512, 100, 48, 24),
+        # arch, product, SMs, clock, KiB shared, warps, blocks
+        _nvidia(80, "A100 SXM 80 GB", 108, 1.410e9, 164, 64, 32),
+        _nvidia(86, "RTX 3090", 82, 1.695e9, 100, 48, 16),
+        _nvidia(89, "RTX 4090", 128, 2.520e9, 100, 48, 24),
+        _nvidia(90, "H100 SXM", 132, 1.830e9, 228, 64, 32),
+        _nvidia(100, "B200", 148, 1.850e9, 228, 64, 32),
+        _nvidia(120, "RTX 5090", 170, 2.407e9, 100, 48, 24),
         _CDNA3,
     )
 }

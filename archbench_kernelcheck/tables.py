@@ -8,11 +8,9 @@ from typing import Any
 
 from rich.table import Table
 
-from archbench_kernelcheck.bounds import bound, loop_bound
-from archbench_kernelcheck.chips import chip_named
 from archbench_kernelcheck.figures import Failure, Figures, LoopFigures, violations
 
-TITLE = "Static check: compiled and read, nothing was run. TFLOP/s are predicted, not measured."
+TITLE = "Static check: compiled and read, nothing was run. Of speed it says nothing."
 NUMBERS = ("regs", "stack B", "loop spills", "shared KiB", "tensor", "narrow", "atomic", "warps", "blocks/SM")
 LOOP = "per iteration: instr\n(tensor, exp, select)"
 
@@ -29,12 +27,11 @@ def table(results: Sequence[Figures | Failure]) -> Table:
     for name in NUMBERS:
         made.add_column(name, justify="right")
     made.add_column(LOOP, no_wrap=True)
-    made.add_column("predicted TFLOP/s\nupper / serial", no_wrap=True)
     made.add_column("wrong", overflow="fold")
     for result in results:
         wrong = "; ".join(violations(result))
         if isinstance(result, Failure):
-            made.add_row(result.chip, result.launch, *[""] * (len(NUMBERS) + 2), wrong)
+            made.add_row(result.chip, result.launch, *[""] * (len(NUMBERS) + 1), wrong)
             continue
         made.add_row(
             result.chip,
@@ -49,17 +46,13 @@ def table(results: Sequence[Figures | Failure]) -> Table:
             str(result.warps),
             str(result.blocks_per_multiprocessor),
             "\n".join(map(_iteration, result.tensor_loops)),
-            "\n".join(_predicted(result, loop) for loop in result.tensor_loops),
             wrong,
         )
     return made
 
 
 def rows(results: Sequence[Figures | Failure]) -> list[dict[str, Any]]:
-    """Tidy rows: one per launch and chip, followed by one per innermost loop, numbered from 1 in ``loop``.
-
-    The names of predicted figures contain ``predicted``.
-    """
+    """Tidy rows: one per launch and chip, followed by one per innermost loop, numbered from 1 in ``loop``."""
     made: list[dict[str, Any]] = []
     for result in results:
         if isinstance(result, Failure):
@@ -67,30 +60,13 @@ def rows(results: Sequence[Figures | Failure]) -> list[dict[str, Any]]:
             continue
         whole = asdict(result)
         del whole["loops"]
-        best = bound(result)
-        whole |= {
-            "loop": None,
-            "predicted_upper_flops": best.upper if best else None,
-            "predicted_serial_flops": best.serial if best else None,
-            "violations": violations(result),
-        }
+        whole |= {"loop": None, "violations": violations(result)}
         made.append(whole)
         for number, loop in enumerate(result.loops, 1):
-            row = {"chip": result.chip, "launch": result.launch, "loop": number, **asdict(loop)}
-            if loop.tensor_flops and not result.specialised:
-                one = loop_bound(chip_named(result.chip), loop, result.warps)
-                row |= {f"predicted_{name}": value for name, value in asdict(one).items()}
-            made.append(row)
+            made.append({"chip": result.chip, "launch": result.launch, "loop": number, **asdict(loop)})
     return made
 
 
 def _iteration(loop: LoopFigures) -> str:
     serialised = " one by one" if loop.serialised else ""
     return f"{loop.instructions} ({loop.tensor_instructions}{serialised}, {loop.exponentials}, {loop.masks})"
-
-
-def _predicted(result: Figures, loop: LoopFigures) -> str:
-    if result.specialised or not loop.tensor_flops:
-        return ""
-    one = loop_bound(chip_named(result.chip), loop, result.warps)
-    return f"{one.upper / 1e12:.0f} ({one.limiter}) / {one.serial / 1e12:.0f}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from archbench_kernelcheck import CHIPS, Bound, LoopFigures, loop_bound, resident_blocks
+from archbench_kernelcheck import CHIPS, resident_blocks
 from archbench_kernelcheck.amdgcn import parse as parse_amdgcn
 from archbench_kernelcheck.program import Kind
 from archbench_kernelcheck.sass import parse
@@ -168,40 +168,3 @@ def test_amd_assembly_is_read_alike():
 )
 def test_blocks_resident_on_a_multiprocessor(chip, registers, warps, shared, blocks):
     assert resident_blocks(CHIPS[chip], registers, warps, shared) == blocks
-
-
-def loop_of(**changes):
-    figures = {"instructions": 192, "issued": 192, "tensor_instructions": 16, "tensor_flops": 524288.0}
-    rest = {"exponentials": 64, "spills": 0, "narrow_loads": 0, "masks": 0, "tensor_waits": 2}
-    return LoopFigures(**figures | rest | changes)
-
-
-def test_bounds_of_a_loop_worked_by_hand():
-    # 128 queries × 64 keys × 64 wide on an H100, four warps: 4·128·64·64 FLOPs / 4096 = 512 cycles of tensor cores,
-    # 192·4/4 = 192 of issue, 64·4·32/16 = 512 of the exponential unit.
-    bound = loop_bound(CHIPS["sm_90"], loop_of(), warps=4)
-    assert (bound.tensor, bound.issue, bound.exp) == (512, 192, 512)
-    assert bound.upper == pytest.approx(989.4e12, rel=1e-3)  # NVIDIA's dense bf16 peak
-    assert bound.serial == pytest.approx(bound.upper / 2)
-
-
-def test_issue_slots_can_be_the_limit():
-    bound: Bound = loop_bound(CHIPS["sm_90"], loop_of(issued=1024), warps=4)
-    assert bound.limiter == "issue"
-    assert bound.upper == pytest.approx(989.4e12 / 2, rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("chip", "peak"),
-    [
-        ("sm_80", 312),
-        ("sm_86", 71),
-        ("sm_89", 165),
-        ("sm_90", 989),
-        ("sm_100", 2250),
-        ("sm_120", 209),
-        ("gfx942", 1307),
-    ],
-)
-def test_peaks_are_the_vendors(chip, peak):
-    assert CHIPS[chip].peak / 1e12 == pytest.approx(peak, rel=0.01)

@@ -59,7 +59,7 @@ def kernels(
 
     The backends alternate within each case, on the same inputs. TFLOP/s count only visible (query, key) pairs: causal
     attention counts half of a square, and backward counts 2.5 times forward. A backend that cannot run is listed with
-    the reason. With --static nothing runs, and speeds are predictions.
+    the reason. With --static nothing runs, and nothing is said of speed.
     """
     given = {name: tuple(dict.fromkeys(value)) if type(value) is tuple else value for name, value in given.items()}
     if static:

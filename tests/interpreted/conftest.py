@@ -37,7 +37,7 @@ def pytest_pycollect_makemodule(module_path: Path, parent: pytest.Collector) -> 
 
 @pytest.fixture(autouse=True, scope="session")
 def _corrected_interpreter() -> Iterator[None]:
-    from interpreter_corrections import bfloat16_corrected, patched_once
+    from interpreter_corrections import bfloat16_corrected, patched_once, scalars_converted
 
-    with bfloat16_corrected(), patched_once():
+    with bfloat16_corrected(), scalars_converted(), patched_once():
         yield

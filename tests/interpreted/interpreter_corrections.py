@@ -1,8 +1,9 @@
-"""What Triton 3.9's interpreter gets wrong in bfloat16, put right; and two of its slow habits, broken.
+"""What Triton's interpreter (3.6 to 3.9) gets wrong, put right; and two of its slow habits, broken.
 
 It holds bfloat16 as uint16 patterns, and silently multiplies those patterns as integers in ``tl.dot``; it cuts a
 float32 off instead of rounding it to nearest even. Other arithmetic on the patterns would be as wrong: here it raises,
-which also shows that the kernels go to float32 before they calculate.
+which also shows that the kernels go to float32 before they calculate. As a loop's bound it takes arrays of one element,
+which numpy 2.5 no longer converts (Triton 3.6; later ones squeeze them).
 """
 
 from __future__ import annotations
@@ -76,6 +77,19 @@ def bfloat16_corrected() -> Iterator[None]:
         cast_impl=cast_impl, create_fp_to_fp=create_fp_to_fp, create_dot=create_dot,
         unary_op=refusing("unary_op"), binary_op=refusing("binary_op"), ternary_op=refusing("ternary_op"),
     ):  # fmt: skip
+        yield
+
+
+@contextmanager
+def scalars_converted() -> Iterator[None]:
+    """A tensor of one element is an integer, whatever the number of its dimensions."""
+    patch_tensor = interpreter._patch_lang_tensor
+
+    def patch_and_convert(tensor: Any, scope: Any) -> None:
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    with patch.object(interpreter, "_patch_lang_tensor", patch_and_convert):
         yield
 
 
