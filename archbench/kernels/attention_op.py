@@ -47,8 +47,46 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scal
     """
     if scale <= 0:  # the kernel's running maximum is of unscaled scores
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
-    out: Tensor = torch.ops.archbench.causal_attention_forward(q, k, v, window, float(scale), precision)[0]
+    scale = float(scale)
+    if q.is_cuda and not torch.compiler.is_compiling() and _is_plain(q, k, v):
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+            differentiable: Tensor = _DirectAttention.apply(q, k, v, window, scale, precision)  # type: ignore[no-untyped-call]
+            return differentiable
+        direct: Tensor = _forward_on_gpu(q, k, v, window, scale, precision)[0]
+        return direct
+    out: Tensor = torch.ops.archbench.causal_attention_forward(q, k, v, window, scale, precision)[0]
     return out
+
+
+def _is_plain(*tensors: Tensor) -> bool:
+    """Whether nothing stands between the call and the kernel that only the operators serve: a dispatch or function
+    mode, a transform, a subclass, or autocast to another dtype."""
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(x) in (Tensor, torch.nn.Parameter) for x in tensors)
+        and (not torch.is_autocast_enabled("cuda") or all(x.dtype == torch.get_autocast_dtype("cuda") for x in tensors))
+    )
+
+
+class _DirectAttention(torch.autograd.Function):
+    """The same without the operators, whose Python layers take more of the host's time than the launch."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, precision: str) -> Tensor:
+        out: Tensor
+        out, lse = _forward_on_gpu(q, k, v, window, scale, precision)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.others = window, scale, precision
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        # With a graph of the gradients, by the operator, which refuses a second derivative.
+        plain = not torch.is_grad_enabled() and _is_plain(grad_out)
+        backward = _backward_on_gpu if plain else torch.ops.archbench.causal_attention_backward
+        return (*backward(grad_out, *ctx.saved_tensors, *ctx.others), None, None, None)
 
 
 @torch.library.custom_op("archbench::causal_attention_forward", mutates_args=(), device_types="cpu")

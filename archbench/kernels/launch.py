@@ -26,6 +26,6 @@ class Launch:
     arguments: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Launch it on the current GPU, or in Triton's interpreter if that is on."""
-        self.kernel[self.grid](**self.arguments, **self.options)
+    def run(self) -> Any:
+        """Launch it on the current GPU and return Triton's compiled kernel; in Triton's interpreter run it: None."""
+        return self.kernel[self.grid](**self.arguments, **self.options)

@@ -9,6 +9,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -74,7 +75,8 @@ class Arena:
         before = self.memory.clone()
         load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
-        def judged(pointers: TensorHandle, mask: TensorHandle, least: int, action: str) -> tuple[Any, Any, Any]:
+        def judged(pointers: TensorHandle, mask: Any, least: int, action: str) -> tuple[Any, Any, Any]:
+            inside = mask.data if isinstance(mask, TensorHandle) else mask  # a bare array by Triton 3.6's descriptors
             places = pointers.data.astype(np.int64) - base
             if self.spread[0]:
                 apart, really = self.spread
@@ -82,11 +84,11 @@ class Arena:
                 places = places - times * (apart - really)
             within = (places >= 0) & (places < end)
             places = np.where(within, places, 0)
-            wrong = int((mask.data & ~(within & (roles[places] >= least))).sum())
+            wrong = int((inside & ~(within & (roles[places] >= least))).sum())
             if wrong:
                 self.findings.append(f"{action} {wrong} elements that no tensor has")
             addresses = TensorHandle((places + base).astype(np.uint64), pointers.dtype)
-            return places, addresses, TensorHandle(mask.data & within, mask.dtype)
+            return places, addresses, TensorHandle(inside & within, tl.int1)
 
         def judged_load(self: Any, pointers: Any, mask: Any, *rest: Any, **named: Any) -> TensorHandle:
             _, pointers, mask = judged(pointers, mask, INPUT, "reads")

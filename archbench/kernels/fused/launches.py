@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from archbench.kernels.fused.configurations import (
     tile_widths,
 )
 from archbench.kernels.fused.forward import forward_kernel
+from archbench.kernels.fused.repeated_launches import Kind, keep_launches, kind_of, launched_again
 from archbench.kernels.fused.tuning import tuned
 from archbench.kernels.launch import Launch
 
@@ -48,15 +50,18 @@ def fused_forward(
         out (B, H, T, D) in q's dtype and memory layout, and lse (B, H, T) float32: log2 of the sum of
         2^(log2(e) · scale · q·k) over the keys that a query sees.
     """
-    out = torch.empty_like(q)
-    lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
-    how: dict[str, Any] = {"window": window, "precision": precision}
-    launch = partial(forward_launch, q, k, v, out, lse, **how, scale=scale, chip=chip_of(q.device))
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+    tunes, tensors = autotunes(q.device.type), (q, k, v, out, lse)
+    kind = kind_of(FORWARD, tensors, window, scale, precision, tunes)
     with _current(q.device):
+        if launched_again(kind, tensors):
+            return out, lse
+        how: dict[str, Any] = {"window": window, "precision": precision}
+        launch = partial(forward_launch, q, k, v, out, lse, **how, scale=scale, chip=chip_of(q.device))
         chosen = None
-        if autotunes(q.device.type):
+        if tunes:
             chosen = tuned(FORWARD, q, k, **how, launches_with=lambda one: [launch(configuration=one)])
-        launch(configuration=chosen).run()
+        _run_first(kind, tensors, [launch(configuration=chosen)])
     return out, lse
 
 
@@ -73,6 +78,11 @@ def fused_backward(
     """
     delta = torch.empty_like(lse)
     gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    tunes, tensors = autotunes(q.device.type), (grad_out, q, k, v, out, lse, delta, *gradients)
+    kind = kind_of("backward", tensors, window, scale, precision, tunes)
+    with _current(q.device):
+        if launched_again(kind, tensors):
+            return gradients
     how: dict[str, Any] = {"window": window, "precision": precision}
     launches = partial(
         backward_launches, grad_out, q, k, v, out, lse, delta, *gradients, **how, scale=scale, chip=chip_of(q.device)
@@ -85,12 +95,14 @@ def fused_backward(
         return tuned(kernel, q, k, **how, launches_with=delta_and_it)
 
     with _current(q.device):
-        chosen = {}
-        if autotunes(q.device.type):
-            chosen = {kernel: fastest(kernel) for kernel in (KEY_GRADIENT, QUERY_GRADIENT)}
-        for launch in launches(configurations=chosen):
-            launch.run()
+        chosen = {kernel: fastest(kernel) for kernel in (KEY_GRADIENT, QUERY_GRADIENT)} if tunes else {}
+        _run_first(kind, tensors, launches(configurations=chosen))
     return gradients
+
+
+def _run_first(kind: Kind, tensors: Sequence[Tensor], launches: list[Launch]) -> None:
+    """Make these launches, and keep them for others of their kind."""
+    keep_launches(kind, tensors, launches, [launch.run() for launch in launches])
 
 
 def forward_launch(
@@ -167,7 +179,8 @@ def backward_launches(
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
     """Makes ``device`` the current GPU, on which Triton launches."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    elsewhere = device.type == "cuda" and device.index != torch.cuda.current_device()
+    return torch.cuda.device(device) if elsewhere else nullcontext()
 
 
 def _common(
