@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +13,7 @@ from archbench.cli.options import Force, Json
 from archbench.errors import UsageError
 from archbench.presentation.characters import harmless
 from archbench.presentation.terminal import echo, paragraph, put, show
-from archbench.results.schema import ENDED, TRIALS, UNCHECKED
+from archbench.results.schema import COLUMNS, ENDED, UNCHECKED
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,79 +69,102 @@ def results(
 
         print_findings(list(examine(Path(path), deep=deep)), path, json=json)
         return
-    from archbench.cli.summary import print_rows
-    from archbench.results.filters import conditions
-    from archbench.results.reading import read_results
+    from archbench.results.newest import NewestRuns
 
-    everything = read_results(path, where or None, trials=True, known=True)
-    asked = trials or "role" in conditions(where)
-    frame = everything if asked else everything[~everything.role.isin(TRIALS)]
-    if hidden := everything.run_id.nunique() - frame.run_id.nunique():
+    programs = csv is not None or json
+    runs = NewestRuns(path, where or None, trials=trials)
+    shown = (None if programs else SHOWN_RUNS) if limit is None else limit or None
+    frames = islice(runs, shown)
+    texts: list[str] = []
+    if programs:
+        texts = [_for_programs(frame, path, json=json, csv=csv is not None) for frame in frames]
+    elif raw:
+        found = _print_raw(list(frames))
+    else:
+        found = _print_summaries(frames, path, hide_incidental=not any("phase" in text for text in where or []))
+    left = runs.count()
+    if runs.hidden:
         # Programs read standard output.
-        echo(f"{hidden} trials and pilots of studies are left out; --trials has them too.", error=True)
-    total = frame.run_id.nunique()
-    shown = (total if csv or json else SHOWN_RUNS) if limit is None else limit or total
-    frame = frame[frame.run_id.isin(frame.run_id.drop_duplicates().head(shown))]
+        echo(f"{runs.hidden} trials and pilots of studies are left out; --trials has them too.", error=True)
     if csv is not None:
-        _write_csv(frame, csv, force=force)
+        _write_csv(texts, csv, force=force)
+    if programs:
+        return
+    if not found:
+        start = "" if where or runs.hidden else " Start with: archbench run gpt1"
+        echo(f"No {'matching ' if where else ''}results in {path}.{start}")
+    elif left:
+        echo(f"\n{left} older runs not shown; --limit 0 shows all.")
+
+
+def _for_programs(frame: pd.DataFrame, path: str, *, json: bool, csv: bool) -> str:
+    """Print the rows of a run as JSON; the lines of it as CSV, "" if they are not wanted."""
+    from archbench.cli.summary import print_rows
+
     if json:
         print_rows(frame, path)
-    if csv is None and not json:
-        if frame.empty:
-            echo(
-                f"No {'matching ' if where else ''}results in {path}."
-                + ("" if where or hidden else " Start with: archbench run gpt1")
-            )
-            return
-        if raw:
-            _print_raw(frame)
-        else:
-            _print_summary(frame, path, hide_incidental=not any("phase" in text for text in where or []))
-        if total > shown:
-            echo(f"\n{total - shown} older runs not shown; --limit 0 shows all.")
+    return _as_csv(frame) if csv else ""
 
 
-def _print_summary(frame: pd.DataFrame, path: str, *, hide_incidental: bool) -> None:
+def _print_summaries(frames: Iterator[pd.DataFrame], path: str, *, hide_incidental: bool) -> int:
+    """Print one run after the other, and whether they are of one machine; returns how many."""
+    import pandas as pd
+
+    from archbench.report.basis import MACHINE, several_machines
+
+    machines = []
+    for number, frame in enumerate(frames):
+        if number:
+            echo()
+        _print_summary(frame, path, hide_incidental=hide_incidental)
+        machines.append(frame[MACHINE].drop_duplicates())
+    if machines and (mixed := several_machines(pd.concat(machines))) is not None:
+        echo()
+        paragraph(mixed, style="yellow")
+    return len(machines)
+
+
+def _print_summary(rows: pd.DataFrame, path: str, *, hide_incidental: bool) -> None:
     from archbench.cli.summary import UNCHECKED_REMARK, failures
-    from archbench.report.basis import several_machines
     from archbench.report.kernel_tables import kernel_tables, not_measured
     from archbench.report.run_tables import checks, integer, measurement_table
     from archbench.results.doubts import doubts
 
-    for number, (run_id, rows) in enumerate(frame.groupby("run_id", sort=False)):
-        if number:
-            echo()
-        title = _title({**rows.iloc[0].to_dict(), "parameters": integer(rows.parameters.max())})
-        paragraph(f"{run_id}  {title} · checks: {checks(rows)}", style="bold")
-        contaminated, unchecked, failed = rows.contaminated, rows.conformance == UNCHECKED, failures(rows)
-        doubtful = doubts(rows)
-        rows = rows[~rows.metric.isin(ENDED)]
-        if hide_incidental:
-            rows = rows[~rows.phase.isin(_INCIDENTAL) & ~rows.metric.str.startswith("audit_")]
-        kernels, rows = rows[rows.phase == "kernel"], rows[rows.phase != "kernel"]
-        for table in [*kernel_tables(kernels), *([measurement_table(rows)] if len(rows) else [])]:
-            show(table)
-        for line in not_measured(kernels, [path]):
-            paragraph(line, style="yellow")
-        for line in (*failed, *doubtful):
-            paragraph(line, style="red")
-        if unchecked.any():
-            paragraph(UNCHECKED_REMARK, style="yellow")
-        if contaminated.fillna(False).any():
-            paragraph("Other work ran on this machine: speeds so marked are contaminated.", style="yellow")
-
-    if (mixed := several_machines(frame)) is not None:
-        echo()
-        paragraph(mixed, style="yellow")
+    run_id = rows.run_id.iloc[0]
+    title = _title({**rows.iloc[0].to_dict(), "parameters": integer(rows.parameters.max())})
+    paragraph(f"{run_id}  {title} · checks: {checks(rows)}", style="bold")
+    contaminated, unchecked, failed = rows.contaminated, rows.conformance == UNCHECKED, failures(rows)
+    doubtful = doubts(rows)
+    rows = rows[~rows.metric.isin(ENDED)]
+    if hide_incidental:
+        rows = rows[~rows.phase.isin(_INCIDENTAL) & ~rows.metric.str.startswith("audit_")]
+    kernels, rows = rows[rows.phase == "kernel"], rows[rows.phase != "kernel"]
+    for table in [*kernel_tables(kernels), *([measurement_table(rows)] if len(rows) else [])]:
+        show(table)
+    for line in not_measured(kernels, [path]):
+        paragraph(line, style="yellow")
+    for line in (*failed, *doubtful):
+        paragraph(line, style="red")
+    if unchecked.any():
+        paragraph(UNCHECKED_REMARK, style="yellow")
+    if contaminated.fillna(False).any():
+        paragraph("Other work ran on this machine: speeds so marked are contaminated.", style="yellow")
 
 
-def _print_raw(frame: pd.DataFrame) -> None:
+def _print_raw(frames: list[pd.DataFrame]) -> int:
+    """Print every row in one table; returns the number of runs."""
+    import pandas as pd
+
     from archbench.cli.summary import failures
     from archbench.report.run_tables import raw_table
 
+    if not frames:
+        return 0
+    frame = pd.concat(frames)
     show(raw_table(frame))
     for line in failures(frame):
         paragraph(line, style="red")
+    return len(frames)
 
 
 def _title(row: Mapping[Any, Any]) -> str:
@@ -157,16 +181,22 @@ def _title(row: Mapping[Any, Any]) -> str:
     )
 
 
-def _write_csv(frame: pd.DataFrame, target: str, *, force: bool) -> None:
-    """Write all columns, or no file at all; no text of it is a formula."""
+def _as_csv(frame: pd.DataFrame) -> str:
+    """All columns, without their names; no text of it is a formula."""
     shown = frame.copy(deep=False)
     for name in frame.select_dtypes(["object", "string"]):
         shown[name] = frame[name].map(harmless, na_action="ignore")
-    text = shown.to_csv(index=False)
+    text: str = shown.to_csv(index=False, header=False)
+    return text
+
+
+def _write_csv(runs: list[str], target: str, *, force: bool) -> None:
+    """Write the lines of all runs below the names of the columns, or no file at all."""
+    text = "".join([",".join(column.name for column in COLUMNS) + "\n", *runs])
     if target == "-":
         put(text)
         return
     from archbench.files.outputs import Output, write_output
 
     write_output(Output(Path(target), "table of results", "--csv"), text.encode(), force=force, new_folder=False)
-    echo(f"{len(frame):,} rows written to {target}", error=True)
+    echo(f"{text.count(chr(10)) - 1:,} rows written to {target}", error=True)

@@ -105,12 +105,16 @@ def _disturbed(rows: pd.DataFrame) -> str:
     return f"Contaminated: other work (a study's own, if it measures several runs at a time) disturbed {runs}."
 
 
+MACHINE = ["device_name", "host", "driver"]
+"""Columns that say where a row was measured."""
+
+
 def several_machines(rows: pd.DataFrame) -> str | None:
     """Which devices these rows are of, on how many hosts and with which drivers; None if they are of one machine.
 
     Hosts are counted and not named: a page may be published. Rows of earlier versions say neither host nor driver.
     """
-    machines = rows[["device_name", "host", "driver"]].drop_duplicates()
+    machines = rows[MACHINE].drop_duplicates()
     named = []
     for device, own in machines.groupby("device_name"):
         hosts, drivers = own.host.nunique(), sorted(map(str, own.driver.dropna().unique()))

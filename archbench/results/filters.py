@@ -77,10 +77,10 @@ def _parsed(column: Column, value: Any) -> Any:
         ) from None
 
 
-def require_known(table: pa.Table, wanted: Mapping[str, list[Any]], place: str) -> None:
-    """Raise an UnknownNameError for a value that no row of its column has, if there are rows."""
+def require_known(known: Mapping[str, Sequence[Any]], wanted: Mapping[str, list[Any]], place: str) -> None:
+    """Raise an UnknownNameError for a value that is not among the known ones of its column, if there are any."""
     for name, values in wanted.items():
-        found = table[name].unique().to_pylist()
+        found = known[name]
         for value in values:
             if found and value is not None and value not in found:
                 step = did_you_mean(str(value), [str(one) for one in found if one is not None])

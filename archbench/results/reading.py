@@ -6,7 +6,7 @@ import glob
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 DIGESTS = "parquet"
 """Key in the JSON beside a run: size and SHA-256 of its Parquet file. A second entry is that of the record of a
 failure that the file replaces, in case the writer was killed between the two files."""
+
+_NEEDED = ("run_id", "phase", "metric", "status")
+"""Columns by which files of older versions are completed."""
 
 _AGAIN = "Move it away and repeat the run; archbench fsck says whether its rows can be recovered"
 
@@ -65,15 +68,14 @@ def read_results(
         StorageError: there are no results, or a file is corrupt, not archbench's, or from a newer archbench.
         UsageError: ``where`` has an unknown column, a value of the wrong type, or (``known``) one that no row has.
     """
-    import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
 
     wanted = conditions(where)
     tables: list[pa.Table] = []
-    for file in _files(path):
+    for file in files_under(path):
         try:
-            table = _read(file)
+            table = read_table(file)
         except StorageError as error:
             if errors == "raise":
                 raise
@@ -84,10 +86,18 @@ def read_results(
     tables.sort(key=lambda table: (table["time_utc"][0].as_py(), table["run_id"][0].as_py()), reverse=True)
     table = pa.concat_tables(tables) if tables else arrow_schema().empty_table()
     if known:
-        require_known(table, wanted, str(path))
+        require_known({name: table[name].unique().to_pylist() for name in wanted}, wanted, str(path))
     table = table.filter(matches(table, wanted)) if wanted else table
     if not trials and "role" not in wanted:
         table = table.filter(pc.invert(pc.is_in(table["role"], value_set=pa.array(TRIALS))))
+    return as_frame(table)
+
+
+def as_frame(table: pa.Table) -> pd.DataFrame:
+    """The rows as pandas has them: nullable integers and booleans."""
+    import pandas as pd
+    import pyarrow as pa
+
     nullable = {pa.int64(): pd.Int64Dtype(), pa.bool_(): pd.BooleanDtype()}
     frame: pd.DataFrame = table.to_pandas(types_mapper=nullable.get)
     return frame
@@ -101,12 +111,17 @@ def run_failed(file: str | Path) -> bool:
     """
     import pyarrow.compute as pc
 
-    return bool(pc.any(pc.not_equal(_read(Path(file))["status"], OK)).as_py())
+    return bool(pc.any(pc.not_equal(read_table(Path(file))["status"], OK)).as_py())
 
 
-def _files(path: str | Path | Sequence[str | Path]) -> list[Path]:
+def files_under(path: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The Parquet files that ``path`` stands for, as in :func:`read_results`, sorted by name.
+
+    Raises:
+        StorageError: there are none.
+    """
     if not isinstance(path, str | Path):
-        return [file for part in path for file in _files(part)]
+        return [file for part in path for file in files_under(part)]
     start = Path(path)
     if start.is_dir():
         return _finished(start.iterdir())
@@ -130,8 +145,17 @@ def _finished(files: Any) -> list[Path]:
     )
 
 
-def _read(file: Path) -> pa.Table:
-    table, content = read_parquet(file, [column.name for column in COLUMNS], next_step=_AGAIN)
+def read_table(file: Path, columns: Collection[str] | None = None) -> pa.Table:
+    """The rows of one file in the current schema.
+
+    Args:
+        columns: those wanted; None for all. They are in the schema's order.
+
+    Raises:
+        StorageError: it is damaged, not archbench's, or from a newer archbench.
+    """
+    wanted = {column.name for column in COLUMNS} if columns is None else {*columns, *_NEEDED}
+    table, content = read_parquet(file, [one.name for one in COLUMNS if one.name in wanted], next_step=_AGAIN)
     _check_pair(file, content)
     version = file_version(table.schema)
     if version is None:
@@ -141,7 +165,7 @@ def _read(file: Path) -> pa.Table:
     if version > SCHEMA_VERSION:
         cause = f"its schema version is {version}, but this archbench reads versions up to {SCHEMA_VERSION}"
         raise StorageError(str(file), cause, "Install the newest archbench")
-    return _upgraded(table if version >= 4 else _with_roles(table, file), file)
+    return _upgraded(table if version >= 4 else _with_roles(table, file), file, wanted)
 
 
 def digest(content: bytes) -> dict[str, Any]:
@@ -206,11 +230,11 @@ def _roles(file: Path) -> dict[str, str]:
     return roles
 
 
-def _upgraded(table: pa.Table, file: Path) -> pa.Table:
-    """The table in the current schema: columns that older versions lack are null, except ``status``."""
+def _upgraded(table: pa.Table, file: Path, wanted: Collection[str]) -> pa.Table:
+    """The wanted columns in the current schema: those that older versions lack are null, except ``status``."""
     import pyarrow as pa
 
-    schema = arrow_schema()
+    schema = pa.schema([field for field in arrow_schema() if field.name in wanted])
     arrays = []
     for field in schema:
         if field.name == "status" and field.name not in table.column_names:
