@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from archbench.errors import DeviceError
-from archbench.measure.clock import CPUClock, CUDAClock, clock_for
+from archbench.measure.clock import LONGEST_HOLD, CPUClock, CUDAClock, clock_for, device_seconds_of, submitted
 
 
 def test_the_cpu_clock_tells_seconds() -> None:
@@ -66,6 +67,75 @@ def test_the_cuda_clock_reads_events_of_its_devices_stream_in_seconds() -> None:
     assert cuda.log[-1] == "wait for event"
     clock.synchronize()
     assert cuda.log[-1] == "synchronize"
+
+
+class SimulatedGPU(FakeCUDA):
+    """A host and a GPU, each with its time in seconds: the GPU does in order what it was told, and never before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.host = self.gpu = 0.0
+        fake = self
+
+        class Event:
+            def __init__(self, *, enable_timing: bool) -> None: ...
+
+            def record(self, stream: object) -> None:
+                fake.log.append("event")
+                self.at = fake.gpu = max(fake.gpu, fake.host)
+
+            def query(self) -> bool:
+                return fake.host >= self.at
+
+            def synchronize(self) -> None:
+                fake.host = max(fake.host, self.at)
+
+            def elapsed_time(self, end: Event) -> float:
+                return 1e3 * (end.at - self.at)
+
+        self.Event = Event  # type: ignore[assignment]
+
+    def submit(self, seconds: float) -> None:
+        self.gpu = max(self.gpu, self.host) + seconds
+
+    def synchronize(self, device: object) -> None:
+        self.host = max(self.host, self.gpu)
+
+    def device(self, device: object) -> nullcontext[None]:
+        return nullcontext()
+
+    def _sleep(self, cycles: int) -> None:
+        self.log.append("sleep")
+        self.submit(cycles / 1.2e9)
+
+
+@pytest.mark.parametrize("host_delay", [0.0, 0.2e-3, 0.6e-3, 9e-3])
+def test_a_kernels_time_does_not_depend_on_how_long_the_host_takes_to_submit_it(host_delay: float) -> None:
+    gpu = SimulatedGPU()
+    clock = CUDAClock(torch.device("cpu"), gpu)
+
+    def work() -> None:
+        gpu.log.append("kernel")
+        gpu.host += host_delay
+        gpu.submit(40e-6)
+
+    assert device_seconds_of(work, clock) == pytest.approx(40e-6)
+    assert gpu.log[-4:] == ["sleep", "event", "kernel", "event"]
+    assert submitted(work, clock)[1].gapless
+
+
+def test_work_that_waits_for_the_gpu_is_said_to_contain_the_hosts_time() -> None:
+    gpu = SimulatedGPU()
+    clock = CUDAClock(torch.device("cpu"), gpu)
+
+    def work() -> None:
+        gpu.synchronize(None)
+        gpu.host += 1e-3
+        gpu.submit(40e-6)
+
+    assert device_seconds_of(work, clock) == pytest.approx(1.04e-3)
+    assert not submitted(work, clock)[1].gapless
+    assert 1.0 > gpu.host > LONGEST_HOLD, "it tries longer holds, up to the longest"
 
 
 def test_flushing_overwrites_twice_the_l2_and_allocates_once() -> None:

@@ -224,10 +224,18 @@ def test_what_could_not_be_checked_gets_no_speed() -> None:
 
 
 class LoggingClock:
-    """What a GPU would be told, in order; every call takes one second of its time line."""
+    """What a GPU would be told, in order; every call takes one second of its time line.
 
-    def __init__(self) -> None:
+    Args:
+        needed: how often the hold has to be lengthened until it is long enough; None: it never is.
+    """
+
+    asynchronous = True
+
+    def __init__(self, needed: int | None = 0) -> None:
         self.log: list[str] = []
+        self.needed = needed
+        self.lengthened = 0
 
     def mark(self) -> int:
         self.log.append("mark")
@@ -242,8 +250,22 @@ class LoggingClock:
     def flush(self) -> None:
         self.log.append("flush")
 
+    def reserve(self) -> int:
+        return 0
 
-def test_a_gpu_flushes_its_cache_before_each_pass_and_the_host_submits_meanwhile() -> None:
+    def hold(self) -> None:
+        self.log.append("hold")
+
+    def lengthen(self) -> bool:
+        self.lengthened += 1
+        return self.lengthened <= 7
+
+    def is_before(self, mark: int) -> bool:
+        self.log.append("ask")
+        return self.needed is not None and self.lengthened >= self.needed
+
+
+def test_a_gpu_is_held_and_flushes_its_cache_before_each_pass_and_the_host_submits_meanwhile() -> None:
     clock = LoggingClock()
 
     def run(x: Tensor) -> Tensor:
@@ -251,10 +273,27 @@ def test_a_gpu_flushes_its_cache_before_each_pass_and_the_host_submits_meanwhile
         return x * 1
 
     measured({"one": run}, clock)
-    sample = ["synchronize", "flush", "mark", "work", "mark", "synchronize", "flush", "mark", "mark"]
+    before = ["synchronize", "hold", "flush", "mark"]
+    sample = [*before, "work", "mark", "ask", *before, "mark", "ask"]
     log = clock.log
     assert log[: len(sample)] == sample
     assert log.count("flush") == 2 * log.count("work")
+
+
+def test_a_pass_that_may_have_waited_for_the_host_is_measured_again_under_a_longer_hold() -> None:
+    clock = LoggingClock(needed=3)
+    rows, _ = measured({"one": lambda x: x * 1}, clock)
+    assert clock.lengthened == 3
+    assert values(rows, "waits_for_host", "one") == [0]
+    assert len(values(rows, "forward_seconds", "one")) == len(values(rows, "host_forward_seconds", "one")) == 10
+    assert len(values(rows, "host_backward_seconds", "one")) == 10
+
+    always = LoggingClock(needed=None)
+    rows, _ = measured({"one": lambda x: x * 1}, always)
+    assert values(rows, "waits_for_host", "one") == [10], (
+        "work that reads from the GPU is said to contain the host's time"
+    )
+    assert not [row for row in measured({"one": lambda x: x * 1})[0] if "host" in row["metric"]], "a CPU has one time"
 
 
 def test_memory_is_what_tensors_take_at_one_time_beyond_those_before() -> None:

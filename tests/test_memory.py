@@ -90,9 +90,9 @@ def test_a_gpus_peaks_are_reset_before_and_read_after_all_work_is_done() -> None
         max_memory_reserved=lambda device: 40,
     )
     reading = PeakMemory()
-    memory._begin_cuda(reading, torch.device("cuda"), cuda)
-    memory._end_cuda(reading, torch.device("cuda"), cuda)
-    assert (reading.baseline_bytes, reading.peak_bytes, reading.reserved_bytes) == (10, 30, 40)
+    memory._begin_cuda(reading, torch.device("cuda"), 4, cuda)
+    memory._end_cuda(reading, torch.device("cuda"), 4, cuda)
+    assert (reading.baseline_bytes, reading.peak_bytes, reading.reserved_bytes) == (6, 26, 36)
     assert log == ["synchronize", "empty_cache", "reset", "synchronize"]
 
 

@@ -27,6 +27,8 @@ import psutil
 import torch
 from torch.autograd.profiler import profile
 
+from archbench.measure.clock import Clock
+
 _RESET_SLACK = 0.02
 """How far a reset peak may lie above the resident set: the kernel counts pages in batches, CPU by CPU."""
 
@@ -50,7 +52,9 @@ class PeakMemory:
 
 
 @contextmanager
-def peak_memory(device: torch.device | str, proc: Path = Path("/proc/self")) -> Iterator[PeakMemory]:
+def peak_memory(
+    device: torch.device | str, proc: Path = Path("/proc/self"), *, clock: Clock | None = None
+) -> Iterator[PeakMemory]:
     """Measure the peak memory of a block; not nested, and in a fresh process for a clean start.
 
     A CPU's baseline holds whatever the process's allocator kept from earlier work, which is why each phase has a
@@ -59,14 +63,16 @@ def peak_memory(device: torch.device | str, proc: Path = Path("/proc/self")) -> 
     Args:
         device: where the block's tensors live.
         proc: where Linux describes this process.
+        clock: that times work in the block. What it needs to flush a GPU's cache is no part of the peak.
     """
     device = torch.device(device)
     gc.collect()
     memory = PeakMemory()
     if device.type == "cuda":
-        _begin_cuda(memory, device)
+        beside = 0 if clock is None else clock.reserve()
+        _begin_cuda(memory, device, beside)
         yield memory
-        _end_cuda(memory, device)
+        _end_cuda(memory, device, beside)
     elif device.type == "cpu" and sys.platform != "linux":
         memory.baseline_bytes, before = psutil.Process().memory_info().rss, _peak_since_start()
         yield memory
@@ -84,17 +90,18 @@ def peak_memory(device: torch.device | str, proc: Path = Path("/proc/self")) -> 
         yield memory
 
 
-def _begin_cuda(memory: PeakMemory, device: torch.device, cuda: Any = torch.cuda) -> None:
+def _begin_cuda(memory: PeakMemory, device: torch.device, beside: int, cuda: Any = torch.cuda) -> None:
     cuda.synchronize(device)
     cuda.empty_cache()
     cuda.reset_peak_memory_stats(device)
-    memory.baseline_bytes = cuda.memory_allocated(device)
+    memory.baseline_bytes = cuda.memory_allocated(device) - beside
 
 
-def _end_cuda(memory: PeakMemory, device: torch.device, cuda: Any = torch.cuda) -> None:
+def _end_cuda(memory: PeakMemory, device: torch.device, beside: int, cuda: Any = torch.cuda) -> None:
+    """``beside``: bytes of the measurement itself, which are there from the beginning of the block to its end."""
     cuda.synchronize(device)
-    memory.peak_bytes = cuda.max_memory_allocated(device)
-    memory.reserved_bytes = cuda.max_memory_reserved(device)
+    memory.peak_bytes = cuda.max_memory_allocated(device) - beside
+    memory.reserved_bytes = cuda.max_memory_reserved(device) - beside
 
 
 def _peak_since_start() -> int:

@@ -21,7 +21,7 @@ from archbench.data.cache import cache_folder, content_key, write_atomically
 from archbench.errors import ArchbenchWarning, StorageError
 from archbench.files.loader import read_json
 from archbench.files.seal import sealed
-from archbench.measure.clock import clock_for, seconds_of
+from archbench.measure.clock import clock_for, device_seconds_of
 from archbench.measure.machine import device_name
 
 # Dense peaks (no structured sparsity) with float32 accumulation, TFLOP/s, from the makers' data sheets and
@@ -105,7 +105,7 @@ def measure_gemm(device: torch.device | str, dtype: torch.dtype, *, repeats: int
             return best or None
         # The first product loads kernels and wakes threads, so there is one more.
         for _ in range(repeats + 1):
-            best = max(best, 2 * n**3 / seconds_of(partial(torch.mm, a, b, out=out), clock))
+            best = max(best, 2 * n**3 / device_seconds_of(partial(torch.mm, a, b, out=out), clock))
     return best
 
 
@@ -120,7 +120,7 @@ def measure_bandwidth(device: torch.device | str, *, repeats: int = 10) -> float
     a, b, c = (torch.zeros(size // 4, dtype=torch.float32, device=device) for _ in range(3))
     triad = partial(torch.add, b, c, alpha=3.0, out=a)
     triad()  # touch every page first
-    return 3 * a.nbytes / min(seconds_of(triad, clock) for _ in range(repeats))
+    return 3 * a.nbytes / min(device_seconds_of(triad, clock) for _ in range(repeats))
 
 
 def keep_bandwidth(device: torch.device | str, bandwidth: float) -> None:

@@ -134,16 +134,18 @@ def _attention_table(rows: pd.DataFrame) -> Table:
     varying, fixed = _sizes(rows, _ATTENTION)
     columns = [
         *(Column(letter, "name") for letter in varying), Column("attention", "name"),
-        _time("forward"), _reach(), _speed(), _time("backward"), _reach(), _speed(), *_COSTS,
+        _time("forward"), _reach(), _speed(), _time("backward"), _reach(), _speed(), *_COSTS, *_host_column(rows),
     ]  # fmt: skip
     lines = [
         [
             *label, *_median(_values(trial, "forward_seconds")), _first(trial, "forward_flops_per_second"),
             *_median(_values(trial, "backward_seconds")), _first(trial, "backward_flops_per_second"), *_costs(trial),
+            *([_host(trial)] if _host_column(rows) else []),
         ]
         for label, _, trial in _trials(rows, varying, "attention")
     ]  # fmt: skip
-    return table("attention", f"Causal attention{fixed}", columns, lines, caption=CONVENTION, grouped=len(varying))
+    title, notes = f"Causal attention{fixed}", _waits(rows, "attention")
+    return table("attention", title, columns, lines, caption=CONVENTION, notes=notes, grouped=len(varying))
 
 
 def _loss_table(rows: pd.DataFrame) -> Table:
@@ -151,7 +153,7 @@ def _loss_table(rows: pd.DataFrame) -> Table:
     columns = [
         *(Column(letter, "name") for letter in varying), Column("loss", "name"), _time("forward"), _time("backward"),
         _time("together"), _reach(), _speed(), *_COSTS, Column("time", unit="1", show="{:.2f} ×".format),
-        Column("memory", unit="1", show="{:.2f} ×".format, priority=1),
+        Column("memory", unit="1", show="{:.2f} ×".format, priority=1), *_host_column(rows),
     ]  # fmt: skip
     lines = []
     for label, case, trial in _trials(rows, varying, "operation"):
@@ -161,9 +163,29 @@ def _loss_table(rows: pd.DataFrame) -> Table:
             *_median(_together(trial)), _first(trial, "flops_per_second"), *_costs(trial),
             _ratio(_together(trial), _together(whole)),
             _ratio(_values(trial, "peak_extra_bytes"), _values(whole, "peak_extra_bytes")),
+            *([_host(trial)] if _host_column(rows) else []),
         ])  # fmt: skip
     title = f"Loss, and its time and memory over those of all logits at once{fixed}"
-    return table("losses", title, columns, lines, grouped=len(varying))
+    return table("losses", title, columns, lines, notes=_waits(rows, "operation"), grouped=len(varying))
+
+
+def _host_column(rows: pd.DataFrame) -> list[Column]:
+    """A GPU's table also has what the host takes to submit both passes."""
+    if not (rows.metric == "host_forward_seconds").any():
+        return []
+    return [Column("host", unit="s", hint="to submit both passes, beside the GPU's own time", priority=4)]
+
+
+def _host(trial: pd.DataFrame) -> float | None:
+    seconds = _values(trial, "host_forward_seconds").add(_values(trial, "host_backward_seconds"), fill_value=0.0)
+    return None if seconds.empty else float(seconds.median())
+
+
+def _waits(rows: pd.DataFrame, candidate: str) -> list[str]:
+    """Which candidates' times contain the host's."""
+    waited = rows[(rows.metric == "waits_for_host") & (rows.value > 0)]
+    names = ", ".join(sorted(map(str, waited[candidate].unique())))
+    return [f"{names}: read from the GPU amid their work, so their times contain the host's."] if names else []
 
 
 def _sizes(rows: pd.DataFrame, letters: dict[str, str]) -> tuple[dict[str, str], str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from archbench.config import KernelConfig
 from archbench.errors import ArchbenchError, ResourceError, refusal
 from archbench.kernels import record_attention
-from archbench.measure.clock import Clock, Mark, clock_for
+from archbench.measure.clock import Clock, Submission, clock_for, submitted
 from archbench.measure.memory import peak_extra_bytes
 from archbench.measure.steady import FLAG_LEVEL, WARMUP_LEVEL, WINDOW, count_outliers, has_trend
 from archbench.runs.kernel_cases import Candidate, Case, Exact, cases
@@ -61,6 +61,8 @@ class Trial:
         backward: whether it has a backward pass here.
         first: seconds of the first forward and backward pass, compilation included.
         warmup: seconds of each call before the samples, forward and backward together.
+        host_forward_seconds, host_backward_seconds: what the host took to submit the samples' passes.
+        waits: samples whose passes may have waited for the host.
         output_error, gradient_error: as :func:`_error` says.
         peak_extra_bytes: of one more call.
     """
@@ -72,6 +74,9 @@ class Trial:
     warmup: list[float] = field(default_factory=list)
     forward_seconds: list[float] = field(default_factory=list)
     backward_seconds: list[float] = field(default_factory=list)
+    host_forward_seconds: list[float] = field(default_factory=list)
+    host_backward_seconds: list[float] = field(default_factory=list)
+    waits: int = 0
     output_error: float = 0.0
     gradient_error: float = 0.0
     peak_extra_bytes: int = 0
@@ -129,7 +134,7 @@ def measure_case(case: Case, config: KernelConfig, device: torch.device, clock: 
         leave_out(trial.candidate, reason, "forward", *(["backward"] if trial.backward else []))
     for trial in trials:
         trial.peak_extra_bytes = peak_extra_bytes(partial(_call, trial, clock), device)
-        _add(rows, case, trial)
+        _add(rows, case, trial, clock)
     return left_out
 
 
@@ -142,13 +147,13 @@ def _first_call(candidate: Candidate, exact: Callable[[], Exact], clock: Clock) 
     trial, reason = Trial(candidate), ""
     with record_attention() as ran:
         try:
-            marks, output, gradients = _call(trial, clock)
-            trial.first = _seconds(marks, clock)
+            passes, output, gradients = _call(trial, clock)
+            trial.first = _seconds(passes, clock)
         except Exception as error:  # noqa: BLE001  (any error is a finding about this backend; the others continue)
             trial.backward, reason = False, _reason(error)
             try:
-                marks, output, gradients = _call(trial, clock)
-                trial.first = _seconds(marks, clock)
+                passes, output, gradients = _call(trial, clock)
+                trial.first = _seconds(passes, clock)
             except Exception:  # noqa: BLE001  (the first reason counts: both passes were requested)
                 return None, reason
     trial.columns = {**candidate.columns, **({"attention": "+".join(sorted(ran))} if ran else {})}
@@ -175,21 +180,28 @@ def _alternate(trials: list[Trial], clock: Clock, config: KernelConfig) -> list[
     """
     failed: list[tuple[Trial, str]] = []
 
-    def one_round(keep: Callable[[Trial, float, float], None]) -> None:
+    def one_round(keep: Callable[[Trial, list[Submission], float, float], None]) -> None:
         for trial in list(trials):
             try:
-                keep(trial, *_seconds(_call(trial, clock)[0], clock))
+                while True:
+                    passes, *_ = _call(trial, clock)
+                    if all(one.gapless for one in passes) or not clock.lengthen():
+                        break
+                keep(trial, passes, *_seconds(passes, clock))
             except Exception as error:  # noqa: BLE001  (as in its first call)
                 trials.remove(trial)
                 failed.append((trial, _reason(error)))
 
-    def warm(trial: Trial, forward: float, backward: float) -> None:
+    def warm(trial: Trial, passes: list[Submission], forward: float, backward: float) -> None:
         trial.warmup.append(forward + backward)
 
-    def sample(trial: Trial, forward: float, backward: float) -> None:
+    def sample(trial: Trial, passes: list[Submission], forward: float, backward: float) -> None:
         trial.forward_seconds.append(forward)
+        trial.host_forward_seconds.append(passes[0].host_seconds)
+        trial.waits += not all(one.gapless for one in passes)
         if trial.backward:
             trial.backward_seconds.append(backward)
+            trial.host_backward_seconds.append(passes[1].host_seconds)
 
     for number in range(config.warmup + _MOST_WARMUP):
         if number >= config.warmup and not any(has_trend(trial.warmup[-WINDOW:], WARMUP_LEVEL) for trial in trials):
@@ -200,34 +212,24 @@ def _alternate(trials: list[Trial], clock: Clock, config: KernelConfig) -> list[
     return failed
 
 
-def _call(trial: Trial, clock: Clock) -> tuple[list[Mark], Tensor, tuple[Tensor, ...]]:
-    """One forward pass and, if there is one, a backward pass: marks before and after each, output, gradients."""
+def _call(trial: Trial, clock: Clock) -> tuple[list[Submission], Tensor, tuple[Tensor, ...]]:
+    """One forward pass and, if there is one, a backward pass; output, gradients."""
     candidate = trial.candidate
     if not trial.backward:
         with torch.no_grad():
-            start = _start(clock)
-            output = candidate.run(*(leaf.detach() for leaf in candidate.inputs))
-            return [start, clock.mark()], output, ()
-    start = _start(clock)
-    output = candidate.run(*candidate.inputs)
-    marks = [start, clock.mark(), _start(clock)]
-    gradients = torch.autograd.grad(output, candidate.inputs, candidate.upstream)
-    return [*marks, clock.mark()], output.detach(), gradients
+            leaves = [leaf.detach() for leaf in candidate.inputs]
+            output, forward = submitted(lambda: candidate.run(*leaves), clock)
+            return [forward], output, ()
+    output, forward = submitted(lambda: candidate.run(*candidate.inputs), clock)
+    gradients, backward = submitted(lambda: torch.autograd.grad(output, candidate.inputs, candidate.upstream), clock)
+    return [forward, backward], output.detach(), gradients
 
 
-def _start(clock: Clock) -> Mark:
-    # Flushed after waiting, not before: a GPU then overwrites its L2 while the host submits the kernels, so the time
-    # between the marks is the kernels' and not the host's.
-    clock.synchronize()
-    clock.flush()
-    return clock.mark()
-
-
-def _seconds(marks: list[Mark], clock: Clock) -> tuple[float, float]:
+def _seconds(passes: list[Submission], clock: Clock) -> tuple[float, float]:
     """Seconds of forward and backward; 0 if there is no backward pass."""
     clock.synchronize()
-    forward = clock.seconds(marks[0], marks[1])
-    return forward, clock.seconds(marks[2], marks[3]) if len(marks) > 2 else 0.0
+    forward, *backward = (clock.seconds(one.start, one.end) for one in passes)
+    return forward, sum(backward)
 
 
 def _error(result: Tensor, exact: Tensor) -> float:
@@ -238,12 +240,16 @@ def _error(result: Tensor, exact: Tensor) -> float:
     return float(difference / exact.abs().max())
 
 
-def _add(rows: Rows, case: Case, trial: Trial) -> None:
+def _add(rows: Rows, case: Case, trial: Trial, clock: Clock) -> None:
     """One candidate's measurements in one case."""
     columns = {**case.columns, **trial.columns}
     forward, backward = case.flops
     rows.extend("forward_seconds", trial.forward_seconds, **columns)
     rows.extend("backward_seconds", trial.backward_seconds, **columns)
+    if clock.asynchronous:
+        rows.extend("host_forward_seconds", trial.host_forward_seconds, **columns)
+        rows.extend("host_backward_seconds", trial.host_backward_seconds, **columns)
+        rows.add("waits_for_host", trial.waits, **columns)
     rows.add("first_forward_seconds", trial.first[0], **columns)
     rows.extend("warmup_seconds", trial.warmup, **columns)
     rows.add("forward_flops", forward, **columns)

@@ -137,7 +137,7 @@ def run_serve(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) 
             decoded[shape] = prompts[shape], tokens
         return [clock.seconds(begin, mark) for mark in marks]
 
-    with peak_memory(device) as memory, rows.recording_attention():
+    with peak_memory(device, clock=clock) as memory, rows.recording_attention():
         for case, most, requests in _cases(run):
             served: list[list[Answer]] = []
 

@@ -46,7 +46,7 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
     architecture, model = prepared(run, device, rows)
     clock = clock_for(device)
     decoded: Decoded = {}
-    with peak_memory(device) as memory, rows.recording_attention():
+    with peak_memory(device, clock=clock) as memory, rows.recording_attention():
         for P, B, prompt in _prompts(run, device):
 
             def first_token(prompt: Tensor = prompt, case: tuple[int, int] = (P, B)) -> None:
@@ -68,7 +68,7 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
     new_tokens = run.config.speed.new_tokens
     cases: list[tuple[dict[str, Any], float]] = []
     decoded: Decoded = {}
-    with peak_memory(device) as memory, rows.recording_attention():
+    with peak_memory(device, clock=clock) as memory, rows.recording_attention():
         for P, B, prompt in _prompts(run, device):
             gaps: list[float] = []
 
