@@ -25,6 +25,7 @@ EXTRAS = {
     "vl-convert-python": "archbench report and plots; pip install 'archbench[report]'",
     "lm_eval": "the field's evaluations (archbench eval); pip install 'archbench[eval]'",
     "transformers": "its models as architectures (hf:PLACE); pip install 'archbench[hf]'",
+    "nvidia-ml-py": "a GPU's energy, clocks and other processes; pip install 'archbench[gpu]'",
     "triton": "compiled kernels on GPUs, and archbench kernels --static; pip install 'archbench[kernels]'",
 }
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from archbench.measure.gpu_state import GPU, GPUState, find_gpu
 from archbench.measure.machine import cpu_cgroup, query_gpu, usable_cpus
 
 OTHER_CPU_LIMIT = 0.05
@@ -53,6 +54,7 @@ class Environment:
         gpu_slow_seconds: time since the driver was loaded in which heat or power supply slowed the GPU; drivers
             since about 590.
         gpu_slow_now: whether they slow it now.
+        gpu: what NVML says of the GPU, unknown without it; None: no GPU is measured.
     """
 
     seconds: float
@@ -67,6 +69,7 @@ class Environment:
     heat_events: int | None
     gpu_slow_seconds: float | None
     gpu_slow_now: bool | None
+    gpu: GPUState | None = None
 
 
 def snapshot(device: object = "cpu", *, ended: float = 0.0) -> Environment:
@@ -102,7 +105,16 @@ def snapshot(device: object = "cpu", *, ended: float = 0.0) -> Environment:
         heat_events=_heat_events(cpus),
         gpu_slow_seconds=_gpu_slow_seconds(device) if on_gpu else None,
         gpu_slow_now=_gpu_slow_now(device) if on_gpu else None,
+        gpu=_gpu_state(device) if on_gpu else None,
     )
+
+
+def _gpu_state(device: object) -> GPUState:
+    import psutil
+
+    gpu = find_gpu(str(device))
+    ours = [os.getpid(), *(process.pid for process in psutil.Process().children(recursive=True))]
+    return gpu.state(ours) if isinstance(gpu, GPU) else GPUState()
 
 
 def _own_seconds() -> float:
@@ -205,7 +217,8 @@ def contamination(before: Environment, after: Environment) -> list[str]:
 
     A phase is contaminated if other processes took more than :data:`OTHER_CPU_LIMIT` of our CPUs or half a CPU,
     whichever is less (plus :data:`OTHER_CPU_SLACK`), if the hypervisor took more than :data:`STOLEN_LIMIT`, if more
-    than :data:`STALL_LIMIT` of the time was lost to memory stalls, a quota or a slowed GPU, or if a CPU was throttled.
+    than :data:`STALL_LIMIT` of the time was lost to memory stalls, a quota or a slowed GPU, if a CPU was throttled, if
+    another process computed on the GPU before or after, or if its memory had errors that could not be corrected.
     """
     seen = interval(before, after)
     allowed = min(OTHER_CPU_LIMIT * after.cpus, 0.5) * seen.seconds + OTHER_CPU_SLACK
@@ -224,12 +237,36 @@ def contamination(before: Environment, after: Environment) -> list[str]:
         reasons.append(f"heat or power slowed the GPU {seen.gpu_slow_share:.0%} of the time")
     elif seen.gpu_slow_share is None and (before.gpu_slow_now or after.gpu_slow_now):
         reasons.append("heat or power slowed the GPU at the beginning or the end")
+    if others := _others_on_gpu(before, after):
+        one = len(others) == 1
+        pids = ", ".join(map(str, sorted(others)))
+        reasons.append(f"{'another process' if one else f'{len(others)} other processes'} used the GPU (PID {pids})")
+    if errors := _ecc_errors(before, after):
+        reasons.append(f"the GPU's memory had {errors} errors that could not be corrected")
     return reasons
+
+
+def _others_on_gpu(before: Environment, after: Environment) -> set[int] | None:
+    known = [state.gpu.others for state in (before, after) if state.gpu is not None and state.gpu.others is not None]
+    return {pid for others in known for pid in others} if known else None
+
+
+def _ecc_errors(before: Environment, after: Environment) -> int | None:
+    start, end = (None if one.gpu is None else one.gpu.ecc_errors for one in (before, after))
+    return None if start is None or end is None else end - start
 
 
 def metrics(before: Environment, after: Environment) -> dict[str, float | None]:
     """The rows of the phase ``environment``: metric -> value."""
     seen = interval(before, after)
+    others = _others_on_gpu(before, after)
+    gpu: dict[str, float | None] = {}
+    if after.gpu is not None:
+        gpu = {
+            "gpu_other_processes": None if others is None else len(others),
+            "gpu_ecc_errors": _ecc_errors(before, after),
+            "gpu_is_slice": None if after.gpu.mig is None else float(after.gpu.mig),
+        }
     return {
         "load_before": before.load,
         "load_after": after.load,
@@ -241,5 +278,6 @@ def metrics(before: Environment, after: Environment) -> dict[str, float | None]:
         "quota_stop_share": seen.quota_stop_share,
         "heat_events": seen.heat_events,
         "gpu_slow_share": seen.gpu_slow_share,
+        **gpu,
         "contaminated": float(bool(contamination(before, after))),
     }

@@ -48,6 +48,11 @@ class Samples:
     outliers: int
 
     @property
+    def calls(self) -> int:
+        """Warm-up and timed repeats together."""
+        return len(self.warmup_seconds) + len(self.seconds)
+
+    @property
     def median(self) -> float:
         """Median of ``seconds``."""
         return float(np.median(self.seconds))

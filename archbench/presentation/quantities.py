@@ -1,7 +1,7 @@
 """Values as text: a fitting prefix, about three digits, a real minus sign. Results hold base units only.
 
-Base units: s, B, FLOP, token, parameter, bit/byte, nats/token, 1 (a plain number), relative (a share, shown as
-percent), date (seconds since 1970), and rates of them such as FLOP/s or token/s.
+Base units: s, B, FLOP, J, W, Hz, °C, token, parameter, bit/byte, nats/token, 1 (a plain number), relative (a share,
+shown as percent), date (seconds since 1970), and rates of them such as FLOP/s or token/s.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ ABSENT = "–"
 
 _SECONDS = (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6), ("ns", 1e-9))
 BINARY = (("TiB", 2.0**40), ("GiB", 2.0**30), ("MiB", 2.0**20), ("KiB", 2.0**10), ("B", 1.0))
+_JOULES = (("MJ", 1e6), ("kJ", 1e3), ("J", 1.0), ("mJ", 1e-3), ("µJ", 1e-6), ("nJ", 1e-9))
 _DECIMAL = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))
 
 
@@ -37,7 +38,9 @@ def number(value: float | None, unit: str) -> str:
         return (duration(value) if abs(value) >= 120 else _scaled(value, _SECONDS)) + slash + per
     if base == "B":
         return _scaled(value, BINARY) + slash + per
-    if base == "FLOP":
+    if base == "J":
+        return _scaled(value, _JOULES) + slash + per
+    if base in ("FLOP", "Hz"):
         prefix, scale = _prefix(value)
         return f"{digits(value / scale)} {prefix}{unit}"
     if unit == "relative":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from archbench.presentation.quantities import counted
+from archbench.presentation.quantities import counted, quantity
 from archbench.results.schema import UNCHECKED
 
 if TYPE_CHECKING:
@@ -153,3 +153,11 @@ def phases_disturbed(rows: pd.DataFrame) -> Sequence[str]:
     """Phases of these rows that other work disturbed."""
     disturbed = rows.phase[rows.contaminated.eq(True).fillna(False)]
     return [str(phase) for phase in disturbed.unique() if phase != "environment"]
+
+
+def energy_note(frame: pd.DataFrame) -> Iterator[str]:
+    """What joules hold, and the power at idle; nothing where there are none."""
+    if frame.value[frame.metric == "joules_per_token"].notna().any():
+        idle = frame.value[frame.metric == "idle_watts"].dropna()
+        draws = "" if idle.empty else f"; idle, before the run, that was {quantity(float(idle.iloc[0]), 'W')}"
+        yield f"Energy: of the whole device, for all that it did meanwhile{draws}."

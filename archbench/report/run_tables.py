@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from archbench.presentation.quantities import ABSENT, count, number, quantity, spread
 from archbench.presentation.tables import Cell, Column, Table, table
-from archbench.report.basis import basis, phases_disturbed
+from archbench.report.basis import basis, energy_note, phases_disturbed
 from archbench.report.kernel_tables import case_name
 from archbench.results.doubts import doubts
 from archbench.results.schema import INTERRUPTED
@@ -66,10 +66,13 @@ _SUMMARY = (
     ("train", "throughput", "tokens_per_second", "token/s"),
     ("train", "model FLOP/s", "model_flops_per_second", "FLOP/s"),
     ("train", "peak memory", "peak_memory_bytes", "B"),
+    ("train", "energy", "joules_per_token", "J/token"),
     ("prefill", "{P:.0f}-token prompt × {B:.0f}", "seconds_to_first_token", "s"),
+    ("prefill", "energy, {P:.0f}-token prompt × {B:.0f}", "joules_per_token", "J/token"),
     ("prefill", "peak memory", "peak_memory_bytes", "B"),
     ("decode", "token after {P:.0f} × {B:.0f}", "seconds_per_token", "s"),
     ("decode", "from a graph, after {P:.0f} × {B:.0f}", "graph_seconds_per_token", "s"),
+    ("decode", "energy after {P:.0f} × {B:.0f}", "joules_per_token", "J/token"),
     ("decode", "cache", "cache_bytes_per_token", "B/token"),
     ("decode", "peak memory", "peak_memory_bytes", "B"),
 )
@@ -207,7 +210,8 @@ def summary_table(frame: pd.DataFrame) -> Table:
     )  # fmt: skip
     lines = list(_summary(frame))
     starred = any(phase.endswith(_STAR) for phase, *_ in lines)
-    return table("summary", "", columns, lines, notes=[f"{_STAR.strip()} {_DISTURBED}"] if starred else (), grouped=1)
+    notes = [f"{_STAR.strip()} {_DISTURBED}"] if starred else []
+    return table("summary", "", columns, lines, notes=[*notes, *energy_note(frame)], grouped=1)
 
 
 def page_summary(frame: pd.DataFrame) -> Table:

@@ -14,11 +14,13 @@ from archbench.config import KernelConfig
 from archbench.errors import DeviceError, PhaseError
 from archbench.measure import environment
 from archbench.measure.attention_speeds import keep_attention_speeds
+from archbench.measure.energy import idle_watts
 from archbench.measure.machine import describe, versions
 from archbench.plugin.growth import check_room
 from archbench.presentation.step_view import StepView
 from archbench.results.store import new_run_id, prepare_folder, write_run
 from archbench.runs.device import measuring
+from archbench.runs.device_watch import device_watched
 from archbench.runs.kernel_cases import cases
 from archbench.runs.kernel_timing import run_kernel
 from archbench.runs.phase import thread_variables, with_environment
@@ -57,9 +59,10 @@ def measure_kernels(config: KernelConfig, *, quiet: bool = False) -> KernelRun:
     """
     prepare_folder(config.out)
     run_id = new_run_id(config.out)
-    before = environment.snapshot(config.device)
+    idle, before = idle_watts(config.device), environment.snapshot(config.device)
     rows, left_out, cpu_seconds = _measured_apart(config, quiet=quiet)
-    rows = with_environment(rows, before, environment.snapshot(config.device, ended=cpu_seconds))
+    after = environment.snapshot(config.device, ended=cpu_seconds)
+    rows = with_environment(rows, before, after, idle_watts=idle)
     if config.device.startswith("cuda") and not any(row["contaminated"] for row in rows):
         keep_attention_speeds(config.device, rows)
     facts = {"versions": versions(), "machine": describe(config.device), "left_out": left_out}
@@ -110,9 +113,10 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
         for case in cases(config):
             needed = case.least_bytes(4 if config.dtype == "float32" else 2)
             check_room(str(case), "its inputs and gradients take", needed, str(device))
-        left_out = run_kernel(config, device, rows, progress=steps.at)
+        with device_watched(device, rows, first=True, quiet=quiet):
+            left_out = run_kernel(config, device, rows, progress=steps.at)
     finished = rows.finished()
-    if all(row["value"] is None for row in finished):
+    if all(row["value"] is None for row in finished if row["phase"] == "kernel"):
         reasons = dict.fromkeys(f"{one.candidate}: {one.reason}" for one in left_out)
         raise DeviceError(CULPRIT, f"nothing could be measured ({'; '.join(reasons)})", "Ask for other --backends")
     parent.send([finished, [asdict(one) for one in left_out], time.process_time()])

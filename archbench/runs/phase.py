@@ -15,6 +15,7 @@ from archbench.measure.environment import Environment
 from archbench.measure.machine import memory_bytes, memory_kills, versions
 from archbench.plugin.discovery import PLUGINS_VARIABLE
 from archbench.runs.conformance import CHECK, Findings
+from archbench.runs.device_watch import ENVIRONMENT
 from archbench.runs.folder import RunFolder
 from archbench.runs.ranks import measured_together
 
@@ -37,7 +38,8 @@ def run_phase(folder: RunFolder, phase: str, heard: Heard, *, quiet: bool) -> li
     rows, cpu_seconds = _measured_apart(folder, phase, heard, quiet=quiet)
     if phase != CHECK:  # it measures nothing that could be disturbed
         after = environment.snapshot(device, ended=cpu_seconds)
-        rows = with_environment(rows, before, after, repeat=folder.config.phases.index(phase))
+        number, idle = folder.config.phases.index(phase), folder.facts.get("idle_watts")
+        rows = with_environment(rows, before, after, repeat=number, idle_watts=idle)
     folder.write_rows(phase, rows)
     return rows
 
@@ -56,14 +58,27 @@ def thread_variables(config: RunConfig | KernelConfig) -> dict[str, str | None]:
 
 
 def with_environment(
-    rows: Sequence[Mapping[str, Any]], before: Environment, after: Environment, *, repeat: int = 0
+    rows: Sequence[Mapping[str, Any]],
+    before: Environment,
+    after: Environment,
+    *,
+    repeat: int = 0,
+    idle_watts: float | None = None,
 ) -> list[dict[str, Any]]:
-    """The rows, and rows of the phase ``environment``: what else the machine did between the two snapshots."""
+    """The rows, and rows of the phase ``environment``: what else the machine did between the two snapshots, and what
+    the measuring processes saw of their devices (:func:`device_watched`)."""
+    seen: dict[str, float | None] = {}
+    for row in (row for row in rows if row["phase"] == ENVIRONMENT):  # several ranks have each a row of their joules
+        name, value, known = row["metric"], row["value"], seen.get(row["metric"], 0.0)
+        seen[name] = None if value is None or known is None else known + value
+    if "joules" in seen:
+        seen["idle_watts"] = idle_watts
+    rows = [row for row in rows if row["phase"] != ENVIRONMENT]
     same = (*versions(), "device", "device_name", "host", "driver", "threads", "malloc", "parameters")
     machine = {name: rows[0][name] for name in same if name in rows[0]}
     watched = [
-        {**machine, "phase": "environment", "metric": metric, "value": value, "repeat": repeat}
-        for metric, value in environment.metrics(before, after).items()
+        {**machine, "phase": ENVIRONMENT, "metric": metric, "value": value, "repeat": repeat}
+        for metric, value in {**environment.metrics(before, after), **seen}.items()
     ]
     contaminated = bool(environment.contamination(before, after))
     return [{**row, "contaminated": contaminated} for row in [*rows, *watched]]

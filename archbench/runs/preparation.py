@@ -12,6 +12,7 @@ from archbench.data.corpora import EMBEDDED
 from archbench.data.dataset import Dataset, prepare
 from archbench.data.request_trace import read_trace, trace_key
 from archbench.errors import CheckpointError, ConfigError
+from archbench.measure.energy import idle_watts
 from archbench.measure.machine import describe, versions
 from archbench.plugin.architecture import Architecture
 from archbench.plugin.discovery import plugin_paths
@@ -84,6 +85,7 @@ def start(config: RunConfig, role: Role | None = None, digits: str | None = None
             **_trace_facts(config, model_config),
             "versions": versions(),
             "machine": describe(config.device),
+            **({} if (idle := idle_watts(config.device)) is None else {"idle_watts": idle}),
         },
     )
     folder.create(data.tokenizer.save)

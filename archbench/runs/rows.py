@@ -9,6 +9,7 @@ from typing import Any
 from archbench.kernels import record_attention
 from archbench.kernels.attention_backends import rules
 from archbench.kernels.attention_rules import MEASURED, PUBLISHED
+from archbench.measure.energy import Energy
 from archbench.measure.memory import PeakMemory
 from archbench.presentation.terminal import echo
 
@@ -43,6 +44,17 @@ class Rows:
         self.add("peak_memory_bytes", memory.peak_bytes, **columns)
         self.add("baseline_memory_bytes", memory.baseline_bytes, **columns)
         self.add("reserved_memory_bytes", memory.reserved_bytes, **columns)
+
+    def add_energy(self, energy: Energy, tokens: int, *, quiet: bool, **columns: Any) -> None:
+        """Joules for each of the tokens that were processed in a measured block; no row for a CPU without a counter.
+
+        A line says why they are unknown although there is a counter; that there is none, the phase says once.
+        """
+        if energy.countable and energy.reason and not quiet:
+            echo(f"phase {self.phase}: joules a token are unknown: {energy.reason}", error=True)
+        if energy.countable or self.common.get("device") == "cuda":
+            known = energy.joules is not None and tokens > 0
+            self.add("joules_per_token", energy.joules / tokens if known else None, **columns)  # type: ignore[operator]
 
     @contextmanager
     def recording_attention(self) -> Iterator[None]:

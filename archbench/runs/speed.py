@@ -17,6 +17,7 @@ from archbench.data.token_stream import Tokens
 from archbench.errors import HookResultError
 from archbench.inference.sampling import Sampling
 from archbench.measure.clock import Clock, Mark, clock_for
+from archbench.measure.energy import energy_used
 from archbench.measure.flops import (
     cache_bytes,
     cache_bytes_per_token,
@@ -52,10 +53,12 @@ def run_prefill(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
             def first_token(prompt: Tensor = prompt, case: tuple[int, int] = (P, B)) -> None:
                 decoded[case] = prompt, decode(architecture, model, prompt, 1, clock)[0]
 
-            samples = timed(run, first_token, clock)
+            with energy_used(device) as energy:
+                samples = timed(run, first_token, clock)
             case: dict[str, Any] = {"batch_size": B, "prompt_length": P}
             rows.extend("seconds_to_first_token", samples.seconds, **case)
             rows.add("tokens_per_second", B * P / median(samples.seconds), **case)
+            rows.add_energy(energy, samples.calls * B * P, quiet=quiet, **case)
             describe(rows, samples, case)
     rows.add_memory(memory, quiet=quiet)
     audit(run, model, decoded, rows)
@@ -78,12 +81,14 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
                 clock.synchronize()
                 gaps.extend(clock.seconds(earlier, later) for earlier, later in pairwise(marks))
 
-            samples = timed(run, decode_once, clock)
+            with energy_used(device) as energy:
+                samples = timed(run, decode_once, clock)
             # The warm-up's gaps come first in the list; rows hold only those of the timed repeats.
             kept = gaps[-len(samples.seconds) * (new_tokens - 1) :]
             cases.append((case := {"batch_size": B, "prompt_length": P}, median(kept)))
             rows.extend("seconds_per_token", kept, **case)
             rows.add("tokens_per_second", B / median(kept), **case)
+            rows.add_energy(energy, samples.calls * B * new_tokens, quiet=quiet, **case)
             describe(rows, samples, case, outlying=count_outliers(kept))
     rows.add_memory(memory, quiet=quiet)
     audit(run, model, decoded, rows)

@@ -13,6 +13,7 @@ from archbench.config import ModelConfig
 from archbench.data.batches import Batch, BatchSampler
 from archbench.data.dataset import prepare
 from archbench.measure.clock import Clock, clock_for
+from archbench.measure.energy import energy_used
 from archbench.measure.flops import count_flops, on_meta
 from archbench.measure.memory import peak_memory
 from archbench.measure.peaks import measure_gemm, mfu, published_peak
@@ -83,7 +84,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
         bits = None if validation is None else bits_per_byte(validation)
         feed.log(step, seen, {**values, **({} if bits is None else {"validation_bits_per_byte": bits})})
 
-    with Feed(run.path) as feed, peak_memory(device) as memory:
+    with Feed(run.path) as feed, peak_memory(device) as memory, energy_used(device) as energy:
         history = train(
             state,
             sampler,
@@ -98,6 +99,9 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
             audit=StepAudit(state, config.seed, clock, report),
         )
 
+    if device.type == "cuda" and ranks.size > 1:  # ranks on CPUs share a machine, and its counter
+        every = ranks.gather([math.nan if energy.joules is None else energy.joules])
+        energy.joules = None if bool(every.isnan().any()) else float(every.sum())
     worst = max(ranks.gather_objects(memory), key=lambda one: one.peak_bytes or 0)
     if ranks.size > 1 and history.diverged_at is None:
         _add_scaling(run, state, architecture, model_config, sampler.batch(len(history.steps)), clock, rows)
@@ -139,6 +143,8 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
         rows.add("peak_flops_published", published, **totals)
         rows.add("peak_flops_measured", measured, **totals)
         rows.add("mfu", mfu(speed / ranks.size * flops_per_token, published or measured), **totals)
+    here = sum(record.tokens for record in history.steps if record.step >= max(firsts, default=0))
+    rows.add_energy(energy, here, quiet=quiet, **totals)
     rows.add_memory(worst, quiet=quiet, **totals)
     report.add_to(rows)
     if history.diverged_at is not None:

@@ -17,6 +17,7 @@ from archbench.plugin.discovery import Entry
 from archbench.runs.check import run_check
 from archbench.runs.conformance import CHECK
 from archbench.runs.device import measuring
+from archbench.runs.device_watch import device_watched
 from archbench.runs.folder import RunFolder, open_run
 from archbench.runs.positions import run_positions
 from archbench.runs.quality import run_quality
@@ -67,7 +68,8 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
         else:
             package, version = run.facts["plugin_package"], run.facts["plugin_version"]
             plugin = Entry(run.config.architecture, package, version, package).culprit
-            with watched(f"{plugin}, in phase {name}"):
+            first = GROUP not in request or os.environ["RANK"] == "0"
+            with watched(f"{plugin}, in phase {name}"), device_watched(device, rows, first=first, quiet=quiet):
                 if GROUP in request:
                     _train_together(run, device, rows, request[GROUP], parent, quiet=quiet)
                 else:
