@@ -108,6 +108,7 @@ def test_a_step_that_waits_for_the_gpu_is_not_captured_and_says_why() -> None:
     assert _steady(_model("gpt1"), sampled).graph_launches == 37, "and disturbs no other capture"
 
 
+@pytest.mark.slow
 def test_counts_of_a_token_are_the_committed_ones() -> None:
     benchmarks = Path(__file__).parents[2] / "benchmarks"
     committed = json.loads((benchmarks / "gpu_counts.json").read_text())["decoding"]
