@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -28,6 +29,8 @@ from test_interruption import LONGEST, wait_for
 
 TRAIN = [*(option for option in UNCHECKED if option != "--quiet"), "--phases", "train", "--set", "n_layer=2"]
 
+SCORED = ["--phases", "train,quality,positions"]
+
 LONGEST_DEATH = 30.0
 """Seconds from the death of a rank to the end of the run, that the issue allows."""
 
@@ -39,17 +42,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> list[float]:
-    assert archbench("run", "gpt1", *TRAIN, "--out", "alone", cwd=folder).returncode == 0
+    assert archbench("run", "gpt1", *TRAIN, *SCORED, "--out", "alone", cwd=folder).returncode == 0
     return losses(read_results(folder / "alone"))
 
 
 @pytest.mark.slow
 def test_the_rows_of_a_run_on_several_devices(folder: Path, alone: list[float]) -> None:
     more = ["--nproc", "2", "--parallel", "fsdp", "--scaling-efficiency", "--out", "two"]
-    done = archbench("run", "gpt1", *TRAIN, *more, cwd=folder)
+    done = archbench("run", "gpt1", *TRAIN, *SCORED, *more, cwd=folder)
     assert done.returncode == 0, done.stderr
     rows = read_results(folder / "two")
     assert losses(rows) == pytest.approx(alone, rel=1e-5)
+    same_scores(rows, read_results(folder / "alone"))
     rows = rows[rows.phase == "train"]
     assert set(rows.world_size) == {2}
     speed = value(rows, "train", "tokens_per_second")
@@ -67,6 +71,21 @@ def test_the_rows_of_a_run_on_several_devices(folder: Path, alone: list[float]) 
     peak = value(rows, "train", "peak_flops_measured")
     assert value(rows, "train", "mfu") == pytest.approx(flops * speed / 2 / peak)
     assert value(rows, "train", "audit_passed") == 1
+
+
+def same_scores(rows: pd.DataFrame, single: pd.DataFrame) -> None:
+    """Those of two processes, each of a share of the text, are those of one, of models that differ by rounding."""
+    rows, single = (every[every.phase.isin(["quality", "positions"])] for every in (rows, single))
+    assert set(rows.world_size) == {2}
+    found, expected = (
+        every[~every.metric.str.contains("memory|audit")]
+        .set_index(["phase", "metric", "repeat", "context_length"])
+        .value
+        for every in (rows, single)
+    )
+    assert list(found.index) == list(expected.index)
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-4, nan_ok=True)
+    assert value(rows, "quality", "audit_passed") == 1
 
 
 LOUD = [*TRAIN, "--steps", "200", "--lr", "1e-4", "--config", "training.validate_every=null"]
@@ -122,6 +141,15 @@ def test_a_signal_stops_all_ranks_after_the_same_update(folder: Path, long_alone
     assert losses(read_results(folder / out)) == pytest.approx(long_alone, rel=1e-4)
 
 
+@pytest.mark.slow
+def test_scoring_together_that_takes_too_long_is_ended(folder: Path) -> None:
+    more = ["--phases", "quality", "--nproc", "2", "--config", "time_limit=0.5", "--out", "late"]
+    done = archbench("run", "gpt1", *TRAIN, *more, cwd=folder)
+    assert done.returncode == 8
+    assert "took longer than 0.5 s" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def begun(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """The command in a process of its own, whose ranks can be found by their environment."""
     command = [sys.executable, "-P", "-m", "archbench", "run", "gpt1", *arguments]
@@ -151,12 +179,13 @@ def agent(node: int, port: int, folder: Path, *arguments: str) -> subprocess.Pop
 def test_two_machines_of_torchrun_train_one_model(folder: Path, alone: list[float]) -> None:
     """Two agents on the loopback; the one with rank 0 prints and writes what one command does."""
     port = free_port()
-    agents = [agent(node, port, folder, *TRAIN, "--out", "nodes") for node in range(2)]
+    agents = [agent(node, port, folder, *TRAIN, *SCORED, "--out", "nodes") for node in range(2)]
     said = [one.communicate(timeout=300) for one in agents]
     assert [one.returncode for one in agents] == [0, 0], said
     assert sorted("Results:" in out for out, _ in said) == [False, True]
     rows = read_results(folder / "nodes")
     assert losses(rows) == pytest.approx(alone, rel=1e-5)
+    same_scores(rows, read_results(folder / "alone"))
     assert set(rows[rows.phase == "train"].world_size) == {2}
 
 
@@ -197,7 +226,8 @@ REFUSED = [
     (GPU, DeviceError, "--nproc 3"),
     ({"device": "cuda:1", "nproc": 2}, ConfigError, "--device cuda:1"),
     ({"nproc": 9}, ConfigError, "--nproc 9"),
-    ({"nproc": 2, "phases": ("quality",)}, ConfigError, "--nproc 2"),
+    ({"nproc": 2, "phases": ("decode",)}, ConfigError, "--nproc 2"),
+    ({"nproc": 2, "phases": ("quality",), "scaling_efficiency": True}, ConfigError, "--scaling-efficiency"),
     ({"parallel": "fsdp"}, ConfigError, "--parallel fsdp"),
     ({"scaling_efficiency": True}, ConfigError, "--scaling-efficiency"),
     *(
@@ -222,7 +252,8 @@ def test_auto_is_a_process_for_each_gpu_or_core_that_gets_a_sequence(monkeypatch
     monkeypatch.setattr("archbench.runs.ranks.usable_cpus", lambda: list(range(64)))
     assert resolved_ranks(config(device="cuda", nproc="auto")).nproc == 2
     assert resolved_ranks(config(nproc="auto")).nproc == 8  # sequences of a batch
-    assert resolved_ranks(config(nproc="auto", phases=("quality",))).nproc == 1
+    assert resolved_ranks(config(device="cuda", nproc="auto", phases=("quality",))).nproc == 2
+    assert resolved_ranks(config(nproc="auto", phases=("decode",))).nproc == 1
 
 
 def test_each_rank_has_a_gpu_of_its_own() -> None:

@@ -47,15 +47,6 @@ class Batch:
             )
         return [Batch(*pair) for pair in zip(self.inputs.chunk(n), self.targets.chunk(n), strict=True)]
 
-    def shard(self, rank: int, ranks: int, n: int) -> Batch:
-        """The rows of one of several ranks, in each of the batch's ``n`` micro-batches, together.
-
-        Raises:
-            UsageError: the number of sequences is not divisible by ``n``.
-        """
-        parts = [Batch(*(t.tensor_split(ranks)[rank] for t in (m.inputs, m.targets))) for m in self.split(n)]
-        return Batch(torch.cat([part.inputs for part in parts]), torch.cat([part.targets for part in parts]))
-
     def to(self, device: torch.device | str) -> Batch:
         """The batch on that device. Neither the host nor the GPU waits for the other on the way to a GPU."""
         if torch.device(device).type != "cuda" or self.inputs.device.type != "cpu":
@@ -110,9 +101,10 @@ class BatchSampler:
         self._reading = Reading(tokens)
         self._order = lru_cache(maxsize=2)(self._order_of_epoch)
 
-    def batch(self, step: int) -> Batch:
-        """The batch of update ``step``, which counts from 0."""
+    def batch(self, step: int, rows: npt.NDArray[np.int64] | None = None) -> Batch:
+        """The batch of update ``step``, which counts from 0; only these of its rows are read, None for all."""
         starts = self._random_starts(step) if self.sampling == "random" else self._next_starts(step)
+        starts = starts if rows is None else starts[rows]
         places = starts[:, None] + self._within
         read = [self.tokens.take(some, mode="wrap").astype(np.int64) for some in self._reading.parts(places)]
         blocks = torch.from_numpy(np.concatenate(read))  # (B, T + 1)

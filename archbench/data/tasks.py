@@ -90,7 +90,7 @@ class Task:
 
 
 class TaskSampler:
-    """Training batches of a task, by number: an :class:`archbench.training.loop.Sampler`.
+    """Training batches of a task, by number: an :class:`archbench.training.state.Sampler`.
 
     Args:
         seed: of the run; two seeds have different examples.
@@ -99,13 +99,15 @@ class TaskSampler:
 
     def __init__(self, task: Task, seed: int, held_out: Iterable[Examples]) -> None:
         self._task, self._seed = task, seed
+        self.batch_size = task.batch_size
         self._held_out = frozenset(row for examples in held_out for row in _rows(examples))
 
-    def batch(self, step: int) -> Batch:
-        """The batch of update ``step``, which counts from 0."""
+    def batch(self, step: int, rows: npt.NDArray[np.int64] | None = None) -> Batch:
+        """The batch of update ``step``, which counts from 0, or these of its rows; all are drawn."""
         random = np.random.default_rng([_TRAIN, zlib.crc32(self._task.name.encode()), self._seed, step])
         examples = distinct(self._task.train, random, self._task.batch_size, self._held_out)
-        return Batch(torch.from_numpy(examples.inputs), torch.from_numpy(examples.targets))
+        wanted = slice(None) if rows is None else rows
+        return Batch(torch.from_numpy(examples.inputs[wanted]), torch.from_numpy(examples.targets[wanted]))
 
 
 def distinct(draw: Draw, random: np.random.Generator, count: int, unwanted: frozenset[bytes]) -> Examples:

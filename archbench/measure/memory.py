@@ -17,7 +17,7 @@ from __future__ import annotations
 import errno
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +134,11 @@ def _status_bytes(proc: Path, field: str) -> int:
             assert unit == "kB"
             return int(kibibytes) * 1024
     raise OSError(errno.ENOENT, f"no {field} in {proc / 'status'}")
+
+
+def most_memory(processes: Iterable[PeakMemory]) -> PeakMemory:
+    """That of the process that needed most."""
+    return max(processes, key=lambda one: one.peak_bytes or 0)
 
 
 def peak_extra_bytes(fn: Callable[[], object], device: torch.device, cuda: Any = torch.cuda) -> int:

@@ -39,6 +39,10 @@ def tolerance(dtype: torch.dtype) -> float:
     return 1e-3 if exact else 0.05
 
 
+Read = Callable[[], tuple[_Integers, _Integers]]
+"""Reads a batch: inputs (B, T), targets (B, T)."""
+
+
 @dataclass(frozen=True)
 class _Sample:
     number: int
@@ -61,19 +65,23 @@ class ScoreAudit:
     def __init__(self, seed: int, dtype: torch.dtype) -> None:
         self.tolerance = tolerance(dtype)
         self._random = np.random.default_rng([seed, 17])
-        self._samples: list[_Sample] = []
+        self._kept: list[tuple[int, Read, _Nats]] = []
         self._seen = 0
         self.findings: list[Finding] = []
 
-    def keep(self, inputs: _Integers, targets: _Integers, nats: _Nats) -> None:
-        """Keep a scored batch: the first, the newest, and one drawn of those between (reservoir sampling)."""
-        sample = _Sample(self._seen, inputs, targets, nats)
-        if len(self._samples) < BATCHES:
-            self._samples.append(sample)
+    def keep(self, read: Read, nats: _Nats) -> None:
+        """Keep a scored batch: the first, the newest, and one drawn of those between (reservoir sampling).
+
+        Args:
+            nats: (B, S), of the last S targets.
+        """
+        sample = (self._seen, read, nats)
+        if len(self._kept) < BATCHES:
+            self._kept.append(sample)
         else:
             if self._random.integers(self._seen - 1) == 0:
-                self._samples[1] = self._samples[2]
-            self._samples[2] = sample
+                self._kept[1] = self._kept[2]
+            self._kept[2] = sample
         self._seen += 1
 
     def rescore(self, score: Scorer) -> None:
@@ -86,8 +94,9 @@ class ScoreAudit:
         again: list[_Nats] = []
         before_cut: list[float] = []
         alone: list[float] = []
-        text = np.concatenate([sample.inputs.ravel() for sample in self._samples])
-        for sample in reversed(self._samples):
+        samples = [_Sample(number, *read(), nats) for number, read, nats in self._kept]
+        text = np.concatenate([sample.inputs.ravel() for sample in samples])
+        for sample in reversed(samples):
             B, S = sample.nats.shape
             order = self._random.permutation(B)
             inputs, cuts = self._with_other_suffixes(sample, text)
@@ -102,7 +111,7 @@ class ScoreAudit:
                 row = int(self._random.integers(B))
                 own = score(sample.inputs[row : row + 1], sample.targets[row : row + 1], S)
                 alone.append(float(_difference(own, sample.nats[row : row + 1]).mean()))
-        B, T = self._samples[0].inputs.shape
+        B, T = samples[0].inputs.shape
         where = f"at B = {B}, T = {T} on the validation text"
         self.findings = [
             Finding(

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from archbench.data.token_stream import Reading, blocks
 from archbench.errors import DataError, HookResultError, UsageError
 from archbench.inference.modes import module_mode
 from archbench.measure.score_audit import ScoreAudit
+from archbench.training.distribution import ALONE, Ranks
 
 BLOCK = 512
 """Tokens of a block, the part of a document whose score is kept: blocks are resampled where documents are few."""
@@ -33,8 +34,7 @@ _LOGITS_AT_ONCE = 1 << 24
 """Most logits turned into float32 log-probabilities at a time: 64 MiB."""
 
 _Integers = npt.NDArray[np.int64]
-_Row = tuple[int, int, _Integers, _Integers, int]
-"""A window: its document's index, its end there, inputs (T,), targets (T,), and how many targets are scored."""
+_Nats = npt.NDArray[np.float64]
 
 
 class Window(NamedTuple):
@@ -118,8 +118,12 @@ def score(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     audit: ScoreAudit | None = None,
+    ranks: Ranks = ALONE,
 ) -> QualityScore:
     """Score ``model`` on ``documents``, in evaluation mode; its modes are restored afterwards.
+
+    Several ranks score every so-manieth batch each. The batches are those of one process, and each rank adds all their
+    nats in that process's order, so the score is the same, bit for bit, if a batch's logits are.
 
     Args:
         model: tokens (B, T) int64 -> logits (B, T, V), on ``device``.
@@ -129,6 +133,7 @@ def score(
         batch_size: windows scored at a time; they are never padded.
         dtype: autocast dtype; log-softmax is always float32, sums are float64.
         audit: scores some of the batches again, after all others.
+        ranks: the processes that score together; all call it, and all get the score.
 
     Raises:
         UsageError: a stride below 1 or above the context length.
@@ -144,20 +149,19 @@ def score(
         raise DataError("validation text", "it holds no token to score", "Give a longer text")
     highest = max(largest, separator)
 
-    def nats_of(inputs: _Integers, targets: _Integers, newest: int) -> npt.NDArray[np.float64]:
+    def nats_of(inputs: _Integers, targets: _Integers, newest: int) -> _Nats:
         logits = model(torch.from_numpy(inputs).to(device))  # (B, T, V)
         _check_logits(logits, inputs.shape, highest, model)
         return _negative_log_likelihood(logits[:, -newest:], torch.from_numpy(targets[:, -newest:]).to(device))
 
     with scoring(model, device, dtype):
-        for owners, ends, inputs, targets, scored in _batches(documents, separator, context_length, stride, batch_size):
-            newest = int(scored.max())  # the columns before it are context in every row
-            nll = nats_of(inputs, targets, newest)
+        batches = _batches(documents, separator, context_length, stride, batch_size)
+        for some, nll in _in_turns(batches, lambda some: nats_of(*some.read(), some.newest), ranks):
             if audit is not None:
-                audit.keep(inputs, targets, nll)
-            counted = np.arange(newest) >= newest - scored[:, None]
-            token = ends[:, None] - newest + np.arange(newest)  # its number in the document
-            np.add.at(nats, (first_block[owners][:, None] + token // BLOCK)[counted], nll[counted])
+                audit.keep(some.read, nll)
+            counted = np.arange(some.newest) >= some.newest - some.scored[:, None]
+            token = some.ends[:, None] - some.newest + np.arange(some.newest)  # its number in the document
+            np.add.at(nats, (first_block[some.owners][:, None] + token // BLOCK)[counted], nll[counted])
         if audit is not None:
             audit.rescore(nats_of)
     scores = tuple(
@@ -174,24 +178,30 @@ def position_losses(
     batch_size: int = 8,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-) -> npt.NDArray[np.float64]:
+    ranks: Ranks = ALONE,
+) -> _Nats:
     """Mean loss at each position, nats/token, shape (T,), over ``windows``, at least one, each (T + 1,), int64.
 
-    Position t predicts ``windows[:, t + 1]`` after having read t + 1 tokens. In evaluation mode, as :func:`score`.
+    Position t predicts ``windows[:, t + 1]`` after having read t + 1 tokens. In evaluation mode, and by ``ranks``, as
+    :func:`score`.
 
     Raises:
         HookResultError: logits of the wrong shape, or for too small a vocabulary.
     """
     device = torch.device(device)
-    nats: npt.NDArray[np.float64] | float = 0.0
+    nats: _Nats | float = 0.0
     read, left = 0, iter(windows)
+
+    def nats_of(batch: _Whole) -> _Nats:
+        logits = model(torch.from_numpy(batch.windows[:, :-1]).to(device))  # (B, T, V)
+        _check_logits(logits, batch.shape, int(batch.windows.max()), model)
+        return _negative_log_likelihood(logits, torch.from_numpy(batch.windows[:, 1:]).to(device))
+
     with scoring(model, device, dtype):
-        while rows := list(islice(left, batch_size)):
-            batch = np.stack(rows)  # (B, T + 1)
-            read += len(batch)
-            logits = model(torch.from_numpy(batch[:, :-1]).to(device))  # (B, T, V)
-            _check_logits(logits, batch[:, :-1].shape, int(batch.max()), model)
-            nats = nats + _negative_log_likelihood(logits, torch.from_numpy(batch[:, 1:]).to(device)).sum(axis=0)
+        batches = (_Whole(np.stack(rows)) for rows in iter(lambda: list(islice(left, batch_size)), []))
+        for batch, nll in _in_turns(batches, nats_of, ranks):
+            read += batch.shape[0]
+            nats = nats + nll.sum(axis=0)
     return np.asarray(nats) / read
 
 
@@ -215,34 +225,98 @@ def _total(scores: tuple[DocumentScore, ...]) -> QualityScore:
     return QualityScore(loss, perplexity, bits_per_byte, tokens, n_bytes, scores)
 
 
+class _Scored(Protocol):
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(B, S): of its nats."""
+        ...
+
+
+_SomeScored = TypeVar("_SomeScored", bound=_Scored)
+
+
+def _in_turns(
+    batches: Iterable[_SomeScored], nats_of: Callable[[_SomeScored], _Nats], ranks: Ranks
+) -> Iterator[tuple[_SomeScored, _Nats]]:
+    """Each batch with its nats, (B, S), in order, on every rank; a rank computes those of every so-manieth batch.
+
+    All make as many forward passes, which FSDP needs: at the end some may compute what another does.
+    """
+    left = iter(batches)
+    while some := list(islice(left, ranks.size)):
+        own = nats_of(some[min(ranks.rank, len(some) - 1)])
+        if ranks.size == 1:
+            yield some[0], own
+            continue
+        sizes = [math.prod(one.shape) for one in some]
+        every = ranks.gather(np.pad(own.ravel(), (0, max(sizes) - own.size))).numpy()  # (ranks, most of them)
+        yield from ((one, nats[:size].reshape(one.shape)) for one, size, nats in zip(some, sizes, every, strict=False))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows of equal length, with their documents' indices (B,), ends there (B,), and scored targets (B,).
+
+    Their tokens are read when they are needed, and not kept: a document may be a large file's tokens on the disk.
+    """
+
+    owners: _Integers
+    ends: _Integers
+    scored: _Integers
+    read: Callable[[], tuple[_Integers, _Integers]]  # inputs (B, T), targets (B, T)
+
+    @property
+    def newest(self) -> int:
+        """The columns before the last so many are context in every row."""
+        return int(self.scored.max())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.scored), self.newest
+
+
+@dataclass(frozen=True)
+class _Whole:
+    """Windows (B, T + 1) of which each position is scored."""
+
+    windows: _Integers
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.windows.shape[0], self.windows.shape[1] - 1
+
+
 def _batches(
     documents: Sequence[EncodedDocument], separator: int, context_length: int, stride: int | None, batch_size: int
-) -> Iterator[tuple[_Integers, _Integers, _Integers, _Integers, _Integers]]:
-    """Windows of equal length together: owners (B,), ends (B,), inputs (B, T), targets (B, T), scored (B,)."""
-    waiting: dict[int, list[_Row]] = {}
+) -> Iterator[_Batch]:
+    waiting: dict[int, list[tuple[int, Window]]] = {}
     reading = Reading(*(document.tokens for document in documents))
+
+    def batch(rows: list[tuple[int, Window]]) -> _Batch:
+        def read() -> tuple[_Integers, _Integers]:
+            tokens = np.stack([whole(owner, window) for owner, window in rows])  # (B, T + 1)
+            return tokens[:, :-1], tokens[:, 1:]
+
+        owners, windows = zip(*rows, strict=True)
+        ends, scored = ([getattr(window, name) for window in windows] for name in ("end", "scored"))
+        return _Batch(np.array(owners), np.array(ends), np.array(scored), read)
+
+    def whole(owner: int, window: Window) -> _Integers:
+        tokens = documents[owner].tokens[max(window.begin - 1, 0) : window.end].astype(np.int64)
+        reading.count(tokens.nbytes)
+        return tokens if window.begin else np.concatenate([[separator], tokens])
+
     for owner, document in enumerate(documents):
-        for begin, end, scored in _windows(len(document.tokens), context_length, stride):
-            # Only the window is copied: the document may be a large file's tokens on disk.
-            window = document.tokens[max(begin - 1, 0) : end].astype(np.int64)
-            reading.count(window.nbytes)
-            if begin == 0:
-                window = np.concatenate([[separator], window])
-            row = (owner, end, window[:-1], window[1:], scored)
-            rows = waiting.setdefault(end - begin, [])
-            rows.append(row)
+        for window in _windows(len(document.tokens), context_length, stride):
+            rows = waiting.setdefault(window.end - window.begin, [])
+            rows.append((owner, window))
             if len(rows) == batch_size:
-                yield _stack(waiting.pop(end - begin))
+                yield batch(waiting.pop(window.end - window.begin))
     for rows in waiting.values():
-        yield _stack(rows)
+        yield batch(rows)
 
 
-def _stack(rows: list[_Row]) -> tuple[_Integers, _Integers, _Integers, _Integers, _Integers]:
-    owners, ends, inputs, targets, scored = zip(*rows, strict=True)
-    return np.array(owners), np.array(ends), np.stack(inputs), np.stack(targets), np.array(scored)
-
-
-def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> npt.NDArray[np.float64]:
+def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> _Nats:
     """-ln p of ``targets`` (B, T) under ``logits`` (B, T, V); float32 copies of the logits stay small."""
     V = logits.shape[-1]
     rows = max(1, _LOGITS_AT_ONCE // V)

@@ -127,7 +127,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column("compile", "bool", "", "whether the model ran under torch.compile"),
     Column("threads", "int64", "", "CPU threads torch used"),
-    Column("world_size", "int64", "", "processes training together"),
+    Column("world_size", "int64", "", "processes that train or score together"),
     Column("batch_size", "int64", "sequences", "B, sequences at a time", nullable=True),
     Column("context_length", "int64", "tokens", "T, positions the model reads at once", nullable=True),
     Column("prompt_length", "int64", "tokens", "P, tokens of the prompt", nullable=True),

@@ -17,7 +17,7 @@ from archbench.plugin.discovery import PLUGINS_VARIABLE
 from archbench.runs.conformance import CHECK, Findings
 from archbench.runs.device_watch import ENVIRONMENT
 from archbench.runs.folder import RunFolder
-from archbench.runs.ranks import measured_together
+from archbench.runs.ranks import SHARED, measured_together
 
 LONGEST_CHECK = 300.0
 """Seconds that the phase ``check`` may take while ``time_limit`` is an hour or less."""
@@ -90,10 +90,9 @@ def _measured_apart(folder: RunFolder, phase: str, heard: Heard, *, quiet: bool)
     variables = {**thread_variables(folder.config), PLUGINS_VARIABLE: None}  # the configuration names the plugins
     limit = time_limit(folder.config, phase)
     lost_by = partial(_lost, folder, phase, kills=memory_kills())
-    if phase == "train" and folder.config.nproc != 1:
-        return measured_together(
-            folder.config, request, variables, _culprit(folder, phase), partial(lost_by, limit=None)
-        )
+    if phase in SHARED and folder.config.nproc != 1:
+        ended = partial(lost_by, limit=limit)
+        return measured_together(folder.config, request, variables, _culprit(folder, phase), ended, limit)
     findings: Findings | None = None
     message: dict[str, Any] = {}
     try:

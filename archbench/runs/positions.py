@@ -18,6 +18,7 @@ from archbench.plugin.architecture import Architecture
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model
 from archbench.runs.rows import Rows
+from archbench.training.distribution import ALONE, Ranks
 
 MULTIPLES = (1, 2, 4)
 """Lengths of the windows, in trained contexts."""
@@ -26,24 +27,30 @@ BUCKETS = 8
 """Buckets of positions in one trained context; a row each."""
 
 
-def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
+def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, ranks: Ranks = ALONE) -> None:
     """Mean loss at each eighth of a context, in windows of one, two and four times the trained length.
 
     A longer window is read by the same weights in a model built with that context length. Rotary angles continue there;
     a table of positions has too few rows, so the window cannot be read.
+
+    Args:
+        ranks: the processes that score together, which all call it; the first one's rows are the run's.
     """
     architecture, trained = load_architecture(run)
     data = prepare(run.config.data, sha256=run.facts.get("corpus_sha256"))
     T = trained.context_length
     width = max(1, T // BUCKETS)
+    rows.common["world_size"] = ranks.size
     for multiple in MULTIPLES:
         length = multiple * T
         some = next(_windows(data, length), None) is not None
         model = _model(run, architecture, trained, length, device) if some else None
-        rows.add("readable", model is not None if some else None, context_length=length)
+        if ranks.leads:
+            rows.add("readable", model is not None if some else None, context_length=length)
         if model is None:
             continue
         rows.common |= {"parameters": count_parameters(model)}
+        ranks.shard_model(model, device)
         batch_size = max(1, run.config.quality.batch_size // multiple)
         with rows.recording_attention():
             losses = position_losses(
@@ -52,8 +59,9 @@ def run_positions(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bo
                 batch_size=batch_size,
                 device=device,
                 dtype=getattr(torch, run.config.dtype),
+                ranks=ranks,
             )  # (length,)
-        for first in range(0, length, width):
+        for first in range(0, length if ranks.leads else 0, width):
             loss = float(losses[first : first + width].mean())
             rows.add("loss", loss, repeat=first, context_length=length, batch_size=batch_size)
 

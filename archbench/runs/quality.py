@@ -10,7 +10,7 @@ from archbench.config import RunConfig
 from archbench.data.dataset import Dataset, prepare
 from archbench.files.parquet import sealed_parquet
 from archbench.files.writing import write_bytes
-from archbench.measure.memory import peak_memory
+from archbench.measure.memory import most_memory, peak_memory
 from archbench.measure.score_audit import ScoreAudit
 from archbench.measure.scoring import QualityScore, score
 from archbench.measure.text_floors import floors_of
@@ -18,6 +18,7 @@ from archbench.runs.audit import Audit, scoring_leaves_alone
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture, trained_model
 from archbench.runs.rows import Rows
+from archbench.training.distribution import ALONE, Ranks
 
 
 def score_validation(
@@ -28,8 +29,12 @@ def score_validation(
     device: torch.device,
     report: Audit,
     audit: ScoreAudit | None = None,
+    ranks: Ranks = ALONE,
 ) -> QualityScore:
-    """Score the whole validation split, in the windows that ``config.quality`` says; ``report`` gets what is found."""
+    """Score the whole validation split, in the windows that ``config.quality`` says; ``report`` gets what is found.
+
+    Of several ranks all call it, and each scores its share.
+    """
     with scoring_leaves_alone(model, report):
         result = score(
             model,
@@ -41,6 +46,7 @@ def score_validation(
             device=device,
             dtype=getattr(torch, config.dtype),
             audit=audit,
+            ranks=ranks,
         )
     for finding in audit.findings if audit is not None else ():
         report(finding)
@@ -54,8 +60,11 @@ def tokens_seen(run: RunFolder) -> int | None:
     return 0 if run.config.weights is None else None
 
 
-def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
+def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, ranks: Ranks = ALONE) -> None:
     """Score the whole validation split, each token once, and keep the nats of every document and block.
+
+    Args:
+        ranks: the processes that score together, which all call it; the first one's rows are the run's.
 
     Raises:
         ConformanceError: the audit finds that the score depends on more than what was read.
@@ -68,12 +77,17 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
         "parameters": count_parameters(model),
         "batch_size": config.quality.batch_size,
         "tokens_seen": tokens_seen(run),
+        "world_size": ranks.size,
     }
+    ranks.shard_model(model, device)
 
     report, audit = Audit(run, "quality"), ScoreAudit(config.seed, getattr(torch, config.dtype))
 
     with peak_memory(device) as memory, rows.recording_attention():
-        result = score_validation(model, data, config, model_config.context_length, device, report, audit)
+        result = score_validation(model, data, config, model_config.context_length, device, report, audit, ranks)
+    worst = most_memory(ranks.gather_objects(memory))
+    if not ranks.leads:
+        return
 
     rows.add("loss", result.loss)
     rows.add("perplexity", result.perplexity)
@@ -85,7 +99,7 @@ def run_quality(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool
         # A text that is scored as a whole leaves none to count n-grams in.
         for name, bits_per_byte in floors_of(data, counting=config.data.validation_fraction != 1).items():
             rows.add(f"floor_{name}", bits_per_byte)
-    rows.add_memory(memory, quiet=quiet)
+    rows.add_memory(worst, quiet=quiet)
     rows.add("audit_tolerance", audit.tolerance)
     report.add_to(rows)
 

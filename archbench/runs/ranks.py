@@ -6,6 +6,7 @@ one of them for a child (:mod:`archbench.runs.launched`).
 
 from __future__ import annotations
 
+import math
 import queue
 import secrets
 import sys
@@ -48,18 +49,22 @@ QUIET_PROFILE = {"KINETO_LOG_LEVEL": "99"}
 UNDER_A_LAUNCHER = {**QUIET_PROFILE, "TORCHELASTIC_USE_AGENT_STORE": "True"}
 """For a rank whose store another process keeps."""
 
+SHARED = frozenset({"train", "quality", "positions"})
+"""Phases that all the processes of a run measure together; the others are measured by one."""
+
 Ended = Callable[[str, LostError], PhaseError]
 """The error of a process, named by its culprit, that ended without an answer."""
 
 
 def resolved_ranks(config: RunConfig) -> RunConfig:
-    """The configuration with the number of processes that will train, where they can.
+    """The configuration with the number of processes that will train and score together, where they can.
 
     Raises:
         ConfigError: the processes have too few sequences or nothing to share, or something cannot be shared.
         DeviceError: this machine has fewer GPUs.
     """
-    launched, trains, B = led(), "train" in config.phases, config.training.batch_size
+    launched, B = led(), config.training.batch_size
+    trains, shares = "train" in config.phases, not SHARED.isdisjoint(config.phases)
     on_gpus = torch.device(config.device).type == "cuda"
     here = torch.cuda.device_count() if on_gpus else len(usable_cpus())
     size = config.nproc
@@ -69,7 +74,7 @@ def resolved_ranks(config: RunConfig) -> RunConfig:
             raise ConfigError(f"--nproc {size}", cause, "Leave it out: all of them train")
         size = launched.size
     elif size == "auto":
-        size = min(here, B) if trains else 1
+        size = min(here, B) if trains else here if shares else 1
     assert isinstance(size, int)
     config = config.override(nproc=size)
     if size == 1:
@@ -78,9 +83,12 @@ def resolved_ranks(config: RunConfig) -> RunConfig:
             raise ConfigError(option, "one process trains, which has nothing to share", "Give --nproc 2 or more")
         return config
     culprit = f"--nproc {size}"
-    if not trains:
-        raise ConfigError(culprit, "nothing is trained, and only training is shared", "Leave it out, or --phases train")
-    if size > B:
+    if not shares:
+        cause, step = "only training and scoring are shared", f"Leave it out, or --phases {','.join(sorted(SHARED))}"
+        raise ConfigError(culprit, f"no phase is shared: {cause}", step)
+    if config.scaling_efficiency and not trains:
+        raise ConfigError("--scaling-efficiency", "nothing is trained, and training is timed", "Leave it out")
+    if trains and size > B:
         cause = f"a micro-batch of {B} sequences has none for some of the {size} processes"
         raise ConfigError(culprit, cause, f"Give --batch-size {size} or more, or fewer processes")
     if torch.device(config.device).index is not None:
@@ -88,7 +96,7 @@ def resolved_ranks(config: RunConfig) -> RunConfig:
     if on_gpus and (launched.local_size if launched is not None else size) > here:
         step = f"Give --nproc {here}, or auto" if here else "Give --device cpu"
         raise DeviceError(culprit, f"this machine has {here} GPU(s), and each process needs one", step)
-    if config.parallel == "fsdp":
+    if trains and config.parallel == "fsdp":
         refused = (
             (config.training.optimizer == "muon", "muon needs whole matrices", "Use --optimizer adamw"),
             (config.dtype == "float16", "losses of a model in parts are not scaled", "Use --dtype bfloat16"),
@@ -106,16 +114,23 @@ def device_of_rank(name: str, environment: Mapping[str, str]) -> str:
 
 
 def measured_together(
-    config: RunConfig, request: dict[str, Any], variables: Mapping[str, str | None], culprit: str, ended: Ended
+    config: RunConfig,
+    request: dict[str, Any],
+    variables: Mapping[str, str | None],
+    culprit: str,
+    ended: Ended,
+    limit: float | None,
 ) -> tuple[list[dict[str, Any]], float]:
     """The rows that rank 0 sends, and the CPU seconds of all; the request goes to each rank.
 
     Args:
         culprit: of errors; the rank and its host are put before it.
-        ended: the error of a rank that ended without an answer.
+        ended: the error of a rank that ended without an answer, or took too long.
+        limit: seconds for all; None for no limit.
 
     Raises:
-        ArchbenchError: a rank raised it, or died. Of several errors, the first that follows from no other rank's end.
+        ArchbenchError: a rank raised it, died, or took too long. Of several errors, the first that follows from no
+            other rank's end.
     """
     launched = led()
     inbox: Inbox = queue.SimpleQueue()
@@ -139,7 +154,7 @@ def measured_together(
                 child = started(rank, request, {**variables, **more}, culprit, inbox)
                 children[child] = rank
                 stack.enter_context(child)
-            return _answers(children, inbox, launched, culprit, ended)
+            return _answers(children, inbox, launched, culprit, ended, limit)
         except KeyboardInterrupt as interruption:
             for child in children:
                 child.interrupt(interruption)
@@ -175,7 +190,12 @@ def failure(message_of: Callable[[], Any], culprit: str, ended: Ended) -> Failur
 
 
 def _answers(
-    children: Mapping[Child, int], inbox: Inbox, launched: Launched | None, culprit: str, ended: Ended
+    children: Mapping[Child, int],
+    inbox: Inbox,
+    launched: Launched | None,
+    culprit: str,
+    ended: Ended,
+    limit: float | None,
 ) -> tuple[list[dict[str, Any]], float]:
     """Wait for every rank's answer, or for the first failure and what explains it."""
     waiting = set(children.values()) | (launched.others if launched is not None else set())
@@ -183,8 +203,13 @@ def _answers(
     cpu_seconds = 0.0
     failures: list[Failure] = []
     until: float | None = None
+    latest = math.inf if limit is None else time.monotonic() + limit
     while waiting and (until is None or time.monotonic() < until):
-        for rank, answer in _new(children, inbox, launched, culprit, ended, poll=until is not None):
+        if time.monotonic() > latest:
+            raise ended(culprit, LostError(f"took longer than {limit:g} s", None))
+        for rank, answer in _new(
+            children, inbox, launched, culprit, ended, poll=until is not None or limit is not None
+        ):
             if rank not in waiting:
                 continue
             waiting.remove(rank)

@@ -11,17 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from statistics import median
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.autograd.profiler import profile
 
+from archbench.data.batches import Batch
 from archbench.measure.clock import Clock
 from archbench.training.distribution import Ranks
-from archbench.training.state import TrainState
-
-if TYPE_CHECKING:
-    from archbench.data.batches import Batch
+from archbench.training.state import Sampler, TrainState
 
 PROFILED = 3
 """Updates in the profile, after one before it."""
@@ -32,13 +29,13 @@ TURNS = 5
 Step = Callable[[TrainState, "Batch"], Tensor]
 
 
-def communication_share(state: TrainState, step: Step, batch: Batch, clock: Clock) -> float:
+def communication_share(state: TrainState, step: Step, own: Batch, clock: Clock) -> float:
     """The mean over ranks of the share of an update's time in which a collective runs; all ranks call it.
 
     Args:
-        batch: the whole one.
+        own: this rank's rows of a batch.
     """
-    ranks, own = state.ranks, state.ranks.share(batch, state.accumulation).to(state.device)
+    ranks = state.ranks
     with ranks.training():
         step(state, own)
         ranks.wait()
@@ -68,32 +65,34 @@ def covered(spans: Iterable[tuple[int, int]]) -> int:
 
 
 def scaling_seconds(
-    state: TrainState, alone: Callable[[], TrainState], step: Step, batch: Batch, clock: Clock
+    state: TrainState, alone: Callable[[], TrainState], step: Step, sampler: Sampler, number: int, clock: Clock
 ) -> tuple[list[float], list[float]]:
     """Seconds of updates of all ranks (of the slowest), and of one device with the work of all; they alternate.
 
     Args:
         alone: makes the state of a model that is not shared; called on rank 0 only.
-        batch: the whole one.
+        sampler, number: the batch of all; rank 0 reads the whole of it.
 
     Returns:
         Both lists are the same on every rank.
     """
-    ranks, own = state.ranks, state.ranks.share(batch, state.accumulation).to(state.device)
+    ranks, own = state.ranks, state.next_batch(sampler, number)[0].to(state.device)
     single: TrainState | None = None
     together, by_one = [], []
     if ranks.leads:
         made = alone()
-        shares = [Ranks(rank, ranks.size).share(batch, made.accumulation) for rank in range(ranks.size)]
+        whole = sampler.batch(number)
+        every = [Ranks(rank, ranks.size).rows(sampler.batch_size, made.accumulation) for rank in range(ranks.size)]
+        shares = [Batch(whole.inputs[rows], whole.targets[rows]) for rows in every]
         single = _OneByOne(**{one.name: getattr(made, one.name) for one in fields(TrainState)}, shares=shares)
     for _ in range(TURNS + 1):
         ranks.wait()
         with ranks.training():
             together.append(_seconds(lambda: step(state, own), clock))
         ranks.wait()
-        by_one.append(_seconds(lambda: step(single, batch), clock) if single is not None else 0.0)
-    every = ranks.gather([*together, *by_one]).amax(0).tolist()
-    return every[1 : TURNS + 1], every[TURNS + 2 :]
+        by_one.append(_seconds(lambda: step(single, whole), clock) if single is not None else 0.0)
+    slowest = ranks.gather([*together, *by_one]).amax(0).tolist()
+    return slowest[1 : TURNS + 1], slowest[TURNS + 2 :]
 
 
 def efficiency(together: list[float], by_one: list[float], size: int) -> float:

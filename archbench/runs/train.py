@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from archbench.config import ModelConfig
-from archbench.data.batches import Batch, BatchSampler
+from archbench.data.batches import BatchSampler
 from archbench.data.dataset import prepare
 from archbench.measure.clock import Clock, clock_for
 from archbench.measure.energy import energy_used
 from archbench.measure.flops import count_flops, on_meta
-from archbench.measure.memory import peak_memory
+from archbench.measure.memory import most_memory, peak_memory
 from archbench.measure.peaks import measure_gemm, mfu, published_peak
 from archbench.measure.shape_runs import KINDS
 from archbench.measure.steady import count_outliers, has_trend
@@ -67,11 +67,11 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
     blocks = ranks.shard_model(model, device)
     state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile, ranks=ranks)
     if ranks.size > 1:
-        rehearse(state, architecture.train_step, sampler.batch(0), config.architecture)
+        rehearse(state, architecture.train_step, sampler, config.architecture)
     report, clock = Audit(run, "train"), clock_for(device)
 
     def validate(trained: nn.Module) -> float:
-        return score_validation(trained, data, config, T, device, report).loss
+        return score_validation(trained, data, config, T, device, report, ranks=ranks).loss
 
     held_out_tokens = sum(len(document.tokens) for document in data.validation)
     held_out_bytes = data.validation_bytes
@@ -102,9 +102,9 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
     if device.type == "cuda" and ranks.size > 1:  # ranks on CPUs share a machine, and its counter
         every = ranks.gather([math.nan if energy.joules is None else energy.joules])
         energy.joules = None if bool(every.isnan().any()) else float(every.sum())
-    worst = max(ranks.gather_objects(memory), key=lambda one: one.peak_bytes or 0)
+    worst = most_memory(ranks.gather_objects(memory))
     if ranks.size > 1 and history.diverged_at is None:
-        _add_scaling(run, state, architecture, model_config, sampler.batch(len(history.steps)), clock, rows)
+        _add_scaling(run, state, architecture, model_config, sampler, len(history.steps), clock, rows)
     if not ranks.leads:
         return
     if blocks is not None:
@@ -156,13 +156,15 @@ def _add_scaling(
     state: TrainState,
     architecture: Architecture,
     model_config: ModelConfig,
-    batch: Batch,
+    sampler: BatchSampler,
+    number: int,
     clock: Clock,
     rows: Rows,
 ) -> None:
-    """Measure what sharing costs, by updates after the last; all ranks call it."""
+    """Measure what sharing costs, by updates after the last, on the batch of that number; all ranks call it."""
     config, step = run.config, architecture.train_step
-    share = communication_share(state, step, batch, clock)
+    own = state.next_batch(sampler, number)[0].to(state.device)
+    share = communication_share(state, step, own, clock)
     if state.ranks.leads:
         rows.add("communication_share", share)
     if not config.scaling_efficiency:
@@ -174,7 +176,7 @@ def _add_scaling(
             model, config.training, device=state.device, dtype=config.dtype, compile=config.compile
         )
 
-    together, by_one = scaling_seconds(state, alone, step, batch, clock)
+    together, by_one = scaling_seconds(state, alone, step, sampler, number, clock)
     if not state.ranks.leads:
         return
     rows.extend("shared_step_seconds", together)

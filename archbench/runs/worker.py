@@ -21,14 +21,14 @@ from archbench.runs.device_watch import device_watched
 from archbench.runs.folder import RunFolder, open_run
 from archbench.runs.positions import run_positions
 from archbench.runs.quality import run_quality
-from archbench.runs.ranks import GROUP, LOST_PEER, device_of_rank
+from archbench.runs.ranks import GROUP, LOST_PEER, SHARED, device_of_rank
 from archbench.runs.room import require_room
 from archbench.runs.rows import Rows
 from archbench.runs.serving import run_serve
 from archbench.runs.speed import run_decode, run_prefill
 from archbench.runs.train import run_train
 from archbench.testing.global_state import watched
-from archbench.training.distribution import from_a_peer, join, leave
+from archbench.training.distribution import Ranks, from_a_peer, join, leave
 
 if TYPE_CHECKING:
     from archbench.child.entry import Parent
@@ -40,6 +40,12 @@ class Phase(Protocol):
     def __call__(self, run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None: ...
 
 
+class SharedPhase(Protocol):
+    """A phase that several ranks call; the first one's rows are the run's."""
+
+    def __call__(self, run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, ranks: Ranks) -> None: ...
+
+
 PHASES: dict[PhaseName, Phase] = {
     "train": run_train,
     "quality": run_quality,
@@ -48,6 +54,8 @@ PHASES: dict[PhaseName, Phase] = {
     "decode": run_decode,
     "serve": run_serve,
 }
+SHARED_PHASES: dict[str, SharedPhase] = {"train": run_train, "quality": run_quality, "positions": run_positions}
+assert SHARED_PHASES.keys() == SHARED
 assert set(PHASES) == set(get_args(PhaseName)), "PhaseName in archbench/config.py and PHASES name other phases"
 
 
@@ -71,19 +79,19 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
             first = GROUP not in request or os.environ["RANK"] == "0"
             with watched(f"{plugin}, in phase {name}"), device_watched(device, rows, first=first, quiet=quiet):
                 if GROUP in request:
-                    _train_together(run, device, rows, request[GROUP], parent, quiet=quiet)
+                    _measure_together(name, run, device, rows, request[GROUP], parent, quiet=quiet)
                 else:
                     PHASES[name](run, device, rows, quiet=quiet)
     parent.send({"rows": rows.finished(), "cpu_seconds": time.process_time()})
 
 
-def _train_together(
-    run: RunFolder, device: torch.device, rows: Rows, group: str, parent: Parent, *, quiet: bool
+def _measure_together(
+    phase: str, run: RunFolder, device: torch.device, rows: Rows, group: str, parent: Parent, *, quiet: bool
 ) -> None:
-    """Train as one of several ranks. The first returns the rows."""
+    """Measure a phase as one of several ranks."""
     try:
         ranks = join(os.environ, group, device, run.config.parallel)
-        run_train(run, device, rows, quiet=quiet, ranks=ranks)
+        SHARED_PHASES[phase](run, device, rows, quiet=quiet, ranks=ranks)
         ranks.wait()
     except Exception as error:
         if not from_a_peer(error):

@@ -4,21 +4,23 @@ With ``ddp`` each rank has the whole model, and gradients are averaged while the
 DistributedDataParallel). With ``fsdp`` each has a part of every parameter, gradient and moment, and gathers one block
 at a time (FSDP2, ``fully_shard``). Tensors on GPUs travel by NCCL, all others by gloo.
 
-Every rank draws the batches of the same sampler and keeps its rows of each micro-batch: the global batch is that of one
-process. Its loss is weighted by its tokens over the mean rank's, so that the average over ranks, which torch takes, is
-the mean over all tokens, also where the rows do not divide by the ranks.
+Every rank reads its rows of each micro-batch from the same sampler: the global batch is that of one process. Its loss
+is weighted by its tokens over the mean rank's, so that the average over ranks, which torch takes, is the mean over all
+tokens, also where the rows do not divide by the ranks.
 """
 
 from __future__ import annotations
 
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 import torch.distributed.distributed_c10d as c10d
@@ -29,7 +31,6 @@ from archbench.nn.experts import balanced_over
 
 if TYPE_CHECKING:
     from archbench.config import ParallelName
-    from archbench.data.batches import Batch
 
 LONGEST_WAIT = timedelta(minutes=30)
 """For a rank that is alive and does not come, as while one measures alone; one that dies is noticed at once."""
@@ -62,13 +63,17 @@ class Ranks:
         """Whether parameters are distributed tensors (DTensor)."""
         return self.size > 1 and self.parallel == "fsdp"
 
-    def share(self, batch: Batch, micro_batches: int) -> Batch:
-        """This rank's rows of each of the batch's micro-batches; ranks with a lower number have at most one more."""
-        return batch if self.size == 1 else batch.shard(self.rank, self.size, micro_batches)
+    def rows(self, batch_size: int, micro_batches: int) -> npt.NDArray[np.int64] | None:
+        """This rank's rows of a batch, in order: a part of each micro-batch; None: all of them. Ranks with a lower
+        number have at most one more of a micro-batch."""
+        if self.size == 1:
+            return None
+        parts = np.arange(batch_size).reshape(micro_batches, -1)
+        return np.concatenate([np.array_split(part, self.size)[self.rank] for part in parts])
 
-    def gather(self, values: Sequence[float]) -> Tensor:
+    def gather(self, values: Sequence[float] | npt.NDArray[np.float64]) -> Tensor:
         """Every rank's values, as many on each: (size, n) float64, on the CPU."""
-        own = torch.tensor(values, dtype=torch.float64)
+        own = torch.as_tensor(values, dtype=torch.float64)
         if self.size == 1:
             return own[None]
         every = [torch.empty_like(own) for _ in range(self.size)]
@@ -86,6 +91,10 @@ class Ranks:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, value)
         return found
+
+    def first(self, made: Callable[[], Any]) -> Any:
+        """What ``made`` returns on rank 0, on all ranks; it is called nowhere else."""
+        return self.gather_objects(made() if self.leads else None)[0]
 
     def wait(self) -> None:
         """Until all ranks are here."""

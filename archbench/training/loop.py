@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +22,13 @@ from archbench.training.history import TrainingHistory
 from archbench.training.ledger import Clock, Ledger, Observer, Unread
 from archbench.training.progress import Progress
 from archbench.training.schedules import learning_rate
-from archbench.training.state import TrainState
+from archbench.training.state import Sampler, TrainState
 from archbench.training.steps import next_token_step
 
 if TYPE_CHECKING:
     from archbench.config import TrainingConfig
     from archbench.data.batches import Batch
     from archbench.training.step_audit import StepAudit
-
-
-class Sampler(Protocol):
-    """Batches by number, as from ``archbench.data.batches.BatchSampler``."""
-
-    def batch(self, step: int) -> Batch:
-        """The batch of that update, which depends only on its number: resuming needs no state."""
-        ...
 
 
 def train(
@@ -58,13 +50,14 @@ def train(
 
     Args:
         state: the model and its optimizer; continued in place.
-        sampler: batches of ``batch_size`` × ``accumulation`` sequences, of which each rank takes its share.
+        sampler: batches of ``batch_size`` × ``accumulation`` sequences, of which each rank reads its share.
         config: budget, schedule, and how often to validate and to write checkpoints.
         clock: times each update.
         step: a plugin's ``train_step``.
         flops_per_token: model FLOPs of training on one token, for a budget in FLOPs.
         validate: the model's loss on held-out text, nats/token. Called in evaluation mode, without gradients, on the
-            uncompiled module; it does not affect random number generators, and its time is not counted.
+            uncompiled module; it does not affect random number generators, and its time is not counted. All ranks call
+            it, and their forward passes are as many.
         enough: called after each validation; True ends the training before its budget is spent.
         checkpoints: folder of checkpoints; training resumes from the newest. None to write none.
         progress: None for silence.
@@ -84,7 +77,7 @@ def train(
     ranks = state.ranks
     budget = Budget.from_config(config, flops_per_token)
     ledger = Ledger(state, budget, clock, progress or Progress("silent"), observe)
-    run = resume.fingerprint(state, config, sampler.batch(0))
+    run = ranks.first(lambda: resume.fingerprint(state, config, sampler.batch(0)))
     if checkpoints is not None and (restored := resume.restore(checkpoints, state, run)) is not None:
         ledger.continue_from(restored)
     elif not ranks.leads:
@@ -108,10 +101,7 @@ def train(
                 with held_back():
                     whole = False
                     number = state.step
-                    whole_batch = sampler.batch(number)
-                    drawn = ranks.share(whole_batch, state.accumulation)
-                    tokens = whole_batch.targets.numel()
-                    state.weight = ranks.size * drawn.targets.numel() / tokens
+                    drawn, tokens = state.next_batch(sampler, number)
                     lr = learning_rate(config, ledger.progress_amid(tokens))
                     state.set_learning_rate(lr)
                     watched = audit is not None and audit.due(number)
@@ -181,7 +171,7 @@ def _interrupted_together(ranks: Ranks) -> Iterator[Callable[[], None]]:
 
 
 def _validation_loss(state: TrainState, validate: Callable[[nn.Module], float], look: Callable[[], None]) -> float:
-    """The loss of rank 0; all ranks validate on all of the text, and ``look`` between its windows."""
+    """The loss of rank 0; all ranks validate together, in as many forward passes each, and ``look`` before each."""
     hook = state.module.register_forward_pre_hook(lambda *_: look()) if state.ranks.size > 1 else None
     # The generators are restored: how often a run validates must not change its training.
     with forked_generators(state.device), torch.no_grad():

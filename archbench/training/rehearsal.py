@@ -11,7 +11,7 @@ from torch import Tensor
 
 from archbench.errors import ArchbenchError, HookFailedError, PluginError, one_line
 from archbench.training.distribution import from_a_peer
-from archbench.training.state import TrainState
+from archbench.training.state import Sampler, TrainState
 from archbench.training.step_audit import fingerprint, untouched
 
 if TYPE_CHECKING:
@@ -42,11 +42,11 @@ class _Rehearsal(TrainState):
         self.step += 1
 
 
-def rehearse(state: TrainState, step: Callable[[TrainState, Batch], Tensor], batch: Batch, name: str) -> None:
+def rehearse(state: TrainState, step: Callable[[TrainState, Batch], Tensor], sampler: Sampler, name: str) -> None:
     """Make one update with ``step``, all but the movement. Random numbers and buffers are afterwards what they were.
 
     Args:
-        batch: the whole one, of which each rank takes its share.
+        sampler: of the training; each rank takes its share of the first batch.
         name: of the architecture.
 
     Raises:
@@ -58,9 +58,9 @@ def rehearse(state: TrainState, step: Callable[[TrainState, Batch], Tensor], bat
     def refuse(cause: str, next_step: str = ADVICE, error: BaseException | None = None) -> NoReturn:
         raise PluginError(culprit, cause, next_step) from error
 
-    own = ranks.share(batch, state.accumulation).to(state.device)
     trial = _Rehearsal(**{one.name: getattr(state, one.name) for one in fields(TrainState)})
-    trial.scaler, trial.weight = None, ranks.size * own.targets.numel() / batch.targets.numel()
+    trial.scaler = None
+    own = trial.next_batch(sampler, 0)[0].to(state.device)
     trial.optimizer = torch.optim.SGD(state._parameters, lr=0.0)
     weights, buffers = fingerprint(state._parameters), fingerprint(state.module.buffers())
     with untouched(state.module, state.device), ranks.training():

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +25,28 @@ from archbench.training.distribution import ALONE, Ranks
 from archbench.training.optimizers import build_optimizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from archbench.config import DTypeName, TrainingConfig
     from archbench.data.batches import Batch
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Sampler(Protocol):
+    """Batches by number, as from ``archbench.data.batches.BatchSampler``."""
+
+    batch_size: int
+    """Sequences of one update, of all ranks and micro-batches."""
+
+    def batch(self, step: int, rows: npt.NDArray[np.int64] | None = None) -> Batch:
+        """The batch of that update, which depends only on its number: resuming needs no state.
+
+        Args:
+            rows: of the batch, those that this rank trains on; None for all.
+        """
+        ...
 
 
 @dataclass
@@ -44,7 +62,7 @@ class TrainState:
         grad_clip: largest global gradient norm; None for none.
         scaler: loss scaling, for float16 on CUDA.
         ranks: the processes that train together; each gets its share of every batch.
-        weight: this rank's tokens over the mean rank's, by which its losses are multiplied; set by the training loop.
+        weight: this rank's tokens over the mean rank's, by which its losses are multiplied; of the last batch.
         step: updates done.
         tokens: training tokens seen, counted by the training loop.
         grad_norm: global L2 norm of the last update's gradients before clipping, shape ().
@@ -131,6 +149,19 @@ class TrainState:
         batch = batch.to(self.device)
         micro_batches = [batch] if self.accumulation == 1 else batch.split(self.accumulation)
         return micro_batches if self.ranks.size == 1 else _Synchronised(micro_batches, self)
+
+    def next_batch(self, sampler: Sampler, number: int) -> tuple[Batch, int]:
+        """This rank's rows of the batch of update ``number``, as the sampler gives them, and the tokens of all ranks'.
+
+        Other rows are not read. The losses of this batch have the :attr:`weight` that is set here.
+        """
+        if self.ranks.size == 1:
+            batch = sampler.batch(number)
+            return batch, batch.targets.numel()
+        batch = sampler.batch(number, self.ranks.rows(sampler.batch_size, self.accumulation))
+        tokens = sampler.batch_size * batch.targets.shape[1]
+        self.weight = self.ranks.size * batch.targets.numel() / tokens
+        return batch, tokens
 
     def autocast(self) -> AbstractContextManager[object]:
         """Autocast to :attr:`dtype`."""
