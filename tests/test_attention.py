@@ -276,7 +276,6 @@ def test_a_chip_that_the_table_does_not_have_is_refused_by_name(
         ({"dtype": torch.float64}, "q is float64"),
         ({"D": 8}, "head widths 16 to 256, but this one is 8"),
         ({"D": 257}, "head widths 16 to 256, but this one is 257"),
-        ({"dropout": 0.1}, "no dropout"),
     ],
 )
 def test_asking_for_the_kernel_where_it_cannot_run_says_why_and_what_can(

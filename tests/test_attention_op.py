@@ -18,6 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from archbench.errors import UsageError
 from archbench.kernels import causal_attention
 from archbench.kernels.attention_op import fused_attention, register_flop_formulas
+from archbench.kernels.attention_torch import visible
+from archbench.kernels.dropout_bits import new_seed, reference_keep
 from attention_definition import naive_attention
 from pairwise import pairwise
 
@@ -260,3 +262,41 @@ def test_two_processes_average_the_gradients_of_one(tmp_path: Path) -> None:
     model(x).square().mean().backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     multiprocessing.spawn(train_in_parallel, (2, str(tmp_path / "rendezvous"), x, expected), nprocs=2)
+
+
+@pytest.mark.parametrize("case", ["grouped", "cached prefix", "all"])
+def test_dropout_has_one_mask_forward_and_backward_which_is_that_of_its_seed(case: str) -> None:
+    B, H, _, T, S, _, window = CASES[case]
+    inputs = [x.requires_grad_() for x in make(case)]
+    torch.manual_seed(3)
+    seed = new_seed()
+    torch.manual_seed(3)
+    out = fused_attention(*inputs, window=window, scale=0.3, precision="ieee", dropout=0.25)
+    kept = reference_keep(int(seed), B * H, S, S, 2**14, out.device)[:, S - T :].view(B, H, T, S)
+    q, k, v = (x.repeat_interleave(H // x.shape[1], 1) for x in inputs)
+    scores = (q @ k.mT * 0.3).masked_fill(~visible(T, S, window, out.device), -torch.inf)
+    expected = (scores.softmax(-1) * kept / 0.75) @ v
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    gradients, wanted = (torch.autograd.grad(y, inputs, upstream) for y in (out, expected))
+    torch.testing.assert_close(gradients, wanted)
+
+
+def test_opcheck_passes_with_dropout() -> None:
+    q, k, v = (x.requires_grad_() for x in make("grouped"))
+    given = (None, 0.3, "ieee", new_seed(), 2**14)
+    torch.library.opcheck(FORWARD, (q, k, v, *given))
+    out, lse = FORWARD(q.detach(), k.detach(), v.detach(), *given)
+    torch.library.opcheck(BACKWARD, (torch.randn_like(out), q.detach(), k.detach(), v.detach(), out, lse, *given))
+
+
+def test_compiled_dropout_draws_another_mask_at_every_call() -> None:
+    torch._dynamo.reset()
+    q, k, v = make("grouped")
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def dropping(q: Tensor) -> Tensor:
+        return fused_attention(q, k, v, window=None, scale=0.3, precision="ieee", dropout=0.5)
+
+    first = dropping(q)
+    assert not torch.equal(first, dropping(q))

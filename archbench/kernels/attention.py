@@ -71,7 +71,7 @@ def causal_attention(
         recorder.add(ran)
     scale = 1.0 / math.sqrt(D) if scale is None else scale
     if name == "triton":
-        return fused_attention(q, k, v, window=window, scale=scale, precision=precision)
+        return fused_attention(q, k, v, window=window, scale=scale, precision=precision, dropout=dropout)
     if name == "flex":
         return flex_attention(q, k, v, window=window, scale=scale)
     if name == "reference":

@@ -225,15 +225,13 @@ def why_not(
             shape=shape, dropout=dropout, gradients=gradients, device_index=device_index,
         )  # fmt: skip
     if backend == "triton":
-        return _why_not_triton(device_type, dtype, D, dropout, device_index)
+        return _why_not_triton(device_type, dtype, D, device_index)
     if backend == "flex":
         return _why_not_flex(device_type, dtype, D, dropout, gradients, compiling)
     return None
 
 
-def _why_not_triton(
-    device_type: str, dtype: torch.dtype, D: int, dropout: float, device_index: int | None
-) -> str | None:
+def _why_not_triton(device_type: str, dtype: torch.dtype, D: int, device_index: int | None) -> str | None:
     if device_type != "cuda":
         return f"the Triton kernel runs only on NVIDIA and AMD GPUs, but q is on {device_type}"
     if find_spec("triton") is None:
@@ -251,8 +249,6 @@ def _why_not_triton(
         return f"the Triton kernel computes float32, float16 and bfloat16, but q is {kind}"
     if D not in HEAD_WIDTHS:
         return f"the Triton kernel takes head widths {HEAD_WIDTHS[0]} to {HEAD_WIDTHS[-1]}, but this one is {D}"
-    if dropout > 0:
-        return "the Triton kernel has no dropout"
     return None
 
 

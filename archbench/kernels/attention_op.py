@@ -22,13 +22,16 @@ from torch import Tensor
 
 from archbench.errors import UsageError
 from archbench.kernels.attention_torch import visible
+from archbench.kernels.dropout_bits import dropped_levels, kept_scale, new_seed, reference_keep
 from archbench.kernels.operators import count_flops, no_second_derivative
 from archbench.kernels.precision import exact, exact_dtype
 
 LOG2_E = math.log2(math.e)
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, precision: str) -> Tensor:
+def fused_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, precision: str, dropout: float = 0.0
+) -> Tensor:
     """Causal attention by the fused kernel; differentiable once.
 
     Args:
@@ -38,6 +41,8 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scal
         window: positions that each position sees, itself included; None for all.
         scale: factor of the scores.
         precision: of float32 products on a GPU, ``ieee``, ``tf32x3`` or ``tf32``.
+        dropout: probability of dropping a weight, rounded to a multiple of 1/65,536. The mask is a function of a seed
+            from the CPU's default generator: it is in no memory, and the backward pass makes it again.
 
     Returns:
         (B, H, T, D), in q's dtype and order of strides: its transpose to (B, T, H, D) is free if q's was.
@@ -47,14 +52,15 @@ def fused_attention(q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scal
     """
     if scale <= 0:  # the kernel's running maximum is of unscaled scores
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
-    scale = float(scale)
+    dropped = dropped_levels(dropout)
+    others = window, float(scale), precision, new_seed() if dropped else None, dropped
     if q.is_cuda and not torch.compiler.is_compiling() and _is_plain(q, k, v):
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-            differentiable: Tensor = _DirectAttention.apply(q, k, v, window, scale, precision)  # type: ignore[no-untyped-call]
+            differentiable: Tensor = _DirectAttention.apply(q, k, v, *others)  # type: ignore[no-untyped-call]
             return differentiable
-        direct: Tensor = _forward_on_gpu(q, k, v, window, scale, precision)[0]
+        direct: Tensor = _forward_on_gpu(q, k, v, *others)[0]
         return direct
-    out: Tensor = torch.ops.archbench.causal_attention_forward(q, k, v, window, scale, precision)[0]
+    out: Tensor = torch.ops.archbench.causal_attention_forward(q, k, v, *others)[0]
     return out
 
 
@@ -74,11 +80,11 @@ class _DirectAttention(torch.autograd.Function):
     """The same without the operators, whose Python layers take more of the host's time than the launch."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, precision: str) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> Tensor:
         out: Tensor
-        out, lse = _forward_on_gpu(q, k, v, window, scale, precision)
+        out, lse = _forward_on_gpu(q, k, v, *others)
         ctx.save_for_backward(q, k, v, out, lse)
-        ctx.others = window, scale, precision
+        ctx.others = others
         return out
 
     @staticmethod
@@ -86,12 +92,19 @@ class _DirectAttention(torch.autograd.Function):
         # With a graph of the gradients, by the operator, which refuses a second derivative.
         plain = not torch.is_grad_enabled() and _is_plain(grad_out)
         backward = _backward_on_gpu if plain else torch.ops.archbench.causal_attention_backward
-        return (*backward(grad_out, *ctx.saved_tensors, *ctx.others), None, None, None)
+        return (*backward(grad_out, *ctx.saved_tensors, *ctx.others), *[None] * len(ctx.others))
 
 
 @torch.library.custom_op("archbench::causal_attention_forward", mutates_args=(), device_types="cpu")
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, precision: str
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    window: int | None,
+    scale: float,
+    precision: str,
+    seed: Tensor | None = None,
+    dropped: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Closed form, in float32 (float64 for float64)."""
     q, k, v = _prepared(q, k, v)
@@ -99,7 +112,8 @@ def _forward(
     highest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(highest).exp2_()
     total = weights.sum(-1, keepdim=True)
-    mixed = (weights / total).flatten(2, 3) @ exact(v)  # (B, G, H/G T, D)
+    weights = weights / total if seed is None else weights / total * _mask(scores, seed, dropped)
+    mixed = weights.flatten(2, 3) @ exact(v)  # (B, G, H/G T, D)
     lse = (highest + total.log2()).view(q.shape[:3])
     return torch.empty_like(q).copy_(mixed.view(q.shape)), lse
 
@@ -115,8 +129,10 @@ def _backward(
     window: int | None,
     scale: float,
     precision: str,
+    seed: Tensor | None = None,
+    dropped: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Closed form, in float32 (float64 for float64). P = 2^(scores - lse), dS = P ⊙ (dO Vᵀ - rowsum(dO ⊙ O))."""
+    """Closed form, in float32 (float64 for float64). P = 2^(scores - lse), dS = P ⊙ (M ⊙ dO Vᵀ - rowsum(dO ⊙ O))."""
     q, k, v = _prepared(q, k, v)
     B, H, T, D = q.shape
     G, S = k.shape[1:3]
@@ -125,32 +141,42 @@ def _backward(
     wide_grad = exact(grad_out).reshape(grouped)
     weights = (_scores(q, k, window, scale) - lse.view(B, G, H // G, T, 1)).exp2_().view(B, G, -1, S)
     delta = (wide_grad * exact(out).reshape(grouped)).sum(-1, keepdim=True)  # (B, G, H/G T, 1)
-    grad_scores = (wide_grad @ wide_v.mT).sub_(delta).mul_(weights).mul_(scale)  # (B, G, H/G T, S)
+    grad_weights = wide_grad @ wide_v.mT  # (B, G, H/G T, S)
+    dropped_weights = weights
+    if seed is not None:
+        mask = _mask(weights.view(B, G, H // G, T, S), seed, dropped).flatten(2, 3)
+        grad_weights, dropped_weights = grad_weights.mul_(mask), weights * mask
+    grad_scores = grad_weights.sub_(delta).mul_(weights).mul_(scale)
     grad_q = torch.empty_like(q).copy_((grad_scores @ wide_k).view(q.shape))
     grad_k = torch.empty_like(k).copy_(grad_scores.mT @ wide_q)
-    grad_v = torch.empty_like(v).copy_(weights.mT @ wide_grad)
+    grad_v = torch.empty_like(v).copy_(dropped_weights.mT @ wide_grad)
     return grad_q, grad_k, grad_v
 
 
 @_forward.register_kernel("cuda")
-def _forward_on_gpu(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, precision: str
-) -> tuple[Tensor, Tensor]:
+def _forward_on_gpu(q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     from archbench.kernels.fused.launches import fused_forward
 
     register_flop_formulas()
     q, k, v = _prepared(q, k, v)
-    return fused_forward(q, k, v, window=window, scale=scale, precision=precision)
+    return fused_forward(q, k, v, **_named(*others))
 
 
 @_backward.register_kernel("cuda")
 def _backward_on_gpu(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     from archbench.kernels.fused.launches import fused_backward
 
-    out, lse, window, scale, precision = others
+    out, lse, *rest = others
     q, k, v = _prepared(q, k, v)
     grad_out = _unit_last_stride(grad_out)  # the gradient of a sum has strides 0
-    return fused_backward(grad_out, q, k, v, out, lse, window=window, scale=scale, precision=precision)
+    return fused_backward(grad_out, q, k, v, out, lse, **_named(*rest))
+
+
+def _named(
+    window: int | None, scale: float, precision: str, seed: Tensor | None = None, dropped: int = 0
+) -> dict[str, Any]:
+    number = 0 if seed is None else int(seed)  # on the CPU: nothing waits
+    return {"window": window, "scale": scale, "precision": precision, "seed": number, "dropped": dropped}
 
 
 @_forward.register_fake
@@ -166,18 +192,20 @@ def _backward_shapes(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *others:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.window, ctx.scale, ctx.precision = inputs
+    q, k, v, ctx.window, ctx.scale, ctx.precision, seed, ctx.dropped = inputs
     out, lse = output
-    ctx.save_for_backward(q, k, v, out, lse)
+    ctx.save_for_backward(q, k, v, out, lse, seed)
     ctx.mark_non_differentiable(lse)
     ctx.set_materialize_grads(False)
 
 
 def _gradients(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad_out is None:
-        return (None,) * 6
+        return (None,) * 8
     backward = torch.ops.archbench.causal_attention_backward
-    return (*backward(grad_out, *ctx.saved_tensors, ctx.window, ctx.scale, ctx.precision), None, None, None)
+    *tensors, seed = ctx.saved_tensors
+    given = (*tensors, ctx.window, ctx.scale, ctx.precision, seed, ctx.dropped)
+    return (*backward(grad_out, *given), *[None] * 5)
 
 
 _forward.register_autograd(_gradients, setup_context=_save_for_backward)
@@ -226,6 +254,13 @@ def _scores(q: Tensor, k: Tensor, window: int | None, scale: float) -> Tensor:
     grouped = exact(q).reshape(B, G, H // G * T, D)
     scores = (grouped @ exact(k).mT).mul_(scale * LOG2_E).view(B, G, H // G, T, S)
     return scores.masked_fill_(~visible(T, S, window, q.device), -math.inf)
+
+
+def _mask(scores: Tensor, seed: Tensor, dropped: int) -> Tensor:
+    """What dropout multiplies weights with, of the shape of ``scores`` (B, G, H/G, T, S), in their dtype."""
+    B, G, group, T, S = scores.shape
+    kept = reference_keep(int(seed), B * G * group, S, S, dropped, scores.device)[:, S - T :]
+    return kept.reshape(scores.shape).to(scores.dtype) * kept_scale(dropped)
 
 
 def _forward_flops(q: torch.Size, k: torch.Size, *others: object, **named: object) -> int:

@@ -7,10 +7,12 @@ an operation in place, or on a view, there is none, and the next operation compu
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from archbench.kernels.precision import autocast_dtype
+from archbench.kernels.precision import autocast_dtype, without_autocast
 
 _NARROW, _COLUMN_SUMS = "_archbench_narrow", "_archbench_column_sums"
 
@@ -34,7 +36,20 @@ def note_column_sums(x: Tensor, sums: Tensor) -> None:
 def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Sums (C,) of ``x`` (..., C) over all rows, in that dtype: those that are noted, or calculated."""
     noted = _noted(x, _COLUMN_SUMS)
-    return x.flatten(0, -2).sum(0, dtype=dtype) if noted is None else noted.to(dtype)
+    if noted is not None:
+        return noted.to(dtype)
+    rows = x.flatten(0, -2)
+    if x.device.type != "cuda":
+        return rows.sum(0, dtype=dtype)
+    # One product instead of a sum by several programs, which also clears what they share.
+    ones = _ones(rows.shape[0], rows.dtype, rows.device)
+    with without_autocast(x):
+        return (ones @ rows if dtype == rows.dtype else torch.mm(ones, rows, out_dtype=dtype))[0]
+
+
+@lru_cache(maxsize=8)
+def _ones(count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.ones(1, count, dtype=dtype, device=device)
 
 
 def _note(x: Tensor, name: str, value: Tensor) -> None:

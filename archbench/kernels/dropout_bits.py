@@ -26,8 +26,11 @@ def kept_scale(dropped: int) -> float:
 
 
 def new_seed() -> Tensor:
-    """A seed, () int64, from torch's default generator of the CPU: no kernel runs, and the host waits for nothing."""
-    return torch.empty((), dtype=torch.int64).random_()
+    """A seed, () int64, from torch's default generator of the CPU: no kernel runs, and the host waits for nothing.
+
+    It needs more than 32 bits, always: kernels are compiled for a number's width.
+    """
+    return torch.randint(2**32, 2**63 - 1, ())
 
 
 def reference_keep(seed: int, planes: int, rows: int, columns: int, dropped: int, device: torch.device) -> Tensor:

@@ -7,7 +7,7 @@ Wallace and Gallo 2004, doi:10.1109/TSE.2004.24).
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from allpairspy import AllPairs
@@ -49,6 +49,7 @@ class Case:
         window: W, or None.
         gain: what the queries, and so the logits, are multiplied with.
         section: heads a section, or None for what the launch itself says.
+        dropped: of 65,536 weights, how many are dropped.
         cost: roughly, how many blocks of scores are calculated.
     """
 
@@ -65,6 +66,7 @@ class Case:
     gain: int
     blocks: str
     section: int | None
+    dropped: int = 0
 
     @property
     def scale(self) -> float:
@@ -94,6 +96,8 @@ class Case:
             f"T{self.T}-S{self.S}-D{self.D}-B{self.B}-H{self.H}-G{self.G}-W{self.window}",
             self.layout, self.upstream, f"x{self.gain}", str(self.dtype).removeprefix("torch."), self.blocks,
         ]  # fmt: skip
+        if self.dropped:
+            parts.append(f"drop{self.dropped}")
         return "-".join(parts) + ("" if self.section is None else f"-section{self.section}")
 
 
@@ -117,3 +121,10 @@ def case_of(
 ROWS = [tuple(row) for row in AllPairs(FACTORS)]
 CASES = [case_of(*row) for row in ROWS]
 """In the order of the sampling, the same in every run."""
+
+DROPOUT_CASES = [
+    replace(case, dropped=dropped)
+    for number, case in enumerate(sorted(CASES, key=lambda case: case.cost)[4:44:3])
+    for dropped in [(6554, 32768, 655)[number % 3]]
+]
+"""Some of them, cheap ones, with dropout."""

@@ -12,6 +12,8 @@ import torch
 from attention_cases import Case
 from torch import Tensor
 
+from archbench.kernels.dropout_bits import kept_scale, reference_keep
+
 LOG2E = math.log2(math.e)
 GRADIENTS = ("grad_q", "grad_k", "grad_v")
 
@@ -36,21 +38,34 @@ class Expected:
     bounds: Mapping[str, float]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+SEED = 0x0123_4567_89AB_CDEF
+
+
+def mask_of(case: Case) -> Tensor | float:
+    """What dropout multiplies the weights (B, H, T, S) with, by the counters of their places among S × S."""
+    if not case.dropped:
+        return 1.0
+    kept = reference_keep(SEED, case.B * case.H, case.S, case.S, case.dropped, torch.device("cpu"))
+    return kept[:, case.S - case.T :].view(case.B, case.H, case.T, case.S) * kept_scale(case.dropped)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float, mask: Tensor | float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     """Attention in the inputs' dtype by plain PyTorch: out, the weights and the logits (B, H, T, S)."""
     T, S = q.shape[2], k.shape[2]
     k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
     behind = torch.arange(S - T, S)[:, None] - torch.arange(S)  # (T, S): how far a key lies before a query
     hidden = (behind < 0) | (behind >= (S if window is None else window))
     logits = (q @ k.mT * scale).masked_fill(hidden, -math.inf)
-    weights = logits.softmax(-1)
+    weights = (logits.softmax(-1) * mask).to(v.dtype)
     return weights @ v, weights, logits
 
 
 def results(inputs: Mapping[str, Tensor], case: Case) -> dict[str, Tensor]:
     """out and the gradients by name."""
     q, k, v = (inputs[name].detach().requires_grad_() for name in "qkv")
-    out = attend(q, k, v, case.window, case.scale)[0]
+    out = attend(q, k, v, case.window, case.scale, mask_of(case))[0]
     gradients = torch.autograd.grad(out, (q, k, v), inputs["grad_out"])
     return {"out": out.detach(), **dict(zip(GRADIENTS, gradients, strict=True))}
 
@@ -88,7 +103,7 @@ def expected(case: Case) -> Expected:
     exact_inputs = {name: tensor.double() for name, tensor in inputs.items()}
 
     exact, plain = results(exact_inputs, case), results(inputs, case)
-    _, weights, logits = attend(*(exact_inputs[name] for name in "qkv"), case.window, case.scale)
+    _, weights, logits = attend(*(exact_inputs[name] for name in "qkv"), case.window, case.scale, mask_of(case))
     largest = logits[logits.isfinite()].abs().max().item() * LOG2E
     floors = {
         name: FLOOR * (1 + largest) * magnitude for name, magnitude in magnitudes(exact_inputs, weights, case).items()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from arenas import INPUT, OUTPUT, Arena
 from attention_cases import Case
-from attention_reference import GRADIENTS, Expected, expected
+from attention_reference import GRADIENTS, SEED, Expected, expected
 from torch import Tensor
 
 from archbench.kernels.fused.configurations import KERNELS
@@ -109,6 +109,7 @@ def examine(case: Case, kernels: Any) -> Iterator[Finding]:
     if case.upstream != "expanded":
         grad_out.copy_(wanted.inputs["grad_out"])
     how: dict[str, Any] = {"window": case.window, "scale": case.scale, "precision": "ieee", "chip": case.chip}
+    how |= {"seed": SEED, "dropped": case.dropped}
 
     [out] = place(arena, case, case.layout, [queries])
     lse = arena.region(math.prod(queries[:3]), torch.float32).view(queries[:3])

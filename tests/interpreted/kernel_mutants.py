@@ -63,7 +63,49 @@ def long_windowed(case: Case) -> bool:
     return long(case) and windowed(case) and case.window is not None and case.window >= 16
 
 
+def dropping(case: Case) -> bool:
+    return case.dropped > 0
+
+
 MUTANTS = [
+    # Dropout: the same mask in all three kernels, after the sum of the weights.
+    Mutant(
+        "dropped weights are not in the sum",
+        "forward", "        total = total * rescale + tl.sum(weights, 1)\n        if DROPOUT:",
+        "        if DROPOUT:", dropping,
+    ),
+    Mutant("kept weights are not scaled", "forward", "divisor = total / kept_scale", "divisor = total", dropping),
+    Mutant(
+        "the mask of each block is the first one's",
+        "forward", "query_positions, row // 8, dropped", "query_positions, 0 * row, dropped",
+        lambda case: dropping(case) and long(case),
+    ),
+    Mutant(
+        "keys' gradients have another mask",
+        "backward", "rows + offset, (first_key + offset) // 8", "rows + offset, (first_key + offset) // 8 + 1",
+        dropping,
+    ),
+    Mutant(
+        "keys' gradients count queries, not positions",
+        "backward", "seed, plane, rows + offset, (first_key", "seed, plane, rows, (first_key",
+        lambda case: dropping(case) and case.S > case.T,
+    ),
+    Mutant(
+        "all heads of a group have one mask",
+        "backward", "batch * heads + head, dropped, kept_scale,\n            D, D1, D2, BLOCK_T, BLOCK_S, False",
+        "batch * heads + kv_head, dropped, kept_scale,\n            D, D1, D2, BLOCK_T, BLOCK_S, False",
+        lambda case: dropping(case) and grouped(case) and long(case),
+    ),
+    Mutant(
+        "values' gradients are of all weights",
+        "backward", "weights = tl.where(kept, weights * kept_scale, 0.0)", "weights = weights * 1.0", dropping,
+    ),
+    Mutant(
+        "queries' gradients are of all weights",
+        "backward", "query_positions, row // 8, dropped, BLOCK_T, BLOCK_S)",
+        "query_positions, row // 8, 0 * dropped, BLOCK_T, BLOCK_S)",
+        dropping,
+    ),
     # Who sees whom, and which blocks are visited.
     Mutant(
         "the next key is seen",

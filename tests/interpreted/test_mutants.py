@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from attention_cases import CASES
+from attention_cases import CASES, DROPOUT_CASES
 from examination import examine
 from kernel_mutants import MUTANTS, Mutant, copied
 
@@ -14,7 +14,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),  # wrong kernels make such rows
 ]
 
-CHEAPEST_FIRST = sorted(CASES, key=lambda case: case.cost)
+CHEAPEST_FIRST = [*DROPOUT_CASES, *sorted(CASES, key=lambda case: case.cost)]
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
@@ -31,5 +31,5 @@ def test_the_matrix_kills_the_mutant(mutant: Mutant, tmp_path: Path, record_prop
 
 def test_the_unmutated_copy_survives(tmp_path: Path) -> None:
     with copied(tmp_path, "unmutated_kernels", None) as launches:
-        for case in CHEAPEST_FIRST[:20]:
+        for case in CHEAPEST_FIRST[: len(DROPOUT_CASES) + 20]:
             assert list(examine(case, launches)) == [], case

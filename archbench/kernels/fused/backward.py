@@ -1,8 +1,9 @@
 """The backward kernels: recompute the weights block by block from the log-sum-exp of the forward pass.
 
 With P the weights, O = P V and dP = dO Vᵀ:   dV = Pᵀ dO,   dS = P ∘ (dP − delta),   dQ = scale · dS K,
-dK = scale · dSᵀ Q, where delta = rowsum(dO ∘ O) (Dao et al. 2022, arXiv:2205.14135, appendix B.4). There are
-no atomics: each program owns its output, so that repeated runs agree bit for bit.
+dK = scale · dSᵀ Q, where delta = rowsum(dO ∘ O) (Dao et al. 2022, arXiv:2205.14135, appendix B.4). With dropout, of
+mask M made again from its seed and M's elements 0 or 1 / (1 − p): O = (P ∘ M) V, dV = (P ∘ M)ᵀ dO, dP = M ∘ dO Vᵀ, and
+delta is the same. There are no atomics: each program owns its output, so that repeated runs agree bit for bit.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from archbench.kernels.fused.randomness import keep
 from archbench.kernels.fused.tiles import (
     accumulate,
     assign,
@@ -55,8 +57,9 @@ def load_row(source, rows, T, BOUNDED: tl.constexpr):
 def collect_for_keys(
     grad_k1, grad_k2, grad_v1, grad_v2, k1, k2, v1, v2, q, grad_out, lse, delta, q_base, grad_base, batch, head,
     q_stride, grad_stride, first_key, start, full_start, full_end, end, T, window, scale_log2e,
+    offset, seed, plane, dropped, kept_scale,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """One phase of one query head: add the gradients from queries ``start`` to ``end`` to dK and dV.
 
@@ -75,7 +78,12 @@ def collect_for_keys(
         weights = tl.exp2(scores * scale_log2e - row_lse[None, :])
         grad_weights = product(v1, v2, g1, g2, D2, PRECISION)  # (BLOCK_S, BLOCK_T)
         row_delta = load_row(delta, rows, T, MASKED)
+        if DROPOUT:
+            kept = keep(seed, plane, rows + offset, (first_key + offset) // 8, dropped, BLOCK_T, BLOCK_S).T
+            grad_weights = tl.where(kept, grad_weights * kept_scale, 0.0)
         grad_scores = weights * (grad_weights - row_delta[None, :])
+        if DROPOUT:
+            weights = tl.where(kept, weights * kept_scale, 0.0)
         grad_v1, grad_v2 = accumulate(grad_v1, grad_v2, weights, g1, g2, D2, PRECISION)
         grad_k1, grad_k2 = accumulate(grad_k1, grad_k2, grad_scores, q1, q2, D2, PRECISION)
     return grad_k1, grad_k2, grad_v1, grad_v2
@@ -87,9 +95,10 @@ def key_gradient_kernel(
     q_stride_b, q_stride_h, q_stride_t, k_stride_b, k_stride_h, k_stride_t,
     v_stride_b, v_stride_h, v_stride_t, grad_stride_b, grad_stride_h, grad_stride_t,
     grad_k_stride_b, grad_k_stride_h, grad_k_stride_t, grad_v_stride_b, grad_v_stride_h, grad_v_stride_t,
-    batches, heads, group, T, S, window, section, scale, scale_log2e,
+    batches, heads, group, T, S, window, section, scale, scale_log2e, seed, dropped, kept_scale,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     WINDOWED: tl.constexpr, STRIDE_UNIT: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """grad_k and grad_v (B, G, S, D): one program per block of keys of a key/value head.
 
@@ -133,13 +142,15 @@ def key_gradient_kernel(
             grad_k1, grad_k2, grad_v1, grad_v2, k1, k2, v1, v2,
             q, grad_out, lse, delta, q_base, grad_base, batch, head, q_stride, grad_stride,
             first_key, start, full_start, full_end, end - (full_end - full_start), T, window, scale_log2e,
-            D, D1, D2, BLOCK_T, BLOCK_S, True, WINDOWED, TMA, PRECISION,
+            offset, seed, batch * heads + head, dropped, kept_scale,
+            D, D1, D2, BLOCK_T, BLOCK_S, True, WINDOWED, TMA, PRECISION, DROPOUT,
         )  # fmt: skip
         grad_k1, grad_k2, grad_v1, grad_v2 = collect_for_keys(
             grad_k1, grad_k2, grad_v1, grad_v2, k1, k2, v1, v2,
             q, grad_out, lse, delta, q_base, grad_base, batch, head, q_stride, grad_stride,
             first_key, full_start, full_start, full_end, full_end, T, window, scale_log2e,
-            D, D1, D2, BLOCK_T, BLOCK_S, False, WINDOWED, TMA, PRECISION,
+            offset, seed, batch * heads + head, dropped, kept_scale,
+            D, D1, D2, BLOCK_T, BLOCK_S, False, WINDOWED, TMA, PRECISION, DROPOUT,
         )  # fmt: skip
         head += 1
         lse += T
@@ -158,9 +169,9 @@ def key_gradient_kernel(
 @triton.jit
 def collect_for_queries(
     grad_q1, grad_q2, q1, q2, g1, g2, row_lse, row_delta, k, v, k_base, v_base, batch, kv_head, k_stride, v_stride,
-    query_positions, start, full_start, full_end, end, S, window, scale_log2e,
-    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_S: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    query_positions, start, full_start, full_end, end, S, window, scale_log2e, seed, plane, dropped, kept_scale,
+    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """One phase: add the gradients from keys ``start`` to ``end`` to dQ."""
     for step in tl.range(start, end, BLOCK_S, disable_licm=TMA):
@@ -174,6 +185,9 @@ def collect_for_queries(
             scores = tl.where(seen, scores, -float("inf"))
         weights = tl.exp2(scores * scale_log2e - row_lse[:, None])
         grad_weights = product(g1, g2, v1, v2, D2, PRECISION)  # (BLOCK_T, BLOCK_S)
+        if DROPOUT:
+            kept = keep(seed, plane, query_positions, row // 8, dropped, BLOCK_T, BLOCK_S)
+            grad_weights = tl.where(kept, grad_weights * kept_scale, 0.0)
         grad_scores = weights * (grad_weights - row_delta[:, None])
         grad_q1, grad_q2 = accumulate(grad_q1, grad_q2, grad_scores, k1, k2, D2, PRECISION)
     return grad_q1, grad_q2
@@ -185,9 +199,10 @@ def query_gradient_kernel(
     q_stride_b, q_stride_h, q_stride_t, k_stride_b, k_stride_h, k_stride_t,
     v_stride_b, v_stride_h, v_stride_t, grad_stride_b, grad_stride_h, grad_stride_t,
     grad_q_stride_b, grad_q_stride_h, grad_q_stride_t,
-    batches, heads, group, T, S, window, section, scale, scale_log2e,
+    batches, heads, group, T, S, window, section, scale, scale_log2e, seed, dropped, kept_scale,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     WINDOWED: tl.constexpr, STRIDE_UNIT: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """grad_q (B, H, T, D): one program per block of queries of a head."""
     blocks = tl.cdiv(T, BLOCK_T)
@@ -218,12 +233,14 @@ def query_gradient_kernel(
     grad_q1, grad_q2 = collect_for_queries(
         grad_q1, grad_q2, q1, q2, g1, g2, row_lse, row_delta, k, v, k_base, v_base, batch, kv_head,
         k_stride, v_stride, rows + offset, full_start, full_start, full_end, full_end, S, window, scale_log2e,
-        D, D1, D2, BLOCK_S, False, WINDOWED, TMA, PRECISION,
+        seed, index, dropped, kept_scale,
+        D, D1, D2, BLOCK_T, BLOCK_S, False, WINDOWED, TMA, PRECISION, DROPOUT,
     )  # fmt: skip
     grad_q1, grad_q2 = collect_for_queries(
         grad_q1, grad_q2, q1, q2, g1, g2, row_lse, row_delta, k, v, k_base, v_base, batch, kv_head, k_stride, v_stride,
         rows + offset, start, full_start, full_end, end - (full_end - full_start), S, window, scale_log2e,
-        D, D1, D2, BLOCK_S, True, WINDOWED, TMA, PRECISION,
+        seed, index, dropped, kept_scale,
+        D, D1, D2, BLOCK_T, BLOCK_S, True, WINDOWED, TMA, PRECISION, DROPOUT,
     )  # fmt: skip
 
     grad_q_base = (batch.to(tl.int64) * grad_q_stride_b + head.to(tl.int64) * grad_q_stride_h) * STRIDE_UNIT

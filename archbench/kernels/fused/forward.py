@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from archbench.kernels.fused.randomness import keep
 from archbench.kernels.fused.tiles import (
     accumulate,
     assign,
@@ -25,9 +26,9 @@ from archbench.kernels.fused.tiles import (
 @triton.jit
 def attend(
     sum1, sum2, total, maximum, q1, q2, k, v, k_base, v_base, batch, kv_head, k_stride, v_stride,
-    query_positions, start, full_start, full_end, end, S, window, scale_log2e,
-    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_S: tl.constexpr,
-    MASKED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    query_positions, start, full_start, full_end, end, S, window, scale_log2e, seed, plane, dropped,
+    D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
+    MASKED: tl.constexpr, WINDOWED: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """One phase: the keys from ``full_start`` to ``full_end``; if MASKED, those before and after, up to ``end``."""
     for step in tl.range(start, end, BLOCK_S, disable_licm=TMA):
@@ -45,6 +46,9 @@ def attend(
         weights = tl.exp2(scores * scale_log2e - reference[:, None])
         rescale = tl.exp2(maximum - reference)
         total = total * rescale + tl.sum(weights, 1)
+        if DROPOUT:  # the sum is of all weights
+            kept = keep(seed, plane, query_positions, row // 8, dropped, BLOCK_T, BLOCK_S)
+            weights = tl.where(kept, weights, 0.0)
         sum1 = sum1 * rescale[:, None]
         if D2 > 0:
             sum2 = sum2 * rescale[:, None]
@@ -59,9 +63,10 @@ def forward_kernel(
     q, k, v, out, lse,
     q_stride_b, q_stride_h, q_stride_t, k_stride_b, k_stride_h, k_stride_t,
     v_stride_b, v_stride_h, v_stride_t, out_stride_b, out_stride_h, out_stride_t,
-    batches, heads, group, T, S, window, section, scale_log2e,
+    batches, heads, group, T, S, window, section, scale_log2e, seed, dropped, kept_scale,
     D: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr,
     WINDOWED: tl.constexpr, STRIDE_UNIT: tl.constexpr, TMA: tl.constexpr, PRECISION: tl.constexpr,
+    DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """out (B, H, T, D) and lse (B, H, T) float32, in powers of two, of q (B, H, T, D), k and v (B, G, S, D)."""
     blocks = tl.cdiv(T, BLOCK_T)
@@ -89,17 +94,21 @@ def forward_kernel(
     sum2 = tl.zeros([BLOCK_T, D2 if D2 > 0 else D1], tl.float32)
     sum1, sum2, total, maximum = attend(
         sum1, sum2, total, maximum, q1, q2, k, v, k_base, v_base, batch, kv_head, k_stride, v_stride,
-        query_positions, full_start, full_start, full_end, full_end, S, window, scale_log2e,
-        D, D1, D2, BLOCK_S, False, WINDOWED, TMA, PRECISION,
+        query_positions, full_start, full_start, full_end, full_end, S, window, scale_log2e, seed, index, dropped,
+        D, D1, D2, BLOCK_T, BLOCK_S, False, WINDOWED, TMA, PRECISION, DROPOUT,
     )  # fmt: skip
     sum1, sum2, total, maximum = attend(
         sum1, sum2, total, maximum, q1, q2, k, v, k_base, v_base, batch, kv_head, k_stride, v_stride,
         query_positions, start, full_start, full_end, end - (full_end - full_start), S, window, scale_log2e,
-        D, D1, D2, BLOCK_S, True, WINDOWED, TMA, PRECISION,
+        seed, index, dropped,
+        D, D1, D2, BLOCK_T, BLOCK_S, True, WINDOWED, TMA, PRECISION, DROPOUT,
     )  # fmt: skip
 
-    store_tile(out, out_base, first, out_stride, T, sum1 / total[:, None], BLOCK_T, 0, D1, D)
+    divisor = total
+    if DROPOUT:
+        divisor = total / kept_scale
+    store_tile(out, out_base, first, out_stride, T, sum1 / divisor[:, None], BLOCK_T, 0, D1, D)
     if D2 > 0:
-        store_tile(out, out_base, first, out_stride, T, sum2 / total[:, None], BLOCK_T, D1, D2, D)
+        store_tile(out, out_base, first, out_stride, T, sum2 / divisor[:, None], BLOCK_T, D1, D2, D)
     rows = first + tl.arange(0, BLOCK_T)
     tl.store(lse + index.to(tl.int64) * T + rows, maximum + tl.log2(total), mask=rows < T)

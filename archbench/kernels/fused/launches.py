@@ -13,6 +13,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from archbench.kernels.attention_backends import autotunes
+from archbench.kernels.dropout_bits import kept_scale
 from archbench.kernels.fused.backward import delta_kernel, key_gradient_kernel, query_gradient_kernel
 from archbench.kernels.fused.configurations import (
     FORWARD,
@@ -35,8 +36,9 @@ DELTA_ROWS = 64
 
 
 def fused_forward(
-    q: Tensor, k: Tensor, v: Tensor, *, window: int | None, scale: float, precision: str
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor,
+    *, window: int | None, scale: float, precision: str, seed: int = 0, dropped: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Causal attention by the Triton kernel.
 
     Args:
@@ -45,6 +47,7 @@ def fused_forward(
         window: W, or None.
         scale: of the scores, above 0.
         precision: of float32 products: ``ieee``, ``tf32x3`` or ``tf32``.
+        seed, dropped: of 65,536 weights ``dropped`` are dropped, which the seed decides; the rest is scaled.
 
     Returns:
         out (B, H, T, D) in q's dtype and memory layout, and lse (B, H, T) float32: log2 of the sum of
@@ -52,12 +55,14 @@ def fused_forward(
     """
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     tunes, tensors = autotunes(q.device.type), (q, k, v, out, lse)
-    kind = kind_of(FORWARD, tensors, window, scale, precision, tunes)
+    kind = kind_of(FORWARD, tensors, window, scale, precision, tunes, dropped)
     with _current(q.device):
-        if launched_again(kind, tensors):
+        if launched_again(kind, tensors, seed):
             return out, lse
         how: dict[str, Any] = {"window": window, "precision": precision}
-        launch = partial(forward_launch, q, k, v, out, lse, **how, scale=scale, chip=chip_of(q.device))
+        launch = partial(
+            forward_launch, q, k, v, out, lse, **how, scale=scale, chip=chip_of(q.device), seed=seed, dropped=dropped
+        )
         chosen = None
         if tunes:
             chosen = tuned(FORWARD, q, k, **how, launches_with=lambda one: [launch(configuration=one)])
@@ -67,21 +72,21 @@ def fused_forward(
 
 def fused_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    *, window: int | None, scale: float, precision: str,
+    *, window: int | None, scale: float, precision: str, seed: int = 0, dropped: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v, in their dtypes and layouts; needs 4·B·H·T bytes besides.
 
     Args:
         grad_out: (B, H, T, D), the last stride 1.
-        q, k, v, window, scale, precision: as for :func:`fused_forward`.
+        q, k, v, window, scale, precision, seed, dropped: as for :func:`fused_forward`.
         out, lse: its results.
     """
     delta = torch.empty_like(lse)
     gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     tunes, tensors = autotunes(q.device.type), (grad_out, q, k, v, out, lse, delta, *gradients)
-    kind = kind_of("backward", tensors, window, scale, precision, tunes)
+    kind = kind_of("backward", tensors, window, scale, precision, tunes, dropped)
     with _current(q.device):
-        if launched_again(kind, tensors):
+        if launched_again(kind, tensors, seed):
             return gradients
     how: dict[str, Any] = {"window": window, "precision": precision}
     launches = partial(
@@ -107,13 +112,14 @@ def _run_first(kind: Kind, tensors: Sequence[Tensor], launches: list[Launch]) ->
 
 def forward_launch(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    *, window: int | None, scale: float, precision: str, chip: str, configuration: Configuration | None = None,
+    *, window: int | None, scale: float, precision: str, chip: str, seed: int = 0, dropped: int = 0,
+    configuration: Configuration | None = None,
 ) -> Launch:  # fmt: skip
     """The forward kernel on these tensors for ``chip`` (``sm_90`` …), configured by the table or ``configuration``."""
     configuration = configuration or configuration_for(
         chip, FORWARD, q.shape[3], q.dtype, describable=_describable(k, v)
     )
-    common = _common(q, k, window, scale, precision, configuration, [q, k, v, out])
+    common = _common(q, k, window, scale, precision, seed, dropped, configuration, [q, k, v, out])
     streams = _streams({"k": k, "v": v}, configuration, configuration.block_s)
     arguments = {
         "q": q, "out": out, "lse": lse, **streams, **common,
@@ -128,7 +134,7 @@ def forward_launch(
 def backward_launches(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, delta: Tensor,
     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor,
-    *, window: int | None, scale: float, precision: str, chip: str,
+    *, window: int | None, scale: float, precision: str, chip: str, seed: int = 0, dropped: int = 0,
     configurations: dict[str, Configuration] | None = None,
 ) -> list[Launch]:  # fmt: skip
     """The three backward kernels in order: delta, gradients of keys and values, gradients of queries."""
@@ -149,7 +155,7 @@ def backward_launches(
     keys = chosen.get(KEY_GRADIENT) or configuration_for(
         chip, KEY_GRADIENT, D, q.dtype, describable=_describable(q, grad_out)
     )
-    common = _common(q, k, window, scale, precision, keys, [q, k, v, grad_out, grad_k, grad_v])
+    common = _common(q, k, window, scale, precision, seed, dropped, keys, [q, k, v, grad_out, grad_k, grad_v])
     for_keys = {
         "k": k, "v": v, "lse": lse, "delta": delta, "grad_k": grad_k, "grad_v": grad_v,
         **_streams({"q": q, "grad_out": grad_out}, keys, keys.block_t), **common,
@@ -160,7 +166,7 @@ def backward_launches(
     queries = chosen.get(QUERY_GRADIENT) or configuration_for(
         chip, QUERY_GRADIENT, D, q.dtype, describable=_describable(k, v)
     )
-    common = _common(q, k, window, scale, precision, queries, [q, k, v, grad_out, grad_q])
+    common = _common(q, k, window, scale, precision, seed, dropped, queries, [q, k, v, grad_out, grad_q])
     for_queries = {
         "q": q, "grad_out": grad_out, "lse": lse, "delta": delta, "grad_q": grad_q,
         **_streams({"k": k, "v": v}, queries, queries.block_s), **common,
@@ -184,8 +190,8 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _common(
-    q: Tensor, k: Tensor, window: int | None, scale: float, precision: str, configuration: Configuration,
-    strided: list[Tensor],
+    q: Tensor, k: Tensor, window: int | None, scale: float, precision: str, seed: int, dropped: int,
+    configuration: Configuration, strided: list[Tensor],
 ) -> dict[str, Any]:  # fmt: skip
     """The arguments that all three attention kernels share."""
     B, H, T, D = q.shape
@@ -195,6 +201,7 @@ def _common(
     return {
         "batches": B, "heads": H, "group": H // G, "T": T, "S": S, "window": window if windowed else 0,
         "scale": scale, "scale_log2e": scale * math.log2(math.e),
+        "seed": seed, "dropped": dropped, "kept_scale": kept_scale(dropped), "DROPOUT": dropped > 0,
         "D": D, "D1": D1, "D2": D2, "BLOCK_T": configuration.block_t, "BLOCK_S": configuration.block_s,
         "WINDOWED": windowed, "STRIDE_UNIT": _stride_unit(strided),
         "PRECISION": precision if q.dtype == torch.float32 else "ieee",

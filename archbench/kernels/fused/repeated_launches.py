@@ -32,13 +32,13 @@ def kind_of(name: str, tensors: Sequence[Tensor], *others: Hashable) -> Kind:
     )  # fmt: skip
 
 
-def launched_again(kind: Kind, tensors: Sequence[Tensor]) -> bool:
-    """Make the launches that :func:`keep_launches` kept of this kind; False if there are none."""
+def launched_again(kind: Kind, tensors: Sequence[Tensor], seed: int) -> bool:
+    """Make the launches that :func:`keep_launches` kept of this kind, with that seed; False if there are none."""
     kept = _kept.get(kind)
     if kept is None:
         return False
     for one in kept:
-        one.run(tensors)
+        one.run(tensors, seed)
     return True
 
 
@@ -62,6 +62,8 @@ class RepeatedLaunch:
     def __init__(self, launch: Launch, compiled: Any, tensors: Sequence[Tensor]) -> None:
         self.start = compiled[(*launch.grid, 1, 1)[:3]]
         self.values = [launch.arguments[name] for name in launch.kernel.arg_names]
+        names = launch.kernel.arg_names
+        self.seed_place = names.index("seed") if "seed" in names else None
         self.places: list[tuple[int, int]] = []
         self.descriptors: list[tuple[int, int, dict[str, Any]]] = []
         number = {id(tensor): index for index, tensor in enumerate(tensors)}
@@ -73,9 +75,11 @@ class RepeatedLaunch:
                 self.descriptors.append((place, number[id(value.base)], {**vars(value), "base": None}))
                 self.values[place] = None
 
-    def run(self, tensors: Sequence[Tensor]) -> None:
+    def run(self, tensors: Sequence[Tensor], seed: int) -> None:
         """Launch it on these tensors, on the current GPU and stream."""
         values = self.values.copy()
+        if self.seed_place is not None:
+            values[self.seed_place] = seed
         for place, index in self.places:
             values[place] = tensors[index]
         for place, index, fields in self.descriptors:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-SIZES = ("batches", "heads", "group", "T", "S", "window", "section")
+SIZES = ("batches", "heads", "group", "T", "S", "window", "section", "seed", "dropped")
 
 
 def unspecialized(*tensors: str, sizes: tuple[str, ...] = SIZES) -> list[str]:
