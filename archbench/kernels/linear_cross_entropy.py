@@ -148,7 +148,7 @@ def _by_kernel(
     for_hidden, for_weight, for_bias = trained
     d_bias.zero_()
     for number, rows in enumerate(chunks):
-        logits = linear(states[rows], head, head_bias)  # (R, V)
+        logits = _aligned_logits(states[rows], head, head_bias)  # (R, V)
         with torch.cuda.device(logits.device):
             cross_entropy_launch(logits, targets[rows], losses[rows], ignored=ignore_index, trained=any(trained)).run()
         if for_hidden:
@@ -160,6 +160,13 @@ def _by_kernel(
         del logits  # before the next chunk's are allocated
     count = (targets != ignore_index).sum()
     return losses.sum() / count, count.clamp(min=1).to(losses.dtype).reciprocal()
+
+
+def _aligned_logits(states: Tensor, head: Tensor, bias: Tensor | None) -> Tensor:
+    """Logits (R, V) whose rows begin at multiples of 16 bytes: the kernel and products read so many at once."""
+    V, unit = head.shape[0], 16 // head.element_size()
+    logits = states.new_empty(states.shape[0], -(-V // unit) * unit)[:, :V]
+    return torch.mm(states, head.t(), out=logits) if bias is None else torch.addmm(bias, states, head.t(), out=logits)
 
 
 def _sum_product(total: Tensor, left: Tensor, right: Tensor, beta: int) -> None:

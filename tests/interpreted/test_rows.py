@@ -43,12 +43,12 @@ MUTANTS = [
     Mutant("sums of y's gradient before dropout", "residual_rows", "for_y += back", "for_y += scaled"),
     Mutant("the target is no class", "loss_rows", "-others / total, errors)", "errors, errors)"),
     Mutant("the target's gradient is 1 - 1", "loss_rows", "-others / total, errors)", "errors - 1.0, errors)"),
-    Mutant("ignored rows are trained", "loss_rows", "errors = tl.where(counts, errors, 0.0)", "errors = errors + 0.0"),
+    Mutant("ignored rows are trained", "loss_rows", "return tl.where(counts, errors, 0.0)", "return errors"),
     Mutant("ignored rows cost", "loss_rows", "tl.where(counts, loss, 0.0)", "loss"),
     Mutant("sums are not rescaled", "loss_rows", "others * tl.exp(maximum - highest)", "others"),
     Mutant("the last block is not cut off", "loss_rows",
-           "tl.store(first + start + columns, errors.to(logits.dtype.element_ty), mask=inside)",
-           "tl.store(first + start + columns, errors.to(logits.dtype.element_ty))"),
+           "tl.store(first + whole + columns, errors.to(logits.dtype.element_ty), mask=inside)",
+           "tl.store(first + whole + columns, errors.to(logits.dtype.element_ty))"),
 ]  # fmt: skip
 
 

@@ -7,7 +7,7 @@ explains how entries were chosen.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -168,7 +168,9 @@ def family_of(chip: str) -> str | None:
     return FAMILIES.get(chip) or LIKE.get(chip)
 
 
-def configuration_for(chip: str, kernel: str, D: int, dtype: torch.dtype, *, describable: bool = True) -> Configuration:
+def configuration_for(
+    chip: str, kernel: str, D: int, dtype: torch.dtype, *, describable: bool = True, dropout: bool = False
+) -> Configuration:
     """The table's configuration.
 
     Args:
@@ -177,6 +179,8 @@ def configuration_for(chip: str, kernel: str, D: int, dtype: torch.dtype, *, des
         D: head width, 16 to 256.
         dtype: of the queries.
         describable: whether tensor descriptors of what the kernel's loop reads are possible.
+        dropout: whether weights are dropped, whose masks take registers: then the loop of a backward kernel reads
+            blocks of half the size, without which two of them spill on sm_90.
 
     Raises:
         DeviceError: the table has no entry for the chip.
@@ -185,9 +189,15 @@ def configuration_for(chip: str, kernel: str, D: int, dtype: torch.dtype, *, des
     if family is None:
         raise DeviceError("attention 'triton'", f"its table has no configuration for {chip}", "Use sdpa")
     split = _entry(SPLIT_WIDTHS, D)
-    if dtype == torch.float32:
-        return FLOAT32[family][kernel][split]
     whole = WHOLE[family][kernel][_entry(WHOLE_WIDTHS, D)]
-    if tile_widths(D)[1] > 0 or (whole.tma and not describable):
-        return SPLIT[family][kernel][split]
-    return whole
+    if dtype == torch.float32:
+        chosen = FLOAT32[family][kernel][split]
+    elif tile_widths(D)[1] > 0 or (whole.tma and not describable):
+        chosen = SPLIT[family][kernel][split]
+    else:
+        chosen = whole
+    if dropout and kernel == KEY_GRADIENT:
+        return replace(chosen, block_t=max(16, chosen.block_t // 2))
+    if dropout and kernel == QUERY_GRADIENT:
+        return replace(chosen, block_s=max(16, chosen.block_s // 2))
+    return chosen

@@ -153,7 +153,7 @@ def backward_launches(
     )  # fmt: skip
 
     keys = chosen.get(KEY_GRADIENT) or configuration_for(
-        chip, KEY_GRADIENT, D, q.dtype, describable=_describable(q, grad_out)
+        chip, KEY_GRADIENT, D, q.dtype, describable=_describable(q, grad_out), dropout=dropped > 0
     )
     common = _common(q, k, window, scale, precision, seed, dropped, keys, [q, k, v, grad_out, grad_k, grad_v])
     for_keys = {
@@ -164,7 +164,7 @@ def backward_launches(
     }  # fmt: skip
 
     queries = chosen.get(QUERY_GRADIENT) or configuration_for(
-        chip, QUERY_GRADIENT, D, q.dtype, describable=_describable(k, v)
+        chip, QUERY_GRADIENT, D, q.dtype, describable=_describable(k, v), dropout=dropped > 0
     )
     common = _common(q, k, window, scale, precision, seed, dropped, queries, [q, k, v, grad_out, grad_q])
     for_queries = {

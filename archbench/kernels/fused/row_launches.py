@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from archbench.kernels.dropout_bits import kept_scale
@@ -57,9 +59,10 @@ def gradient_programs(N: int) -> int:
 def cross_entropy_launch(logits: Tensor, targets: Tensor, losses: Tensor, *, ignored: int, trained: bool) -> Launch:
     """Losses (R,) of logits (R, V), which are overwritten by their gradient if something is trained."""
     R, V = logits.shape
+    stride, unit = logits.stride(0), math.gcd(logits.stride(0), 16 // logits.element_size())
     arguments = {
-        "logits": logits, "targets": targets, "losses": losses, "row_stride": logits.stride(0), "V": V,
-        "ignored": ignored, "BLOCK": LOSS_BLOCK, "TRAINED": trained,
+        "logits": logits, "targets": targets, "losses": losses, "row_stride": stride // unit, "V": V,
+        "ignored": ignored, "BLOCK": LOSS_BLOCK, "STRIDE_UNIT": unit, "TRAINED": trained,
     }  # fmt: skip
     return Launch("cross_entropy", cross_entropy_kernel, (R,), arguments, {"num_warps": 8, "enable_fp_fusion": True})
 
