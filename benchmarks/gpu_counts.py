@@ -68,7 +68,40 @@ def _of_a_token(name: str, preset: str, kind: str) -> dict[str, float]:
     }
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {"decoding": decoding}
+def training() -> dict[str, Any]:
+    """Of an update in bfloat16 with the batch on the GPU: B 32, T 512 of the published GPT-1, B 16 of nano models."""
+    cases = [("gpt1", "paper", 32), *((name, "nano", 16) for name in ARCHITECTURES)]
+    return {f"{name} {preset}": _of_an_update(name, preset, batch_size) for name, preset, batch_size in cases}
+
+
+def _of_an_update(name: str, preset: str, batch_size: int) -> dict[str, int]:
+    import torch
+    from counts import counted
+
+    from archbench.config import TrainingConfig
+    from archbench.data.batches import Batch
+    from archbench.plugin.registry import load
+    from archbench.training.state import TrainState
+
+    architecture = load(name)
+    config = architecture.info.presets[preset]
+    recipe = TrainingConfig(batch_size=batch_size, learning_rate=1e-4, steps=10)
+    model = architecture.build(config).cuda()
+    state = TrainState.create(model, recipe, device=torch.device("cuda"), dtype="bfloat16")
+    tokens = torch.zeros(batch_size, config.context_length, dtype=torch.int64, device="cuda")
+    for _ in range(2):  # the first one shows which weights products use, compiles and allocates
+        architecture.train_step(state, Batch(tokens, tokens))
+    torch.cuda.synchronize()
+    seen = counted(lambda: architecture.train_step(state, Batch(tokens, tokens)))
+    return {
+        "kernels": seen.launches + seen.triton,
+        "products": seen.products,
+        "memsets": seen.memsets,
+        "syncs": seen.syncs,
+    }
+
+
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {"decoding": decoding, "training": training}
 
 
 def table_of_decoding(found: dict[str, Any]) -> list[str]:
@@ -86,6 +119,18 @@ def table_of_decoding(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+def table_of_training(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The table of the page, as Markdown; ``before`` is of the commit before weights were copied together."""
+    lines = [
+        "| model | before: kernels | products | memsets | kernels | products | memsets | waits |",
+        "|---" * 8 + "|",
+    ]
+    for case, found in now.items():
+        kinds = [str(counts[kind]) for counts in (before[case], found) for kind in ("kernels", "products", "memsets")]
+        lines.append(f"| {case} | {' | '.join(kinds)} | {found['syncs']} |")
+    return lines
+
+
 if __name__ == "__main__":
     if not is_fake():
         sys.exit("gpu_counts.py needs torch's CUDA build over libraries that count: see tests/fake_gpu/conftest.py")
@@ -95,3 +140,4 @@ if __name__ == "__main__":
     results |= {part: PARTS[part]() for part in sys.argv[1:] or PARTS}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     print("\n".join(table_of_decoding(results["decoding"])))
+    print("\n".join(["", *table_of_training(results["training_before"], results["training"])]))
