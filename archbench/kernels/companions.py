@@ -39,7 +39,7 @@ def column_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
     if noted is not None:
         return noted.to(dtype)
     rows = x.flatten(0, -2)
-    if x.device.type != "cuda":
+    if x.device.type != "cuda" or torch.version.hip is not None:
         return rows.sum(0, dtype=dtype)
     # One product instead of a sum by several programs, which also clears what they share.
     ones = _ones(rows.shape[0], rows.dtype, rows.device)

@@ -170,9 +170,13 @@ def _aligned_logits(states: Tensor, head: Tensor, bias: Tensor | None) -> Tensor
 
 
 def _sum_product(total: Tensor, left: Tensor, right: Tensor, beta: int) -> None:
-    """total = beta · total + left right, summed in float32 by tensor cores."""
+    """total = beta · total + left right, beta 0 or 1, summed in float32 by tensor cores."""
     if total.dtype == left.dtype:
         total.addmm_(left, right, beta=beta)
+    elif torch.version.hip is not None:  # its products have one dtype
+        if beta == 0:
+            total.zero_()  # it may hold NaN
+        total.add_(left @ right)
     else:
         torch.addmm(total, left, right, beta=beta, out_dtype=total.dtype, out=total)
 
