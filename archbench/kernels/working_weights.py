@@ -3,7 +3,7 @@
 Autocast casts each weight where a product uses it, and casts its gradient back by itself: two kernels a weight and
 micro-batch, 192 of the 913 launches of a training step of GPT-1 on a GPU. Here all weights that products use are cast
 by one ``foreach`` operation, and so are their gradients, in the same rounding: losses and gradients are bit for bit
-those of autocast, which still casts everything else.
+those of autocast, which still casts everything else. On CPUs it is slower (docs/explanation/decisions.md).
 """
 
 from __future__ import annotations

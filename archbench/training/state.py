@@ -83,10 +83,11 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self._parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # Not if it is compiled, since the compiler fuses casts, nor of several ranks, which exchange each gradient as
-        # soon as it is there, and not all at the end.
-        apart = self.dtype != torch.float32 and self.ranks.size == 1 and not self.compiled
-        self._working = WorkingWeights(self.dtype) if apart else None
+        # Not on CPUs, where a gradient is best cast while it is in the cache, nor if the model is compiled, since the
+        # compiler fuses casts, nor of several ranks, which exchange each gradient as soon as it is there.
+        together = self.device.type == "cuda" and self.dtype != torch.float32
+        alone = self.ranks.size == 1 and not self.compiled
+        self._working = WorkingWeights(self.dtype) if together and alone else None
 
     @classmethod
     def create(
