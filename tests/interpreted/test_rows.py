@@ -17,6 +17,7 @@ from triton.runtime.interpreter import InterpreterBuilder
 
 from archbench.kernels.dropout_bits import reference_keep
 from archbench.kernels.fused import row_launches
+from archbench.kernels.fused.launches import fused_backward, fused_forward
 
 MUTANTS = [
     Mutant("the mask is of the wrong neighbour", "randomness", "tl.join(low, high)", "tl.join(high, low)"),
@@ -137,3 +138,17 @@ def test_a_tenth_is_dropped_and_masks_of_rows_and_seeds_are_unlike() -> None:
     others = (kept[1], kept[0].roll(1, 0), kept[0].roll(8, 1), kept[0].roll(1, 1))
     for other in (*others, reference_keep(SEED + 1, 1, 300, 300, 6554, torch.device("cpu"))[0].float()):
         assert abs(torch.corrcoef(torch.stack([kept[0].flatten(), other.flatten()]))[0, 1]) < 0.02
+
+
+def test_attention_as_it_is_called_has_one_mask_forward_and_backward() -> None:
+    """The functions that run the launches, against the operators' closed form."""
+    random = torch.Generator().manual_seed(0)
+    q, k, v, grad_out = torch.randn(4, 1, 2, 40, 16, generator=random)
+    how: dict[str, Any] = {"window": None, "scale": 0.3, "precision": "ieee"}
+    out, lse = fused_forward(q, k, v, **how, seed=SEED, dropped=20_000)
+    gradients = fused_backward(grad_out, q, k, v, out, lse, **how, seed=SEED, dropped=20_000)
+    given = (*how.values(), torch.tensor(SEED), 20_000)
+    wanted, sums = torch.ops.archbench.causal_attention_forward(q, k, v, *given)
+    torch.testing.assert_close(out, wanted)
+    expected = torch.ops.archbench.causal_attention_backward(grad_out, q, k, v, wanted, sums, *given)
+    torch.testing.assert_close(gradients, tuple(expected), rtol=1e-4, atol=1e-4)

@@ -90,8 +90,9 @@ def fused_backward(
             return gradients
     how: dict[str, Any] = {"window": window, "precision": precision}
     launches = partial(
-        backward_launches, grad_out, q, k, v, out, lse, delta, *gradients, **how, scale=scale, chip=chip_of(q.device)
-    )
+        backward_launches, grad_out, q, k, v, out, lse, delta, *gradients, **how, scale=scale, chip=chip_of(q.device),
+        seed=seed, dropped=dropped,
+    )  # fmt: skip
 
     def fastest(kernel: str) -> Configuration:
         def delta_and_it(configuration: Configuration) -> list[Launch]:
