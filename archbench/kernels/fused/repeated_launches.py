@@ -32,7 +32,7 @@ def kind_of(name: str, tensors: Sequence[Tensor], *others: Hashable) -> Kind:
     )  # fmt: skip
 
 
-def launched_again(kind: Kind, tensors: Sequence[Tensor], seed: int) -> bool:
+def launched_again(kind: Kind, tensors: Sequence[Tensor], seed: int = 0) -> bool:
     """Make the launches that :func:`keep_launches` kept of this kind, with that seed; False if there are none."""
     kept = _kept.get(kind)
     if kept is None:
