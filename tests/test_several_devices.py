@@ -188,13 +188,16 @@ def agent(node: int, port: int, folder: Path, *arguments: str) -> subprocess.Pop
 
 @pytest.mark.slow
 def test_two_machines_of_torchrun_train_one_model(folder: Path, alone: list[float]) -> None:
-    """Two agents on the loopback; the one with rank 0 prints and writes what one command does."""
+    """Two agents on the loopback; the one with rank 0 checks, prints and writes what one command does."""
     port = free_port()
-    agents = [agent(node, port, folder, *TRAIN, *SCORED, "--out", "nodes") for node in range(2)]
+    checked = [option for option in TRAIN if option != "--unchecked"]
+    agents = [agent(node, port, folder, *checked, *SCORED, "--out", "nodes") for node in range(2)]
     said = [one.communicate(timeout=300) for one in agents]
     assert [one.returncode for one in agents] == [0, 0], said
     assert sorted("Results:" in out for out, _ in said) == [False, True]
+    assert sum(error.count(", check: done") for _, error in said) == 1
     rows = read_results(folder / "nodes")
+    assert "unchecked" not in set(rows.conformance)
     assert losses(rows) == pytest.approx(alone, rel=1e-5)
     same_scores(rows, read_results(folder / "alone"))
     assert set(rows[rows.phase == "train"].world_size) == {2}
