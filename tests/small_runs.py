@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from archbench import read_results
 from archbench.config import RunConfig
 from archbench.data.byte_tokenizer import ByteTokenizer
 from archbench.data.corpora import load_corpus
@@ -25,6 +26,13 @@ def losses(frame: pd.DataFrame) -> list[float]:
     """Of the training steps, in order."""
     rows = frame[(frame.phase == "train") & (frame.metric == "loss")]
     return rows.sort_values("repeat").value.to_list()
+
+
+def losses_by_run(folder: Path) -> dict[object, list[float]]:
+    """Architecture and seed -> losses, of the runs in a folder, which have all finished."""
+    rows = read_results(folder)
+    assert set(rows.status) == {"ok"}
+    return {key: losses(own) for key, own in rows.groupby(["architecture", "seed"])}
 
 
 def value(frame: pd.DataFrame, phase: str, metric: str) -> float:

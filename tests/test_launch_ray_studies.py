@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
+from archbench import read_results
 from archbench.errors import LauncherError
 
 pytest.importorskip("ray", reason="pip install 'archbench[ray]'")
 
+from command_line import own_process
 from ray_orders import cluster_of, killed
-from small_runs import with_small_corpus
+from small_runs import UNCHECKED, losses_by_run, with_small_corpus
 from test_kills import documents, keys, measured, quality
 
 pytestmark = pytest.mark.slow
@@ -117,3 +119,24 @@ def test_without_a_shared_folder_the_numbers_are_the_same(unbroken: Study, tmp_p
 
 def on(cluster: Any) -> tuple[str, ...]:
     return ("--launcher", "ray", "--launcher-set", f"address={cluster.address}")
+
+
+def test_plain_runs_come_back_from_nodes_with_and_without_a_shared_folder(tmp_path: Path) -> None:
+    text = str(with_small_corpus(tmp_path) / "small.txt")
+    options = [text if option == "small.txt" else option for option in UNCHECKED]
+    runs = ["run", "gpt1", *options, "--device", "cpu", "--phases", "train,quality", "--seed", "0", "--seed", "1"]
+    scores: dict[str, dict[int, float]] = {}
+    with cluster_of(2) as cluster:
+        launched = on(cluster)
+        for out, more in (("alone", ()), ("true", launched), ("false", (*launched, "--launcher-set", "shared=false"))):
+            done = own_process(*runs, "--out", out, *more, cwd=tmp_path)
+            assert done.returncode == 0, done.stderr
+            assert losses_by_run(tmp_path / out) == losses_by_run(tmp_path / "alone")
+            rows = read_results(tmp_path / out)
+            assert rows.host.notna().all()
+            scores[out] = rows[rows.metric == "bits_per_byte"].set_index("seed").value.to_dict()
+            assert scores[out] == scores["alone"]
+            left = sorted(path.suffix for path in (tmp_path / out).iterdir())
+            assert left == ["", "", ".json", ".json", ".parquet", ".parquet"]
+            has_weights = bool(list((tmp_path / out).glob("*/checkpoints/*")))
+            assert has_weights == (out != "false"), "weights stay where they are"

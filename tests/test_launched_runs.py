@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import pandas as pd
 import pytest
@@ -21,7 +21,7 @@ from archbench.study.launched_runs import LaunchedRun, measure_launched
 from archbench.study.work import Work
 from command_line import archbench
 from forked_children import ForkedCommand, forked_children
-from small_runs import UNCHECKED, losses, with_small_corpus
+from small_runs import UNCHECKED, losses_by_run, with_small_corpus
 from test_interruption import wait_for
 
 RUN = [*(option for option in UNCHECKED if option != "--quiet"), "--phases", "train"]
@@ -33,13 +33,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return with_small_corpus(tmp_path_factory.mktemp("launched"))
 
 
-def by_seed(folder: Path) -> dict[Any, list[float]]:
-    """The losses of each run."""
-    rows = read_results(folder)
-    assert set(rows.status) == {"ok"}
-    return {key: losses(of) for key, of in rows.groupby(["architecture", "seed"])}
-
-
 def test_runs_come_back_as_without_a_launcher_and_a_failure_costs_only_itself(folder: Path) -> None:
     alone = archbench("run", "lama", "gpt1", *RUN, *SEEDS, "--out", "alone", cwd=folder)
     done = archbench("run", "lama", "gpt1", *RUN, *SEEDS, "--launcher", "local", "--out", "launched", cwd=folder)
@@ -47,8 +40,8 @@ def test_runs_come_back_as_without_a_launcher_and_a_failure_costs_only_itself(fo
     assert done.stderr.count("Error") == alone.stderr.count("Error") == 2
     assert done.stderr.splitlines()[-1] == alone.stderr.splitlines()[-1]
     assert "gpt1 seed 1 is done" in done.stderr
-    assert by_seed(folder / "launched") == by_seed(folder / "alone")
-    assert len(by_seed(folder / "alone")) == 2
+    assert losses_by_run(folder / "launched") == losses_by_run(folder / "alone")
+    assert len(losses_by_run(folder / "alone")) == 2
     assert len(list((folder / "launched").iterdir())) == 3 * 2, "nothing of the launcher's is left"
     assert len(done.stdout.splitlines()) == len(alone.stdout.splitlines()), "the same screens and the same table"
 
