@@ -117,9 +117,9 @@ def cluster_of(count: int, **variables: str) -> Iterator[Any]:
             found.shutdown()
 
 
-def killed(node: Any) -> None:
-    """Kill a node of the cluster as a failure of its machine would; a head with what it knows of the others."""
-    for kind in ("gcs_server", "raylet"):
+def killed(node: Any, *kinds: str) -> None:
+    """Kill a node of the cluster as a failure of its machine would, or only these of its processes."""
+    for kind in kinds or ("gcs_server", "raylet"):
         for one in node.all_processes.get(kind, []):
             one.process.kill()
             one.process.wait()  # workers take a zombie for alive

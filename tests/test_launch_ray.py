@@ -201,6 +201,17 @@ def test_another_version_here_or_on_a_node_is_refused_before_anything_is_queued(
     assert not list(study.iterdir())
 
 
+@pytest.mark.parametrize("kinds", [("gcs_server",), ("raylet",)], ids=["the head", "the node of the submitter"])
+def test_what_an_order_can_not_do_without_is_one_error_when_it_dies(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    with cluster_of(2) as doomed, connected(doomed, tmp_path) as launcher:
+        process, child, _ = begun(launcher, tmp_path / "endless")
+        killed(doomed.head_node, *kinds)
+        with pytest.raises(LauncherError, match="it is not reached any more") as raised:
+            in_time(lambda: not launcher.states(["endless.1"]), limit=120.0)
+    assert raised.value.exit_code == 13
+    assert all_end([process, child])
+
+
 def test_a_run_that_eats_its_node_is_a_failed_cell_and_the_runs_beside_it_are_measured(tmp_path: Path) -> None:
     """Ray's monitor ends the newest runs of a full node, whoever has filled it: it sees workers, not their children."""
     import ray
