@@ -102,7 +102,9 @@ def test_a_node_the_submitter_and_the_head_are_killed_and_the_same_command_finis
         study.start()
         study.finished()
     assert same(study, unbroken)
-    assert {file.name.partition("-")[0] for file in (study.folder / "out" / "claims").iterdir()} <= {"session"}
+    cells = {file.stem for file in (study.folder / "out" / "cells").iterdir()}
+    claims = {file.name.partition(".")[0] for file in (study.folder / "out" / "claims").iterdir()}
+    assert {claim for claim in claims if "-" not in claim} <= cells, "a claim of a killed process, to what is recorded"
 
 
 def test_without_a_shared_folder_the_numbers_are_the_same(unbroken: Study, tmp_path: Path) -> None:
