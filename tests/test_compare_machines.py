@@ -8,10 +8,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
+from archbench.cli import compare, probe, scale
 from archbench.config import RunConfig
+from archbench.errors import DeviceError
 from archbench.report.contents import read
 from archbench.study.compare_results import Results
+from archbench.study.engine import machine
 from archbench.study.outcome import Record
 from archbench.study.run_cells import RunCell
 from comparison_files import edit, write_comparison
@@ -53,3 +57,25 @@ def test_the_page_names_the_machines_and_why_speed_has_no_verdict(tmp_path: Path
     assert "n1 (" in dict(part.facts)["machines"]
     (table,) = [table for table in part.tables if table.key == "costs"]
     assert "timed on n0 (A) and n1 (B)" in " ".join(table.notes)
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_study_of_gpus_is_planned_on_a_machine_without_one_if_others_measure(here: bool) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    plans = (
+        lambda: compare._plan(["gpt1", "llama"], {"run": {"device": "cuda"}}, None, "compare", here=here).run,
+        lambda: (
+            scale._plan(
+                ["gpt1"], {"run": {"device": "cuda"}, "budgets": (4096,), "sizes": (10_000,)}, None, here=here
+            ).run
+        ),
+        lambda: probe._plan(["gpt1"], {"device": "cuda", "plugins": ()}, here=here),
+    )
+    for plan in plans:
+        if here:
+            with pytest.raises(DeviceError):
+                plan()
+        else:
+            assert plan().device == "cuda"
+    assert machine("cuda", "NVIDIA H100")["device_name"] == "NVIDIA H100", "as cells say"

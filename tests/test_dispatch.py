@@ -99,6 +99,7 @@ def test_a_lost_order_is_tried_again_and_its_record_says_why(tmp_path: Path) -> 
     assert records["a"].outcome == "ok"
     assert records["a"].attempts == ("was preempted",)
     assert records["a"].host
+    assert records["a"].device_name
     assert [order.name for order in engine.orders] == ["a.1", "a.2"]
     assert not any((tmp_path / CLAIMS).iterdir())
 

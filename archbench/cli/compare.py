@@ -82,7 +82,8 @@ def compare(
         given["evaluation"] = _evaluation(eval_, limit, shots, data)
     elif (limit, shots, data) != (None, None, None):
         raise UsageError("--limit, --shots and --data", "no task is named", "Name some with --eval")
-    plan = _plan(architecture, given, config, "compare")
+    choice = launcher_choice(launcher, launcher_set, gpus)
+    plan = _plan(architecture, given, config, "compare", here=choice.is_local)
     if len(plan.architectures) < 2:
         name = plan.architectures[0]
         step = f"Name another: archbench compare {name} llama; archbench list shows all"
@@ -90,7 +91,6 @@ def compare(
     from archbench.cli.outcomes import print_comparison
     from archbench.study.compare import Comparison
 
-    choice = launcher_choice(launcher, launcher_set, gpus)
     measured(
         "compare",
         Comparison(plan),
@@ -121,11 +121,11 @@ def tune(
 
     This is the first part of archbench compare, which reuses the trials if it gets the same options.
     """
-    plan = _plan(architecture, given, config, "tune")
+    choice = launcher_choice(launcher, launcher_set, gpus)
+    plan = _plan(architecture, given, config, "tune", here=choice.is_local)
     from archbench.cli.outcomes import print_tuning
     from archbench.study.compare import RateSearch
 
-    choice = launcher_choice(launcher, launcher_set, gpus)
     measured("compare", RateSearch(plan), print_tuning, track=track, choice=choice, out=out, json=json_, quiet=quiet)
 
 
@@ -143,13 +143,15 @@ def _evaluation(names: str, limit: int | None, shots: int | None, data: str | No
     return plan
 
 
-def _plan(architectures: list[str] | None, given: Given, config: list[str] | None, command: str) -> ComparePlan:
+def _plan(
+    architectures: list[str] | None, given: Given, config: list[str] | None, command: str, *, here: bool
+) -> ComparePlan:
     from archbench.study.compare_plan import ComparePlan
 
     run = given.setdefault("run", {})
     names = all_named(architectures, run.get("plugins", ()), command)
     run["architecture"] = given.setdefault("baseline", names[0])
-    on_gpu = chosen_device(run)
+    on_gpu = chosen_device(run, here=here)
     run.setdefault("profile", "standard" if on_gpu else "quick")
     configure(run, config, owner="a comparison", own=SET_BY_STUDIES)
     given.setdefault("jobs", 1 if given.get("match") == "time" else default_jobs(run, on_gpu=on_gpu))

@@ -72,11 +72,12 @@ def probe(
     if list_:
         _print_tasks(given["plugins"], json_)
         return
-    plan = _plan(architecture, {**given, "parameters": parameters or None, "checked": not unchecked})
+    choice = launcher_choice(launcher, launcher_set, gpus)
+    given = {**given, "parameters": parameters or None, "checked": not unchecked}
+    plan = _plan(architecture, given, here=choice.is_local)
     from archbench.cli.outcomes import print_probe
     from archbench.study.probe import Probe
 
-    choice = launcher_choice(launcher, launcher_set, gpus)
     measured(
         "probe",
         Probe(plan),
@@ -95,12 +96,12 @@ def describe_trial(trial: Trial) -> str:
     return f"{trial.architecture}, {trial.task} at {trial.learning_rate:g}, seed {trial.seed}"
 
 
-def _plan(architectures: list[str] | None, given: Given) -> ProbePlan:
+def _plan(architectures: list[str] | None, given: Given, *, here: bool) -> ProbePlan:
     from archbench.plugin.registry import load_tasks
     from archbench.study.probe_plan import ProbePlan
 
     names = all_named(architectures, given["plugins"], "probe")
-    given.setdefault("jobs", default_jobs({}, on_gpu=chosen_device(given)))
+    given.setdefault("jobs", default_jobs({}, on_gpu=chosen_device(given, here=here)))
     tasks = load_tasks(given.pop("tasks", ()), given["plugins"])
     return ProbePlan(architectures=tuple(names), tasks=tuple(task.name for task in tasks), **given)
 

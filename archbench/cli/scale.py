@@ -73,11 +73,11 @@ def scale(
     """
     if no_tuning:
         given["factors"] = (1.0,)
-    plan = _plan(architecture, given, config)
+    choice = launcher_choice(launcher, launcher_set, gpus)
+    plan = _plan(architecture, given, config, here=choice.is_local)
     from archbench.cli.outcomes import print_scale
     from archbench.study.scale import Ladder
 
-    choice = launcher_choice(launcher, launcher_set, gpus)
     measured(
         "scale",
         Ladder(plan),
@@ -100,12 +100,12 @@ def describe_cell(cell: RunCell) -> str:
     return f"{model}, {what} at {training.learning_rate:.3g}, seed {cell.config.seed}"
 
 
-def _plan(architectures: list[str] | None, given: Given, config: list[str] | None) -> ScalePlan:
+def _plan(architectures: list[str] | None, given: Given, config: list[str] | None, *, here: bool) -> ScalePlan:
     from archbench.study.scale_plan import ScalePlan
 
     run = given["run"]
     names = all_named(architectures, run.get("plugins", ()), "scale")
-    on_gpu = chosen_device(run)
+    on_gpu = chosen_device(run, here=here)
     run["training"] = {"tokens": max(given["budgets"]), **({} if "profile" in run else SMALL_RECIPE)}
     run = {"profile": "quick", "preset": "nano", "vocabulary": "tokenizer", **run, "architecture": names[0]}
     budgets = [f"training.{name}" for name in ("tokens", "steps", "flops", "seconds")]

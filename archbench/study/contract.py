@@ -86,7 +86,8 @@ class Cell(Protocol[RecordKind]):
     """A unit of measurement, measured once. It is pickled, because another process measures it.
 
     ``key`` is 16 hex digits; cells that measure the same with the same code have the same key. A cell that runs a
-    plugin's code also has ``plugins``, the files that may claim its ``architecture``.
+    plugin's code also has ``plugins``, the files that may claim its ``architecture``, and one that is measured on a GPU
+    its ``device``.
     """
 
     @property

@@ -314,8 +314,12 @@ def sessions(claims: Claims) -> list[Owner]:
     return working
 
 
-def machine(device: str) -> dict[str, Any]:
-    """The machine of a study, as its outcome has it."""
+def machine(device: str, measured_on: str | None = None) -> dict[str, Any]:
+    """The machine of a study, as its outcome has it.
+
+    Args:
+        measured_on: the device's name, as cells say; None for this machine's.
+    """
     now = versions()
-    named = {"device": device.partition(":")[0], "device_name": device_name(device)}
+    named = {"device": device.partition(":")[0], "device_name": measured_on or device_name(device)}
     return {**named, **{name: now[name] for name in ("torch_version", "python_version")}}

@@ -78,6 +78,10 @@ class LaunchedRun:
         return self.config.plugins
 
     @property
+    def device(self) -> str:
+        return self.config.device
+
+    @property
     def stage(self) -> str:
         """What the order's title says beside the architecture."""
         return f"seed {self.config.seed}"

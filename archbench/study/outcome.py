@@ -96,21 +96,27 @@ class Ended(Part):
     seconds: Elapsed = 0.0
 
 
+_OF_LAUNCHERS = ("host", "device_name", "driver", "attempts")
+
+
 class Record(Ended, Keyed):
     """A finished cell, as ``cells/KEY.json`` holds it: its key, then how it ended.
 
     Attributes:
         host: where a launcher had it measured; absent for the machine of the study.
+        device_name, driver: of its device there; absent where ``host`` is.
         attempts: how earlier attempts on it ended; absent if there was none.
     """
 
     host: str | None = None
+    device_name: str | None = None
+    driver: str | None = None
     attempts: tuple[str, ...] = ()
 
     @model_serializer(mode="wrap")
     def _without_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         fields: dict[str, Any] = handler(self)
-        return {name: value for name, value in fields.items() if value or name not in ("host", "attempts")}
+        return {name: value for name, value in fields.items() if value or name not in _OF_LAUNCHERS}
 
 
 class Interval(Part):

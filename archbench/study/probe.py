@@ -89,8 +89,10 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
         self, session: Session[ProbePlan, Trial, TrialRecord, ProbeOutcome], common: Mapping[str, Any]
     ) -> tuple[ProbeOutcome, list[pa.Table]]:
         """Score each contender on each task at its best learning rate, chosen on validation examples."""
-        plan, now, here = self.plan, versions(), machine(self.plan.device)
+        plan, now = self.plan, versions()
         trials = [(trial, record) for trial, record in session.measured.values() if trial.stage == "trial"]
+        elsewhere = next((record.device_name for _, record in trials if record.device_name is not None), None)
+        here = machine(plan.device, elsewhere)
         scores: list[Score] = []
         tables: list[pa.Table] = []
         for one in session.taking_part():
@@ -123,9 +125,10 @@ class Probe(Study[ProbePlan, Trial, TrialRecord, ProbeOutcome]):
         return outcome, tables
 
     def _where(self, record: TrialRecord) -> dict[str, str | None]:
-        """The host that measured it, and its driver where that is this machine's."""
+        """The host that measured it, with its device and driver as far as the record has them."""
         if record.host is not None:
-            return {"host": record.host, "driver": None}
+            device = {} if record.device_name is None else {"device_name": record.device_name}
+            return {"host": record.host, "driver": record.driver, **device}
         return {"host": socket.gethostname(), "driver": driver_version(self.plan.device)}
 
     def _contender(self, name: str) -> Contender:

@@ -93,6 +93,10 @@ class RunCell:
         return self.config.architecture
 
     @property
+    def device(self) -> str:
+        return self.config.device
+
+    @property
     def plugins(self) -> tuple[str, ...]:
         return self.config.plugins
 

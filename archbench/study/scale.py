@@ -83,7 +83,7 @@ class Ladder(TuningStudy[ScalePlan, ScaleOutcome]):
         ranking, unranked = rank(found)
         outcome = ScaleOutcome(
             **common,
-            machine=machine(plan.run.device),
+            machine=machine(plan.run.device, _device_name(frames)),
             plan=Plan.of(
                 plan,
                 **shared_settings(plan.run, contenders[0]),
@@ -186,6 +186,11 @@ def _point(
 
 def _loss(rows: pd.DataFrame) -> float:
     return float(rows[(rows.phase == "quality") & (rows.metric == "loss")].value.iloc[0])
+
+
+def _device_name(frames: Mapping[str, pd.DataFrame]) -> str | None:
+    """Of the device that measured the first run."""
+    return next((str(rows.device_name.iloc[0]) for rows in frames.values() if len(rows)), None)
 
 
 def _cell(cell: RunCell, record: Record) -> Cell:

@@ -76,6 +76,10 @@ class Trial:
         return self.plan.plugins
 
     @property
+    def device(self) -> str:
+        return self.plan.device
+
+    @property
     def outside(self) -> tuple[str, ...]:
         """Files and folders that it reads."""
         return self.plan.plugins

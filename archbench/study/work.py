@@ -17,6 +17,7 @@ from typing import Any
 import archbench
 from archbench.errors import ArchbenchError, KilledError, LauncherError, ResourceError, from_dict
 from archbench.interruption import exit_code, interruptible, underway
+from archbench.measure.machine import device_name, driver_version
 from archbench.plugin.registry import load
 from archbench.results.claims import LEASE, is_held, renewal
 from archbench.study.contract import Cell
@@ -123,7 +124,9 @@ def _record(cell: Cell[Record], work: Work) -> Record:
         return lost(work.record, cell, f"{error.culprit}: {error.cause}", time.monotonic() - start)
     new: dict[str, Any] = {"seconds": time.monotonic() - start}
     if work.code is not None:
-        new |= {"host": socket.gethostname(), "attempts": work.attempts}
+        device = getattr(cell, "device", "cpu")
+        new |= {"host": socket.gethostname(), "device_name": device_name(device), "driver": driver_version(device)}
+        new |= {"attempts": work.attempts}
     record = record.model_copy(update=new)
     return write_record(work.folder, record)
 
