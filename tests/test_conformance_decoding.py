@@ -13,7 +13,7 @@ from archbench.testing.evaluation import Fault, NotApplicable, run_check
 from edited_plugins import Edit, edited, tiny
 
 START = "start = self.start(tokens, cache)"
-POSITIONS = "self.position_embedding.weight[start : start + tokens.shape[1]]"
+POSITIONS = "rows_at(self.position_embedding.weight, start, tokens.shape[1])"
 LAST = "return self.head(x[:, -1])"
 ADVANCE = "cache.advance(tokens.shape[1])"
 EXTEND = f"""    def extend(self, tokens, cache):
