@@ -7,13 +7,15 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 from archbench_plugins.launchers.slurm import SlurmSettings
 
+from archbench.results.reading import read_results
 from slurm_cluster import MISSING, running_cluster
-from test_docs_cluster import section
+from test_docs_cluster import SMALLEST, section
 
 
 def test_every_setting_of_slurm_is_on_the_page() -> None:
@@ -29,15 +31,20 @@ def test_the_commands_for_slurm_run(tmp_path: Path) -> None:
     said = {}
     with running_cluster(tmp_path / "cluster"):
         variables = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        for command in re.findall(r"(?m)^\$ (.+)$", section("SLURM")):
+        for command in re.findall(r"(?m)^\$ (.+)$", section("SLURM") + section("Single runs")):
             words = shlex.split(command)
             if words[0] == "pip":
                 continue  # this environment has it
             if words[:2] == ["archbench", "compare"]:
-                words += ["--profile", "smoke", "--seeds", "2", "--device", "cpu", "--threads", "1"]
+                words += [*SMALLEST, "--device", "cpu"]
+            if words[:2] == ["archbench", "run"]:
+                words += ["--profile", "smoke", "--unchecked", "--device", "cpu", "--threads", "1"]
             ended = subprocess.run(words, env=variables, cwd=tmp_path, capture_output=True, text=True, check=False)
             assert ended.returncode == 0, (command, ended.stdout, ended.stderr)
             said[words[1] if len(words) > 1 else words[0]] = ended.stdout
     assert "gpu" in said["sinfo"]
     assert "is finished" in said["status"]
-    assert list(said) == ["sinfo", "compare", "status", "cancel"]
+    assert list(said) == ["sinfo", "compare", "status", "cancel", "run"]
+    runs = read_results(tmp_path / "results")
+    assert set(zip(runs.architecture, runs.seed, strict=True)) == set(product(("gpt1", "llama"), (0, 1)))
+    assert runs[runs.metric == "failed"].empty
