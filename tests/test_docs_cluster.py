@@ -23,7 +23,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "how-to" / "cluster.md").read_te
 
 SMALLEST = (
     "--profile", "smoke", "--seeds", "2", "--match", "tokens", "--tokens", "8192", "--no-tuning", "--sweeps", "1",
-    "--contexts", "none", "--threads", "1", "--yes",
+    "--contexts", "none", "--threads", "1",
 )  # fmt: skip
 
 
