@@ -201,7 +201,7 @@ class RunConfig(Frozen):
     compile: bool = Field(False, description="train with torch.compile")
     threads: bounds.Threads | None = Field(None, description="CPU threads; null for one per core this process may use")
     nproc: bounds.Processes | Literal["auto"] = Field(
-        1, description="processes that train and score together, on a GPU or cores each; auto: one a GPU or core"
+        1, description="processes that train and score together; auto: one a GPU, or one a core"
     )
     parallel: ParallelName = Field("ddp", description="what they share: the batch (ddp), or the model as well (fsdp)")
     scaling_efficiency: bool = Field(False, description="after training, also time one device with the work of all")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from archbench.errors import StorageError, UsageError
-from archbench.proof.day import LIMIT, PROOFS, Proof, chosen, conduct, predicted
+from archbench.proof.day import LIMIT, PROOFS, Proof, chosen, conduct, estimated
 from archbench.proof.statements import COMPUTES, ProofOutcome, Proved, judged, noted
 from archbench.report.contents import read
 from command_line import archbench
@@ -21,7 +21,7 @@ MISSING = Proof("missing", "it is not there", "archbench.proof.nowhere:nothing",
 
 
 def test_the_day_fits_into_25_minutes_and_each_proof_into_its_limit() -> None:
-    assert predicted(PROOFS) <= 25 * 60
+    assert estimated(PROOFS) <= 25 * 60
     assert max(proof.seconds for proof in PROOFS) <= LIMIT <= 600
 
 

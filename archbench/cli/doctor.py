@@ -53,7 +53,7 @@ def doctor(
     The noise floor comes from A/A runs: one workload is timed against itself, so every difference is chance. The
     memory bandwidth is kept in the cache, and later runs say how much of it decoding uses.
 
-    With --prove, kernels, models, training and decoding are held to what is expected of them, in at most half an hour
+    With --prove, kernels, models, training and decoding are held to what is expected of them, in about half an hour
     on a GPU (exit code 9 if something fails); what ended is not repeated, and archbench report FOLDER makes its page.
     """
     from archbench.cli.output import print_json

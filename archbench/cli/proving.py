@@ -21,11 +21,11 @@ def prove(out: Path, device: str, names: Sequence[str], *, command: str, json: b
         ConformanceError: a statement fails.
         UsageError, StorageError: as :func:`archbench.proof.day.conduct`.
     """
-    from archbench.proof.day import LIMIT, Proof, chosen, conduct, predicted
+    from archbench.proof.day import LIMIT, Proof, chosen, conduct, estimated
     from archbench.report.proof_tables import proof_conclusions, proof_table, time_table
 
     proofs = chosen(names, gpu=device.startswith("cuda"))
-    on_gpu = f", predicted {duration(predicted(proofs))} on an H100" if device.startswith("cuda") else ""
+    on_gpu = f", about {duration(estimated(proofs))} on an H100 (a guess)" if device.startswith("cuda") else ""
     log(f"{len(proofs)} proofs on {device}{on_gpu}, at most {duration(LIMIT)} each", sys.stderr)
 
     def begun(proof: Proof) -> None:

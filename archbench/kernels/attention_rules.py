@@ -2,7 +2,8 @@
 
 Published figures are TFLOP/s of causal attention without a window in half precision, of others' kernels on others'
 machines: of Triton's tutorial 06 (python/tutorials/06-fused-attention.py), whose algorithm ours has, of torch's
-FlashAttention-2 and of cuDNN.
+FlashAttention-2 and of cuDNN. FlashAttention-3's were read from transcriptions of its figures and FlashAttention-4's
+from summaries: see the papers before you quote them.
 """
 
 from __future__ import annotations

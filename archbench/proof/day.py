@@ -34,8 +34,8 @@ class Proof:
 
     Attributes:
         about: what it shows.
-        place: ``module:function``; ``function(bench)`` yields its statements.
-        seconds: predicted on an H100: counted work at half the published speeds, and 20 s for imports and compilers.
+        place: ``module:function``, in this package if it begins with a dot; ``function(bench)`` yields its statements.
+        seconds: about, on an H100: a guess, until one has run it.
         cpu: whether it means something without a GPU.
     """
 
@@ -47,44 +47,24 @@ class Proof:
 
 
 PROOFS: tuple[Proof, ...] = (
-    Proof("device", "versions, clocks, peaks; that it computes at all", "archbench.proof.device_facts:facts", 40),
-    Proof(
-        "attention",
-        "the fused kernel against float64, on silicon",
-        "archbench.proof.attention_matrix:matrix",
-        150,
-        cpu=False,
-    ),
-    Proof("models", "whole models: loss and gradients by each attention", "archbench.proof.whole_models:agreement", 90),
-    Proof("decoding", "cached and captured decoding against full passes", "archbench.proof.decoded_tokens:tokens", 120),
-    Proof("resuming", "a broken run goes on with the same losses", "archbench.proof.continued_training:resumed", 30),
-    Proof("float16", "scaled losses train as float32's do", "archbench.proof.continued_training:scaled", 30, cpu=False),
-    Proof("checks", "the conformance checks of every built-in", "archbench.proof.gate_of_all:checks", 300),
-    Proof(
-        "kernels", "attention and loss kernels against torch's", "archbench.proof.kernel_race:kernels", 240, cpu=False
-    ),
-    Proof("gpt1", "the published GPT-1: training and decoding", "archbench.proof.gpt1_race:speeds", 150, cpu=False),
-    Proof("peers", "the same GPT-1 by transformers, in turns", "archbench.proof.gpt1_race:peers", 90, cpu=False),
-    Proof(
-        "sanitizer",
-        "a training step under compute-sanitizer",
-        "archbench.proof.sanitized_step:sanitized",
-        120,
-        cpu=False,
-    ),
-    Proof(
-        "autotuning",
-        "what was timed once is not timed again",
-        "archbench.proof.autotuned_twice:autotuned",
-        60,
-        cpu=False,
-    ),
+    Proof("device", "versions, clocks, peaks; that it computes at all", ".device_facts:facts", 40),
+    Proof("attention", "the fused kernel against float64, on silicon", ".attention_matrix:matrix", 150, cpu=False),
+    Proof("models", "whole models: loss and gradients by each attention", ".whole_models:agreement", 90),
+    Proof("decoding", "cached and captured decoding against full passes", ".decoded_tokens:tokens", 120),
+    Proof("resuming", "a broken run goes on with the same losses", ".continued_training:resumed", 30),
+    Proof("float16", "scaled losses train as float32's do", ".continued_training:scaled", 30, cpu=False),
+    Proof("checks", "the conformance checks of every built-in", ".gate_of_all:checks", 300),
+    Proof("kernels", "attention and loss kernels against torch's", ".kernel_race:kernels", 240, cpu=False),
+    Proof("gpt1", "the published GPT-1: training and decoding", ".gpt1_race:speeds", 150, cpu=False),
+    Proof("peers", "the same GPT-1 by transformers, in turns", ".gpt1_race:peers", 90, cpu=False),
+    Proof("sanitizer", "a training step under compute-sanitizer", ".sanitized_step:sanitized", 120, cpu=False),
+    Proof("autotuning", "what was timed once is not timed again", ".autotuned_twice:autotuned", 60, cpu=False),
 )
 """In the order in which a finding would spoil those that follow."""
 
 
-def predicted(proofs: Sequence[Proof]) -> float:
-    """Seconds on an H100."""
+def estimated(proofs: Sequence[Proof]) -> float:
+    """Seconds on an H100; see :attr:`Proof.seconds`."""
     return sum(proof.seconds for proof in proofs)
 
 
@@ -161,10 +141,9 @@ def _see_plan(out: Path, plan: dict[str, Any]) -> None:
         return
     found = read_json(file, next_step=f"Name another folder than {out}", sealing="required")
     for name, value in plan.items():
-        if not isinstance(found, dict) or found.get(name) != value:
-            cause = (
-                f"its proofs are of {name} {found.get(name) if isinstance(found, dict) else None}, and this is {value}"
-            )
+        was = found.get(name) if isinstance(found, dict) else None
+        if was != value:
+            cause = f"its proofs are of {name} {was}, and this is {value}"
             raise UsageError(f"--prove {out}", cause, "Name another folder")
 
 
@@ -175,13 +154,10 @@ def _proved(proof: Proof, device: str, out: Path) -> Proved:
     request = {"place": proof.place, "device": device, "out": str(out)}
     try:
         with Child(__name__, request, culprit=f"proof {proof.name}", traced=True) as child:
-            while (left := LIMIT - (time.monotonic() - start)) > 0:
-                message = child.receive(left)
-                if message is None:
-                    break
+            while (message := child.receive(max(0.0, LIMIT - (time.monotonic() - start)))) is not None:
                 statements.append(Statement(**message))
     except LostError as lost:
-        ended = f"its process {lost}"
+        ended = f"it took longer than {LIMIT:g} s" if lost.code is None else f"its process {lost}"
     except StorageError:
         raise
     except ArchbenchError as error:
@@ -203,7 +179,7 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
     from archbench.runs.device import resolve_device
 
     module, function = request["place"].split(":")
-    prove = getattr(importlib.import_module(module), function)
+    prove = getattr(importlib.import_module(module, __package__), function)
     for statement in prove(Bench(resolve_device(request["device"]), Path(request["out"]))):
         parent.send(statement.model_dump(mode="json"))
     parent.send(None)

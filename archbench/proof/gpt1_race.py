@@ -20,14 +20,12 @@ from archbench.runs.run import run
 from archbench.training.state import TrainState
 from archbench.training.steps import next_token_step
 
-LLM_C = 463_000
-"""Tokens/s of GPT-2 small on one H100 by llm.c (github.com/karpathy/llm.c, discussion 481)."""
-
-MODDED = 600_000
-"""About what modded-nanogpt's first records reach an H100."""
+LLM_C, MODDED = 463_000, 600_000
+"""Tokens/s that llm.c and, about, modded-nanogpt are said to reach with GPT-2 small on one H100; goals, since we have
+seen no measurement of them."""
 
 TOKEN = 0.4e-3
-"""Seconds a token, batch 1: five times what reading the weights takes, and twice gpt-fast's technique."""
+"""Seconds a token, batch 1: a goal, five times what reading the weights takes (estimated)."""
 
 ROUNDS = 12
 
@@ -48,18 +46,23 @@ def speeds(bench: Bench) -> Statements:
 
     rate = of("train", "tokens_per_second")
     shown = "not measured" if rate is None else f"{rate:,.0f}"
-    expected = f"≥ {LLM_C:,}, llm.c's GPT-2 small; modded-nanogpt about {MODDED:,}"
+    expected = f"≥ {LLM_C:,}, said of llm.c; of modded-nanogpt about {MODDED:,}"
     yield judged("GPT-1 paper, training, bfloat16, 32 × 512: tokens/s", (rate or 0) >= LLM_C, expected, shown)
-    for metric, unit in (("mfu", "relative"), ("peak_memory_bytes", "B")):
-        value = of("train", metric)
-        yield noted(f"GPT-1 paper, training: {metric}", "null" if value is None else quantity(value, unit))
+    mfu, memory = of("train", "mfu"), of("train", "peak_memory_bytes")
+    yield noted(
+        "GPT-1 paper, training: share of the data sheet's FLOP/s (MFU)", "null" if mfu is None else f"{mfu:.1%}"
+    )
+    yield noted("GPT-1 paper, training: peak memory", "null" if memory is None else quantity(memory, "B"))
     singles = values[(values.phase == "decode") & (values.batch_size == 1)]
     singles = singles[singles.metric.str.endswith("seconds_per_token")]
     for _, some in singles.groupby(["metric", "prompt_length"]):
         metric, P = some.iloc[0].metric, some.iloc[0].prompt_length
         found = float(some.value.median())
-        what = f"GPT-1 paper, decoding after {P}, batch 1: {metric}"
-        yield judged(what, found <= TOKEN, f"≤ {TOKEN * 1e3:g} ms", f"{found * 1e3:.3g} ms")
+        what, shown = f"GPT-1 paper, decoding after {P}, batch 1: {metric}", f"{found * 1e3:.3g} ms"
+        if metric.startswith("graph_"):
+            yield judged(what, found <= TOKEN, f"≤ {TOKEN * 1e3:g} ms", shown)
+        else:
+            yield noted(what, shown)
     mbu = of("decode", "mbu")
     yield noted("GPT-1 paper, decoding: share of the memory bandwidth (MBU)", "null" if mbu is None else f"{mbu:.0%}")
 

@@ -51,6 +51,12 @@ class Proved(Part):
     seconds: Elapsed
     ended: str | None = None
 
+    @property
+    def failing(self) -> list[Statement]:
+        """The statements that fail; that it broke off is one."""
+        broken = [] if self.ended is None else [judged(f"{self.name} comes to its end", False, "yes", self.ended)]
+        return [*(one for one in self.statements if one.verdict == "fails"), *broken]
+
 
 class ProofOutcome(Outcome):
     """What a device was shown to do.
@@ -70,8 +76,9 @@ class ProofOutcome(Outcome):
 
     def count(self, verdict: Verdict) -> int:
         """Statements with that verdict; a proof that broke off is one more that fails."""
-        broken = sum(proof.ended is not None for proof in self.proofs) if verdict == "fails" else 0
-        return broken + sum(statement.verdict == verdict for proof in self.proofs for statement in proof.statements)
+        if verdict == "fails":
+            return sum(len(proof.failing) for proof in self.proofs)
+        return sum(one.verdict == verdict for proof in self.proofs for one in proof.statements)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,10 @@ from archbench.report.conclusions import Conclusions
 from archbench.report.kernel_tables import kernel_tables
 
 VOID = "void"
+
+FEW = 5
+"""Failing statements that the conclusions name."""
+
 MEANING = (
     ("holds", "what was found keeps the bound"),
     ("fails", "it does not, or the proof broke off"),
@@ -79,9 +83,13 @@ def proof_conclusions(outcome: ProofOutcome) -> Conclusions:
         holds, fails = outcome.count("holds"), outcome.count("fails")
         headline = f"{counted(holds, 'statement')} of {holds + fails} hold on {device_of(outcome)}."
     skipped = outcome.count("not run")
+    details = f"{counted(outcome.count('noted'), 'fact')} noted, {counted(skipped, 'statement')} not tested here."
+    if not outcome.void and (failing := [one.what for proof in outcome.proofs for one in proof.failing]):
+        others = f" and {len(failing) - FEW} others" if len(failing) > FEW else ""
+        details = f"Failing: {'; '.join(failing[:FEW])}{others}. {details}"
     return Conclusions(
         headline=headline,
-        details=f"{counted(outcome.count('noted'), 'fact')} noted, {counted(skipped, 'statement')} not tested here.",
+        details=details,
         matched=("Each proof ran in a process of its own, one after the other, with nothing of ours beside it.",),
         limits=(
             "Other devices, drivers and versions: what holds here need not hold there.",
