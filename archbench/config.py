@@ -23,6 +23,7 @@ PhaseName = Literal["train", "quality", "positions", "prefill", "decode", "serve
 """Each has a function in ``PHASES`` of ``archbench/runs/worker.py``, and its metrics in ``results/metrics.py``."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
 BackendName = Literal["triton", "sdpa", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "sdpa-math", "flex", "reference"]
+ProductsName = Literal["measured", "torch"]
 OperationName = Literal["attention", "loss"]
 AttentionName = Literal["auto", BackendName]
 SamplingName = Literal["epochs", "random"]
@@ -186,9 +187,7 @@ class RunConfig(Frozen):
     vocabulary: Literal["tokenizer", "preset"] = Field(
         description="V: the tokenizer's size, or the preset's published one, which must be no smaller"
     )
-    weights: str | None = Field(
-        None, description="published weights to start from: a folder, .safetensors or .gguf file"
-    )
+    weights: str | None = Field(None, description="published weights to start from: a folder, .safetensors, .gguf file")
     phases: tuple[PhaseName, ...] = Field(
         ("train", "quality", "prefill", "decode"), description="phases to measure, in this order"
     )
@@ -198,6 +197,9 @@ class RunConfig(Frozen):
         description="precision of matrix products: autocast in training and scoring, the weights' in prefill and decode"
     )
     attention: AttentionName = Field("auto", description="attention backend; the rows say what ran")
+    products: ProductsName = Field(
+        "measured", description="libraries of float32 products on x86 CPUs: the faster for each, or torch's choice"
+    )
     compile: bool = Field(False, description="train with torch.compile")
     threads: bounds.Threads | None = Field(None, description="CPU threads; null for one per core this process may use")
     nproc: bounds.Processes | Literal["auto"] = Field(
@@ -207,11 +209,9 @@ class RunConfig(Frozen):
     scaling_efficiency: bool = Field(False, description="after training, also time one device with the work of all")
     checked: bool = Field(True, description="run the conformance checks first, and measure nothing if one fails")
     time_limit: float = Field(
-        3600.0,
-        gt=0,
-        le=2 * 10**6,
+        3600.0, gt=0, le=2 * 10**6,
         description="seconds that each phase but training may take; the checks at most 300, or a twelfth if more",
-    )
+    )  # fmt: skip
     plugins: tuple[str, ...] = Field((), description="plugin files and folders loaded by path")
     out: str = Field("results", description="folder for the results")
     trackers: tuple[str, ...] = Field(
@@ -257,9 +257,7 @@ class KernelConfig(Frozen):
     query_heads: bounds.Size | None = Field(None, description="H, query heads; null for 2048 / D, a multiple of 8")
     groups: tuple[bounds.Size, ...] = Field((1,), min_length=1, description="H/G, query heads to a key/value head")
     windows: tuple[bounds.Size | None, ...] = Field(
-        (None,),
-        min_length=1,
-        description="W, positions each query sees, itself included; null for all",
+        (None,), min_length=1, description="W, positions each query sees, itself included; null for all"
     )
     batch_size: bounds.Sequences | None = Field(None, description="B, sequences; null for 16384 / T, at least 1")
     losses: tuple[tuple[bounds.Size, bounds.Size, bounds.Size], ...] = Field(
@@ -302,7 +300,9 @@ class KernelConfig(Frozen):
         return _hash(self, {"seed", "out"})
 
 
-_LATER_FIELDS = {"training.sampling": "epochs", "nproc": 1, "parallel": "ddp", "scaling_efficiency": False}
+_LATER_FIELDS = {
+    "training.sampling": "epochs", "nproc": 1, "parallel": "ddp", "scaling_efficiency": False, "products": "measured",
+}  # fmt: skip
 """Newer fields -> the only value that earlier runs had. With that value they leave a hash as it was."""
 _NEVER = object()
 

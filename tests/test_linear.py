@@ -1,47 +1,119 @@
-"""The fast linear layer is F.linear, in values and gradients."""
+"""The fast linear layer is F.linear, in values and gradients, whichever library computes each of its products."""
 
 from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from archbench.kernels import linear
-from archbench.kernels.matmul import onednn_linear
+from archbench.errors import StorageError
+from archbench.kernels import linear, product_choice
+from archbench.kernels.matmul import ChosenLinear
+from archbench.kernels.product_choice import ONEDNN, TORCH, Case, Library, choose_products, record_products
+from archbench.measure.product_speeds import ProductSpeeds
 from archbench.nn import Linear
 
-needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+needs_choice = pytest.mark.skipif(product_choice._cpu_maker() is None, reason="no x86 CPU, or torch without oneDNN")
+LIBRARIES: tuple[Library, ...] = (TORCH, ONEDNN)
 
 
-@needs_onednn
-@pytest.mark.parametrize("shape", [(3, 5, 64), (7, 64), (1, 1, 64)])
+@pytest.fixture(autouse=True)
+def _by_rule_again() -> Iterator[None]:
+    yield
+    choose_products(None)
+
+
+@needs_choice
+@pytest.mark.parametrize("shape", [(3, 5, 256), (7, 256), (1, 1, 256)])
 @pytest.mark.parametrize("biased", [True, False])
-def test_onednn_values_and_gradients_equal_torch(shape: tuple[int, ...], biased: bool) -> None:
+def test_values_and_gradients_equal_torch_by_either_library(shape: tuple[int, ...], biased: bool) -> None:
     torch.manual_seed(0)
     x = torch.randn(shape, requires_grad=True)
-    weight = torch.randn(101, 64, requires_grad=True)
-    bias = torch.randn(101, requires_grad=True) if biased else None
+    weight = torch.randn(301, 256, requires_grad=True)
+    bias = torch.randn(301, requires_grad=True) if biased else None
     inputs = [tensor for tensor in (x, weight, bias) if tensor is not None]
-    expected, out = F.linear(x, weight, bias), onednn_linear(x, weight, bias)
-    upstream = torch.randn_like(out)
-    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
-    ours, theirs = (torch.autograd.grad(y, inputs, upstream) for y in (out, expected))
-    for gradient, wanted in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(gradient, wanted, atol=1e-4, rtol=1e-5)
-    with torch.inference_mode():
-        torch.testing.assert_close(onednn_linear(x, weight, bias), expected, atol=1e-5, rtol=1e-5)
+    expected = F.linear(x, weight, bias)
+    upstream = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, inputs, upstream)
+    for libraries in itertools.product(LIBRARIES, repeat=3):
+        by_direction = dict(zip(("forward", "input", "weight"), libraries, strict=True))
+        choose_products(lambda case, race, by=by_direction: by[case.direction])
+        with record_products() as ran:
+            out = ChosenLinear.apply(x, weight, bias)
+            gradients = torch.autograd.grad(out, inputs, upstream)
+        assert ran == {*libraries}
+        torch.testing.assert_close(out, expected, atol=2e-5, rtol=1e-5)
+        for gradient, reference in zip(gradients, wanted, strict=True):
+            torch.testing.assert_close(gradient, reference, atol=2e-4, rtol=1e-5)
+        with torch.inference_mode():
+            torch.testing.assert_close(linear(x, weight, bias), expected, atol=2e-5, rtol=1e-5)
 
 
-@needs_onednn
-def test_onednn_reads_strided_rows_and_skips_gradients_nobody_asks_for() -> None:
+@needs_choice
+def test_strided_rows_are_read_and_gradients_that_nobody_asks_for_are_skipped() -> None:
     torch.manual_seed(0)
-    hidden, weight = torch.randn(4, 6, 64), torch.randn(101, 64)
-    torch.testing.assert_close(onednn_linear(hidden[:, -1], weight), F.linear(hidden[:, -1], weight))
+    choose_products(lambda case, race: ONEDNN)
+    hidden, weight = torch.randn(4, 6, 256), torch.randn(301, 256)
+    torch.testing.assert_close(linear(hidden[:, -1], weight), F.linear(hidden[:, -1], weight), atol=2e-5, rtol=1e-5)
     frozen = hidden.clone()
     trained = weight.clone().requires_grad_()
-    onednn_linear(frozen, trained).sum().backward()
+    linear(frozen, trained).sum().backward()
     assert frozen.grad is None
-    torch.testing.assert_close(trained.grad, hidden.sum((0, 1)).expand_as(weight), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(trained.grad, hidden.sum((0, 1)).expand_as(weight), atol=1e-3, rtol=1e-5)
+
+
+@needs_choice
+def test_each_product_is_raced_once_a_machine_and_then_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ARCHBENCH_CACHE", str(tmp_path))
+    races: list[set[str]] = []
+    monkeypatch.setattr(product_choice, "_winner", lambda ways: races.append({*ways}) or ONEDNN)
+    x, weight = torch.randn(40, 256), torch.randn(256, 256, requires_grad=True)
+    for _ in range(2):  # two processes, as far as the choice knows
+        choose_products(ProductSpeeds())
+        linear(x, weight).sum().backward()
+        linear(x[:33], weight)  # of the same octave
+    assert races == [{TORCH, ONEDNN}] * 2  # forward and weight: x has no gradient
+    linear(torch.randn(64, 256), weight)
+    assert len(races) == 3
+    (file,) = (tmp_path / "products").glob("*.json")
+    assert len(json.loads(file.read_text())["winners"]) == 3
+    file.write_text(file.read_text().replace("onednn", "torch", 1))
+    with pytest.raises(StorageError, match="products"):
+        ProductSpeeds()
+
+
+@needs_choice
+def test_a_race_takes_the_faster_and_ties_go_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {TORCH: 10, ONEDNN: 9}
+    now = [0.0]
+    monkeypatch.setattr(product_choice.time, "perf_counter", lambda: now[0])
+
+    def way(library: Library) -> torch.Tensor:
+        now[0] += costs[library]
+        return torch.zeros(1)
+
+    ways = {library: lambda library=library: way(library) for library in LIBRARIES}
+    assert product_choice._winner(ways) == ONEDNN
+    costs[ONEDNN] = 9.7
+    assert product_choice._winner(ways) == TORCH
+
+
+@needs_choice
+def test_no_race_while_a_mode_counts_operations() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    def choice(case: Case, race: object) -> Library:
+        raise AssertionError(f"{case} is raced")
+
+    choose_products(choice)
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        linear(torch.randn(40, 256), torch.randn(256, 256))
+    assert flops.get_total_flops() == 2 * 40 * 256 * 256
 
 
 def test_layer_works_in_every_dtype_under_autocast_compiled_and_on_meta() -> None:

@@ -166,10 +166,10 @@ def test_a_file_from_the_future_says_what_to_install(tmp_path: Path) -> None:
 
 def test_an_older_file_gets_todays_columns(tmp_path: Path) -> None:
     path = write(tmp_path, new_run_id())
-    _rewrite(path, pq.read_table(path).drop_columns(["malloc", "lossless", "host", "driver"]), version=1)
+    _rewrite(path, pq.read_table(path).drop_columns(["malloc", "lossless", "host", "driver", "products"]), version=1)
     frame = read_results(tmp_path)
     assert list(frame.columns) == [column.name for column in COLUMNS]
-    assert frame[["malloc", "host", "driver"]].isna().all(axis=None)
+    assert frame[["malloc", "host", "driver", "products"]].isna().all(axis=None)
     assert frame.value.tolist() == [1.5, 0.1, 1.1, 2.1]
 
 

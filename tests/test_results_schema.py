@@ -53,15 +53,15 @@ def test_the_arrow_schema_has_exactly_the_documented_columns() -> None:
     assert [field.nullable for field in arrow_schema()] == [column.nullable for column in COLUMNS]
 
 
-def test_schema_version_6_has_not_changed_without_a_new_version() -> None:
-    # Files of version 6 are on people's disks. A change here needs SCHEMA_VERSION raised and an upgrade on reading.
-    assert SCHEMA_VERSION == 6
+def test_schema_version_7_has_not_changed_without_a_new_version() -> None:
+    # Files of version 7 are on people's disks. A change here needs SCHEMA_VERSION raised and an upgrade on reading.
+    assert SCHEMA_VERSION == 7
     assert " ".join(f"{column.name}:{column.type}{'?' if column.nullable else ''}" for column in COLUMNS) == (
         "run_id:string time_utc:timestamp schema_version:int64 architecture:string plugin_package:string "
         "plugin_version:string? plugin_revision:string? preset:string config_hash:string seed:int64 role:string? "
         "phase:string metric:string unit:string value:double? standard_error:double? "
         "repeat:int64 device:string device_name:string host:string? driver:string? "
-        "dtype:string attention:string? compile:bool threads:int64 world_size:int64 batch_size:int64? "
+        "dtype:string attention:string? products:string? compile:bool threads:int64 world_size:int64 batch_size:int64? "
         "context_length:int64? prompt_length:int64? operation:string? query_heads:int64? kv_heads:int64? "
         "head_width:int64? window:int64? model_width:int64? vocab_size:int64? parameters:int64? corpus:string? "
         "task_version:string? shots:int64? "

@@ -59,7 +59,16 @@ def test_what_ran_is_in_every_row(frame: pd.DataFrame) -> None:
     measured = frame[frame.phase != "environment"]
     assert set(frame.host) == {socket.gethostname()}
     assert frame.driver.isna().all()
-    for column in ("attention", "device_name", "threads", "torch_version", "config_hash", "malloc", "parameters"):
+    for column in (
+        "attention",
+        "products",
+        "device_name",
+        "threads",
+        "torch_version",
+        "config_hash",
+        "malloc",
+        "parameters",
+    ):
         assert measured[column].notna().all(), column
     assert set(measured.contaminated.dropna()) <= {True, False}
     assert (frame.config_hash.nunique(), frame.run_id.nunique()) == (1, 1)

@@ -24,8 +24,9 @@ LEVEL, RESAMPLES, FEWEST = 0.95, 1000, 4
 
 _CODE = ("archbench_version", "git_revision", "plugin_package", "plugin_version", "wrappers")
 _MACHINE = (
-    "device_name", "host", "driver", "world_size", "malloc", "torch_version", "triton_version", "python_version",
-    "numpy_version", "system", "cpu", "cpus_in_machine", "cpus_usable", "cpu_quota", "cpu_hertz", "memory_bytes",
+    "device_name", "host", "driver", "world_size", "malloc", "products", "torch_version", "triton_version",
+    "python_version", "numpy_version", "system", "cpu", "cpus_in_machine", "cpus_usable", "cpu_quota", "cpu_hertz",
+    "memory_bytes",
 )  # fmt: skip
 _CONFIGURATION = (
     "architecture", "preset", "seed", "device", "dtype", "attention", "compile", "threads", "context_length",

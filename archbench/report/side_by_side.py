@@ -18,7 +18,7 @@ MOST = 8
 """Runs, the newest, that have a column each."""
 
 _RECORDED = (
-    "device_name", "host", "driver", "dtype", "attention", "threads", "conformance", "git_revision",
+    "device_name", "host", "driver", "dtype", "attention", "products", "threads", "conformance", "git_revision",
     "archbench_version", "torch_version", "python_version", "plugin_version",
 )  # fmt: skip
 """Columns of the rows that the configuration does not say."""

@@ -17,11 +17,11 @@ from archbench.results.metrics import METRICS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 """Increased if a column is added or changes its name, type or meaning; readers reject newer files and upgrade older
 ones. 2: the columns that distinguish the cases of the phase ``kernel``. 3: ``conformance`` and ``status``.
 4: ``role`` and ``plugin_revision``, and ``tokens_seen`` in quality rows. 5: the columns of the phase ``eval``.
-6: ``host`` and ``driver``."""
+6: ``host`` and ``driver``. 7: ``products``."""
 
 OK = "ok"
 """``status`` of every row that is a measurement."""
@@ -123,6 +123,14 @@ COLUMNS: tuple[Column, ...] = (
         "string",
         "",
         "attention backends that ran, joined by +; -autotuned: not from the table",
+        nullable=True,
+    ),
+    Column(
+        "products",
+        "string",
+        "",
+        "libraries that computed layers' float32 products on a CPU: torch (its own choice, MKL on x86), onednn, joined "
+        "by +; none; null: on other devices, and before version 7",
         nullable=True,
     ),
     Column("compile", "bool", "", "whether the model ran under torch.compile"),

@@ -13,10 +13,12 @@ from archbench.errors import DeviceError
 from archbench.kernels import resolve_attention
 from archbench.kernels.attention_rules import use_measured
 from archbench.kernels.attention_sdpa import without_cudnn
+from archbench.kernels.product_choice import TORCH, choose_products, record_products
 from archbench.kernels.triton_guard import without_triton
 from archbench.measure.attention_speeds import known_attention_speeds
 from archbench.measure.machine import device_name, driver_version, versions
 from archbench.measure.malloc import tune_malloc
+from archbench.measure.product_speeds import ProductSpeeds
 from archbench.runs.rows import Rows
 
 
@@ -109,6 +111,8 @@ def measuring(phase: str, config: RunConfig | KernelConfig) -> Iterator[tuple[to
         with nullcontext() if phase in ("train", "kernel") else without_cudnn():
             yield device, rows
     else:
+        torch_only = isinstance(config, RunConfig) and config.products == "torch"
+        choose_products((lambda case, race: TORCH) if torch_only else ProductSpeeds())
         # Optimizers load torch's compiler, which would import Triton; its memory would count as the model's.
-        with without_triton() if device.type == "cpu" else nullcontext():
+        with without_triton(), record_products() as rows.multiplied:
             yield device, rows

@@ -20,11 +20,15 @@ class Rows:
     Args:
         phase: the phase's name.
         common: columns that every row of the phase shares (device, threads, attention …); a row's own value wins.
+
+    Attributes:
+        multiplied: libraries that computed products of layers, as long as somebody adds to it; None if nobody does.
     """
 
     def __init__(self, phase: str, **common: Any) -> None:
         self.phase = phase
         self.common = common
+        self.multiplied: set[str] | None = None
         self._own: list[dict[str, Any]] = []
 
     def add(self, metric: str, value: float | None, *, repeat: int = 0, **columns: Any) -> None:
@@ -70,4 +74,5 @@ class Rows:
 
     def finished(self) -> list[dict[str, Any]]:
         """Every row, with the common columns."""
-        return [{**self.common, **row} for row in self._own]
+        products = None if self.multiplied is None else "+".join(sorted(self.multiplied)) or "none"
+        return [{**self.common, "products": products, **row} for row in self._own]

@@ -1,0 +1,178 @@
+"""float32 products on x86 CPUs by MKL, which torch uses, or by oneDNN, a part of torch: whichever is faster there.
+
+No rule holds everywhere: on AMD's Zen 4 oneDNN is 1.05 to 1.5 times as fast in forward passes and input gradients, on
+Zen 3 it is slower in input gradients, and weight gradients differ by shape. So a run races both the first time that it
+meets a product, and keeps the winner in archbench's cache (:mod:`archbench.measure.product_speeds`): the same machine
+takes the same one from then on, and the same run gives the same numbers. Code outside a run goes by a rule.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Direction = Literal["forward", "input", "weight"]
+Library = Literal["torch", "onednn"]
+TORCH: Library = "torch"
+ONEDNN: Library = "onednn"
+
+FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**16
+"""A weight of at least so many elements, with few rows and with many, is worth oneDNN's 10 µs per call. Its rounding
+error is about twice MKL's."""
+
+WORTH = 0.95
+"""oneDNN is taken where its time is at most this share of torch's: what is about as fast stays
+with torch, and a race in warm caches is a few percent off."""
+
+LEAST_ROUNDS, MOST_ROUNDS, RACE_SECONDS = 3, 20, 0.04
+"""Of a race: rounds, and the time after which it ends."""
+
+
+class Case(NamedTuple):
+    """Products that one decision is for.
+
+    Attributes:
+        direction: ``forward`` x Wᵀ + b, ``input`` G W, ``weight`` Gᵀ x.
+        octave: log₂ of the number of rows of x (M, K) and G (M, N), rounded down: texts have any length.
+        N, K: of the weight W (N, K).
+        threads: CPU threads of torch.
+    """
+
+    direction: Direction
+    octave: int
+    N: int
+    K: int
+    threads: int
+
+
+Race = Callable[[], Library]
+Choice = Callable[[Case, Race], Library]
+"""Gives a case's library: the one that is known, or the winner of the race."""
+
+_choice: Choice | None = None
+_chosen: dict[Case, Library] = {}
+_recorders: list[set[str]] = []
+
+
+def choose_products(choice: Choice | None) -> None:
+    """Let ``choice`` decide from now on in this process; None for the rule."""
+    global _choice
+    _choice = choice
+    _chosen.clear()
+
+
+@contextmanager
+def record_products() -> Iterator[set[str]]:
+    """Yields a set of the libraries that compute float32 products of layers on a CPU within this context."""
+    recorder: set[str] = set()
+    _recorders.append(recorder)
+    try:
+        yield recorder
+    finally:
+        _recorders[:] = [other for other in _recorders if other is not recorder]
+
+
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b by oneDNN, float32: x (..., K), weight (N, K), bias (N,) -> (..., N), any strides; no gradients."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x Wᵀ + b: x (..., K), weight (N, K), bias (N,) -> (..., N), float32 without gradients."""
+    ways = {TORCH: lambda: F.linear(x, weight, bias), ONEDNN: lambda: onednn(x, weight, bias)}
+    return _by_choice("forward", x.numel() // x.shape[-1], weight, ways)
+
+
+def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    """G W: gradient (..., N), weight (N, K) -> (..., K), float32 without gradients."""
+    ways = {TORCH: lambda: gradient @ weight, ONEDNN: lambda: onednn(gradient, weight.t())}
+    return _by_choice("input", gradient.numel() // gradient.shape[-1], weight, ways)
+
+
+def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Gᵀ x: gradient (M, N), x (M, K) -> (N, K), the shape of ``weight``, float32 without gradients."""
+    ways = {TORCH: lambda: gradient.t() @ x, ONEDNN: lambda: onednn(gradient.t(), x.t())}
+    return _by_choice("weight", x.shape[0], weight, ways)
+
+
+def torch_alone(M: int, N: int, K: int) -> bool:
+    """Whether all three products of M rows and a weight (N, K) are known to be torch's."""
+    octave, threads = M.bit_length() - 1, torch.get_num_threads()
+    directions: tuple[Direction, ...] = ("forward", "input", "weight")
+    alone = all(_chosen.get(Case(direction, octave, N, K, threads)) == TORCH for direction in directions)
+    if alone:
+        _note(TORCH)
+    return alone
+
+
+def choosable(x: Tensor, weight: Tensor) -> bool:
+    """Whether there is a choice: float32 on an x86 CPU, and a product that is worth oneDNN's overhead."""
+    few = x.numel() <= FEW_ROWS * x.shape[-1]
+    large = LARGE_FOR_FEW_ROWS if few and _choice is None else LARGE
+    return (
+        weight.numel() >= large
+        and x.numel() > 0
+        and x.dtype == weight.dtype == torch.float32
+        and x.device.type == weight.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")  # it would make the product bfloat16
+        and not torch.compiler.is_compiling()
+        and (_cpu_maker() == "AuthenticAMD" if _choice is None else _cpu_maker() is not None)
+    )
+
+
+def _by_choice(direction: Direction, M: int, weight: Tensor, ways: dict[Library, Callable[[], Tensor]]) -> Tensor:
+    N, K = weight.shape
+    case = Case(direction, M.bit_length() - 1, N, K, torch.get_num_threads())
+    library = _chosen.get(case)
+    if library is None:
+        if _choice is None:
+            library = TORCH if direction == "weight" else ONEDNN
+        elif torch._C._len_torch_dispatch_stack() > 0:
+            return ways[TORCH]()  # a mode counts what runs: no race now
+        else:
+            library = _choice(case, lambda: _winner(ways))
+        _chosen[case] = library
+    _note(library)
+    return ways[library]()
+
+
+def _note(library: Library) -> None:
+    for recorder in _recorders:
+        recorder.add(library)
+
+
+def _winner(ways: dict[Library, Callable[[], Tensor]]) -> Library:
+    """The faster one in turns, by its best time; the outputs are dropped one by one, so memory does not grow."""
+    best = dict.fromkeys(ways, float("inf"))
+    with torch.no_grad():
+        for way in ways.values():
+            way()  # builds kernels
+        start = time.perf_counter()
+        for turn in range(MOST_ROUNDS):
+            for name, way in ways.items():
+                begin = time.perf_counter()
+                way()
+                best[name] = min(best[name], time.perf_counter() - begin)
+            if turn + 1 >= LEAST_ROUNDS and time.perf_counter() - start > RACE_SECONDS:
+                break
+    return ONEDNN if best[ONEDNN] <= WORTH * best[TORCH] else TORCH
+
+
+@cache
+def _cpu_maker() -> str | None:
+    """The maker of an x86 CPU whose torch has oneDNN; None: another kind, or unknown (not Linux)."""
+    try:
+        processor = Path("/proc/cpuinfo").read_text("utf-8")
+    except OSError:
+        return None
+    makers = (maker for maker in ("AuthenticAMD", "GenuineIntel") if maker in processor)
+    return next(makers, None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
