@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import archbench
+import olmo_hybrid
 from archbench.errors import CheckpointError
 from archbench.measure.flops import cache_bytes, count_flops
+from olmo_hybrid import published_names
 from parity import assert_same_gradients, logits_and_gradients, parameter_count, randomise
 
 transformers = pytest.importorskip("transformers")
@@ -24,56 +26,8 @@ SIZES = {
 
 
 def published_model(**sizes: Any) -> nn.Module:
-    """transformers' OlmoHybridForCausalLM of the preset ``paper`` with these sizes, without its attention layer.
-
-    Its linear-attention blocks are those of flash-linear-attention's GatedDeltaNetForCausalLM: pre-norm, with separate
-    projections of q, k, v, g, a and b. A configuration without attention is refused, so that the layer is taken out.
-    """
-    c: Any = archbench.load("gated-deltanet").config("paper", **sizes)
-    theirs = transformers.OlmoHybridConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.d_model,
-        intermediate_size=c.d_ff,
-        num_hidden_layers=c.n_layer + 1,
-        num_attention_heads=c.n_head,
-        head_dim=8,
-        layer_types=["linear_attention"] * c.n_layer + ["full_attention"],
-        linear_num_key_heads=c.n_head,
-        linear_num_value_heads=c.n_head,
-        linear_key_head_dim=c.d_head,
-        linear_value_head_dim=c.d_value,
-        linear_conv_kernel_dim=c.d_conv,
-        linear_allow_neg_eigval=False,
-        rms_norm_eps=c.norm_eps,
-        tie_word_embeddings=c.tied_head,
-        pad_token_id=None,
-        eos_token_id=None,
-    )
-    model = transformers.OlmoHybridForCausalLM(theirs)
-    del model.model.layers[-1]
-    for layer in model.model.layers:
-        # OLMo fixes the heads' epsilon at 1e-5; flash-linear-attention's GatedDeltaNet gives them norm_eps too.
-        layer.linear_attn.o_norm.variance_epsilon = c.norm_eps
-    return model
-
-
-def published_names(tensors: dict[str, Tensor], key_width: int) -> dict[str, Tensor]:
-    """Weights or gradients of :func:`published_model` by the names that flash-linear-attention has for them."""
-    names = {
-        "embed_tokens": "embeddings",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "mlp_norm",
-        "linear_attn": "attn",
-    }
-    renamed = {}
-    for name, tensor in tensors.items():
-        name = ".".join(names.get(part, part) for part in name.split("."))
-        if ".conv1d." in name:
-            parts = tensor.split([key_width, key_width, tensor.shape[0] - 2 * key_width])
-            renamed |= {name.replace("conv1d", f"{x}_conv1d"): part for x, part in zip("qkv", parts, strict=True)}
-        else:
-            renamed[name] = tensor
-    return renamed
+    """transformers' model of the preset ``paper`` with these sizes."""
+    return olmo_hybrid.published_model(archbench.load("gated-deltanet").config("paper", **sizes))
 
 
 def our_model(theirs: nn.Module, **sizes: Any) -> nn.Module:
