@@ -207,7 +207,9 @@ class RunConfig(Frozen):
     )
     parallel: ParallelName = Field("ddp", description="what they share: the batch (ddp), or the model as well (fsdp)")
     scaling_efficiency: bool = Field(False, description="after training, also time one device with the work of all")
-    checked: bool = Field(True, description="run the conformance checks first, and measure nothing if one fails")
+    checked: bool | Literal["again"] = Field(
+        True, description="check conformance first, and measure nothing if a check fails; again: even if passed before"
+    )
     time_limit: float = Field(
         3600.0, gt=0, le=2 * 10**6,
         description="seconds that each phase but training may take; the checks at most 300, or a twelfth if more",
@@ -331,11 +333,9 @@ def config_error(kind: type[BaseModel], error: ValidationError) -> UsageError:
         return ConfigError(f"{kind.__name__}.{field}", "there is no such field", did_you_mean(str(name), known))
     cause = finding["msg"].removeprefix("Value error, ")
     culprit = f"{kind.__name__}.{field}" if field else kind.__name__
-    if finding["type"] != "missing":
-        given = finding["input"]
-        cause += f" (given: {given!r})" if not isinstance(given, dict) else ""
-    found = field_at(kind, finding["loc"])
-    description = found.description if found is not None else None
+    if finding["type"] != "missing" and not isinstance(given := finding["input"], dict):
+        cause += f" (given: {given!r})"
+    description = getattr(field_at(kind, finding["loc"]), "description", None)
     return ConfigError(culprit, cause, f"It means: {description}" if description else "Correct the value")
 
 

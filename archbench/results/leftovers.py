@@ -32,7 +32,7 @@ KINDS = tuple(kind for kind in get_args(Kind) if kind != "run")
 ASKED: tuple[Kind, ...] = ("checkpoints", "cache", "temporary")
 """Kinds that are removed without being named: no measurement is lost with them."""
 
-CACHES = ("texts", "tokens", "tokenizers", "descriptions", "bandwidth", "products")
+CACHES = ("texts", "tokens", "tokenizers", "descriptions", "checks", "bandwidth", "products")
 """Folders of the cache. None is bounded by itself: each corpus, tokenizer and set of plugins used adds an entry."""
 
 QUIET = 60.0

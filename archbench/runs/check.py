@@ -19,6 +19,7 @@ from archbench.presentation.terminal import echo
 from archbench.runs.conformance import Findings
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, load_architecture
+from archbench.runs.passed_checks import keep, question_of
 from archbench.runs.rows import Rows
 from archbench.testing.evaluation import Result
 
@@ -34,6 +35,9 @@ SHORTEST = 128
 PASSES = 200
 """About what all checks take, in forward passes of one sequence at the rate of a plain product: 120 of gpt1's preset
 paper, 250 to 360 of models of ten million parameters, most of it for building, copying and updating them."""
+SHORT = 1 << 37
+"""FLOPs of that many passes, a few seconds of one core, below which one thread does them: on a busy machine two would
+wait for each other at every operation, up to ten times as long as they compute."""
 LONG = 1 << 42
 """FLOPs of that many passes from which the time is predicted, and said."""
 
@@ -54,9 +58,13 @@ def run_check(
     from archbench.testing.probes import Text
     from archbench.testing.subject import Subject
 
+    question = question_of(run)
     with import_watched() as changes:
         architecture, model_config = load_architecture(run)
     affordable, flops = _affordable(architecture, model_config, device)
+    if 0 < PASSES * flops < SHORT and device.type == "cpu":
+        torch.set_num_threads(1)
+        rows.common["threads"] = 1
     if device.type == "cpu" and PASSES * flops > LONG:
         work = f"{len(GATE)} conformance checks on {affordable.context_length:,} positions"
         tell({"work": work, "seconds": PASSES * flops / _product_rate()})
@@ -81,6 +89,7 @@ def run_check(
     if findings.failed:
         return
     rows.common |= {"parameters": count_parameters(subject.build()), "context_length": subject.T}
+    keep(run, question, findings, rows.finished(), architecture.files)
     if not quiet:
         seconds = sum(result.seconds for result in results)
         label = f"{run.config.architecture} {run.config.preset}"
@@ -102,15 +111,13 @@ def _product_rate() -> float:
 
 
 def _affordable(architecture: Architecture, config: ModelConfig, device: torch.device) -> tuple[ModelConfig, float]:
-    """The configuration to check, and about the FLOPs of one pass over its context; 0 where they do not matter.
+    """The configuration to check, and about the FLOPs of one pass over its context; 0 if it cannot be built.
 
     It is the run's own, with a shorter context if the whole one would take too long.
 
     The checks read a context some forty times, and hold its logits several times. A real model's 8,192 positions take
     minutes a pass on a CPU; faults that show only there are found by ``archbench check``.
     """
-    if config.context_length <= SHORTEST:
-        return config, 0.0
     try:
         with meta_device():
             parameters = count_parameters(architecture.build(config))
@@ -119,7 +126,7 @@ def _affordable(architecture: Architecture, config: ModelConfig, device: torch.d
     most = LOGITS // config.vocab_size
     if device.type == "cpu":
         most = min(most, FLOPS // (2 * parameters))
-    if config.context_length > most:
+    if config.context_length > max(most, SHORTEST):
         # One that does not accept that length is checked as it is.
         with suppress(ArchbenchError):
             config = config.override(context_length=max(SHORTEST, 1 << most.bit_length() - 1))

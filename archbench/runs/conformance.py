@@ -31,7 +31,7 @@ class Findings:
         running: the check that did not end; None when all are done.
         level: version of the set of checks.
         context_length: T of the checked models; None in files older than this field.
-        taken_from: the run of the same model from which these findings were copied.
+        taken_from: the run of the same model that was checked, from which these findings were copied.
     """
 
     results: Sequence[Result] = ()

@@ -25,11 +25,12 @@ from archbench.presentation.step_view import StepView
 from archbench.results.reading import read_results
 from archbench.results.schema import FAILED, INTERRUPTED, Role
 from archbench.results.store import run_table, write_run
-from archbench.runs.conformance import CHECK, conformance, require_conformance, take_over
+from archbench.runs.conformance import CHECK, conformance, read_findings, require_conformance, take_over
 from archbench.runs.device import resolve_device
 from archbench.runs.folder import EVAL, RunFolder, open_run
 from archbench.runs.launched import led
 from archbench.runs.models import load_architecture
+from archbench.runs.passed_checks import recall
 from archbench.runs.phase import run_phase
 from archbench.runs.preparation import start
 from archbench.runs.ranks import resolved_ranks
@@ -53,7 +54,8 @@ def run(
     Args:
         config: the frozen configuration.
         quiet: print no progress to standard error.
-        checked_by: folder of a finished run; if it has the same model, its conformance checks are copied.
+        checked_by: folder of a finished run; if it has the same model, its conformance checks are copied. Without,
+            those of an earlier run of the same model and code are (:mod:`archbench.runs.passed_checks`).
         role: what a study runs it for.
         digits: six hex digits that end the run's id, for whoever looks for it; None for random ones.
 
@@ -70,6 +72,8 @@ def run(
         with folder.owned(), continued(_continuation(folder)):
             if checked_by is not None and config.checked:
                 take_over(checked_by, folder)
+            if config.checked is True and read_findings(folder) is None and (passed := recall(folder)) and not quiet:
+                log(f"{config.architecture} {config.preset}: passed the conformance checks in run {passed}", sys.stderr)
             return _measure(folder, trackers, quiet=quiet)
 
 

@@ -302,10 +302,11 @@ def bits_per_byte(folder: Path, record: Record) -> float | None:
 
 
 def check_seconds(folder: Path, record: Record) -> float:
-    """Seconds of the conformance checks of the cell's run, without the start of their process; 0 without checks."""
+    """Seconds of the conformance checks of the cell's run, without the start of their process; 0 if it ran none."""
     path = run_folder(folder, record)
     findings = read_findings(open_run(path.parent, path.name))
-    return 0.0 if findings is None else sum(result.seconds for result in findings.results)
+    ran = () if findings is None or findings.taken_from is not None else findings.results
+    return sum(result.seconds for result in ran)
 
 
 def _run_id(out: Path) -> str | None:
