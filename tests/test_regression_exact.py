@@ -28,13 +28,20 @@ CHANGES = {
     "a graph break": (HIDDEN, f"{HIDDEN}        torch._dynamo.graph_break()\n"),
     "one more saved activation": (HIDDEN, f"{HIDDEN}        x = x.exp().log()\n"),
 }
+OPERATIONS = {"step_operations", "token_operations"}
 FAILING = {
     "one more parameter": {"parameters"},
     # The product's two inputs are saved as well: the hidden states, and the square matrix.
-    "one more matmul": {"forward_flops_per_token", "training_flops_per_token", "saved_activation_bytes"},
+    "one more matmul": {
+        "forward_flops_per_token",
+        "training_flops_per_token",
+        "saved_activation_bytes",
+        *OPERATIONS,
+        "step_bytes",
+    },
     "a doubled cache": {"state_bytes_per_token", "state_bytes"},
     "a graph break": {"graph_breaks"},
-    "one more saved activation": {"saved_activation_bytes"},
+    "one more saved activation": {"saved_activation_bytes", *OPERATIONS, "step_bytes"},
 }
 
 
@@ -82,11 +89,13 @@ def test_the_counts_are_those_of_the_definition() -> None:
     assert known["state_bytes"] == 2 * C * 4 * T
     assert known["graph_breaks"] == 0
     assert H * (C // H) == C
-    more = costs("one more saved activation")["saved_activation_bytes"]
-    assert more is not None
-    assert known["saved_activation_bytes"] is not None
+    change = costs("one more saved activation")
+    more = {name: float(change[name] or 0) - float(value or 0) for name, value in known.items()}
     # exp saves what it returns, and log what it was given, which is the same tensor.
-    assert more - known["saved_activation_bytes"] == B * T * C * 4
+    assert more["saved_activation_bytes"] == B * T * C * 4
+    # exp and log; of their gradients a quotient and a product, and two of reading what was saved. A token has none.
+    assert more["step_operations"] == 6
+    assert more["token_operations"] == 2
 
 
 def test_fewer_parameters_fail_too_and_a_smaller_cost_passes() -> None:
@@ -112,7 +121,7 @@ def test_a_regression_that_is_meant_is_accepted_with_its_reason_and_no_other() -
     rows = exact_rows("copy", costs(), costs("one more matmul"))
     reasons = {"forward_flops_per_token": "a rotation", "copy:training_flops_per_token": "the same"}
     left = accepted(rows, reasons)
-    assert failing(left) == {"saved_activation_bytes"}
+    assert failing(left) == FAILING["one more matmul"] - {"forward_flops_per_token", "training_flops_per_token"}
     assert next(row for row in left if row.metric == "forward_flops_per_token").note.startswith("a rotation (+")
     assert failing(accepted(rows, {"other:forward_flops_per_token": "of another"})) == FAILING["one more matmul"]
 

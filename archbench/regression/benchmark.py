@@ -16,12 +16,14 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import archbench
 from archbench.config import ModelConfig, TrainingConfig
@@ -31,6 +33,7 @@ from archbench.inference.sampling import Sampling
 from archbench.kernels.triton_guard import without_triton
 from archbench.measure.flops import cache_bytes_per_token, count_flops, measured_cache_bytes, on_meta
 from archbench.measure.malloc import tune_malloc
+from archbench.measure.memory import peak_extra_bytes
 from archbench.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -64,9 +67,7 @@ class Subject:
         """The file of the plugin's code; None if it is unknown."""
         if self.architecture.files:
             return str(self.architecture.files[0])
-        module = sys.modules.get(self.architecture.source.partition(":")[0])
-        file: str | None = getattr(module, "__file__", None)
-        return file
+        return getattr(sys.modules.get(self.architecture.source.partition(":")[0]), "__file__", None)
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)
@@ -96,6 +97,8 @@ def exact_costs(subject: Subject) -> dict[str, float | None]:
         "state_bytes_per_token": cache_bytes_per_token(model, 1, T),
         "state_bytes": measured_cache_bytes(model, 1, T),
         "saved_activation_bytes": saved_activation_bytes(subject),
+        **step_costs(subject),
+        "token_operations": token_operations(subject),
         "graph_breaks": graph_breaks(subject.build().train(), subject.tokens(2, T)),
     }
 
@@ -133,12 +136,40 @@ def saved_activation_bytes(subject: Subject, B: int = 2) -> int:
             if not saved[self.key]:
                 live -= self.nbytes
 
-    def unpack(kept: Saved) -> Tensor:
-        return kept.tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(Saved, unpack):
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda kept: kept.tensor):
         subject.architecture.train_step(state, batch)
     return most
+
+
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the operations that reach torch's kernels within its context."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+def step_costs(subject: Subject, B: int = 2) -> dict[str, float | None]:
+    """Of a second update on tokens (B, T), float32, on a CPU: operations, and most bytes of tensors that it adds."""
+    step = partial(subject.architecture.train_step, *subject.training(B, torch.device("cpu")))
+    step()  # makes the optimizer's state
+    most = peak_extra_bytes(step, torch.device("cpu"))
+    with Operations() as operations:  # type: ignore[no-untyped-call]
+        step()
+    return {"step_bytes": most, "step_operations": operations.count}
+
+
+def token_operations(subject: Subject) -> float:
+    """Operations of a decoded token at batch 1 on a CPU, the sampling included."""
+    prompt = subject.tokens(1, max(1, subject.config.context_length // 4))
+    tokens = iter(subject.architecture.generate(subject.build().eval(), prompt, TOKENS + 2, Sampling(greedy=True)))
+    next(tokens), next(tokens)
+    with Operations() as operations:  # type: ignore[no-untyped-call]
+        for _ in range(TOKENS):
+            next(tokens)
+    return float(operations.count / TOKENS)
 
 
 def graph_breaks(model: nn.Module, tokens: Tensor) -> int | None:
@@ -176,11 +207,8 @@ class Timing:
     def __init__(self, subject: Subject, device: torch.device) -> None:
         self._subject, self._device = subject, device
         self.reference = reference_workload(device)
-        self.work: dict[str, Callable[[], object]] = {
-            "train_step": self._train_step(),
-            "prefill": self._prefill(),
-            "decode": self._decode(),
-        }
+        made = self._train_step(), self._prefill(), self._decode()
+        self.work: dict[str, Callable[[], object]] = dict(zip(TIMED, made, strict=True))
         for _ in range(WARMUP):
             self.reference()
             for metric in TIMED:
@@ -188,8 +216,7 @@ class Timing:
                 self.work[metric]()
 
     def _train_step(self) -> Callable[[], object]:
-        state, batch = self._subject.training(1, self._device)
-        return lambda: self._subject.architecture.train_step(state, batch)
+        return partial(self._subject.architecture.train_step, *self._subject.training(1, self._device))
 
     def _prefill(self) -> Callable[[], object]:
         architecture, model = self._subject.architecture, self._subject.build().to(self._device).eval()
@@ -301,11 +328,7 @@ def each(names: Sequence[str], do: Callable[[str], Any]) -> tuple[dict[str, Any]
 
 
 def main(parent: Parent, request: dict[str, Any]) -> None:
-    """Load what is asked for, say so, and answer until the parent has no more questions.
-
-    Args:
-        request: the fields of :class:`archbench.regression.sides.Request`.
-    """
+    """Load what a :class:`archbench.regression.sides.Request` asks for, say so, and answer until nothing is asked."""
     tune_malloc()
     torch.set_num_threads(1)
     device = torch.device(request["device"])

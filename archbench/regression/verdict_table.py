@@ -84,6 +84,9 @@ UNITS = {
     "state_bytes_per_token": "byte/token",
     "state_bytes": "byte",
     "saved_activation_bytes": "byte",
+    "step_bytes": "byte",
+    "step_operations": "1",
+    "token_operations": "1",
     "graph_breaks": "1",
 }
 
