@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from archbench.errors import StorageError
 from archbench.kernels import linear, product_choice
 from archbench.kernels.matmul import ChosenLinear
-from archbench.kernels.product_choice import ONEDNN, TORCH, Case, Library, choose_products, record_products
+from archbench.kernels.product_choice import BATCHED, ONEDNN, TORCH, Case, Library, choose_products, record_products
+from archbench.kernels.row_product import row_product
 from archbench.measure.product_speeds import ProductSpeeds
 from archbench.nn import Linear
 
@@ -71,7 +72,7 @@ def test_strided_rows_are_read_and_gradients_that_nobody_asks_for_are_skipped() 
 def test_each_product_is_raced_once_a_machine_and_then_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ARCHBENCH_CACHE", str(tmp_path))
     races: list[set[str]] = []
-    monkeypatch.setattr(product_choice, "_winner", lambda ways: races.append({*ways}) or ONEDNN)
+    monkeypatch.setattr(product_choice, "_winner", lambda ways, *operands: races.append({*ways}) or ONEDNN)
     x, weight = torch.randn(40, 256), torch.randn(256, 256, requires_grad=True)
     for _ in range(2):  # two processes, as far as the choice knows
         choose_products(ProductSpeeds())
@@ -99,6 +100,8 @@ def test_a_race_takes_the_faster_and_ties_go_to_torch(monkeypatch: pytest.Monkey
 
     ways = {library: lambda library=library: way(library) for library in LIBRARIES}
     assert product_choice._winner(ways) == ONEDNN
+    costs[BATCHED] = 8
+    assert product_choice._winner(ways | {BATCHED: lambda: way(BATCHED)}) == BATCHED
     costs[ONEDNN] = 9.7
     assert product_choice._winner(ways) == TORCH
 
@@ -114,6 +117,33 @@ def test_no_race_while_a_mode_counts_operations() -> None:
     with FlopCounterMode(display=False) as flops, torch.no_grad():
         linear(torch.randn(40, 256), torch.randn(256, 256))
     assert flops.get_total_flops() == 2 * 40 * 256 * 256
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="torch was built without MKL")
+@pytest.mark.parametrize("rows", [256, 301, 302, 3])
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_row_times_blocks_of_a_weight_equals_torch(rows: int, biased: bool) -> None:
+    """Blocks as many as threads, and rows that are left over."""
+    torch.manual_seed(0)
+    hidden, bias = torch.randn(1, 5, 64), torch.randn(rows) if biased else None
+    for weight in (torch.randn(rows, 64), torch.randn(64, rows).t()):
+        for x in (hidden[:, -1], hidden[:, 2:3], hidden[0, 0]):
+            found = row_product(x, weight, bias)
+            torch.testing.assert_close(found, F.linear(x, weight, bias), atol=1e-5, rtol=1e-5)
+
+
+@needs_choice
+def test_one_row_without_gradients_is_a_batch_of_blocks_by_rule_and_may_win_a_race() -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(512, 1024), torch.randn(2, 512)
+    for choice in (None, lambda case, race: BATCHED if case.octave == 0 else ONEDNN):
+        choose_products(choice)
+        for rows, expected in ((x[:1], BATCHED), (x, ONEDNN)):
+            with record_products() as ran, torch.no_grad():
+                found = layer(rows)
+            if choice is not None or product_choice._cpu_maker() == "AuthenticAMD":
+                assert ran == {expected}
+            torch.testing.assert_close(found, F.linear(rows, layer.weight, layer.bias), atol=1e-5, rtol=1e-5)
 
 
 def test_layer_works_in_every_dtype_under_autocast_compiled_and_on_meta() -> None:

@@ -1,5 +1,7 @@
 """float32 products on x86 CPUs by MKL, which torch uses, or by oneDNN, a part of torch: whichever is faster there.
 
+A product of one row may also be a batch (:mod:`archbench.kernels.row_product`).
+
 No rule holds everywhere: on AMD's Zen 4 oneDNN is 1.05 to 1.5 times as fast in forward passes and input gradients, on
 Zen 3 it is slower in input gradients, and weight gradients differ by shape. So a run races both the first time that it
 meets a product, and keeps the winner in archbench's cache (:mod:`archbench.measure.product_speeds`): the same machine
@@ -9,7 +11,7 @@ takes the same one from then on, and the same run gives the same numbers. Code o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -19,17 +21,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from archbench.kernels.row_product import row_product
+
 Direction = Literal["forward", "input", "weight"]
-Library = Literal["torch", "onednn"]
+Library = Literal["torch", "onednn", "torch-batched"]
 TORCH: Library = "torch"
 ONEDNN: Library = "onednn"
+BATCHED: Library = "torch-batched"
+Ways = Mapping[Library, Callable[..., Tensor]]
 
 FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**16
 """A weight of at least so many elements, with few rows and with many, is worth oneDNN's 10 µs per call. Its rounding
 error is about twice MKL's."""
 
 WORTH = 0.95
-"""oneDNN is taken where its time is at most this share of torch's: what is about as fast stays
+"""Another is taken where its time is at most this share of torch's: what is about as fast stays
 with torch, and a race in warm caches is a few percent off."""
 
 LEAST_ROUNDS, MOST_ROUNDS, RACE_SECONDS = 3, 20, 0.04
@@ -58,7 +64,7 @@ Choice = Callable[[Case, Race], Library]
 """Gives a case's library: the one that is known, or the winner of the race."""
 
 _choice: Choice | None = None
-_chosen: dict[Case, Library] = {}
+_chosen: dict[tuple[object, ...], Library] = {}  # by case, made as a plain tuple: each product of a token asks
 _recorders: list[set[str]] = []
 
 
@@ -86,22 +92,27 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product
 
 
+_FORWARD: Ways = {TORCH: F.linear, ONEDNN: onednn}
+_HAS_MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+_ROW: Ways = {**_FORWARD, BATCHED: row_product} if _HAS_MKL else _FORWARD
+_INPUT: Ways = {TORCH: torch.matmul, ONEDNN: lambda gradient, weight: onednn(gradient, weight.t())}
+_WEIGHT: Ways = {TORCH: lambda gradient, x: gradient.t() @ x, ONEDNN: lambda gradient, x: onednn(gradient.t(), x.t())}
+
+
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b: x (..., K), weight (N, K), bias (N,) -> (..., N), float32 without gradients."""
-    ways = {TORCH: lambda: F.linear(x, weight, bias), ONEDNN: lambda: onednn(x, weight, bias)}
-    return _by_choice("forward", x.numel() // x.shape[-1], weight, ways)
+    M = x.numel() // x.shape[-1]
+    return _by_choice("forward", M, weight, _ROW if M == 1 else _FORWARD, x, weight, bias)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     """G W: gradient (..., N), weight (N, K) -> (..., K), float32 without gradients."""
-    ways = {TORCH: lambda: gradient @ weight, ONEDNN: lambda: onednn(gradient, weight.t())}
-    return _by_choice("input", gradient.numel() // gradient.shape[-1], weight, ways)
+    return _by_choice("input", gradient.numel() // gradient.shape[-1], weight, _INPUT, gradient, weight)
 
 
 def weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     """Gᵀ x: gradient (M, N), x (M, K) -> (N, K), the shape of ``weight``, float32 without gradients."""
-    ways = {TORCH: lambda: gradient.t() @ x, ONEDNN: lambda: onednn(gradient.t(), x.t())}
-    return _by_choice("weight", x.shape[0], weight, ways)
+    return _by_choice("weight", x.shape[0], weight, _WEIGHT, gradient, x)
 
 
 def torch_alone(M: int, N: int, K: int) -> bool:
@@ -129,20 +140,20 @@ def choosable(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _by_choice(direction: Direction, M: int, weight: Tensor, ways: dict[Library, Callable[[], Tensor]]) -> Tensor:
+def _by_choice(direction: Direction, M: int, weight: Tensor, ways: Ways, *operands: Tensor | None) -> Tensor:
     N, K = weight.shape
-    case = Case(direction, M.bit_length() - 1, N, K, torch.get_num_threads())
+    case = direction, M.bit_length() - 1, N, K, torch.get_num_threads()
     library = _chosen.get(case)
     if library is None:
         if _choice is None:
-            library = TORCH if direction == "weight" else ONEDNN
+            library = TORCH if direction == "weight" else BATCHED if BATCHED in ways else ONEDNN
         elif torch._C._len_torch_dispatch_stack() > 0:
-            return ways[TORCH]()  # a mode counts what runs: no race now
+            return ways[TORCH](*operands)  # a mode counts what runs: no race now
         else:
-            library = _choice(case, lambda: _winner(ways))
+            library = _choice(Case(*case), lambda: _winner(ways, *operands))
         _chosen[case] = library
     _note(library)
-    return ways[library]()
+    return ways[library](*operands)
 
 
 def _note(library: Library) -> None:
@@ -150,21 +161,22 @@ def _note(library: Library) -> None:
         recorder.add(library)
 
 
-def _winner(ways: dict[Library, Callable[[], Tensor]]) -> Library:
-    """The faster one in turns, by its best time; the outputs are dropped one by one, so memory does not grow."""
+def _winner(ways: Ways, *operands: Tensor | None) -> Library:
+    """The fastest one in turns, by its best time; the outputs are dropped one by one, so memory does not grow."""
     best = dict.fromkeys(ways, float("inf"))
     with torch.no_grad():
         for way in ways.values():
-            way()  # builds kernels
+            way(*operands)  # builds kernels
         start = time.perf_counter()
         for turn in range(MOST_ROUNDS):
             for name, way in ways.items():
                 begin = time.perf_counter()
-                way()
+                way(*operands)
                 best[name] = min(best[name], time.perf_counter() - begin)
             if turn + 1 >= LEAST_ROUNDS and time.perf_counter() - start > RACE_SECONDS:
                 break
-    return ONEDNN if best[ONEDNN] <= WORTH * best[TORCH] else TORCH
+    fastest = min(best, key=best.__getitem__)
+    return fastest if best[fastest] <= WORTH * best[TORCH] else TORCH
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
+from typing import get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -36,7 +37,8 @@ class ProductSpeeds:
 
     def __init__(self) -> None:
         self._facts = {"cpu": _cpu(), "torch": torch.__version__, "build": torch.__config__.show()}
-        self._file = cache_folder() / "products" / f"{content_key(*self._facts.values())}.json"
+        key = content_key(*self._facts.values(), *get_args(Library))  # with another library all race again
+        self._file = cache_folder() / "products" / f"{key}.json"
         self._winners = self._read()
 
     def __call__(self, case: Case, race: Race) -> Library:

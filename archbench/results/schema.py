@@ -129,8 +129,9 @@ COLUMNS: tuple[Column, ...] = (
         "products",
         "string",
         "",
-        "libraries that computed layers' float32 products on a CPU: torch (its own choice, MKL on x86), onednn, joined "
-        "by +; none; null: on other devices, and before version 7",
+        "libraries that computed layers' float32 products on a CPU: torch (its own choice, MKL on x86), onednn, "
+        "torch-batched (one row by MKL's batched product), joined by +; none; null: on other devices, and before "
+        "version 7",
         nullable=True,
     ),
     Column("compile", "bool", "", "whether the model ran under torch.compile"),
