@@ -33,7 +33,9 @@ from torch import Tensor
 
 import archbench
 from archbench.kernels import linear
+from archbench.kernels.product_choice import choose_products
 from archbench.measure.malloc import tune_malloc
+from archbench.measure.product_speeds import ProductSpeeds
 
 
 def by_hand(model: Any, prompt: Tensor, new_tokens: int, product: Callable[..., Tensor]) -> Iterator[Tensor]:
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write every sample there")
     options = parser.parse_args()
     allocator = tune_malloc()
+    choose_products(ProductSpeeds())  # as in a run
     if options.threads:
         torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, allocator {allocator}")

@@ -1,6 +1,7 @@
 """float32 products on x86 CPUs by MKL, which torch uses, or by oneDNN, a part of torch: whichever is faster there.
 
-A product of one row may also be a batch (:mod:`archbench.kernels.row_product`).
+A product of one row is not raced against a batch of blocks (:mod:`archbench.kernels.row_product`): a race repeats a
+weight, which then comes from a cache, and decoding reads all weights of a model before it comes back to one.
 
 No rule holds everywhere: on AMD's Zen 4 oneDNN is 1.05 to 1.5 times as fast in forward passes and input gradients, on
 Zen 3 it is slower in input gradients, and weight gradients differ by shape. So a run races both the first time that it
@@ -35,7 +36,7 @@ FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**16
 error is about twice MKL's."""
 
 WORTH = 0.95
-"""Another is taken where its time is at most this share of torch's: what is about as fast stays
+"""oneDNN is taken where its time is at most this share of torch's: what is about as fast stays
 with torch, and a race in warm caches is a few percent off."""
 
 LEAST_ROUNDS, MOST_ROUNDS, RACE_SECONDS = 3, 20, 0.04
@@ -93,8 +94,7 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 _FORWARD: Ways = {TORCH: F.linear, ONEDNN: onednn}
-_HAS_MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-_ROW: Ways = {**_FORWARD, BATCHED: row_product} if _HAS_MKL else _FORWARD
+_ROW: Ways = {**_FORWARD, BATCHED: row_product}
 _INPUT: Ways = {TORCH: torch.matmul, ONEDNN: lambda gradient, weight: onednn(gradient, weight.t())}
 _WEIGHT: Ways = {TORCH: lambda gradient, x: gradient.t() @ x, ONEDNN: lambda gradient, x: onednn(gradient.t(), x.t())}
 
@@ -127,8 +127,7 @@ def torch_alone(M: int, N: int, K: int) -> bool:
 
 def choosable(x: Tensor, weight: Tensor) -> bool:
     """Whether there is a choice: float32 on an x86 CPU, and a product that is worth oneDNN's overhead."""
-    few = x.numel() <= FEW_ROWS * x.shape[-1]
-    large = LARGE_FOR_FEW_ROWS if few and _choice is None else LARGE
+    large = LARGE_FOR_FEW_ROWS if x.numel() <= FEW_ROWS * x.shape[-1] else LARGE
     return (
         weight.numel() >= large
         and x.numel() > 0
@@ -145,12 +144,13 @@ def _by_choice(direction: Direction, M: int, weight: Tensor, ways: Ways, *operan
     case = direction, M.bit_length() - 1, N, K, torch.get_num_threads()
     library = _chosen.get(case)
     if library is None:
-        if _choice is None:
-            library = TORCH if direction == "weight" else BATCHED if BATCHED in ways else ONEDNN
-        elif torch._C._len_torch_dispatch_stack() > 0:
+        if _choice is not None and torch._C._len_torch_dispatch_stack() > 0:
             return ways[TORCH](*operands)  # a mode counts what runs: no race now
+        batched = ways is _ROW and _batches_rows_fast()
+        if _choice is None:
+            library = TORCH if direction == "weight" else BATCHED if batched else ONEDNN
         else:
-            library = _choice(Case(*case), lambda: _winner(ways, *operands))
+            library = _choice(Case(*case), lambda: BATCHED if batched else _winner(ways, *operands))
         _chosen[case] = library
     _note(library)
     return ways[library](*operands)
@@ -162,21 +162,20 @@ def _note(library: Library) -> None:
 
 
 def _winner(ways: Ways, *operands: Tensor | None) -> Library:
-    """The fastest one in turns, by its best time; the outputs are dropped one by one, so memory does not grow."""
-    best = dict.fromkeys(ways, float("inf"))
+    """The faster one in turns, by its best time; the outputs are dropped one by one, so memory does not grow."""
+    best = dict.fromkeys((TORCH, ONEDNN), float("inf"))
     with torch.no_grad():
-        for way in ways.values():
-            way(*operands)  # builds kernels
+        for name in best:
+            ways[name](*operands)  # builds kernels
         start = time.perf_counter()
         for turn in range(MOST_ROUNDS):
-            for name, way in ways.items():
+            for name in best:
                 begin = time.perf_counter()
-                way(*operands)
+                ways[name](*operands)
                 best[name] = min(best[name], time.perf_counter() - begin)
             if turn + 1 >= LEAST_ROUNDS and time.perf_counter() - start > RACE_SECONDS:
                 break
-    fastest = min(best, key=best.__getitem__)
-    return fastest if best[fastest] <= WORTH * best[TORCH] else TORCH
+    return ONEDNN if best[ONEDNN] <= WORTH * best[TORCH] else TORCH
 
 
 @cache
@@ -188,3 +187,9 @@ def _cpu_maker() -> str | None:
         return None
     makers = (maker for maker in ("AuthenticAMD", "GenuineIntel") if maker in processor)
     return next(makers, None) if torch.backends.mkldnn.is_available() else None  # type: ignore[no-untyped-call]
+
+
+def _batches_rows_fast() -> bool:
+    """As measured on Zen 4; on Intel's CPUs MKL's other products use all threads too."""
+    mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return mkl and _cpu_maker() == "AuthenticAMD"
