@@ -18,10 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from archbench.errors import UsageError
 from archbench.kernels.matmul import linear
 from archbench.kernels.precision import autocast_dtype, exact_dtype
+from archbench.kernels.product_choice import choosable, input_gradient
 from archbench.kernels.triton_guard import row_kernels_run
 
 CHUNK_BYTES = 3 * 2**24
@@ -74,7 +76,10 @@ def linear_cross_entropy(
     tensors = (hidden, weight, bias)
     trained = [torch.is_grad_enabled() and tensor is not None and tensor.requires_grad for tensor in tensors]
     dtype, rows = autocast_dtype(hidden) or hidden.dtype, hidden.reshape(-1, C)
-    loss: Tensor = _operator(rows, weight, targets.reshape(-1), bias, dtype, chunk, ignore_index, trained)[0]
+    # Not the operator where a function of autograd does: torch's compiler comes with it, 85 MB and a second or two.
+    plain = hidden.device.type == "cpu" and not torch.compiler.is_compiling() and type(rows) in (Tensor, Parameter)
+    operation: Any = _Eager.apply if plain else _operator
+    loss: Tensor = operation(rows, weight, targets.reshape(-1), bias, dtype, chunk, ignore_index, trained)[0]
     return loss
 
 
@@ -100,7 +105,8 @@ def loss_and_gradients(
         d_hidden, d_weight, d_bias = _empty_gradients(hidden, weight, dtype, trained)
         head = weight.to(dtype)
         head_bias = None if bias is None else bias.to(dtype)
-        chunks = _slices(N, _chunk_rows(N, V, dtype, hidden.device) if chunk is None else chunk)
+        most = _chunk_rows(N, V, dtype, hidden.device) if chunk is None else min(chunk, max(N, 1))
+        chunks = _slices(N, most)
         if row_kernels_run(hidden.device) and dtype != torch.float64 and N > 0:
             gradients = d_hidden, d_weight, d_bias
             return *_by_kernel(hidden, head, head_bias, targets, ignore_index, chunks, gradients, trained), *gradients
@@ -109,18 +115,22 @@ def loss_and_gradients(
             _check_range(targets, counted, V)
         targets = targets.where(counted, 0)
         losses = torch.empty(N, dtype=exact, device=hidden.device)
-        d_weight.zero_()
+        # Before the logits: what the heap has above them when they are freed leaves a hole that the next do not fit.
+        pieces = torch.empty(min(most, _softmax_rows(V, hidden.device)), V, dtype=exact, device=hidden.device)
         d_bias.zero_()
-        for rows in chunks:
+        if N == 0:
+            d_weight.zero_()
+        for number, rows in enumerate(chunks):
             states, mask = hidden[rows].to(dtype), counted[rows].to(dtype).unsqueeze(1)  # (R, C), (R, 1)
             logits = linear(states, head, head_bias)  # (R, V)
-            losses[rows] = _losses(logits, targets[rows], exact, any(trained))
+            losses[rows] = _losses(logits, targets[rows], pieces, any(trained))
             if for_hidden:
-                d_hidden[rows] = (logits @ head).mul_(mask)
+                for_rows = input_gradient(logits, head) if choosable(logits, head) else logits @ head
+                torch.mul(for_rows, mask, out=d_hidden[rows])
             if for_weight:
-                _add_product(d_weight, logits, states * mask)
+                _add_product(d_weight, logits, states * mask, min(number, 1))
             if for_bias:
-                _add_product(d_bias.unsqueeze(1), logits, mask)
+                _add_product(d_bias.unsqueeze(1), logits, mask, 1)
             del logits  # before the next chunk's are allocated
         count = counted.sum()
         loss = losses.where(counted, 0).sum() / count
@@ -181,24 +191,30 @@ def _sum_product(total: Tensor, left: Tensor, right: Tensor, beta: int) -> None:
         torch.addmm(total, left, right, beta=beta, out_dtype=total.dtype, out=total)
 
 
-def _losses(logits: Tensor, targets: Tensor, exact: torch.dtype, trained: bool) -> Tensor:
-    """Loss (R,) of each row; if anything is trained, logits (R, V) are overwritten by their gradient."""
-    losses = torch.empty(targets.shape, dtype=exact, device=targets.device)
-    for rows in _slices(logits.shape[0], _softmax_rows(logits)):
-        ids = targets[rows].unsqueeze(1)
-        log_p = torch.log_softmax(logits[rows], dim=-1, dtype=exact)  # (r, V)
-        log_p_target = log_p.gather(1, ids)
-        losses[rows] = -log_p_target.squeeze(1)
+def _losses(logits: Tensor, targets: Tensor, pieces: Tensor, trained: bool) -> Tensor:
+    """Loss (R,) of each row; if anything is trained, logits (R, V) are overwritten by their gradient.
+
+    ``pieces`` (r, V) is overwritten, r rows at a time; the loss has its dtype.
+    """
+    losses = pieces.new_empty(targets.shape)
+    for rows in _slices(logits.shape[0], pieces.shape[0]):
+        piece, ids = logits[rows], targets[rows].unsqueeze(1)  # (r, V), (r, 1)
+        p = torch.softmax(piece, dim=-1, dtype=pieces.dtype, out=pieces[: piece.shape[0]])
+        # log p of the target by the largest p, which is at least 1 / V: the target's own may underflow.
+        log_p = (piece.gather(1, ids).to(p.dtype) - piece.amax(1, keepdim=True)).add_(p.amax(1, keepdim=True).log_())
+        losses[rows] = -log_p.squeeze(1)
         if trained:
-            logits[rows] = log_p.exp_().scatter_(1, ids, log_p_target.expm1())  # softmax minus one-hot
+            logits[rows] = p.scatter_(1, ids, log_p.expm1())  # softmax minus one-hot
     return losses
 
 
-def _add_product(total: Tensor, errors: Tensor, states: Tensor) -> None:
-    """total (V, K) += errors (R, V)ᵀ states (R, K), the sum in total's dtype."""
+def _add_product(total: Tensor, errors: Tensor, states: Tensor, beta: int) -> None:
+    """total (V, K) = beta · total + errors (R, V)ᵀ states (R, K), the sum in total's dtype; beta 0 or 1."""
     if total.dtype == errors.dtype:
-        total.addmm_(errors.t(), states)
+        total.addmm_(errors.t(), states, beta=beta)
         return
+    if beta == 0:
+        total.zero_()  # it may hold NaN
     # A sum in half precision would lose a bit every few chunks, and CPUs have no half-precision product with a float32
     # result: parts of the product, small enough for the caches, are rounded once and added. Scaling by a power of two,
     # which is exact, keeps a column of R errors below float16's 65,504.
@@ -269,6 +285,14 @@ def _scaled(total: Tensor, factor: Tensor) -> Tensor:
 _operator.register_autograd(_scale_gradients, setup_context=_keep_gradients)
 
 
+class _Eager(torch.autograd.Function):
+    """The operator, outside torch's compiler."""
+
+    forward = staticmethod(loss_and_gradients)
+    setup_context = staticmethod(_keep_gradients)
+    backward = staticmethod(_scale_gradients)
+
+
 def _chunk_bytes(device: torch.device) -> int:
     return CHUNK_BYTES if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
 
@@ -279,10 +303,9 @@ def _chunk_rows(N: int, V: int, dtype: torch.dtype, device: torch.device) -> int
     return max(1, -(-N // chunks))  # equal chunks: a small last one would be slow
 
 
-def _softmax_rows(logits: Tensor) -> int:
-    if logits.device.type != "cpu":
-        return logits.shape[0]
-    return max(1, SOFTMAX_BYTES // (4 * logits.shape[1])) * torch.get_num_threads()
+def _softmax_rows(V: int, device: torch.device) -> int:
+    share = SOFTMAX_BYTES * torch.get_num_threads() if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+    return max(1, share // (4 * V))
 
 
 def _slices(length: int, step: int) -> Iterator[slice]:

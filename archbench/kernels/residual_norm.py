@@ -12,13 +12,14 @@ PyTorch, for tests of the code around the kernels.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from archbench.kernels.companions import note_column_sums, note_narrow
+from archbench.kernels.companions import note_column_sums, note_narrow, note_recipe
 from archbench.kernels.dropout import fast_dropout
 from archbench.kernels.dropout_bits import dropped_levels, kept_scale, new_seed, reference_keep
 from archbench.kernels.operators import no_second_derivative
@@ -55,9 +56,16 @@ def residual_norm(
         (..., C). Under autocast float32, as LayerNorm is there.
     """
     if not _fusible(x, y, weight):
-        return F.layer_norm(x + fast_dropout(y, dropout, training), weight.shape, weight, bias, eps)
+        total = x + fast_dropout(y, dropout, training)
+        out = _norm(total, weight, bias, eps)
+        note_recipe(out, partial(_norm, eps=eps), total, weight, bias)
+        return out
     dropped = dropped_levels(dropout) if training else 0
     return fused_residual_norm(x, y, weight, bias, eps, dropped, new_seed() if dropped else torch.tensor(0))
+
+
+def _norm(total: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    return F.layer_norm(total, weight.shape, weight, bias, eps)
 
 
 def fused_residual_norm(

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from torch import Tensor
 
+from archbench.kernels.companions import note_recipe
 from archbench.nn.layer import Layer
 from archbench.nn.linear import Linear
 
+_REPEATABLE = (F.gelu, F.silu)
+"""Known to be the same at every call, and whose gradient needs only their input."""
+
 
 class FeedForward(Layer):
-    """x (..., C) -> down(activation(up(x))), F wide (Vaswani et al. 2017, section 3.3)."""
+    """x (..., C) -> down(activation(up(x))), F wide (Vaswani et al. 2017, section 3.3).
+
+    For the backward pass GELU and SiLU are computed again instead of being kept.
+    """
 
     def __init__(self, channels: int, width: int, activation: Callable[[Tensor], Tensor], *, bias: bool = True) -> None:
         super().__init__()
@@ -20,7 +28,11 @@ class FeedForward(Layer):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.activation(self.up(x)))
+        up = self.up(x)  # (..., F)
+        h = self.activation(up)
+        if getattr(self.activation, "func", self.activation) in _REPEATABLE:
+            note_recipe(h, self.activation, up)
+        return self.down(h)
 
 
 class GatedFeedForward(Layer):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from archbench.kernels import linear
+from archbench.kernels.companions import keeping_recipe
 from archbench.nn.layer import Layer
 
 
@@ -19,7 +20,8 @@ class Linear(nn.Linear):
         def __call__(self, x: Tensor) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        with keeping_recipe(x):
+            return linear(x, self.weight, self.bias)
 
 
 class LowRank(Layer):
