@@ -1,17 +1,16 @@
-"""Decoding a GPT-1 through ``generate``, against the same operations written by hand and transformers' models.
+"""Decoding a GPT-1 through ``generate``, against the same operations written by hand, and against reading its weights.
 
     python benchmarks/decoding_by_hand.py                        # nano and the published size, batches 1 and 8
     python benchmarks/decoding_by_hand.py --preset nano --batch 1 --json out.json
 
 ``by hand`` is the shortest loop of torch calls that decodes these weights: no modules, views made once, a cache
 allocated once. It is what is left when nothing but the operations costs time. ``by hand, linear`` takes its products
-from ``archbench.kernels.linear`` instead of ``F.linear``. GPT-2 of transformers has the same sizes, a norm more and
-other weights (OpenAIGPT has no cache), with a dynamic and with a static cache. ``reading`` sums each weight that a
-token reads, once: the limit that memory sets. Embeddings are not counted, of which a token reads a row.
+from ``archbench.kernels.linear`` instead of ``F.linear``. ``reading`` sums each weight that a token reads, once: the
+limit that memory sets. Embeddings are not counted, of which a token reads a row.
 
 All take turns in one process, with the same prompt, threads and allocator; a turn's figure is the median of the gaps
 between tokens. A ratio is theirs over ours in the same round: above 1, archbench is faster. What is ours must give the
-tokens that the hand gives.
+tokens that the hand gives. Published implementations: ``peers.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gpt1_vs_transformers import GREEDY, take_turns
 from torch import Tensor
 
 import archbench
@@ -36,6 +34,8 @@ from archbench.kernels import linear
 from archbench.kernels.product_choice import choose_products
 from archbench.measure.malloc import tune_malloc
 from archbench.measure.product_speeds import ProductSpeeds
+
+GREEDY = archbench.Sampling(greedy=True)
 
 
 def by_hand(model: Any, prompt: Tensor, new_tokens: int, product: Callable[..., Tensor]) -> Iterator[Tensor]:
@@ -75,21 +75,7 @@ def by_hand(model: Any, prompt: Tensor, new_tokens: int, product: Callable[..., 
         yield token
 
 
-def transformers_loop(model: Any, prompt: Tensor, new_tokens: int, *, static: bool) -> Iterator[Tensor]:
-    """The shortest greedy loop around transformers' cache."""
-    from transformers import DynamicCache, StaticCache
-
-    length = prompt.shape[1] + new_tokens
-    cache = StaticCache(config=model.config, max_cache_len=length) if static else DynamicCache(config=model.config)
-    tokens = prompt
-    for _ in range(new_tokens):
-        with torch.inference_mode():
-            logits = model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
-            tokens = logits[:, -1].argmax(-1, keepdim=True)
-        yield tokens
-
-
-def contenders(preset: str, B: int, P: int, new_tokens: int, *, peers: bool) -> dict[str, Callable[[], list[float]]]:
+def contenders(preset: str, B: int, P: int, new_tokens: int) -> dict[str, Callable[[], list[float]]]:
     """By name: one decoding, and the gaps between its tokens in seconds."""
     torch.manual_seed(0)
     gpt1 = archbench.load("gpt1")
@@ -105,22 +91,6 @@ def contenders(preset: str, B: int, P: int, new_tokens: int, *, peers: bool) -> 
     for name, tokens in given.items():
         if (tokens != given["by hand"]).float().mean() > 0.02:  # two nearly equal logits are a matter of rounding
             raise SystemExit(f"{name} decodes other tokens than the operations by hand do")
-    if peers:
-        from transformers import GPT2Config, GPT2LMHeadModel
-
-        sizes = {"n_positions": config.context_length, "n_embd": config.d_model, "n_layer": config.n_layer}
-        theirs = GPT2Config(
-            vocab_size=config.vocab_size,
-            bos_token_id=None,
-            eos_token_id=None,
-            n_head=config.n_head,
-            n_inner=config.d_ff,
-            **sizes,
-        )
-        gpt2 = GPT2LMHeadModel(theirs).eval()
-        loops["GPT2, dynamic"] = lambda: transformers_loop(gpt2, prompt, new_tokens, static=False)
-        loops["GPT2, static"] = lambda: transformers_loop(gpt2, prompt, new_tokens, static=True)
-
     read = [model.head_parameters()[0], *(weight for weight in model.blocks.parameters() if weight.dim() == 2)]
 
     def reading() -> Iterator[Tensor]:
@@ -139,6 +109,17 @@ def contenders(preset: str, B: int, P: int, new_tokens: int, *, peers: bool) -> 
     return {name: lambda loop=loop: gaps(loop()) for name, loop in loops.items()}
 
 
+def take_turns(loops: dict[str, Callable[[], list[float]]], rounds: int, warmup: int) -> dict[str, list[float]]:
+    """Every loop once a round, in one order and then in the other; the median of each turn."""
+    seconds: dict[str, list[float]] = {name: [] for name in loops}
+    for turn in range(warmup + rounds):
+        for name in loops if turn % 2 == 0 else reversed(loops):
+            sample = median(loops[name]())
+            if turn >= warmup:
+                seconds[name].append(sample)
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", action="append", help="default: nano and paper")
@@ -148,7 +129,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--warmup", type=int, default=2, help="rounds before those that count")
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
-    parser.add_argument("--no-peers", action="store_true", help="ours and by hand only")
     parser.add_argument("--json", type=Path, help="also write every sample there")
     options = parser.parse_args()
     allocator = tune_malloc()
@@ -159,13 +139,14 @@ def main() -> None:
     results = {}
     for preset in options.preset or ["nano", "paper"]:
         for B in options.batch or [1, 8]:
-            loops = contenders(preset, B, options.prompt, options.new_tokens, peers=not options.no_peers)
-            result = results[f"{preset}, batch {B}"] = take_turns(loops, options.rounds, options.warmup)
+            loops = contenders(preset, B, options.prompt, options.new_tokens)
+            seconds = results[f"{preset}, batch {B}"] = take_turns(loops, options.rounds, options.warmup)
             print(f"{preset}, batch {B}, after {options.prompt} tokens:")
-            for name, samples in result["seconds"].items():
-                ratio = result["ratio"].get(name)
-                told = "" if ratio is None else f"  {ratio['median']:.2f} ({ratio['p10']:.2f}–{ratio['p90']:.2f})"
-                print(f"  {name:16} {1e3 * median(samples):8.3f} ms{told}", flush=True)
+            ours = next(iter(seconds.values()))
+            for name, samples in seconds.items():
+                ratios = sorted(theirs / own for theirs, own in zip(samples, ours, strict=True))
+                told = f"{median(ratios):.2f} ({ratios[0]:.2f}–{ratios[-1]:.2f})"
+                print(f"  {name:16} {1e3 * median(samples):8.3f} ms  {told}", flush=True)
             del loops
             gc.collect()
     if options.json:
