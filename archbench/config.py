@@ -22,7 +22,9 @@ from archbench.profiles import PROFILES, filled
 PhaseName = Literal["train", "quality", "positions", "prefill", "decode", "serve"]
 """Each has a function in ``PHASES`` of ``archbench/runs/worker.py``, and its metrics in ``results/metrics.py``."""
 DTypeName = Literal["float32", "bfloat16", "float16"]
-BackendName = Literal["triton", "sdpa", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "sdpa-math", "flex", "reference"]
+BackendName = Literal[
+    "triton", "sdpa", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "sdpa-math", "flex", "blocks", "reference"
+]
 ProductsName = Literal["measured", "torch"]
 OperationName = Literal["attention", "loss"]
 AttentionName = Literal["auto", BackendName]
@@ -107,11 +109,9 @@ class TrainingConfig(Frozen):
     )
     eps: float = Field(1e-8, gt=0, le=1, description="added to Adam's denominator")
     weight_decay: float = Field(
-        0.1,
-        ge=0,
-        le=10**6,
+        0.1, ge=0, le=10**6,
         description="decoupled weight decay, of parameters with two or more dimensions (not of biases and gains)",
-    )
+    )  # fmt: skip
     grad_clip: float | None = Field(1.0, gt=0, le=10**9, description="largest global gradient norm; null for none")
     schedule: Literal["cosine", "wsd", "constant"] = Field(
         "cosine", description="learning-rate schedule after the warm-up; wsd is warm-up, stable, decay"

@@ -27,6 +27,7 @@ from attention_definition import naive_attention
 from pairwise import pairwise
 
 BACKENDS = ("sdpa", "reference")
+EAGER = (*BACKENDS, "blocks")
 CPU_KERNELS = ("sdpa-flash", "sdpa-math")
 
 SHAPES = [  # B, H, G, T, S, D
@@ -41,7 +42,7 @@ SHAPES = [  # B, H, G, T, S, D
 ]
 
 
-@pairwise(shape=SHAPES, window=[None, 1, 3, 50], backend=(*BACKENDS, *CPU_KERNELS), scale=[None, 0.3])
+@pairwise(shape=SHAPES, window=[None, 1, 3, 50], backend=(*EAGER, *CPU_KERNELS), scale=[None, 0.3])
 def test_backends_equal_the_definition(
     backend: str, shape: tuple[int, ...], window: int | None, scale: float | None
 ) -> None:
@@ -62,7 +63,7 @@ def test_backends_equal_the_definition(
         torch.testing.assert_close(gradient, wanted, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EAGER)
 def test_half_precision_is_within_its_rounding(backend: str) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 4, 40, 16).bfloat16()
@@ -72,7 +73,7 @@ def test_half_precision_is_within_its_rounding(backend: str) -> None:
     torch.testing.assert_close(out, naive_attention(q, k, v, None, None).bfloat16(), atol=4 * 2 * 2**-8, rtol=0)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EAGER)
 def test_keys_of_a_preallocated_cache_need_no_copy(backend: str) -> None:
     torch.manual_seed(0)
     q, cache = torch.randn(2, 3, 2, 8), torch.randn(2, 2, 3, 20, 8)
@@ -81,7 +82,7 @@ def test_keys_of_a_preallocated_cache_need_no_copy(backend: str) -> None:
     torch.testing.assert_close(causal_attention(q, k, v, backend=backend), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EAGER)
 def test_dropout_keeps_the_mean(backend: str) -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 6, 8)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from archbench.errors import UsageError
 from archbench.kernels import attention_backends
+from archbench.kernels.attention_blocks import block_attention
 from archbench.kernels.attention_op import fused_attention
 from archbench.kernels.attention_torch import flex_attention, reference_attention, sdpa_attention
 
@@ -41,8 +42,9 @@ def causal_attention(
         scale: factor of the scores; None for 1/sqrt(D).
         dropout: probability of dropping an attention weight; pass 0 outside training.
         backend: ``triton``, ``sdpa`` or one of its kernels (``sdpa-cudnn``, ``sdpa-flash``, ``sdpa-efficient``,
-            ``sdpa-math``), ``flex``, ``reference``, ``auto``, or None for the one that :func:`attention_backend` set.
-            Auto is the fastest that can run, and sdpa the fastest of its kernels: see :func:`resolve_attention`.
+            ``sdpa-math``), ``flex``, ``blocks``, ``reference``, ``auto``, or None for the one that
+            :func:`attention_backend` set. Auto is the fastest that can run, and sdpa the fastest of its kernels: see
+            :func:`resolve_attention`.
         precision: of the Triton kernel's float32 products: ``ieee``, ``tf32x3`` (three TF32 products, nearly as exact)
             or ``tf32`` (10 bits). Torch's backends follow torch's own setting.
 
@@ -54,17 +56,18 @@ def causal_attention(
         DeviceError: the backend cannot compute this here.
     """
     _check(q, k, v, window, dropout)
-    T, D = q.shape[2:]
+    B, H, T, D = q.shape
     device = q.device
     asked = attention_backends.ambient if backend is None else backend
     gradients = compiling = False
     if device.type == "cuda" or asked == "flex":  # nothing else depends on it, and asking costs time at every call
         gradients = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if asked == "flex":
+    if asked == "flex" or device.type == "cpu":
         compiling = torch.compiler.is_compiling()
     name = attention_backends.resolve_attention(
         asked, device_type=device.type, device_index=device.index, dtype=q.dtype, T=T, S=k.shape[2], D=D,
         window=window, dropout=dropout, gradients=gradients, compiling=compiling, precision=precision,
+        heads=B * H,
     )  # fmt: skip
     ran = "triton-autotuned" if name == "triton" and attention_backends.autotunes(device.type) else name
     for recorder in attention_backends.recorders:
@@ -74,6 +77,8 @@ def causal_attention(
         return fused_attention(q, k, v, window=window, scale=scale, precision=precision, dropout=dropout)
     if name == "flex":
         return flex_attention(q, k, v, window=window, scale=scale)
+    if name == "blocks":
+        return block_attention(q, k, v, window=window, scale=scale, dropout=dropout)
     if name == "reference":
         return reference_attention(q, k, v, window=window, scale=scale, dropout=dropout)
     return sdpa_attention(q, k, v, window=window, scale=scale, dropout=dropout, kernel=name)

@@ -4,6 +4,8 @@ triton     archbench's fused kernel, forward and backward (GPUs)
 sdpa       torch's scaled_dot_product_attention; on a GPU the fastest of its kernels, each of which has a name too:
            sdpa-cudnn, sdpa-flash, sdpa-efficient and sdpa-math (:mod:`archbench.kernels.attention_sdpa`)
 flex       torch's FlexAttention, compiled (GPUs; on CPUs its forward pass)
+blocks     matrix products of blocks of queries with the keys that they see (:mod:`archbench.kernels.attention_blocks`;
+           CPUs)
 reference  the definition, in matrix products
 """
 
@@ -21,11 +23,11 @@ from operator import index
 import torch
 
 from archbench.errors import DeviceError, UnknownNameError, UsageError, did_you_mean
-from archbench.kernels.attention_rules import FIXED, MEASURED, Ranking, octave_of, ranking
+from archbench.kernels.attention_rules import FIXED, MEASURED, Ranking, blocks_are_fastest, octave_of, ranking
 from archbench.kernels.attention_sdpa import KERNELS, shape_of, torch_prefers_cudnn, why_not_sdpa
 from archbench.kernels.fused.configurations import chip_of, family_of
 
-BACKENDS = ("triton", "sdpa", *KERNELS, "flex", "reference")
+BACKENDS = ("triton", "sdpa", *KERNELS, "flex", "blocks", "reference")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 """Of the Triton kernel's float32 products: exact, three TF32 products for each, or one."""
 
@@ -57,6 +59,7 @@ def resolve_attention(
     compiling: bool = False,
     precision: str = "ieee",
     device_index: int | None = None,
+    heads: int = 1,
 ) -> str:
     """The backend that runs: ``name`` itself, or the choice of ``auto`` or ``sdpa``. Each decision is logged once.
 
@@ -74,6 +77,7 @@ def resolve_attention(
         gradients: whether there will be a backward pass.
         compiling: whether torch.compile is tracing the caller.
         device_index: which GPU; None for the current one.
+        heads: B · H, sequences times query heads.
 
     Raises:
         UnknownNameError: there is no such backend or precision.
@@ -83,12 +87,13 @@ def resolve_attention(
     # ``not`` and ``index`` turn torch.compile's symbols into plain values. A fact without influence is the same for
     # all: otherwise one decision would be made twice.
     few = device_type == "cpu" and dtype == torch.bfloat16 and not (T > 512 or (T == 1 and S < 128))
+    blocks = device_type == "cpu" and not compiling and blocks_are_fastest(dtype, heads, T, S, D, window, dropout)
     shape, octave = "square", 0
     if device_type == "cuda":
         shape, octave = shape_of(T, S, window), octave_of(T)
     return _decide(
-        name, device_type, device_index, dtype, index(D), shape, octave, few, not dropout, gradients, compiling,
-        precision,
+        name, device_type, device_index, dtype, index(D), shape, octave, few, blocks, not dropout, gradients,
+        compiling, precision,
     )  # fmt: skip
 
 
@@ -111,6 +116,7 @@ def _decided(
     shape: str,
     octave: int,
     few: bool,
+    blocks: bool,
     dropless: bool,
     gradients: bool,
     compiling: bool,
@@ -148,13 +154,14 @@ def _decided(
         reason = cause_against("triton")
         # On a CPU with dropout SDPA leaves its fast path, and is twice as slow; with few positions matrix products are
         # 1.5 to 4 times as fast, until the (T, S) weights outgrow the caches.
-        chosen = "reference" if few or (device_type == "cpu" and not dropless) else "sdpa"
+        others = "reference" if few or (device_type == "cpu" and not dropless) else "sdpa"
+        chosen = "blocks" if blocks else others
     else:
         chosen = name
         cause = cause_against(name)
         if cause is not None:
-            others = [other for other in BACKENDS if cause_against(other) is None]
-            raise DeviceError(f"attention {name!r}", cause, f"Use auto, or one of {', '.join(others)}")
+            able = [other for other in BACKENDS if cause_against(other) is None]
+            raise DeviceError(f"attention {name!r}", cause, f"Use auto, or one of {', '.join(able)}")
     if precision != "ieee" and chosen != "triton":
         raise UsageError(
             f"precision {precision!r}",
@@ -228,6 +235,10 @@ def why_not(
         return _why_not_triton(device_type, dtype, D, device_index)
     if backend == "flex":
         return _why_not_flex(device_type, dtype, D, dropout, gradients, compiling)
+    if backend == "blocks":
+        if device_type != "cpu":
+            return f"attention by blocks runs only on CPUs, but q is on {device_type}"
+        return "torch.compile cannot compile attention by blocks" if compiling else None
     return None
 
 

@@ -1,4 +1,4 @@
-"""Which attention is the fastest on a GPU: as measured there (``archbench kernels``), or as published for its chip.
+"""Which attention is the fastest: on a GPU as measured there (``archbench kernels``) or as published for its chip.
 
 Published figures are TFLOP/s of causal attention without a window in half precision, of others' kernels on others'
 machines: of Triton's tutorial 06 (python/tutorials/06-fused-attention.py), whose algorithm ours has, of torch's
@@ -107,6 +107,24 @@ def octave_of(T: int) -> int:
     while 1 << octave < T:
         octave += 1
     return octave
+
+
+LEAST_CHANNELS, LEAST_WINDOW, LENGTHS = 768, 256, range(320, 513)
+LEAST_DROPOUT_LENGTH, LEAST_DROPOUT_WEIGHTS = 512, 6 * 2**20
+"""Where attention by blocks is the fastest on a CPU (EPYC of the Zen 4 generation, two cores, T 32 to 2,048, D 32 to 128,
+B · H 4 to 96; docs/explanation/decisions.md has the figures): at least so much of B · H · D, below which calls cost more
+than products, and of W; T without a window; with dropout at least so much of T and of the weights B · H · T²."""
+
+
+def blocks_are_fastest(
+    dtype: torch.dtype, heads: int, T: int, S: int, D: int, window: int | None, dropout: float
+) -> bool:
+    """Whether attention by blocks is faster on a CPU than torch's and than the reference; ``heads`` is B · H."""
+    if dtype != torch.float32 or T != S or heads * D < LEAST_CHANNELS:
+        return False
+    if dropout:
+        return T >= LEAST_DROPOUT_LENGTH and heads * T * T >= LEAST_DROPOUT_WEIGHTS  # noqa: SIM300
+    return T in LENGTHS if window is None or window >= T else window >= LEAST_WINDOW
 
 
 def ranking(chip: str, dtype: torch.dtype, D: int, octave: int, shape: str, *, training: bool) -> Ranking:

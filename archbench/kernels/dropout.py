@@ -58,7 +58,7 @@ def _kept(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     return (x * keep.view(torch.uint8).to(x.dtype)).mul_(scale)
 
 
-def random_int16(count: int) -> Tensor:
-    """(count,) int16, uniform over all 65,536 values, from torch's default generator."""
+def random_int16(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """(count,) int16, uniform over all 65,536 values, from ``generator`` or torch's default one."""
     draws = torch.empty((count + 3) // 4, dtype=torch.int64)
-    return draws.random_(-(2**63), None).view(torch.int16)[:count]
+    return draws.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
