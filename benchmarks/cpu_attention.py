@@ -3,8 +3,8 @@
     python benchmarks/cpu_attention.py                    # the cases of docs/explanation/decisions.md, about a minute
     python benchmarks/cpu_attention.py --lengths 512 1024 --windows 256 --dropout 0.1
 
-Both take turns in one process (A B B A …), on the same inputs, with archbench's allocator setting. A ratio is theirs over
-ours in the same round: above 1, blocks are faster. The table has medians, and in brackets the quartiles.
+Both take turns in one process (A B B A …), on the same inputs, with archbench's allocator setting. A ratio is theirs
+over ours in the same round: above 1, blocks are faster. The table has medians, and in brackets the quartiles.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from statistics import median, quantiles
 
@@ -34,6 +35,12 @@ def alternated(ours: Callable[[], object], theirs: Callable[[], object], rounds:
     return median(times[theirs]), [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
 
 
+def both(attend: Callable[..., Tensor], inputs: tuple[Tensor, ...], upstream: Tensor, *, backend: str) -> None:
+    """Forward and backward."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    torch.autograd.grad(attend(*leaves, backend=backend), leaves, upstream)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--lengths", type=int, nargs="+", default=[256, 320, 384, 512, 768, 1024, 2048], help="T")
@@ -53,17 +60,10 @@ def main() -> None:
         theirs = "reference" if given.dropout else "sdpa"
         shapes = ((B, T, H, D), (B, T, G, D), (B, T, G, D), (B, T, H, D))
         q, k, v, upstream = (torch.randn(shape).transpose(1, 2) for shape in shapes)
-
-        def forward(backend: str, q: Tensor = q, k: Tensor = k, v: Tensor = v, window: int | None = window) -> Tensor:
-            return causal_attention(q, k, v, window=window, dropout=given.dropout, backend=backend)
-
-        def both(backend: str, q: Tensor = q, k: Tensor = k, v: Tensor = v, g: Tensor = upstream) -> None:
-            leaves = [x.detach().requires_grad_() for x in (q, k, v)]
-            torch.autograd.grad(forward(backend, *leaves), leaves, g)  # noqa: B023
-
+        attend = partial(causal_attention, window=window, dropout=given.dropout)
         shown = []
-        for run in (forward, both):
-            seconds, ratios = alternated(lambda f=run: f("blocks"), lambda f=run: f(theirs), given.rounds)  # type: ignore[misc]
+        for run in (partial(attend, q, k, v), partial(both, attend, (q, k, v), upstream)):
+            seconds, ratios = alternated(partial(run, backend="blocks"), partial(run, backend=theirs), given.rounds)
             low, _, high = quantiles(ratios, n=4)
             shown.append(f"{1e3 * seconds:.2f}, {median(ratios):.2f} ({low:.2f}-{high:.2f})")
         chosen = resolve_attention(

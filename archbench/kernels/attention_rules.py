@@ -111,9 +111,9 @@ def octave_of(T: int) -> int:
 
 LEAST_CHANNELS, LEAST_WINDOW, LENGTHS = 768, 256, range(320, 513)
 LEAST_DROPOUT_LENGTH, LEAST_DROPOUT_WEIGHTS = 512, 6 * 2**20
-"""Where attention by blocks is the fastest on a CPU (EPYC of the Zen 4 generation, two cores, T 32 to 2,048, D 32 to 128,
-B · H 4 to 96; docs/explanation/decisions.md has the figures): at least so much of B · H · D, below which calls cost more
-than products, and of W; T without a window; with dropout at least so much of T and of the weights B · H · T²."""
+"""Where attention by blocks is the fastest on a CPU (EPYC of the Zen 4 generation, two cores, T 32 to 2,048, D 32 to
+128, B · H 4 to 96; docs/explanation/decisions.md has the figures): at least so much of B · H · D, below which calls
+cost more than products, and of W; T without a window; with dropout at least so much of T and of weights, B · H · T²."""
 
 
 def blocks_are_fastest(
@@ -123,7 +123,7 @@ def blocks_are_fastest(
     if dtype != torch.float32 or T != S or heads * D < LEAST_CHANNELS:
         return False
     if dropout:
-        return T >= LEAST_DROPOUT_LENGTH and heads * T * T >= LEAST_DROPOUT_WEIGHTS  # noqa: SIM300
+        return T >= LEAST_DROPOUT_LENGTH and heads * T * T >= LEAST_DROPOUT_WEIGHTS
     return T in LENGTHS if window is None or window >= T else window >= LEAST_WINDOW
 
 
