@@ -39,13 +39,14 @@ def forked_children() -> Iterator[None]:
     """Within this context children of this process are forks, and so are theirs; on Linux, which can wait for both."""
     from archbench.child import process
 
-    before = process.subprocess
+    before = process.subprocess, process.template_of
     if sys.platform == "linux":
         process.subprocess = sys.modules[__name__]  # type: ignore[assignment]
+        process.template_of = lambda module, environment: None
     try:
         yield
     finally:
-        process.subprocess = before
+        process.subprocess, process.template_of = before
 
 
 def Popen(command: Sequence[str], *, env: dict[str, str], stderr: int | None, **pipes: Any) -> Any:  # noqa: N802
@@ -189,6 +190,7 @@ def serve(owner: int, listener: socket.socket) -> None:
         for name in IMPORTED:
             importlib.import_module(name)
     process.subprocess = sys.modules[__name__]  # type: ignore[assignment]
+    process.template_of = lambda module, environment: None
     if "LD_PRELOAD" not in os.environ:  # tests/full_disk.c refuses flushes too
         os.fsync = lambda descriptor: None  # type: ignore[assignment, misc]  # as in conftest.py
     _servers[key] = listener.getsockname()

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ import pytest
 from archbench.child.pool import Pool
 from archbench.child.process import Child, LostError
 from archbench.errors import PhaseError, UsageError
+
+
+@pytest.fixture(params=[False, True], ids=["started", "forked"], autouse=True)
+def forked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Each child of these tests is a process of its own once, and once a fork of a template."""
+    if request.param:
+        monkeypatch.setattr(Child, "__init__", partialmethod(Child.__init__, forked=True))
+    return bool(request.param)
+
 
 CHILD = """
 import os, signal, subprocess, sys, time
@@ -145,14 +155,14 @@ def test_what_a_child_started_ends_with_it(target: str) -> None:
 
 
 @pytest.mark.parametrize("end", ["child", "killed child", "killed guard", "parent", "killed parent"])
-def test_what_a_child_started_in_another_session_ends_too(target: str, tmp_path: Path, end: str) -> None:
+def test_what_a_child_started_in_another_session_ends_too(target: str, tmp_path: Path, end: str, forked: bool) -> None:
     place = tmp_path / "processes"
     request = "die" if end == "killed child" else None
     program = f"""
 import json, sys, time
 from pathlib import Path
 from archbench.child.process import Child
-with Child({target!r}, {request!r}, culprit="it") as child:
+with Child({target!r}, {request!r}, culprit="it", forked={forked}) as child:
     child.send("start elsewhere")
     Path({str(place)!r} + "~").write_text(json.dumps([*child.receive(20), child._process.pid]))
     Path({str(place)!r} + "~").rename({str(place)!r})
@@ -232,13 +242,13 @@ def test_an_interrupted_child_puts_its_files_in_order(target: str, tmp_path: Pat
     assert (tmp_path / "tidied").exists()
 
 
-def test_a_child_dies_with_its_parent_while_it_still_imports(tmp_path: Path) -> None:
+def test_a_child_dies_with_its_parent_while_it_still_imports(tmp_path: Path, forked: bool) -> None:
     place = tmp_path / "process"
     slow = f"import os, time\nopen({str(place)!r}, 'w').write(str(os.getpid()))\ntime.sleep(1000)\n"
     (tmp_path / "slow.py").write_text(slow)
     program = f"""
 from archbench.child.process import Child
-with Child({str(tmp_path / "slow.py")!r}, None, culprit="it") as child:
+with Child({str(tmp_path / "slow.py")!r}, None, culprit="it", forked={forked}) as child:
     child.receive()
 """
     parent = subprocess.Popen([sys.executable, "-P", "-c", program])

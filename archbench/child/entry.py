@@ -116,11 +116,8 @@ def guarded(parent: int, *, lingers: bool) -> None:
     """
     if sys.platform != "linux":
         return
-    import ctypes
-
-    PR_SET_PDEATHSIG, PR_SET_NAME, PR_SET_CHILD_SUBREAPER = 1, 15, 36
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
+    prctl = adopt_orphans()
     watched: list[int] = []
     if not lingers:
         try:
@@ -143,6 +140,15 @@ def guarded(parent: int, *, lingers: bool) -> None:
         return
     prctl(PR_SET_NAME, b"archbench-guard", 0, 0, 0)
     _guard(copy, watched)
+
+
+def adopt_orphans() -> Callable[..., object]:
+    """From now on what descendants leave behind is this process's (PR_SET_CHILD_SUBREAPER); returns ``prctl``."""
+    import ctypes
+
+    prctl: Callable[..., object] = ctypes.CDLL(None).prctl
+    prctl(36, 1, 0, 0, 0)
+    return prctl
 
 
 def _guard(copy: int, watched: list[int]) -> None:
@@ -286,14 +292,19 @@ def main_of(target: str) -> Callable[[Parent, Any], None]:
     return main
 
 
-def run(parent_id: str, lingers: str, trace: str, target: str) -> int:
-    """Serve one parent; the exit code is 0, also after an error that was sent, or 128 + the signal that interrupted."""
+def run(parent_id: str, lingers: str, trace: str, target: str, *, begin: Callable[[], object] = lambda: None) -> int:
+    """Serve one parent; the exit code is 0, also after an error that was sent, or 128 + the signal that interrupted.
+
+    Args:
+        begin: called in the process that works, before anything else.
+    """
     received: list[int] = []
     begun: list[str] = []
     try:
         guarded(int(parent_id), lingers=lingers == "1")
         received = interruptible(begun)
         take_signals()
+        begin()
         parent = Parent()
         if sys.platform != "linux" and lingers == "0":
             parent.ends_with()

@@ -13,13 +13,14 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from archbench.child.inheritance import clean_environment
 from archbench.child.own_time import OwnTime
+from archbench.child.template import template_of
 from archbench.errors import PhaseError, from_dict, memory_limit
 from archbench.interruption import SIGNALS, exit_code, kept_from_children, underway
 from archbench.presentation.terminal import echo
@@ -86,6 +87,8 @@ class Child:
         lingers: the child outlives its parent. It then gets no more messages, and ends by itself.
         inbox: where its messages arrive; shared by the children of a pool.
         grace: seconds to end after an interruption.
+        forked: begin as a fork of a process that has imported ``target`` (:mod:`archbench.child.template`), where that
+            is possible: other children like it follow.
     """
 
     def __init__(
@@ -100,6 +103,7 @@ class Child:
         lingers: bool = False,
         inbox: Inbox | None = None,
         grace: float | None = None,
+        forked: bool = False,
     ) -> None:
         self._culprit = culprit
         self._grace = GRACE if grace is None else grace
@@ -112,19 +116,12 @@ class Child:
         wanted = {**clean_environment(), **(variables or {}), MARK: self._mark}
         # A live view redraws its lines on the terminal, and what the child prints would run into them.
         relayed = not (quiet or lingers) and hasattr(sys.stderr, "rich_proxied_file")
-        # -P: the working directory is not on the path, so nothing in it is imported unasked.
-        command = [sys.executable, "-P", str(ENTRY), str(os.getpid()), "1" if lingers else "0"]
-        # Only Windows knows these flags, and only the others process_group: each ignores what is not its own.
-        with kept_from_children():
-            self._process = subprocess.Popen(
-                [*command, str(self._trace or ""), target],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL if quiet or sys.__stderr__ is None else subprocess.PIPE if relayed else None,
-                env={name: value for name, value in wanted.items() if value is not None},
-                process_group=0,
-                creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-            )
+        stderr = subprocess.DEVNULL if quiet or sys.__stderr__ is None else subprocess.PIPE if relayed else None
+        arguments = ["1" if lingers else "0", str(self._trace or ""), target]
+        env = {name: value for name, value in wanted.items() if value is not None}
+        template = template_of(target, {**env, MARK: ""}) if forked and not lingers else None
+        fork = None if template is None else template.fork(arguments, env, stderr)
+        self._process = fork or _started(arguments, env, stderr)
         reader = threading.Thread(target=self._read, daemon=True)
         reader.start()
         threading.Thread(target=self._await_end, args=(reader,), daemon=True).start()
@@ -256,6 +253,22 @@ class Child:
         while not self._trace.stat().st_size and time.monotonic() < patience:
             time.sleep(0.01)
         time.sleep(0.1)  # for the rest of the stack
+
+
+def _started(arguments: Sequence[str], env: Mapping[str, str], stderr: int | None) -> subprocess.Popen[bytes]:
+    # -P: the working directory is not on the path, so nothing in it is imported unasked.
+    command = [sys.executable, "-P", str(ENTRY), str(os.getpid()), *arguments]
+    # Only Windows knows these flags, and only the others process_group: each ignores what is not its own.
+    with kept_from_children():
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=env,
+            process_group=0,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
+        )
 
 
 def ending(code: int) -> str:

@@ -19,6 +19,7 @@ from archbench.runs.device_watch import ENVIRONMENT
 from archbench.runs.folder import RunFolder
 from archbench.runs.ranks import SHARED, measured_together
 
+WORKER = "archbench.runs.worker"
 LONGEST_CHECK = 300.0
 """Seconds that the phase ``check`` may take while ``time_limit`` is an hour or less."""
 
@@ -96,7 +97,8 @@ def _measured_apart(folder: RunFolder, phase: str, heard: Heard, *, quiet: bool)
     findings: Findings | None = None
     message: dict[str, Any] = {}
     try:
-        with Child("archbench.runs.worker", request, culprit=_culprit(folder, phase), variables=variables) as child:
+        on_cpu = folder.config.device == "cpu"
+        with Child(WORKER, request, culprit=_culprit(folder, phase), variables=variables, forked=on_cpu) as child:
             # Its parent looks at the checks once a second, and sleeps while anything is measured.
             clock = child.own_time() if phase == CHECK else time.monotonic
             start = clock()
