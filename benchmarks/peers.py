@@ -4,7 +4,7 @@
     python benchmarks/peers.py --quick                                       # everything small: two minutes
     python benchmarks/peers.py gpt1 llama --size nano --size small --out peers.csv
     python benchmarks/peers.py gpt1 --size paper --job train --batch 2 --length 512 --nanogpt nanoGPT/model.py
-    python benchmarks/peers.py --growth --out peers.csv             # nano, training and decoding at 256 … 4,096
+    python benchmarks/peers.py --growth --out peers.csv             # nano, training and decoding up to 4,096
     python benchmarks/peers.py gpt1 --memory --job train                      # one process for each contender
     python benchmarks/peers.py --from peers.csv --markdown tables.md --page peers.html
 
@@ -38,7 +38,7 @@ sys.path += [str(HERE), str(HERE.parent / "tests")]  # which know published mode
 import torch  # noqa: E402
 from peers import nanogpt_peer  # noqa: E402
 from peers.contender import Cell  # noqa: E402
-from peers.peer_tables import COLUMNS, markdown_of, page_of, read, replaced  # noqa: E402
+from peers.peer_tables import COLUMNS, ORDER, markdown_of, page_of, read, replaced  # noqa: E402
 from peers.turns import PEERS, Turns, agreement, peak_bytes, take_turns  # noqa: E402
 
 import archbench  # noqa: E402
@@ -49,8 +49,7 @@ from archbench.measure.malloc import tune_malloc  # noqa: E402
 from archbench.measure.product_speeds import ProductSpeeds  # noqa: E402
 from archbench.measure.sizes import decode_step_bytes  # noqa: E402
 
-BUILT_IN = ("gpt1", "gpt2", "llama", "mistral", "mixtral", "gemma", "mamba2", "gated-deltanet", "rwkv7", "hybrid")
-GROWTH = (256, 512, 1024, 2048, 4096)
+GROWTH = {"train": (256, 512, 1024, 2048, 4096), "prefill": (128, 512, 2048, 4096), "decode": (128, 512, 2048, 4096)}
 PAPER = ("gpt1", "gpt2", "mamba2", "rwkv7")
 """Published sizes that fit a small machine: about that of GPT-1."""
 
@@ -60,8 +59,9 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     common: dict[str, Any] = {"dropout": options.dropout, "compile": options.compile}
     for name, dtype in product(options.names, options.dtype):
         if options.growth:
-            for job, length in product(options.job, options.length or GROWTH):
-                yield Cell(name, options.size[0], job, 1, length, dtype, new_tokens=16, **common)
+            for job in options.job:
+                for length in options.length or GROWTH[job]:
+                    yield Cell(name, options.size[0], job, 1, length, dtype, new_tokens=16, **common)
             continue
         for size, job, B in product(options.size, options.job, options.batch):
             if size == "paper" and name not in PAPER:
@@ -145,7 +145,7 @@ def shown(row: dict[str, Any]) -> str:
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BUILT_IN)}; default: all")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ORDER)}; default: all")
     parser.add_argument("--size", action="append", choices=["nano", "small", "paper"], help="default: nano and small")
     parser.add_argument("--job", action="append", choices=["train", "prefill", "decode"], help="default: all")
     parser.add_argument("--peer", action="append", choices=[*PEERS][1:], help="default: all")
@@ -169,12 +169,12 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, metavar="FILE", help="write an HTML page of them there")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if unknown := set(options.names) - {*BUILT_IN}:
-        parser.error(f"no built-in architecture: {', '.join(unknown)}. There are {', '.join(BUILT_IN)}")
+    if unknown := set(options.names) - {*ORDER}:
+        parser.error(f"no built-in architecture: {', '.join(unknown)}. There are {', '.join(ORDER)}")
     quick = options.quick
-    options.names = options.names or [*BUILT_IN]
+    options.names = options.names or [*ORDER]
     options.size = options.size or (["nano"] if quick or options.growth else ["nano", "small"])
-    options.job = options.job or ["train", "prefill", "decode"]
+    options.job = options.job or (["train", "decode"] if options.growth else ["train", "prefill", "decode"])
     options.batch = options.batch or ([1] if quick else [1, 8])
     options.prompt = options.prompt or ([32] if quick else [32, 384])
     options.length = options.length or ([128] if quick and not options.growth else None)

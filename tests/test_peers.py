@@ -89,6 +89,14 @@ def test_another_model_is_not_called_the_same_and_what_takes_no_part_says_why(ro
     assert "cache" in static["why_not"]
 
 
+def test_the_page_has_the_tables_of_the_committed_rows(peers: Any) -> None:
+    rows = peers.read(ROOT / "results" / "reference" / "peers-zen4" / "rows.csv")
+    page = (ROOT / "docs" / "explanation" / "performance.md").read_text()
+    assert peers.markdown_of(rows).strip() in page, "benchmarks/peers.py --from … --markdown … writes them"
+    assert {row["architecture"] for row in rows} == {*peers.ORDER}
+    assert not [row for row in rows if False in (row["same_loss"], row["same_tokens"])]
+
+
 def test_wrong_weights_are_seen(peers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from peers.transformers_peer import Transformers  # type: ignore[import-not-found]
 
@@ -119,8 +127,8 @@ def test_quick_compares_all_ten_with_all_that_is_installed_and_none_differs(peer
     assert "fastest peer" in (tmp_path / "page.html").read_text()
     subprocess.run([*command, "gpt1", "--memory", "--quick", "--job=train", "--peer=nanoGPT"], check=True)
     found = peers.read(out)
-    assert {row["architecture"] for row in found} == {*peers.BUILT_IN}
+    assert {row["architecture"] for row in found} == {*peers.ORDER}
     assert not [row for row in found if False in (row["same_loss"], row["same_tokens"])]
     compared = {row["architecture"] for row in found if row["peer"] != "archbench" and row["median_s"]}
-    assert compared >= {*peers.BUILT_IN} - {"rwkv7"}  # whose peers are two packages that may not be there
+    assert compared >= {*peers.ORDER} - {"rwkv7"}  # whose peers are two packages that may not be there
     assert sum(row["peak_bytes"] is not None for row in found) == 2

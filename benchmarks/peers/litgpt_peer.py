@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from peers.contender import Cell, Contender
+from peers.contender import Cell, Contender, UnavailableError
 
 BLOCKS = {"llama": "LLaMAMLP", "mistral": "LLaMAMLP", "mixtral": "LLaMAMoE", "gemma": "GemmaMLP"}
 
@@ -34,6 +34,8 @@ class LitGPT(Contender):
                 "mlp_class_name": BLOCKS[cell.architecture],
             }  # fmt: skip
             if getattr(c, "window", None):
+                if cell.job != "train" and cell.positions > c.window:
+                    raise UnavailableError("past its window its cache gives other tokens than its whole pass")
                 more |= {"sliding_window_size": c.window, "sliding_window_indices": [1] * c.n_layer}
             if cell.architecture == "mixtral":
                 more |= {"n_expert": c.n_expert, "n_expert_per_token": c.n_active}

@@ -61,6 +61,8 @@ def replaced(path: Path, new: list[Row]) -> None:
         table.to_parquet(path)
 
 
+ORDER = ("gpt1", "gpt2", "llama", "mistral", "mixtral", "gemma", "mamba2", "gated-deltanet", "rwkv7", "hybrid")
+SIZES = ("nano", "small", "paper")
 SPEED = {"train": "Training", "prefill": "Prefill", "decode": "Decoding"}
 CAPTIONS = {
     "train": "Milliseconds of a step of B × T tokens, forward, backward and update.",
@@ -77,7 +79,7 @@ HOW = (
 
 def tables_of(rows: list[Row]) -> list[Table]:
     """Training, prefill, decoding, memory and growth; those of which there are rows."""
-    made = [_speed_table(rows, job) for job in SPEED]
+    made = [_summary_table(rows), *(_speed_table(rows, job) for job in SPEED)]
     made += [_memory_table(rows), *(_growth_table(rows, job) for job in SPEED)]
     return [one for one in made if one.rows]
 
@@ -109,9 +111,9 @@ def page_of(rows: list[Row]) -> str:
 
 
 def _cells(rows: list[Row], part: str, job: str) -> Iterator[tuple[Row, list[Row]]]:
-    """Our row and those of the peers that took part, the fastest first, cell by cell."""
+    """Cell by cell: our row, and those of the peers that took part, the fastest first."""
     kept = [row for row in rows if row["part"] == part and row["job"] == job and row["ratio"] is not None]
-    for ours in kept:
+    for ours in sorted(kept, key=lambda row: (ORDER.index(row["architecture"]), SIZES.index(row["size"]))):
         if ours["peer"] == "archbench":
             same = [row for row in kept if row is not ours and all(row[name] == ours[name] for name in KEY[:-1])]
             yield ours, sorted(same, key=lambda row: row["ratio"])
@@ -137,13 +139,27 @@ def _what(row: Row) -> str:
     return f"{row['size']}{extra}{', compiled' if row['compile'] else ''}"
 
 
+def _summary_table(rows: list[Row]) -> Table:
+    """The fastest peer's ratio, from the lowest to the highest of all cells, by architecture and job."""
+    ranges: dict[str, dict[str, list[float]]] = {}
+    for job in SPEED:
+        for ours, peers in _cells(rows, "speed", job):
+            if peers:
+                ranges.setdefault(ours["architecture"], {}).setdefault(job, []).append(peers[0]["ratio"])
+    lines = [
+        (name, *(f"{min(found[job]):.2f} – {max(found[job]):.2f}" if job in found else None for job in SPEED))
+        for name, found in ranges.items()
+    ]
+    columns = (Column("architecture", "name"), *(Column(title, "text") for title in SPEED.values()))
+    caption = "The fastest peer's ratio to archbench, of all sizes, batches and lengths below: lowest and highest."
+    return table("summary", "The fastest peer, at a glance", columns, lines, caption=caption, notes=(HOW,))
+
+
 def _speed_table(rows: list[Row], job: str) -> Table:
     lines = []
     for ours, peers in _cells(rows, "speed", job):
         best = next(iter(peers), None)
-        others = ", ".join(
-            f"{row['peer']}{'' if row['cached'] else ' (no cache)'} {row['ratio']:.2f}" for row in peers[1:]
-        )
+        others = ", ".join(f"{_name(row)} {row['ratio']:.2f}" for row in peers[1:])
         shown = (_name(best), best["median_s"] * 1e3, _ratio(best), _same(best)) if best else ("none", None, "", "")
         case = (ours["architecture"], _what(ours), f"{ours['batch']} × {ours['length']}")
         lines.append((*case, ours["median_s"] * 1e3, ours["cpu_s"] * 1e3, *shown, others))
@@ -152,7 +168,7 @@ def _speed_table(rows: list[Row], job: str) -> Table:
         Column("archbench, ms"), Column("CPU, ms"), Column("fastest peer", "name"), Column("ms"),
         Column("ratio", "text"), Column("computes", "text"), Column("others' ratios", "list"),
     )  # fmt: skip
-    return table(job, SPEED[job], columns, lines, caption=CAPTIONS[job], notes=(HOW,) if job == "train" else ())
+    return table(job, SPEED[job], columns, lines, caption=CAPTIONS[job])
 
 
 def _memory_table(rows: list[Row]) -> Table:

@@ -64,6 +64,9 @@ PEERS = {
 CACHELESS_TOKENS = 4
 """Tokens that are decoded a turn without a cache: each reads all before it, so that a few tell."""
 
+CACHELESS_LENGTH = 1024
+"""Longest prompt that is decoded after without a cache."""
+
 CHECKED = 2
 """Updates whose losses are compared: the second tells whether the first changed the same."""
 
@@ -86,7 +89,10 @@ def made(name: str, cell: Cell) -> Contender:
     peer = PEERS[name]
     if peer.module and find_spec(peer.module) is None:
         raise UnavailableError(f"not installed: pip install {peer.package}")
-    return peer.make(cell)
+    contender = peer.make(cell)
+    if cell.job == "decode" and not contender.cached and cell.length > CACHELESS_LENGTH:
+        raise UnavailableError(f"it has no cache, and is timed up to {CACHELESS_LENGTH:,} tokens")
+    return contender
 
 
 def turn_of(contender: Contender, turns: Turns) -> Callable[[], tuple[float, float]]:
