@@ -67,12 +67,13 @@ def checked_in(config: RunConfig) -> tuple[str, str | None, pd.DataFrame]:
 
 
 def test_a_model_is_checked_once_and_its_next_run_has_the_same_rows_of_the_checks(config: RunConfig) -> None:
-    first, taken, rows = checked_in(config)
+    first, taken, rows = checked_in(config.override(threads=2))
     assert taken is None
     _, taken, again = checked_in(config.override(seed=1))
     assert taken == first
+    assert (set(rows.threads), set(again.threads)) == ({2}, {1}), "of the run, whoever checked"
     assert set(again.conformance) == set(rows.conformance)
-    columns = ["metric", "value", "parameters", "context_length", "threads", "torch_version", "device"]
+    columns = ["metric", "value", "parameters", "context_length", "torch_version", "device"]
     before, after = (frame[frame.phase == "check"][columns].reset_index(drop=True) for frame in (rows, again))
     assert len(before) == len(GATE)
     pd.testing.assert_frame_equal(before, after)

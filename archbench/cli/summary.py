@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archbench.presentation.characters import json_escaped
+from archbench.presentation.quantities import counted
 from archbench.presentation.terminal import console, paragraph, put, show
 from archbench.results.doubts import doubts
 from archbench.results.schema import ENDED, FAILED, UNCHECKED
@@ -57,7 +58,9 @@ def print_summary(frame: pd.DataFrame, out: str) -> None:
         f"{first['seed']}",
         soft_wrap=True,
     )
-    where = f"{first['corpus']} as {first['tokenizer']} · {first['device_name']}, {first['threads']} threads\n"
+    where = (
+        f"{first['corpus']} as {first['tokenizer']} · {first['device_name']}, {counted(first['threads'], 'thread')}\n"
+    )
     screen.print(where, style="dim", soft_wrap=True)
     show(summary_table(frame))
     if scored := _scored(frame, out):
@@ -87,7 +90,9 @@ def print_kernels(frame: pd.DataFrame, left_out: Sequence[Mapping[str, Any]], pa
 
     screen, first = console(), frame.iloc[0]
     rows = frame[frame.phase == "kernel"]
-    screen.print(f"\n{first.device_name}, {first.threads} threads, {first['dtype']}", style="dim", soft_wrap=True)
+    screen.print(
+        f"\n{first.device_name}, {counted(first.threads, 'thread')}, {first['dtype']}", style="dim", soft_wrap=True
+    )
     for table in kernel_tables(rows):
         screen.print()
         show(table)
@@ -107,7 +112,7 @@ def print_serving(frame: pd.DataFrame, out: str) -> None:
     screen, first = console(), frame.iloc[0]
     screen.print(f"\n{first.architecture} {first.preset}", style="bold", end="")
     screen.print(f": {first.parameters:,} parameters, {first['dtype']}; {weights_said(frame)}", soft_wrap=True)
-    screen.print(f"{first.device_name}, {first.threads} threads\n", style="dim", soft_wrap=True)
+    screen.print(f"{first.device_name}, {counted(first.threads, 'thread')}\n", style="dim", soft_wrap=True)
     for table in (latency_table(frame), throughput_table(frame)):
         assert table is not None
         show(table)

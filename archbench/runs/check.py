@@ -63,8 +63,7 @@ def run_check(
         architecture, model_config = load_architecture(run)
     affordable, flops = _affordable(architecture, model_config, device)
     if 0 < PASSES * flops < SHORT and device.type == "cpu":
-        torch.set_num_threads(1)
-        rows.common["threads"] = 1
+        torch.set_num_threads(1)  # rows keep the run's number: none of the checks is timed
     if device.type == "cpu" and PASSES * flops > LONG:
         work = f"{len(GATE)} conformance checks on {affordable.context_length:,} positions"
         tell({"work": work, "seconds": PASSES * flops / _product_rate()})

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import archbench
 from archbench.data.cache import cache_folder, content_key, write_atomically
@@ -58,7 +61,8 @@ def recall(run: RunFolder) -> str | None:
     if kept.question != question or kept.findings.failed or kept.code != _digests(kept.code):
         return None
     replace(kept.findings, taken_from=kept.run_id).write(run)
-    run.write_rows(CHECK, kept.rows)
+    here = {"host": socket.gethostname(), "threads": run.config.threads or torch.get_num_threads()}
+    run.write_rows(CHECK, [{**row, **here} for row in kept.rows])
     return kept.run_id
 
 
