@@ -22,6 +22,8 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE  # noqa: F401  of what stands for the module subprocess
 from typing import Any
 
+from archbench.child import template
+
 IMPORTED = ("archbench.runs.worker", "archbench.testing.check_worker", "archbench.study.run_study", "torch._dynamo")
 
 READ_EARLY = ("CUDA_", "LD_", "MALLOC_", "PYTHON", "TRITON_INTERPRET")
@@ -105,11 +107,11 @@ class ForkedCommand:
         return subprocess.CompletedProcess(self._arguments, code, *found)
 
 
-class Fork:
-    """A ``subprocess.Popen`` whose process is forked by a server; it takes over the ``descriptors``."""
+class Fork(template.Fork):
+    """One that a server of the tests forks; it takes over the ``descriptors``."""
 
-    stdin: Any = None
-    stdout: Any = None
+    stdin: Any
+    stdout: Any
 
     def __init__(
         self,
@@ -120,29 +122,14 @@ class Fork:
         env: dict[str, str],
         folder: str,
     ) -> None:
-        self._server = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._server.connect(server)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        connection.connect(server)
         request = {"kind": kind, "arguments": arguments, "environment": env, "folder": folder, "parent": os.getpid()}
-        socket.send_fds(self._server, [json.dumps(request).encode()], descriptors)
+        socket.send_fds(connection, [json.dumps(request).encode()], descriptors)
         for descriptor in descriptors:
             os.close(descriptor)
-        self.pid = int(self._server.recv(32))
-        self.returncode: int | None = None
-
-    def wait(self) -> int:
-        """Of one thread only."""
-        if self.returncode is None:
-            with self._server:
-                self.returncode = int(self._server.recv(32))
-        return self.returncode
-
-    def send_signal(self, number: int) -> None:
-        if self.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.send_signal(signal.SIGKILL)
+        pipes: Any = (None, None, None)
+        super().__init__(int(connection.recv(32)), connection, *pipes)
 
 
 def _server(variables: dict[str, str]) -> bytes | None:

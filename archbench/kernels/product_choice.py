@@ -1,12 +1,12 @@
 """float32 products on x86 CPUs by MKL, which torch uses, or by oneDNN, a part of torch: whichever is faster there.
 
-A product of one row is not raced against a batch of blocks (:mod:`archbench.kernels.row_product`): a race repeats a
-weight, which then comes from a cache, and decoding reads all weights of a model before it comes back to one.
-
 No rule holds everywhere: on AMD's Zen 4 oneDNN is 1.05 to 1.5 times as fast in forward passes and input gradients, on
 Zen 3 it is slower in input gradients, and weight gradients differ by shape. So a run races both the first time that it
 meets a product, and keeps the winner in archbench's cache (:mod:`archbench.measure.product_speeds`): the same machine
 takes the same one from then on, and the same run gives the same numbers. Code outside a run goes by a rule.
+
+A product of one row is not raced against a batch of blocks (:mod:`archbench.kernels.row_product`): a race repeats a
+weight, which then comes from a cache, and decoding reads all weights of a model before it comes back to one.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**16
 error is about twice MKL's."""
 
 WORTH = 0.95
-"""oneDNN is taken where its time is at most this share of torch's: what is about as fast stays
-with torch, and a race in warm caches is a few percent off."""
+"""oneDNN is taken where its time is at most this share of torch's: what is about as fast stays with torch, and a race
+in warm caches is a few percent off."""
 
 LEAST_ROUNDS, MOST_ROUNDS, RACE_SECONDS = 3, 20, 0.04
 """Of a race: rounds, and the time after which it ends."""

@@ -78,7 +78,7 @@ HOW = (
 
 
 def tables_of(rows: list[Row]) -> list[Table]:
-    """Training, prefill, decoding, memory and growth; those of which there are rows."""
+    """Tables of training, prefill, decoding, memory and growth; without those that would be empty."""
     made = [_summary_table(rows), *(_speed_table(rows, job) for job in SPEED)]
     made += [_memory_table(rows), *(_growth_table(rows, job) for job in SPEED)]
     return [one for one in made if one.rows]
