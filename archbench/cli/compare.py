@@ -8,23 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archbench.cli.fields import RECIPE, FieldOption, Given, under, with_fields
-from archbench.cli.options import (
-    Config,
-    Gpus,
-    Json,
-    Launcher,
-    LauncherSet,
-    Names,
-    NoTuning,
-    Out,
-    Quiet,
-    Track,
-    all_named,
-    chosen_device,
-    configure,
-    launcher_choice,
-)
-from archbench.cli.studies import SET_BY_STUDIES, default_jobs, measured
+from archbench.cli.options import Config, Names, NoTuning, all_named, chosen_device, configure
+from archbench.cli.studies import SET_BY_STUDIES, Conduct, default_jobs
 from archbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,13 +46,7 @@ def compare(
     shots: Annotated[int | None, typer.Option(min=0, help="With --eval: examples before each question")] = None,
     data: Annotated[str | None, typer.Option(metavar="DIR", help="With --eval: folder of the data sets")] = None,
     config: Config = None,
-    track: Track = None,
-    launcher: Launcher = "local",
-    launcher_set: LauncherSet = None,
-    gpus: Gpus = None,
-    out: Out = None,
-    json_: Json = False,
-    quiet: Quiet = False,
+    conduct: Conduct,
 ) -> None:
     """Which architecture predicts text better, by how much, at what cost, and is that more than noise?
 
@@ -82,8 +61,7 @@ def compare(
         given["evaluation"] = _evaluation(eval_, limit, shots, data)
     elif (limit, shots, data) != (None, None, None):
         raise UsageError("--limit, --shots and --data", "no task is named", "Name some with --eval")
-    choice = launcher_choice(launcher, launcher_set, gpus)
-    plan = _plan(architecture, given, config, "compare", here=choice.is_local)
+    plan = _plan(architecture, given, config, "compare", here=conduct.choice.is_local)
     if len(plan.architectures) < 2:
         name = plan.architectures[0]
         step = f"Name another: archbench compare {name} llama; archbench list shows all"
@@ -91,16 +69,7 @@ def compare(
     from archbench.cli.outcomes import print_comparison
     from archbench.study.compare import Comparison
 
-    measured(
-        "compare",
-        Comparison(plan),
-        print_comparison,
-        track=track,
-        choice=choice,
-        out=out,
-        json=json_,
-        quiet=quiet,
-    )
+    conduct.measure("compare", Comparison(plan), print_comparison)
 
 
 @with_fields(PLAN, *OPTIONS)
@@ -109,24 +78,17 @@ def tune(
     *,
     given: Given,
     config: Config = None,
-    track: Track = None,
-    launcher: Launcher = "local",
-    launcher_set: LauncherSet = None,
-    gpus: Gpus = None,
-    out: Out = None,
-    json_: Json = False,
-    quiet: Quiet = False,
+    conduct: Conduct,
 ) -> None:
     """At which learning rate does each architecture train best? All get the same trials, on a quarter of the budget.
 
     This is the first part of archbench compare, which reuses the trials if it gets the same options.
     """
-    choice = launcher_choice(launcher, launcher_set, gpus)
-    plan = _plan(architecture, given, config, "tune", here=choice.is_local)
+    plan = _plan(architecture, given, config, "tune", here=conduct.choice.is_local)
     from archbench.cli.outcomes import print_tuning
     from archbench.study.compare import RateSearch
 
-    measured("compare", RateSearch(plan), print_tuning, track=track, choice=choice, out=out, json=json_, quiet=quiet)
+    conduct.measure("compare", RateSearch(plan), print_tuning)
 
 
 def _evaluation(names: str, limit: int | None, shots: int | None, data: str | None) -> TaskPlan:

@@ -100,13 +100,16 @@ def with_fields(model: str, *options: FieldOption) -> Callable[[Callable[..., No
 
 
 def completed(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with its options from :func:`with_fields`."""
+    """The command with its options from :func:`with_fields`, and the fields of a parameter ``conduct`` as options."""
     if "field_options" not in command.__dict__:
         return command
     model, options = command.__dict__["field_options"]
     module, _, name = model.partition(":")
     kind = getattr(importlib.import_module(module), name)
     fields = {option: _field_at(kind, option.path) for option in options}
+    own = inspect.signature(command, eval_str=True).parameters
+    conduct = own["conduct"].annotation if "conduct" in own else None
+    shared = {} if conduct is None else inspect.signature(conduct, eval_str=True).parameters
 
     @functools.wraps(command)
     def filled(**values: Any) -> None:
@@ -115,16 +118,17 @@ def completed(command: Callable[..., None]) -> Callable[..., None]:
             value = _value(option, field, values.pop(option.parameter))
             if value is not None:
                 assign(given, option.path, value)
+        if conduct is not None:
+            values["conduct"] = conduct(**{name: values.pop(name) for name in shared})
         command(**values, given=given)
 
-    own = inspect.signature(command, eval_str=True)
-    made = [_parameter(option, field) for option, field in fields.items()]
+    made = {"given": [_parameter(option, field) for option, field in fields.items()], "conduct": shared.values()}
     parameters = [
-        parameter
-        for one in own.parameters.values()
-        for parameter in (made if one.name == "given" else [one.replace(kind=one.KEYWORD_ONLY)])
+        parameter.replace(kind=parameter.KEYWORD_ONLY)
+        for one in own.values()
+        for parameter in made.get(one.name, [one])
     ]
-    filled.__dict__["__signature__"] = own.replace(parameters=parameters)
+    filled.__dict__["__signature__"] = inspect.Signature(parameters)
     filled.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return filled
 

@@ -7,22 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from archbench.cli.fields import DEVICE, PLUGIN, SET, FieldOption, Given, with_fields
-from archbench.cli.options import (
-    Gpus,
-    Json,
-    Launcher,
-    LauncherSet,
-    Names,
-    Out,
-    Quiet,
-    Track,
-    Unchecked,
-    all_named,
-    chosen_device,
-    launcher_choice,
-)
+from archbench.cli.options import Names, Unchecked, all_named, chosen_device
 from archbench.cli.output import print_json
-from archbench.cli.studies import default_jobs, measured
+from archbench.cli.studies import Conduct, default_jobs
 
 if TYPE_CHECKING:
     from archbench.study.probe_plan import ProbePlan
@@ -52,13 +39,7 @@ def probe(
     given: Given,
     unchecked: Unchecked = False,
     list_: Annotated[bool, typer.Option("--list", help="List the tasks and exit")] = False,
-    track: Track = None,
-    launcher: Launcher = "local",
-    launcher_set: LauncherSet = None,
-    gpus: Gpus = None,
-    out: Out = None,
-    json_: Json = False,
-    quiet: Quiet = False,
+    conduct: Conduct,
 ) -> None:
     """Which generated tasks does an architecture learn? Recall, copying, state tracking, memorisation, and your own.
 
@@ -70,25 +51,14 @@ def probe(
 
     given["plugins"] = plugin_paths(given.get("plugins", ()))
     if list_:
-        _print_tasks(given["plugins"], json_)
+        _print_tasks(given["plugins"], conduct.json_)
         return
-    choice = launcher_choice(launcher, launcher_set, gpus)
     given = {**given, "parameters": parameters or None, "checked": not unchecked}
-    plan = _plan(architecture, given, here=choice.is_local)
+    plan = _plan(architecture, given, here=conduct.choice.is_local)
     from archbench.cli.outcomes import print_probe
     from archbench.study.probe import Probe
 
-    measured(
-        "probe",
-        Probe(plan),
-        print_probe,
-        track=track,
-        choice=choice,
-        out=out,
-        json=json_,
-        quiet=quiet,
-        describe=describe_trial,
-    )
+    conduct.measure("probe", Probe(plan), print_probe, describe_trial)
 
 
 def describe_trial(trial: Trial) -> str:

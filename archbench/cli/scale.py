@@ -5,23 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from archbench.cli.fields import RECIPE, FieldOption, Given, changed, under, with_fields
-from archbench.cli.options import (
-    Config,
-    Gpus,
-    Json,
-    Launcher,
-    LauncherSet,
-    Names,
-    NoTuning,
-    Out,
-    Quiet,
-    Track,
-    all_named,
-    chosen_device,
-    configure,
-    launcher_choice,
-)
-from archbench.cli.studies import SET_BY_STUDIES, default_jobs, measured
+from archbench.cli.options import Config, Names, NoTuning, all_named, chosen_device, configure
+from archbench.cli.studies import SET_BY_STUDIES, Conduct, default_jobs
 
 if TYPE_CHECKING:
     from archbench.study.run_cells import RunCell
@@ -56,13 +41,7 @@ def scale(
     given: Given,
     no_tuning: NoTuning = False,
     config: Config = None,
-    track: Track = None,
-    launcher: Launcher = "local",
-    launcher_set: LauncherSet = None,
-    gpus: Gpus = None,
-    out: Out = None,
-    json_: Json = False,
-    quiet: Quiet = False,
+    conduct: Conduct,
 ) -> None:
     """How does loss fall with parameters and training tokens, and does the law of small models predict the largest?
 
@@ -73,22 +52,11 @@ def scale(
     """
     if no_tuning:
         given["factors"] = (1.0,)
-    choice = launcher_choice(launcher, launcher_set, gpus)
-    plan = _plan(architecture, given, config, here=choice.is_local)
+    plan = _plan(architecture, given, config, here=conduct.choice.is_local)
     from archbench.cli.outcomes import print_scale
     from archbench.study.scale import Ladder
 
-    measured(
-        "scale",
-        Ladder(plan),
-        print_scale,
-        track=track,
-        choice=choice,
-        out=out,
-        json=json_,
-        quiet=quiet,
-        describe=describe_cell,
-    )
+    conduct.measure("scale", Ladder(plan), print_scale, describe_cell)
 
 
 def describe_cell(cell: RunCell) -> str:
