@@ -56,7 +56,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="fresh processes a time is measured in, up to twice as many where it is unclear (default: 8)",
     )
-    group.addoption("--archbench-device", default="cpu", metavar="DEVICE", help="where to time (default: cpu)")
+    group.addoption(
+        "--archbench-device",
+        default="cpu",
+        metavar="DEVICE",
+        help="where to time; of a GPU also count what it is asked for (default: cpu)",
+    )
     group.addoption(
         "--archbench-exclusive", action="store_true", help="nobody else uses the GPU: its times are judged as well"
     )

@@ -45,7 +45,9 @@ def regress(
     ] = None,
     preset: Preset = "nano",
     set_: Set = None,
-    device: Annotated[str, typer.Option(help="Where to time: cpu, cuda or cuda:N")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where to time; of a GPU also count what it is asked for: cpu, cuda or cuda:N")
+    ] = "cpu",
     exclusive: Annotated[
         bool, typer.Option("--exclusive", help="Nobody else uses the GPU: judge its times, do not only report them")
     ] = False,
@@ -68,9 +70,9 @@ def regress(
     """Compare the costs of two revisions of this repository; exit code 10 if the head costs more.
 
     Each revision runs its own code, in its own work tree, in fresh processes of one thread, two at a time in turns.
-    Counts (FLOPs, state bytes, saved activations, graph breaks) must not rise, and parameters must not change. A CPU
-    time fails if the lower 95 % bound of head / base is above the gate twice. Uncommitted changes belong to neither
-    revision.
+    Counts (FLOPs, bytes, operations, graph breaks, and what a GPU is asked for) must not rise, and parameters must not
+    change. A CPU time fails if the lower 95 % bound of head / base is above the gate twice. Uncommitted changes belong
+    to neither revision.
     """
     from archbench.files.outputs import Output, check_outputs
     from archbench.presentation.step_view import StepView
@@ -128,7 +130,15 @@ def _rows(
     rows = [
         row
         for name in names
-        for row in _noted(exact_rows(name, before.costs.get(name), after.costs[name]), absent.get(name))
+        for row in _noted(
+            exact_rows(
+                name,
+                before.costs.get(name),
+                after.costs[name],
+                {**before.reasons.get(name, {}), **after.reasons[name]},
+            ),
+            absent.get(name),
+        )
     ]
     both = [name for name in timed_names if name not in absent]
     if both:

@@ -19,7 +19,7 @@ from archbench.files.writing import write_text
 from archbench.measure.machine import device_name, versions
 from archbench.regression import estimates
 from archbench.regression.gate import SAMPLES, Plan
-from archbench.regression.sides import BENCHMARK
+from archbench.regression.sides import BENCHMARK_FILES
 
 FORMAT = 1
 
@@ -59,7 +59,7 @@ def key(device: str, *, preset: str, overrides: Mapping[str, str] | None = None)
     """The key of this machine and benchmark."""
     asked = [device.partition(":")[0], preset, dict(overrides or {}), SAMPLES, Plan().turns]
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True).encode())
-    for file in (BENCHMARK, Path(estimates.__file__)):
+    for file in (*BENCHMARK_FILES, Path(estimates.__file__)):
         digest.update(file.read_bytes())
     return Key(device_name(device), str(versions()["torch_version"]), 1, digest.hexdigest()[:12])
 

@@ -3,13 +3,15 @@
 Runs in a child process (:mod:`archbench.regression.sides`), which says whose code it has loaded, then answers each
 message: "exact", or metric -> number of samples.
 
-Both revisions have to be measured by one benchmark, so this very file runs beside the archbench of either. Hence it
-imports only what archbench has long offered, and nothing of this package.
+Both revisions have to be measured by one benchmark, so this very file runs beside the archbench of either, as do
+those that it loads from its folder (:func:`beside`). Hence they import only what archbench has long offered, and
+nothing of this package.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib.util
 import sys
 import time
 import traceback
@@ -23,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import archbench
 from archbench.config import ModelConfig, TrainingConfig
@@ -31,9 +32,7 @@ from archbench.data.batches import Batch
 from archbench.errors import ArchbenchError, PhaseError
 from archbench.inference.sampling import Sampling
 from archbench.kernels.triton_guard import without_triton
-from archbench.measure.flops import cache_bytes_per_token, count_flops, measured_cache_bytes, on_meta
 from archbench.measure.malloc import tune_malloc
-from archbench.measure.memory import peak_extra_bytes
 from archbench.training.state import TrainState
 
 if TYPE_CHECKING:
@@ -85,120 +84,34 @@ class Subject:
         return state, Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()).to(device)
 
 
-def exact_costs(subject: Subject) -> dict[str, float | None]:
-    """What can be counted: metric -> value; None where it does not exist, as the state of a model that has none."""
-    T = subject.config.context_length
-    model = subject.build()
-    flops = count_flops(on_meta(model), 1, T)
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "forward_flops_per_token": flops.forward_per_token,
-        "training_flops_per_token": flops.training_per_token,
-        "state_bytes_per_token": cache_bytes_per_token(model, 1, T),
-        "state_bytes": measured_cache_bytes(model, 1, T),
-        "saved_activation_bytes": saved_activation_bytes(subject),
-        **step_costs(subject),
-        "token_operations": token_operations(subject),
-        "graph_breaks": graph_breaks(subject.build().train(), subject.tokens(2, T)),
-    }
+def exact_costs(
+    subject: Subject, device: torch.device | str = "cpu", reasons: dict[str, str] | None = None
+) -> dict[str, float | None]:
+    """What can be counted: metric -> value; None where it does not exist, as the state of a model that has none.
 
-
-def saved_activation_bytes(subject: Subject, B: int = 2) -> int:
-    """Most bytes kept for the backward pass at one time of a training step on tokens (B, T), float32, on a CPU.
-
-    Distinct storages; parameters and buffers, which are there anyway, are left out.
+    Args:
+        subject: what.
+        device: a GPU, to count what it is asked for as well.
+        reasons: gets, by metric, why a value is None, where there is more to say than that the model has none.
     """
-    state, batch = subject.training(B, torch.device("cpu"))
-    own = {tensor.untyped_storage()._cdata for tensor in (*state.model.parameters(), *state.model.buffers())}
-    saved: dict[int, int] = {}  # storage -> how many saved tensors are in it
-    live = most = 0
-
-    class Saved:
-        """A tensor that autograd holds, until the graph releases it."""
-
-        def __init__(self, tensor: Tensor) -> None:
-            nonlocal live, most
-            self.tensor = tensor
-            storage = tensor.untyped_storage()
-            self.key, self.nbytes = storage._cdata, storage.nbytes()
-            if self.key in own:
-                return
-            if not saved.get(self.key):
-                live += self.nbytes
-                most = max(most, live)
-            saved[self.key] = saved.get(self.key, 0) + 1
-
-        def __del__(self) -> None:
-            nonlocal live
-            if self.key in own:
-                return
-            saved[self.key] -= 1
-            if not saved[self.key]:
-                live -= self.nbytes
-
-    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda kept: kept.tensor):
-        subject.architecture.train_step(state, batch)
-    return most
+    costs: dict[str, float | None] = beside("operation_counts").counts(subject)
+    if torch.device(device).type == "cuda":
+        requests, why = beside("gpu_requests").counts(subject, torch.device(device))
+        costs |= requests
+        (reasons if reasons is not None else {}).update(why)
+    return costs
 
 
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that reach torch's kernels within its context."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
-
-
-def step_costs(subject: Subject, B: int = 2) -> dict[str, float | None]:
-    """Of a second update on tokens (B, T), float32, on a CPU: operations, and most bytes of tensors that it adds."""
-    step = partial(subject.architecture.train_step, *subject.training(B, torch.device("cpu")))
-    step()  # makes the optimizer's state
-    most = peak_extra_bytes(step, torch.device("cpu"))
-    with Operations() as operations:  # type: ignore[no-untyped-call]
-        step()
-    return {"step_bytes": most, "step_operations": operations.count}
-
-
-def token_operations(subject: Subject) -> float:
-    """Operations of a decoded token at batch 1 on a CPU, the sampling included."""
-    prompt = subject.tokens(1, max(1, subject.config.context_length // 4))
-    tokens = iter(subject.architecture.generate(subject.build().eval(), prompt, TOKENS + 2, Sampling(greedy=True)))
-    next(tokens), next(tokens)
-    with Operations() as operations:  # type: ignore[no-untyped-call]
-        for _ in range(TOKENS):
-            next(tokens)
-    return float(operations.count / TOKENS)
-
-
-def graph_breaks(model: nn.Module, tokens: Tensor) -> int | None:
-    """How often ``model(tokens)``, compiled, leaves a graph for Python and returns; None if nothing is traced.
-
-    Graphs are counted as they run, not as they are compiled: one that each layer runs is compiled once, and a break
-    within a loop leaves out the loop's whole frame.
-    """
-    import torch._dynamo as dynamo  # here, for it takes a second to import
-
-    run = 0
-
-    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        def count(*arguments: Any) -> Any:
-            nonlocal run
-            run += 1
-            return graph.forward(*arguments)
-
-        return count
-
-    dynamo.reset()
-    try:
-        compiled = torch.compile(model, backend=backend)
-        compiled(tokens)
-        run = 0
-        compiled(tokens)
-    finally:
-        dynamo.reset()
-    return run - 1 if run else None
+def beside(name: str) -> Any:
+    """The module of the file of that name beside this one: the archbench that is measured has its own, or none."""
+    known = f"archbench_benchmark_{name}"
+    if known not in sys.modules:
+        spec = importlib.util.spec_from_file_location(known, Path(__file__).with_name(f"{name}.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[known] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[known])
+    return sys.modules[known]
 
 
 class Timing:
@@ -338,11 +251,12 @@ def main(parent: Parent, request: dict[str, Any]) -> None:
         subjects, errors = each(names, lambda name: Subject.load(name, plugins, preset, request["overrides"]))
         files = {name: subject.file for name, subject in subjects.items()}
         parent.send({"archbench": str(Path(archbench.__file__).parent), "files": files, "errors": errors})
+        reasons: dict[str, dict[str, str]] = {name: {} for name in subjects}
         timings: dict[str, Timing] = {}
         while (order := parent.receive()) is not None:
             if order == "exact":
-                costs, errors = each(list(subjects), lambda name: exact_costs(subjects[name]))
-                parent.send({"costs": costs, "errors": errors})
+                costs, errors = each(list(subjects), lambda name: exact_costs(subjects[name], device, reasons[name]))
+                parent.send({"costs": costs, "errors": errors, "reasons": reasons})
             else:
                 timings = timings or {name: Timing(subject, device) for name, subject in subjects.items()}
                 parent.send({name: timing.turn(order) for name, timing in timings.items()})

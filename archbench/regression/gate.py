@@ -59,12 +59,14 @@ class Counted:
         archbench: the folder of the archbench that it ran.
         files: architecture -> the plugin's file, of those that it could load.
         costs: architecture -> metric -> count.
+        reasons: architecture -> metric -> why there is no count.
         errors: architecture -> why it has no counts.
     """
 
     archbench: str
     files: dict[str, str | None]
     costs: dict[str, dict[str, float | None]]
+    reasons: dict[str, dict[str, str]]
     errors: dict[str, ArchbenchError]
 
 
@@ -78,7 +80,7 @@ def counted(sides: Sequence[Side]) -> list[Counted]:
         for process in processes:
             loaded, answer = process.answer(), process.answer()
             errors = {name: from_dict(error) for name, error in {**loaded["errors"], **answer["errors"]}.items()}
-            found.append(Counted(loaded["archbench"], loaded["files"], answer["costs"], errors))
+            found.append(Counted(loaded["archbench"], loaded["files"], answer["costs"], answer["reasons"], errors))
         return found
 
 

@@ -13,7 +13,10 @@ from archbench.child.process import Child, LostError
 from archbench.errors import ArchbenchError, PhaseError
 from archbench.plugin.discovery import PLUGINS_VARIABLE
 
-BENCHMARK = Path(__file__).with_name("benchmark.py")
+BENCHMARK_FILES = tuple(
+    Path(__file__).with_name(f"{name}.py") for name in ("benchmark", "operation_counts", "gpu_requests")
+)
+"""What a side's process runs, whichever archbench it imports: the benchmark, and what it loads from its own folder."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 
 Samples = dict[str, dict[str, list[tuple[float, float]]]]
@@ -29,7 +32,7 @@ class Request:
         plugins: absolute paths of plugin files and folders.
         preset: of the models.
         overrides: fields of their configurations, as text.
-        device: where models are timed; counts are taken on the CPU and the meta device.
+        device: where models are timed, and a GPU's calls counted; other counts are of the CPU and the meta device.
     """
 
     architectures: Sequence[str]
@@ -64,7 +67,7 @@ class SideProcess(Child):
             variables["PYTHONPATH"] = os.pathsep.join(
                 [*side.path, *filter(None, [clean_environment().get("PYTHONPATH")])]
             )
-        super().__init__(str(BENCHMARK), vars(side.request), culprit="the benchmark", variables=variables)
+        super().__init__(str(BENCHMARK_FILES[0]), vars(side.request), culprit="the benchmark", variables=variables)
         self._side = side
 
     def ask_exact(self) -> None:

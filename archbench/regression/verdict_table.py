@@ -77,6 +77,17 @@ class Row:
         return self.head / self.base
 
 
+_OF_A_GPU = {
+    "launches": "1",
+    "in_graphs": "1",
+    "copies_to_device": "1",
+    "bytes_to_device": "byte",
+    "copies_to_host": "1",
+    "bytes_to_host": "byte",
+    "waits": "1",
+}
+"""Fields of :class:`archbench.regression.gpu_requests.Requests`."""
+
 UNITS = {
     "parameters": "1",
     "forward_flops_per_token": "FLOP/token",
@@ -88,14 +99,28 @@ UNITS = {
     "step_operations": "1",
     "token_operations": "1",
     "graph_breaks": "1",
+    **{f"gpu_{work}_{what}": unit for what, unit in _OF_A_GPU.items() for work in ("step", "token", "graph_token")},
 }
 
 
 def exact_rows(
-    architecture: str, base: Mapping[str, float | None] | None, head: Mapping[str, float | None]
+    architecture: str,
+    base: Mapping[str, float | None] | None,
+    head: Mapping[str, float | None],
+    reasons: Mapping[str, str] | None = None,
 ) -> list[Row]:
-    """Counts of the head beside those of the base; the gate is 0 %."""
-    return [_exact_row(architecture, metric, base, value) for metric, value in head.items()]
+    """Counts of the head beside those of the base; the gate is 0 %.
+
+    Args:
+        architecture: whose.
+        base, head: metric -> count.
+        reasons: metric -> why one of the two has none.
+    """
+    rows = [_exact_row(architecture, metric, base, value) for metric, value in head.items()]
+    return [
+        replace(row, note=(reasons or {}).get(row.metric, row.note)) if None in (row.base, row.head) else row
+        for row in rows
+    ]
 
 
 def _exact_row(architecture: str, metric: str, base: Mapping[str, float | None] | None, head: float | None) -> Row:

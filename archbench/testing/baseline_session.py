@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -87,16 +87,16 @@ class BaselineSession:
             self._subjects[architecture] = Subject.load(architecture, self._plugins, self._preset)
         return self._subjects[architecture]
 
-    def exact(self, architecture: str, costs: dict[str, float | None]) -> list[Row]:
-        """Save counts, or compare them."""
+    def exact(self, architecture: str, costs: dict[str, float | None], reasons: Mapping[str, str]) -> list[Row]:
+        """Save counts, or compare them; ``reasons`` says why the head has none."""
         if self.mode == "save":
             self._baseline(architecture).exact = costs
             self._save(architecture)
         if self.mode != "compare":
-            self.rows += exact_rows(architecture, None, costs)
+            self.rows += exact_rows(architecture, None, costs, reasons)
             return []
         baseline = self._read(architecture)
-        return self._kept(architecture, exact_rows(architecture, (baseline and baseline.exact) or None, costs))
+        return self._kept(architecture, exact_rows(architecture, (baseline and baseline.exact) or None, costs, reasons))
 
     def timed(self, architecture: str, metric: str) -> list[Row]:
         """Save a time, or compare it; fresh processes measure all times when the first is asked for."""

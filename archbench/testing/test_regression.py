@@ -78,12 +78,13 @@ def one_thread() -> Iterator[None]:
 def test_exact_costs(
     architecture: str, subject: Subject, session: BaselineSession, benchmark: BenchmarkFixture
 ) -> None:
-    """Parameters, FLOPs, state bytes, saved activations and graph breaks; none may rise."""
+    """Parameters, FLOPs, bytes, operations, graph breaks, and what a GPU is asked for; none may rise."""
+    reasons: dict[str, str] = {}
     costs: dict[str, float | None] = benchmark.pedantic(  # type: ignore[no-untyped-call]
-        exact_costs, args=(subject,), rounds=1
+        exact_costs, args=(subject, session.device, reasons), rounds=1
     )
     benchmark.extra_info.update(costs)
-    session.check(session.exact(architecture, costs))
+    session.check(session.exact(architecture, costs, reasons))
 
 
 @pytest.mark.usefixtures("one_thread")

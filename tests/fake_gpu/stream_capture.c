@@ -11,7 +11,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LAUNCHES, TRITON, PRODUCTS, TO_DEVICE, TO_HOST, ON_DEVICE, MEMSETS, OTHERS = 13, FIELDS = 16 };
+enum { LAUNCHES, TRITON, PRODUCTS, TO_DEVICE, TO_HOST, ON_DEVICE, MEMSETS, STREAM_SYNCS, DEVICE_SYNCS, EVENT_SYNCS = 10 };
+enum { OTHERS = 13, BYTES_TO_DEVICE, BYTES_TO_HOST, FIELDS };
 enum { REFUSED = 900, INVALIDATED = 901 };
 enum { NONE, ACTIVE, INVALID };
 
@@ -64,6 +65,21 @@ void capture_get(long *out) {
 void capture_reset(void) {
   products = graph_launches = replayed = refused = captured_products = 0;
   memset(captured, 0, sizeof captured);
+}
+
+/* The fields of archbench.regression.gpu_requests.Requests, in their order: what `archbench regress` gates. */
+void archbench_gpu_requests(long *out) {
+  long asked[FIELDS];
+  get(asked);
+  for (int i = 0; i < FIELDS; i++) asked[i] -= captured[i];
+  out[0] = asked[LAUNCHES] + asked[TRITON] + asked[PRODUCTS] + asked[ON_DEVICE] + asked[MEMSETS];
+  out[0] += products - captured_products + graph_launches;
+  out[1] = replayed;
+  out[2] = asked[TO_DEVICE];
+  out[3] = asked[BYTES_TO_DEVICE];
+  out[4] = asked[TO_HOST];
+  out[5] = asked[BYTES_TO_HOST];
+  out[6] = asked[STREAM_SYNCS] + asked[DEVICE_SYNCS] + asked[EVENT_SYNCS];
 }
 
 static int refuse(void) {
