@@ -30,6 +30,7 @@ OperationName = Literal["attention", "loss"]
 AttentionName = Literal["auto", BackendName]
 SamplingName = Literal["epochs", "random"]
 ParallelName = Literal["ddp", "fsdp"]
+DecodingName = Literal["eager", "graph", "static"]
 BudgetUnit = Literal["tokens", "steps", "flops", "seconds"]
 
 BUDGETS: tuple[BudgetUnit, ...] = ("tokens", "steps", "flops", "seconds")
@@ -161,6 +162,7 @@ class SpeedConfig(Frozen):
     warmup: bounds.Untimed = Field(2, description="untimed repeats, at the least; more until the times are stationary")
     trace: str | None = Field(None, description="requests to serve, JSON lines or CSV; null for batches that meet")
     trained: str | None = Field(None, description="folder of the run whose weights are timed; null for this run's own")
+    decoding: DecodingName | None = Field(None, description="steps of serve; null for graph on a GPU, eager elsewhere")
 
     @model_serializer(mode="wrap")
     def _as_before(self, written: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -178,9 +180,7 @@ class RunConfig(Frozen):
     profile: str = Field(
         "quick", description="how much work: smoke, quick, standard or paper; it sets the defaults of the other fields"
     )
-    preset: str = Field(
-        description="size of the model: nano, small, paper, or published (what the weights' configuration says)"
-    )
+    preset: str = Field(description="size: nano, small, paper, or published (what the weights' configuration says)")
     overrides: dict[str, Any] = Field(
         default_factory=dict, description="fields of the model's configuration to replace"
     )

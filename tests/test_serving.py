@@ -19,10 +19,10 @@ from archbench.report.contents import read
 from archbench.report.serving_percentiles import latency_table, throughput_table
 from archbench.runs.folder import open_run
 from archbench.runs.rows import Rows
-from archbench.runs.serving import _add, serve, served_config
+from archbench.runs.serving import _add, serve, served_config, static_shapes, static_size
 from archbench.runs.speed import prepared
 from archbench.training.checkpoints import latest_checkpoint, load_weights
-from command_line import archbench
+from command_line import archbench, printed
 from small_runs import UNCHECKED, value, with_small_corpus
 from test_results_schema import write
 
@@ -93,6 +93,14 @@ def test_traces_are_sorted_begin_at_zero_and_may_be_azures(tmp_path: Path) -> No
     assert (first.arrival_seconds, first.prompt_tokens, first.output_tokens) == (0, 374, 44)
     assert second.arrival_seconds == pytest.approx(4.314579, abs=1e-5)
     assert len(read_trace(BURSTS, 128)) == 24
+
+
+def test_batches_of_static_steps_have_few_sizes_and_each_is_decoded_before() -> None:
+    assert [static_size(requests, 6) for requests in range(1, 7)] == [1, 2, 4, 4, 6, 6]
+    trace = requests((0, 8, 9), (0, 4, 3), (1, 100, 200), (2, 130, 3))  # 16, 6, 299 and 132 positions
+    assert static_shapes(trace, {1, 4}, 512) == [(4, 1, 13), (4, 4, 13), (100, 1, 200), (100, 4, 200),
+                                                 (130, 1, 3), (130, 4, 3)]  # fmt: skip
+    assert static_shapes(trace, {1}, 256)[1:] == [(100, 1, 200)], "a cache holds no more than the context"
 
 
 WHOLE = '{"arrival_seconds": 5, "prompt_tokens": 4, "output_tokens": 4}'
@@ -202,6 +210,32 @@ def test_a_run_without_weights_is_refused_by_its_name(folder: Path, tmp_path: Pa
     assert (again.speed.trained, source.path.parent.name) == (str(source.path), "trained"), "not a copy of a copy"
     refused = archbench("serve-bench", source.path, "--set", "n_layer=2", cwd=tmp_path)
     assert (refused.returncode, "--set" in refused.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(("kind", "captured"), [("static", None), ("graph", 0)])
+def test_how_steps_are_taken_is_chosen_and_said(kind: str, captured: int | None, folder: Path, tmp_path: Path) -> None:
+    options = ("--trace", "trace.jsonl", "--batch", "2", *TIMED, "--decoding", kind, "--out", tmp_path)
+    served = archbench("serve-bench", "last", "--in", "trained", *options, cwd=folder)
+    assert served.returncode == 0, served.stderr
+    rows = read_results(tmp_path, {"phase": "serve"})
+    assert value(rows, "serve", "audit_passed") == 1
+    assert rows[rows.metric == "batch_requests"].value.to_list() == [2, 2, 1, 1] * 2
+    of_graphs = rows[rows.metric == "graph_captured"]
+    assert of_graphs.value.to_list() == ([] if captured is None else [captured])
+    assert ("need a GPU" in served.stdout) == (captured == 0) == ("need a GPU" in of_graphs.operation.to_string())
+
+
+def test_a_generated_text_does_not_depend_on_how_its_steps_are_taken(folder: Path) -> None:
+    texts = {}
+    for kind, said in (("eager", ""), ("static", "Decoding: static"), ("graph", "not graph: CUDA graphs need a GPU")):
+        options = ("--out", "trained", "--seed", "3", "--prompt", "a", "--max-new-tokens", "6", "--decoding", kind)
+        code, out, error = printed("generate", "gpt1", *options, cwd=folder)
+        assert code == 0, error
+        assert said in str(error)
+        texts[kind] = out
+    assert texts["eager"] == texts["static"] == texts["graph"]
+    code, _, error = printed("generate", "gpt1", "--out", "trained", "--decoding", "grahp", cwd=folder)
+    assert (code, "Did you mean 'graph'" in str(error)) == (2, True)
 
 
 @pytest.mark.parametrize("disturbed", [True, False])

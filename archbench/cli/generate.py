@@ -9,7 +9,7 @@ import typer
 
 from archbench.cli.options import Device, Name, Trust, named, trust_run
 from archbench.errors import DataError, UsageError
-from archbench.presentation.terminal import put
+from archbench.presentation.terminal import echo, put
 
 
 def generate(
@@ -30,6 +30,14 @@ def generate(
         typer.Option(min=0, max=2**31 - 1, help="Seed of the sampling", show_default="another text each time"),
     ] = None,
     device: Device = "auto",
+    decoding: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KIND",
+            help="How steps are taken: eager, graph (CUDA graphs) or static (their twin)",
+            show_default="graph on a GPU, else eager",
+        ),
+    ] = None,
     trust: Trust = False,
 ) -> None:
     """Continue a prompt with a trained model; the prompt and the text stream to standard output."""
@@ -38,7 +46,9 @@ def generate(
 
     import torch
 
+    from archbench.inference import decoding_kind
     from archbench.inference.sampling import Sampling
+    from archbench.runs.graph_decoding import why_not
     from archbench.runs.models import loaded
 
     if trust:
@@ -61,12 +71,16 @@ def generate(
     tokens = torch.as_tensor(ids, dtype=torch.int64, device=where).unsqueeze(0)  # (1, P)
     stream = TextStream(tokenizer.decode)
     _write(text)
-    with torch.inference_mode():
+    kind = decoding or ("graph" if where.type == "cuda" else "eager")
+    with torch.inference_mode(), decoding_kind.decoding(kind) as ran:
         for token in trained.generate(model, tokens, max_new_tokens, sampling):
             if int(token) == tokenizer.separator:
                 break
             _write(stream.push(int(token)))
     _write("\n")
+    if kind != "eager":
+        reason = why_not(ran)
+        echo(f"Decoding: {kind}" if reason is None else f"Decoding is not {kind}: {reason}", error=True)
 
 
 class TextStream:

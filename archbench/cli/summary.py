@@ -107,7 +107,13 @@ def print_kernels(frame: pd.DataFrame, left_out: Sequence[Mapping[str, Any]], pa
 
 def print_serving(frame: pd.DataFrame, out: str) -> None:
     """Print one screen about one run of the phase serve."""
-    from archbench.report.serving_percentiles import LEFT_OUT, latency_table, throughput_table, weights_said
+    from archbench.report.serving_percentiles import (
+        LEFT_OUT,
+        graphs_said,
+        latency_table,
+        throughput_table,
+        weights_said,
+    )
 
     screen, first = console(), frame.iloc[0]
     screen.print(f"\n{first.architecture} {first.preset}", style="bold", end="")
@@ -117,6 +123,8 @@ def print_serving(frame: pd.DataFrame, out: str) -> None:
         assert table is not None
         show(table)
         screen.print()
+    if (how := graphs_said(frame)) is not None:
+        paragraph(how)
     if frame.contaminated.eq(True).any():
         paragraph(DISTURBED, style="yellow")
     for text, style in _remarks(frame):

@@ -14,7 +14,7 @@ from archbench.inference.static_step import StaticStep
 from archbench.kernels import attention_backends
 from archbench.nn.cache import bucket
 
-KEPT = 4
+KEPT = 16
 """Decoders kept for a model, each with a cache and its graphs; the one unused for longest goes."""
 
 

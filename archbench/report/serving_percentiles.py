@@ -95,10 +95,22 @@ def weights_said(rows: pd.DataFrame) -> str:
     return "random weights of a preset" if (trained == 0).any() else "trained weights"
 
 
+def graphs_said(rows: pd.DataFrame) -> str | None:
+    """Whether tokens were replays of CUDA graphs, and why they were not; None if nobody asked for them."""
+    captured = rows[(rows.phase == "serve") & (rows.metric == "graph_captured")]
+    if captured.empty:
+        return None
+    reasons = sorted({str(reason) for reason in captured.operation[captured.value == 0]})
+    if reasons:
+        return f"Tokens are decoded one operation at a time: {'; '.join(reasons)}."
+    return "Each token after the first is one replay of a CUDA graph."
+
+
 def served_in_words(rows: pd.DataFrame) -> Iterator[str]:
     """The weights of the phase serve, and a sentence for each of its cases."""
     if (rows.phase == "serve").any():
         yield f"Served with {weights_said(rows)}."
+        yield from filter(None, [graphs_said(rows)])
     for case, own in cases_of(rows):
         first, gap = (own.value[own.metric == name].dropna() for name, *_ in (LATENCIES[0], LATENCIES[2]))
         said = f"{case}: 99 % of the requests have their first token within "

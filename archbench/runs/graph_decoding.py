@@ -9,7 +9,7 @@ from statistics import median
 import torch
 from torch import Tensor, nn
 
-from archbench.inference.decoding_kind import decoding
+from archbench.inference.decoding_kind import Decodings, decoding
 from archbench.kernels import record_attention
 from archbench.measure.clock import Clock
 from archbench.measure.steady import Samples
@@ -34,9 +34,7 @@ def decode_from_graphs(
         case = {"batch_size": B, "prompt_length": P}
         with record_attention() as attended, decoding("graph") as ran:
             found, _ = decode(architecture, model, prompt, len(expected), clock)
-        if not ran.kinds:
-            ran.reasons.add("its generate is not archbench.decode_with_cache")
-        reason = "; ".join(sorted(ran.reasons)) or None
+        reason = why_not(ran)
         rows.add("graph_captured", reason is None, operation=reason, **case)
         if reason is not None:
             for metric in ("graph_seconds_per_token", "graph_tokens_per_second", "graph_equal_tokens"):
@@ -51,6 +49,13 @@ def decode_from_graphs(
         rows.add("graph_stationary", samples.stationary, **case)
         medians[P, B] = median(gaps)
     return medians
+
+
+def why_not(ran: Decodings) -> str | None:
+    """Why tokens were not decoded as asked for, as a clause; None if they were."""
+    if not ran.kinds:
+        return "its generate is not archbench.decode_with_cache"
+    return "; ".join(sorted(ran.reasons)) or None
 
 
 def _timed_gaps(

@@ -7,7 +7,7 @@ arXiv:2309.06180); ``docs/reference/metrics.md`` has them. Batches are those of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice, pairwise, product, takewhile
@@ -21,11 +21,15 @@ from archbench.config import RunConfig
 from archbench.data.dataset import prepare
 from archbench.data.request_trace import Request, read_trace, trace_key
 from archbench.errors import DataError
+from archbench.inference.captured_step import KEPT
+from archbench.inference.decoding_kind import decoding
 from archbench.measure.clock import clock_for, seconds_of
 from archbench.measure.memory import peak_memory
+from archbench.nn.cache import bucket
 from archbench.plugin.registry import code_of
 from archbench.plugin.trust import require
 from archbench.runs.folder import CONFIG, RunFolder, open_run
+from archbench.runs.graph_decoding import why_not
 from archbench.runs.models import require_weights
 from archbench.runs.rows import Rows
 from archbench.runs.speed import Decoded, audit, decode, describe, excerpts, prepared, timed
@@ -116,45 +120,87 @@ def _first_batch(waiting: Sequence[Request], now: float, most: int) -> list[int]
 def run_serve(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool) -> None:
     """Serve the trace, or batches that arrive at once for each prompt length and batch size, until times are steady.
 
-    A trace is warmed up with its first request alone; then it is served ``repeats`` times.
+    A trace is warmed up with its first request alone; then it is served ``repeats`` times. Where steps have static
+    shapes, each that is needed is decoded once before.
     """
     architecture, model = prepared(run, device, rows)
     clock, speed = clock_for(device), run.config.speed
+    asked = speed.decoding or ("graph" if device.type == "cuda" else "eager")
     stream = prepare(run.config.data, sha256=run.facts.get("corpus_sha256")).train
     prompts: dict[tuple[int, int], Tensor] = {}
     decoded: Decoded = {}
 
-    def respond(batch: Sequence[Request]) -> list[float]:
-        shape = batch[0].prompt_tokens, len(batch)
+    def prompt_of(shape: tuple[int, int]) -> Tensor:
         if shape not in prompts:
             prompts[shape] = excerpts(stream, *shape, device)
-        new_tokens = max(one.output_tokens for one in batch)
+        return prompts[shape]
+
+    def respond(batch: Sequence[Request], size: Callable[[int], int]) -> list[float]:
+        shape = batch[0].prompt_tokens, size(len(batch))
+        prompt, new_tokens = prompt_of(shape), max(one.output_tokens for one in batch)
         clock.synchronize()
         begin = clock.mark()
-        tokens, marks = decode(architecture, model, prompts[shape], new_tokens, clock)
+        tokens, marks = decode(architecture, model, prompt, new_tokens, clock)
         clock.synchronize()
         if shape in decoded or len(decoded) < AUDITED:
-            decoded[shape] = prompts[shape], tokens
+            decoded[shape] = prompt, tokens
         return [clock.seconds(begin, mark) for mark in marks]
 
     with peak_memory(device, clock=clock) as memory, rows.recording_attention():
         for case, most, requests in _cases(run):
             served: list[list[Answer]] = []
-
-            def once(requests: Sequence[Request] = requests, most: int = most, into: list[Any] = served) -> None:
-                into.append(serve(requests, most, respond))
-
-            if speed.trace is None:
-                samples = timed(run, once, clock)
-            else:
-                samples = timed(run, partial(serve, requests[:1], most, respond), clock)
-                for _ in range(speed.repeats):
-                    seconds_of(once, clock)
+            sizes = {static_size(size, most) for size in range(1, most + 1)} if speed.trace else {most}
+            shapes = [] if asked == "eager" else static_shapes(requests, sizes, run.model["context_length"])
+            reason = None if len(shapes) <= KEPT else f"the {len(shapes)} shapes of its batches are more than {KEPT}"
+            with decoding("eager" if reason else asked) as ran:
+                for P, B, new_tokens in shapes if reason is None else ():
+                    decode(architecture, model, prompt_of((P, B)), new_tokens, clock)
+                reason = reason or (why_not(ran) if shapes else None)
+                size = partial(static_size, most=most) if shapes and reason is None else int
+                answer = partial(respond, size=size)
+                once = partial(_serve_into, served, requests, most, answer)
+                if speed.trace is None:
+                    samples = timed(run, once, clock)
+                else:
+                    samples = timed(run, partial(serve, requests[:1], most, answer), clock)
+                    for _ in range(speed.repeats):
+                        seconds_of(once, clock)
+            if asked == "graph":
+                rows.add("graph_captured", reason is None, operation=reason, **case)
             _add(rows, served[-speed.repeats :], case)
             describe(rows, samples, case)
     rows.add_memory(memory, quiet=quiet)
     audit(run, model, decoded, rows)
     rows.add("trained", bool(speed.trained or run.config.weights or "train" in run.config.phases))
+
+
+def _serve_into(served: list[list[Answer]], requests: Sequence[Request], most: int, respond: Respond) -> None:
+    served.append(serve(requests, most, respond))
+
+
+def static_size(requests: int, most: int) -> int:
+    """Sequences of a batch of static shapes: the next power of two, at most ``most``; the rows added are decoded too.
+
+    So there are few shapes, each captured before it is needed. vLLM's server pads batches to the sizes that it has
+    captured as well (``cudagraph_capture_sizes``).
+    """
+    return min(most, 1 << (requests - 1).bit_length())
+
+
+def static_shapes(requests: Sequence[Request], sizes: Iterable[int], context: int) -> list[tuple[int, int, int]]:
+    """P, B and new tokens of decodings that take each static step that any batch of these requests may need.
+
+    Args:
+        requests: the trace's.
+        sizes: B, of batches.
+        context: the model's.
+    """
+    spans: dict[int, tuple[int, int]] = {}  # the cache's capacity -> fewest positions of a prompt, most of an answer
+    for one in requests:
+        last = one.prompt_tokens + one.output_tokens - 1
+        first, longest = spans.get(capacity := min(bucket(last), context), (one.prompt_tokens, last))
+        spans[capacity] = min(first, one.prompt_tokens), max(longest, last)
+    return [(first, B, last - first + 1) for first, last in spans.values() for B in sorted(sizes)]
 
 
 def _cases(run: RunFolder) -> Iterator[tuple[dict[str, Any], int, tuple[Request, ...]]]:

@@ -129,3 +129,29 @@ def test_the_phase_decode_has_rows_of_both_kinds(tmp_path: Path) -> None:
     decode = rows[rows.phase == "decode"].groupby("metric").value
     assert decode.count()["graph_seconds_per_token"] == decode.count()["seconds_per_token"] > 0
     assert decode.min()["graph_captured"] == 1
+
+
+@pytest.mark.slow
+def test_serving_and_generating_decode_from_graphs_and_say_so(tmp_path: Path) -> None:
+    def archbench_says(*arguments: str) -> tuple[str, str]:
+        command = [sys.executable, "-m", "archbench", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True)
+        return done.stdout, done.stderr
+
+    trace = [(0, 4, 6), (0, 4, 2), (0, 4, 1), (9, 8, 3)]
+    lines = [{"arrival_seconds": at, "prompt_tokens": P, "output_tokens": new} for at, P, new in trace]
+    (tmp_path / "trace.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    few = ("--preset", "nano", "--corpus", "shakespeare", "--tokenizer", "bpe:1024", "--device", "cuda", "--unchecked")
+    timed = ("--repeats", "2", "--warmup", "0", "--quiet", "--profile", "smoke", "--dtype", "bfloat16")
+    for name, options in (("trace", ("--trace", "trace.jsonl", "--batch", "3")), ("cases", ("--batch", "1,2"))):
+        out, _ = archbench_says("serve-bench", "gpt1", *few, *timed, *options, "--out", name)
+        assert "one replay of a CUDA graph" in out
+        rows = archbench.read_results(tmp_path / name, {"metric": "graph_captured"})
+        assert set(rows.value) == {1}
+    out, _ = archbench_says("serve-bench", "gpt1", *few, *timed, "--decoding", "eager", "--out", "eager")
+    assert "CUDA graph" not in out
+    trained = ("--profile", "smoke", "--steps", "2", "--phases", "train", "--quiet", "--out", "trained")
+    archbench_says("run", "gpt1", *few, *trained)
+    for device, said in (("cuda", "Decoding: graph"), ("cpu", "")):
+        _, error = archbench_says("generate", "gpt1", "--out", "trained", "--device", device, "--max-new-tokens", "9")
+        assert said in error
