@@ -25,9 +25,8 @@ DTypeName = Literal["float32", "bfloat16", "float16"]
 BackendName = Literal[
     "triton", "sdpa", "sdpa-cudnn", "sdpa-flash", "sdpa-efficient", "sdpa-math", "flex", "blocks", "reference"
 ]
-ProductsName = Literal["measured", "torch"]
 OperationName = Literal["attention", "loss"]
-AttentionName = Literal["auto", BackendName]
+Float8Name = Literal["none", "head", "all"]
 SamplingName = Literal["epochs", "random"]
 ParallelName = Literal["ddp", "fsdp"]
 DecodingName = Literal["eager", "graph", "static"]
@@ -81,11 +80,9 @@ class DataConfig(Frozen):
     corpus: str = Field(description="text: shakespeare, python, file, folder, hf:NAME[:CONFIG], shards (DIR, '*.bin')")
     tokenizer: str = Field(description="tokenizer: byte, bpe:N, file:tokenizer.json, gguf:FILE, hf:NAME, ids:V")
     validation_fraction: float = Field(
-        0.1,
-        gt=0,
-        le=1,
+        0.1, gt=0, le=1,
         description="share of bytes held out where the corpus has no split of its own; 1: all, if nothing is trained",
-    )
+    )  # fmt: skip
 
 
 class TrainingConfig(Frozen):
@@ -196,9 +193,12 @@ class RunConfig(Frozen):
     dtype: DTypeName = Field(
         description="precision of matrix products: autocast in training and scoring, the weights' in prefill and decode"
     )
-    attention: AttentionName = Field("auto", description="attention backend; the rows say what ran")
-    products: ProductsName = Field(
+    attention: Literal["auto", BackendName] = Field("auto", description="attention backend; the rows say what ran")
+    products: Literal["measured", "torch"] = Field(
         "measured", description="libraries of float32 products on x86 CPUs: the faster for each, or torch's choice"
+    )
+    float8: Float8Name = Field(
+        "none", description="products in float8 while training: the head's, or those of all linear layers; see gpu.md"
     )
     compile: bool = Field(False, description="train with torch.compile")
     threads: bounds.Threads | None = Field(None, description="CPU threads; null for one per core this process may use")
@@ -238,7 +238,7 @@ class RunConfig(Frozen):
     @model_serializer(mode="wrap")
     def _as_before(self, written: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         """Later fields are left out at the value that earlier runs had."""
-        return {name: one for name, one in written(self).items() if _LATER_FIELDS.get(name, _NEVER) != one}
+        return dict(field for field in written(self).items() if field not in _LATER_FIELDS.items())
 
     def config_hash(self) -> str:
         """Twelve hex digits that agree for runs that differ only in seed and in what changes no number."""
@@ -303,10 +303,10 @@ class KernelConfig(Frozen):
 
 
 _LATER_FIELDS = {
-    "training.sampling": "epochs", "nproc": 1, "parallel": "ddp", "scaling_efficiency": False, "products": "measured",
+    "training.sampling": "epochs", "nproc": 1, "parallel": "ddp", "scaling_efficiency": False,
+    "products": "measured", "float8": "none",
 }  # fmt: skip
 """Newer fields -> the only value that earlier runs had. With that value they leave a hash as it was."""
-_NEVER = object()
 
 
 def _hash(config: BaseModel, leave_out: set[str]) -> str:

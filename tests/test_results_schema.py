@@ -53,9 +53,9 @@ def test_the_arrow_schema_has_exactly_the_documented_columns() -> None:
     assert [field.nullable for field in arrow_schema()] == [column.nullable for column in COLUMNS]
 
 
-def test_schema_version_7_has_not_changed_without_a_new_version() -> None:
-    # Files of version 7 are on people's disks. A change here needs SCHEMA_VERSION raised and an upgrade on reading.
-    assert SCHEMA_VERSION == 7
+def test_schema_version_8_has_not_changed_without_a_new_version() -> None:
+    # Files of version 8 are on people's disks. A change here needs SCHEMA_VERSION raised and an upgrade on reading.
+    assert SCHEMA_VERSION == 8
     assert " ".join(f"{column.name}:{column.type}{'?' if column.nullable else ''}" for column in COLUMNS) == (
         "run_id:string time_utc:timestamp schema_version:int64 architecture:string plugin_package:string "
         "plugin_version:string? plugin_revision:string? preset:string config_hash:string seed:int64 role:string? "

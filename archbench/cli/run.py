@@ -42,6 +42,7 @@ MOST_RUNS = 1000
     "archbench.config:RunConfig",
     *RECIPE,
     FieldOption("attention"),
+    FieldOption("float8"),
     FieldOption("compile"),
     FieldOption("training.tokens", shown="the profile's"),
     FieldOption("training.steps"),

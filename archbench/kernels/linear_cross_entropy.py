@@ -21,9 +21,12 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from archbench.errors import UsageError
+from archbench.kernels.float8_head import float8_losses
+from archbench.kernels.float8_linear import in_float8
 from archbench.kernels.matmul import linear
 from archbench.kernels.precision import autocast_dtype, exact_dtype
 from archbench.kernels.product_choice import choosable, input_gradient
+from archbench.kernels.softmax_errors import piece_rows, slices, softmax_errors
 from archbench.kernels.triton_guard import row_kernels_run
 
 CHUNK_BYTES = 3 * 2**24
@@ -37,9 +40,6 @@ of 200 FLOPs per byte costs as much as a product of some 1,000 rows. Calculated,
 
 FEWEST_ROWS = 256
 """Least rows of a chunk for any vocabulary: with fewer, slower products outweigh the memory saved."""
-
-SOFTMAX_BYTES = 2**20
-"""Float32 logits per CPU core and softmax: they fit in its second-level cache."""
 
 
 def linear_cross_entropy(
@@ -79,7 +79,8 @@ def linear_cross_entropy(
     # Not the operator where a function of autograd does: torch's compiler comes with it, 85 MB and a second or two.
     plain = hidden.device.type == "cpu" and not torch.compiler.is_compiling() and type(rows) in (Tensor, Parameter)
     operation: Any = _Eager.apply if plain else _operator
-    loss: Tensor = operation(rows, weight, targets.reshape(-1), bias, dtype, chunk, ignore_index, trained)[0]
+    float8 = in_float8(hidden, weight)
+    loss: Tensor = operation(rows, weight, targets.reshape(-1), bias, dtype, chunk, ignore_index, trained, float8)[0]
     return loss
 
 
@@ -92,6 +93,7 @@ def loss_and_gradients(
     chunk: int | None,
     ignore_index: int,
     trained: list[bool],
+    float8: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss () and 1 / number of targets that count (); gradients of the *sum* by hidden, weight and bias.
 
@@ -103,12 +105,18 @@ def loss_and_gradients(
         for_hidden, for_weight, for_bias = trained
         exact = exact_dtype(dtype)
         d_hidden, d_weight, d_bias = _empty_gradients(hidden, weight, dtype, trained)
+        gradients = d_hidden, d_weight, d_bias
+        most = _chunk_rows(N, V, dtype, hidden.device) if chunk is None else min(chunk, max(N, 1))
+        chunks = slices(N, most)
+        if float8:
+            if hidden.device.type == "cpu":
+                _check_range(targets, targets != ignore_index, V)
+            losses = float8_losses(hidden, weight, bias, targets, ignore_index, dtype, chunks, gradients, trained)
+            count = (targets != ignore_index).sum()
+            return losses.sum() / count, count.clamp(min=1).to(exact).reciprocal(), *gradients
         head = weight.to(dtype)
         head_bias = None if bias is None else bias.to(dtype)
-        most = _chunk_rows(N, V, dtype, hidden.device) if chunk is None else min(chunk, max(N, 1))
-        chunks = _slices(N, most)
         if row_kernels_run(hidden.device) and dtype != torch.float64 and N > 0:
-            gradients = d_hidden, d_weight, d_bias
             return *_by_kernel(hidden, head, head_bias, targets, ignore_index, chunks, gradients, trained), *gradients
         counted = targets != ignore_index  # (N,)
         if hidden.device.type == "cpu":
@@ -116,14 +124,14 @@ def loss_and_gradients(
         targets = targets.where(counted, 0)
         losses = torch.empty(N, dtype=exact, device=hidden.device)
         # Before the logits: what the heap has above them when they are freed leaves a hole that the next do not fit.
-        pieces = torch.empty(min(most, _softmax_rows(V, hidden.device)), V, dtype=exact, device=hidden.device)
+        pieces = torch.empty(min(most, piece_rows(V, hidden.device)), V, dtype=exact, device=hidden.device)
         d_bias.zero_()
         if N == 0:
             d_weight.zero_()
         for number, rows in enumerate(chunks):
             states, mask = hidden[rows].to(dtype), counted[rows].to(dtype).unsqueeze(1)  # (R, C), (R, 1)
             logits = linear(states, head, head_bias)  # (R, V)
-            losses[rows] = _losses(logits, targets[rows], pieces, any(trained))
+            losses[rows] = softmax_errors(logits, targets[rows], pieces, any(trained))
             if for_hidden:
                 for_rows = input_gradient(logits, head) if choosable(logits, head) else logits @ head
                 torch.mul(for_rows, mask, out=d_hidden[rows])
@@ -191,23 +199,6 @@ def _sum_product(total: Tensor, left: Tensor, right: Tensor, beta: int) -> None:
         torch.addmm(total, left, right, beta=beta, out_dtype=total.dtype, out=total)
 
 
-def _losses(logits: Tensor, targets: Tensor, pieces: Tensor, trained: bool) -> Tensor:
-    """Loss (R,) of each row; if anything is trained, logits (R, V) are overwritten by their gradient.
-
-    ``pieces`` (r, V) is overwritten, r rows at a time; the loss has its dtype.
-    """
-    losses = pieces.new_empty(targets.shape)
-    for rows in _slices(logits.shape[0], pieces.shape[0]):
-        piece, ids = logits[rows], targets[rows].unsqueeze(1)  # (r, V), (r, 1)
-        p = torch.softmax(piece, dim=-1, dtype=pieces.dtype, out=pieces[: piece.shape[0]])
-        # log p of the target by the largest p, which is at least 1 / V: the target's own may underflow.
-        log_p = (piece.gather(1, ids).to(p.dtype) - piece.amax(1, keepdim=True)).add_(p.amax(1, keepdim=True).log_())
-        losses[rows] = -log_p.squeeze(1)
-        if trained:
-            logits[rows] = p.scatter_(1, ids, log_p.expm1())  # softmax minus one-hot
-    return losses
-
-
 def _add_product(total: Tensor, errors: Tensor, states: Tensor, beta: int) -> None:
     """total (V, K) = beta · total + errors (R, V)ᵀ states (R, K), the sum in total's dtype; beta 0 or 1."""
     if total.dtype == errors.dtype:
@@ -221,13 +212,13 @@ def _add_product(total: Tensor, errors: Tensor, states: Tensor, beta: int) -> No
     scale = 2 ** (states.shape[0].bit_length() // 2)
     states = states / scale
     budget = _chunk_bytes(total.device) // 8
-    for part in _slices(total.shape[0], max(1, budget // (states.shape[1] * states.element_size()))):
+    for part in slices(total.shape[0], max(1, budget // (states.shape[1] * states.element_size()))):
         total[part].add_(errors[:, part].t() @ states, alpha=scale)
 
 
 @_operator.register_fake
 def _shapes(hidden: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, ...]:
-    _, _, dtype, _, _, trained = others
+    _, _, dtype, _, _, trained, *_ = others
     scalars = (hidden.new_empty((), dtype=exact_dtype(dtype)) for _ in range(2))
     return (*scalars, *_empty_gradients(hidden, weight, dtype, trained))
 
@@ -260,7 +251,7 @@ def _scale_gradients(ctx: Any, gradient: Tensor | None, *second: Tensor | None) 
             "For second derivatives use F.cross_entropy(F.linear(hidden, weight, bias), targets)",
         )
     if gradient is None:
-        return (None,) * 8
+        return (None,) * 9
     inverse_count, d_hidden, d_weight, d_bias = ctx.saved_tensors
     factor = gradient * inverse_count
     for_hidden, for_weight, _, for_bias, *_ = ctx.needs_input_grad
@@ -270,7 +261,7 @@ def _scale_gradients(ctx: Any, gradient: Tensor | None, *second: Tensor | None) 
         _scaled(d_weight, factor).to(weight_dtype) if for_weight else None,
         None,
         _scaled(d_bias, factor).to(bias_dtype) if for_bias else None,
-        *[None] * 4,
+        *[None] * 5,
     )
 
 
@@ -301,15 +292,6 @@ def _chunk_rows(N: int, V: int, dtype: torch.dtype, device: torch.device) -> int
     most = max(FEWEST_ROWS, _chunk_bytes(device) // (V * dtype.itemsize))
     chunks = max(1, -(-N // most))
     return max(1, -(-N // chunks))  # equal chunks: a small last one would be slow
-
-
-def _softmax_rows(V: int, device: torch.device) -> int:
-    share = SOFTMAX_BYTES * torch.get_num_threads() if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
-    return max(1, share // (4 * V))
-
-
-def _slices(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
 
 
 def _check(hidden: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, chunk: int | None) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archbench.kernels.companions import column_sums, narrowed
+from archbench.kernels.float8_linear import float8_linear, in_float8
 from archbench.kernels.precision import autocast_dtype, without_autocast
 from archbench.kernels.product_choice import choosable, forward, input_gradient, torch_alone, weight_gradient
 from archbench.kernels.working_weights import working
@@ -24,6 +25,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     The choice depends only on the machine, dtype and sizes, so that the same run gives the same numbers.
     """
+    if in_float8(x, weight):
+        return float8_linear(x, weight, bias)
     x, weight = narrowed(x), working(weight)
     if bias is not None and x.device.type == "cuda" and _learns_eagerly(bias):
         return _biased_linear(x, weight, bias)

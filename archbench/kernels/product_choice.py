@@ -78,13 +78,20 @@ def choose_products(choice: Choice | None) -> None:
 
 @contextmanager
 def record_products() -> Iterator[set[str]]:
-    """Yields a set of the libraries that compute float32 products of layers on a CPU within this context."""
+    """Yields a set of what is noted within this context: libraries that compute float32 products of layers on a CPU,
+    and products in float8."""
     recorder: set[str] = set()
     _recorders.append(recorder)
     try:
         yield recorder
     finally:
         _recorders[:] = [other for other in _recorders if other is not recorder]
+
+
+def note_product(library: str) -> None:
+    """One of the products of a layer has been computed by that library, or in that format."""
+    for recorder in _recorders:
+        recorder.add(library)
 
 
 def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -121,7 +128,7 @@ def torch_alone(M: int, N: int, K: int) -> bool:
     directions: tuple[Direction, ...] = ("forward", "input", "weight")
     alone = all(_chosen.get(Case(direction, octave, N, K, threads)) == TORCH for direction in directions)
     if alone:
-        _note(TORCH)
+        note_product(TORCH)
     return alone
 
 
@@ -152,13 +159,8 @@ def _by_choice(direction: Direction, M: int, weight: Tensor, ways: Ways, *operan
         else:
             library = _choice(Case(*case), lambda: BATCHED if batched else _winner(ways, *operands))
         _chosen[case] = library
-    _note(library)
+    note_product(library)
     return ways[library](*operands)
-
-
-def _note(library: Library) -> None:
-    for recorder in _recorders:
-        recorder.add(library)
 
 
 def _winner(ways: Ways, *operands: Tensor | None) -> Library:

@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from archbench.errors import ConfigError
 from archbench.kernels import linear
+from archbench.kernels.float8_linear import without_float8
 from archbench.kernels.grouped_matmul import ends_where_used, grouped_matmul, waits
 from archbench.kernels.precision import exact_dtype
 from archbench.nn.linear import Linear
@@ -83,7 +84,8 @@ class SparseExperts(nn.Module):
 
     def route(self, tokens: Tensor) -> tuple[Routing, Tensor]:
         """tokens (N, C) -> their routing, and the weights (N, A) of the chosen experts, which sum to 1."""
-        logits = self.router(tokens)  # (N, E)
+        with without_float8():  # rounding must not send a token elsewhere
+            logits = self.router(tokens)  # (N, E)
         probabilities = torch.softmax(logits, dim=-1, dtype=exact_dtype(logits.dtype))
         highest, chosen = torch.topk(probabilities, self.active, dim=-1)  # (N, A)
         return Routing(probabilities, chosen), highest / highest.sum(-1, keepdim=True)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from archbench.config import DTypeName, TrainingConfig
+from archbench.config import DTypeName, Float8Name, TrainingConfig
 from archbench.data.batches import Batch, BatchSampler
 from archbench.measure.clock import clock_for
 from archbench.plugin.registry import load
@@ -35,11 +35,11 @@ def resumed(bench: Bench) -> Statements:
     """Losses of a run with dropout that breaks off and goes on, against those of an unbroken one."""
     with tempfile.TemporaryDirectory() as folder:
         try:
-            _losses(bench, checkpoints=Path(folder), stop=BROKEN)
+            nano_losses(bench, checkpoints=Path(folder), stop=BROKEN)
         except BrokenOffError:
             torch.rand(7, device=bench.device)  # something else has drawn random numbers
-        went_on = _losses(bench, checkpoints=Path(folder))
-    unbroken = _losses(bench)
+        went_on = nano_losses(bench, checkpoints=Path(folder))
+    unbroken = nano_losses(bench)
     place = went_on.resumed_from
     found, expected = ([record.loss for record in one.steps] for one in (went_on, unbroken))
     differing = [number for number, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b]
@@ -53,16 +53,17 @@ def resumed(bench: Bench) -> Statements:
 def scaled(bench: Bench) -> Statements:
     """float16 with loss scaling ends near float32, for every optimizer."""
     for optimizer in ("adamw", "sgd", "muon"):
-        exact = _losses(bench, optimizer=optimizer, dropout=False).steps[-1].loss
-        found = _losses(bench, optimizer=optimizer, dropout=False, dtype="float16").steps[-1].loss
+        exact = nano_losses(bench, optimizer=optimizer, dropout=False).steps[-1].loss
+        found = nano_losses(bench, optimizer=optimizer, dropout=False, dtype="float16").steps[-1].loss
         away = abs(found - exact) / exact if exact else float("inf")
         what = f"{optimizer}, float16: the loss after {STEPS} updates"
         yield judged(what, away <= AGREES, f"within {AGREES:.0%} of {exact:.4f} in float32", f"{found:.4f}")
 
 
-def _losses(
+def nano_losses(
     bench: Bench, *, checkpoints: Path | None = None, stop: int | None = None,
-    optimizer: str = "adamw", dropout: bool = True, dtype: DTypeName = "float32",
+    optimizer: str = "adamw", dropout: bool = True, dtype: DTypeName = "float32", float8: Float8Name = "none",
+    seed: int = 0, steps: int = STEPS,
 ) -> TrainingHistory:  # fmt: skip
     """Train gpt1's smallest preset on text in which each token is one of three that may follow."""
 
@@ -78,9 +79,9 @@ def _losses(
     moves = np.random.default_rng(7).integers(1, 4, size=20_000)
     text = (np.cumsum(moves) % config.vocab_size).astype(np.uint16)
     values: dict[str, Any] = {"optimizer": optimizer, "learning_rate": LEARNING_RATE, "checkpoint_every": EVERY}
-    recipe = TrainingConfig(steps=STEPS, batch_size=8, **values)
-    seed_generators(0, bench.device)
+    recipe = TrainingConfig(steps=steps, batch_size=8, **values)
+    seed_generators(seed, bench.device)
     model = architecture.build(config).to(bench.device)
-    state = TrainState.create(model, recipe, device=bench.device, dtype=dtype)
-    batches = BatchSampler(text, batch_size=8, context_length=length, seed=0)
+    state = TrainState.create(model, recipe, device=bench.device, dtype=dtype, float8=float8)
+    batches = BatchSampler(text, batch_size=8, context_length=length, seed=seed)
     return train(state, batches, recipe, clock=clock_for(bench.device), step=step, checkpoints=checkpoints)

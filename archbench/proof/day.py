@@ -53,6 +53,7 @@ PROOFS: tuple[Proof, ...] = (
     Proof("decoding", "cached and captured decoding against full passes", ".decoded_tokens:tokens", 120),
     Proof("resuming", "a broken run goes on with the same losses", ".continued_training:resumed", 30),
     Proof("float16", "scaled losses train as float32's do", ".continued_training:scaled", 30, cpu=False),
+    Proof("float8", "products of 8-bit floats: values, a loss curve, times", ".float8_products:float8", 40, cpu=False),
     Proof("checks", "the conformance checks of every built-in", ".gate_of_all:checks", 300),
     Proof("kernels", "attention and loss kernels against torch's", ".kernel_race:kernels", 240, cpu=False),
     Proof("gpt1", "the published GPT-1: training and decoding", ".gpt1_race:speeds", 150, cpu=False),

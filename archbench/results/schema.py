@@ -17,11 +17,11 @@ from archbench.results.metrics import METRICS
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 """Increased if a column is added or changes its name, type or meaning; readers reject newer files and upgrade older
 ones. 2: the columns that distinguish the cases of the phase ``kernel``. 3: ``conformance`` and ``status``.
 4: ``role`` and ``plugin_revision``, and ``tokens_seen`` in quality rows. 5: the columns of the phase ``eval``.
-6: ``host`` and ``driver``. 7: ``products``."""
+6: ``host`` and ``driver``. 7: ``products``. 8: float8 in ``products``."""
 
 OK = "ok"
 """``status`` of every row that is a measurement."""
@@ -129,9 +129,9 @@ COLUMNS: tuple[Column, ...] = (
         "products",
         "string",
         "",
-        "libraries that computed layers' float32 products on a CPU: torch (its own choice, MKL on x86), onednn, "
-        "torch-batched (one row by MKL's batched product), joined by +; none; null: on other devices, and before "
-        "version 7",
+        "what computed layers' products, joined by +: of float32 ones on a CPU torch (its own choice, MKL on x86), "
+        "onednn, torch-batched (one row by MKL's batched product); float8-head, float8-layers, on a CPU -emulated (in "
+        "float32: no speed of it means anything); none; null: torch's on other devices, and before version 7",
         nullable=True,
     ),
     Column("compile", "bool", "", "whether the model ran under torch.compile"),

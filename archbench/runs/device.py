@@ -13,6 +13,7 @@ from archbench.errors import DeviceError
 from archbench.kernels import resolve_attention
 from archbench.kernels.attention_rules import use_measured
 from archbench.kernels.attention_sdpa import without_cudnn
+from archbench.kernels.float8_linear import why_not_float8
 from archbench.kernels.product_choice import TORCH, choose_products, record_products
 from archbench.kernels.triton_guard import without_triton
 from archbench.measure.attention_speeds import known_attention_speeds
@@ -69,6 +70,17 @@ def check_dtype(config: RunConfig, device: torch.device) -> None:
         raise DeviceError("--dtype bfloat16", f"{name} has no bfloat16 arithmetic", "Use --dtype float16 or float32")
 
 
+def check_float8(config: RunConfig, device: torch.device) -> None:
+    """Refuse products in float8 where they are not, or not with the run's dtype.
+
+    Raises:
+        DeviceError: on that device, or under autocast to that dtype, there are none.
+    """
+    reason = None if config.float8 == "none" else why_not_float8(device, getattr(torch, config.dtype))
+    if reason is not None:
+        raise DeviceError(f"--float8 {config.float8}", *reason)
+
+
 def check_attention(config: RunConfig, device: torch.device) -> None:
     """Refuse an attention backend that cannot run on the device with any sizes, or not in one of the phases.
 
@@ -108,7 +120,7 @@ def measuring(phase: str, config: RunConfig | KernelConfig) -> Iterator[tuple[to
     if device.type == "cuda":
         use_measured(known_attention_speeds(device))
         # Models that call torch's attention by themselves would get a plan of cuDNN's for each length.
-        with nullcontext() if phase in ("train", "kernel") else without_cudnn():
+        with nullcontext() if phase in ("train", "kernel") else without_cudnn(), record_products() as rows.multiplied:
             yield device, rows
     else:
         torch_only = isinstance(config, RunConfig) and config.products == "torch"

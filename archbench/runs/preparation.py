@@ -20,7 +20,7 @@ from archbench.plugin.registry import code_of, load
 from archbench.plugin.trust import vouch
 from archbench.results.schema import Role
 from archbench.results.store import new_run_id, prepare_folder
-from archbench.runs.device import check_attention, check_dtype, resolve_device
+from archbench.runs.device import check_attention, check_dtype, check_float8, resolve_device
 from archbench.runs.folder import RunFolder
 from archbench.runs.ranks import resolved_ranks
 from archbench.runs.weights_config import resolve_published
@@ -45,6 +45,7 @@ def start(config: RunConfig, role: Role | None = None, digits: str | None = None
     """
     device = resolve_device(config.device)
     check_dtype(config, device)
+    check_float8(config, device)
     check_attention(config, device)
     # First what depends on which fields the user has set: a changed copy has all of them set.
     config = _with_absolute_paths(_with_text_to_score(config))

@@ -101,6 +101,7 @@ def resolved_ranks(config: RunConfig) -> RunConfig:
             (config.training.optimizer == "muon", "muon needs whole matrices", "Use --optimizer adamw"),
             (config.dtype == "float16", "losses of a model in parts are not scaled", "Use --dtype bfloat16"),
             (config.compile, "a model in parts is not compiled", "Drop --compile"),
+            (config.float8 != "none", "float8 knows the head by its weight, which is in parts", "Drop --float8"),
         )
         for wanted, cause, step in refused:
             if wanted:

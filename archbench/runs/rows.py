@@ -22,13 +22,13 @@ class Rows:
         common: columns that every row of the phase shares (device, threads, attention …); a row's own value wins.
 
     Attributes:
-        multiplied: libraries that computed products of layers, as long as somebody adds to it; None if nobody does.
+        multiplied: what computed products of layers, as long as somebody adds to it; nobody adds torch's on a GPU.
     """
 
     def __init__(self, phase: str, **common: Any) -> None:
         self.phase = phase
         self.common = common
-        self.multiplied: set[str] | None = None
+        self.multiplied: set[str] = set()
         self._own: list[dict[str, Any]] = []
 
     def add(self, metric: str, value: float | None, *, repeat: int = 0, **columns: Any) -> None:
@@ -74,5 +74,6 @@ class Rows:
 
     def finished(self) -> list[dict[str, Any]]:
         """Every row, with the common columns."""
-        products = None if self.multiplied is None else "+".join(sorted(self.multiplied)) or "none"
+        nothing = "none" if self.common.get("device") == "cpu" else None
+        products = "+".join(sorted(self.multiplied)) or nothing
         return [{**self.common, "products": products, **row} for row in self._own]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from statistics import median
 
 import torch
@@ -65,7 +66,9 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
 
     check_linear_head(model)
     blocks = ranks.shard_model(model, device)
-    state = TrainState.create(model, recipe, device=device, dtype=config.dtype, compile=config.compile, ranks=ranks)
+    state = TrainState.create(
+        model, recipe, device=device, dtype=config.dtype, float8=config.float8, compile=config.compile, ranks=ranks
+    )
     if ranks.size > 1:
         rehearse(state, architecture.train_step, sampler, config.architecture)
     report, clock = Audit(run, "train"), clock_for(device)
@@ -131,7 +134,8 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
     rows.add("flops_per_token", flops_per_token, **totals)
     if flops.counted_on != "meta":
         rows.add("flops_counted_on", KINDS.index(flops.counted_on), **totals)
-    if seconds:
+    emulated = config.float8 != "none" and device.type == "cpu"  # its speed is no float8's
+    if seconds and not emulated:
         speed = history.steps[0].tokens / median(seconds)
         rows.add("tokens_per_second", speed, **totals)
         if ranks.size > 1:
@@ -144,7 +148,8 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
         rows.add("peak_flops_measured", measured, **totals)
         rows.add("mfu", mfu(speed / ranks.size * flops_per_token, published or measured), **totals)
     here = sum(record.tokens for record in history.steps if record.step >= max(firsts, default=0))
-    rows.add_energy(energy, here, quiet=quiet, **totals)
+    if not emulated:
+        rows.add_energy(energy, here, quiet=quiet, **totals)
     rows.add_memory(worst, quiet=quiet, **totals)
     report.add_to(rows)
     if history.diverged_at is not None:
@@ -172,9 +177,8 @@ def _add_scaling(
 
     def alone() -> TrainState:
         model = initial_model(run, architecture, model_config, state.device)
-        return TrainState.create(
-            model, config.training, device=state.device, dtype=config.dtype, compile=config.compile
-        )
+        numbers = partial(TrainState.create, dtype=config.dtype, float8=config.float8)
+        return numbers(model, config.training, device=state.device, compile=config.compile)
 
     together, by_one = scaling_seconds(state, alone, step, sampler, number, clock)
     if not state.ranks.leads:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from archbench.errors import DeviceError, HookResultError
+from archbench.kernels.float8_linear import Float8Products
 from archbench.kernels.working_weights import WorkingWeights
 from archbench.training.compilation import compile_model
 from archbench.training.distribution import ALONE, Ranks
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from archbench.config import DTypeName, TrainingConfig
+    from archbench.config import DTypeName, Float8Name, TrainingConfig
     from archbench.data.batches import Batch
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -58,6 +59,7 @@ class TrainState:
         optimizer: the training loop sets its learning rate before every update.
         device: of the model and of micro-batches.
         dtype: autocast dtype; parameters and their gradients stay float32.
+        float8: the products that are in float8 instead.
         accumulation: micro-batches per update.
         grad_clip: largest global gradient norm; None for none.
         scaler: loss scaling, for float16 on CUDA.
@@ -72,6 +74,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
+    float8: Float8Name = "none"
     accumulation: int = 1
     grad_clip: float | None = None
     scaler: torch.amp.GradScaler | None = None
@@ -88,6 +91,8 @@ class TrainState:
         together = self.device.type == "cuda" and self.dtype != torch.float32
         alone = self.ranks.size == 1 and not self.compiled
         self._working = WorkingWeights(self.dtype) if together and alone else None
+        on = self.float8 != "none"
+        self._float8 = Float8Products(self.float8, self.module, self.device, self.dtype) if on else None
 
     @classmethod
     def create(
@@ -97,6 +102,7 @@ class TrainState:
         *,
         device: torch.device | None = None,
         dtype: DTypeName = "float32",
+        float8: Float8Name = "none",
         compile: bool = False,
         ranks: Ranks | None = None,
     ) -> TrainState:
@@ -105,7 +111,7 @@ class TrainState:
         Of several ranks that share the model, its parameters are distributed before (:meth:`Ranks.shard_model`).
 
         Raises:
-            DeviceError: float16 on a CPU, or no compiler for ``compile``.
+            DeviceError: float16 on a CPU, no float8 there or under that dtype, or no compiler for ``compile``.
             ConfigError: the optimizer has nothing to train.
         """
         device = device or torch.device("cpu")
@@ -121,6 +127,7 @@ class TrainState:
             optimizer=build_optimizer(model, config, device),
             device=device,
             dtype=_DTYPES[dtype],
+            float8=float8,
             accumulation=config.accumulation,
             grad_clip=config.grad_clip,
             scaler=torch.amp.GradScaler(device.type) if dtype == "float16" else None,
@@ -165,7 +172,7 @@ class TrainState:
         return batch, tokens
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Autocast to :attr:`dtype`."""
+        """Autocast to :attr:`dtype`, with the products in float8 that :attr:`float8` names."""
         if self.dtype == torch.float32:
             return nullcontext()
         return self._half_precision()
@@ -175,6 +182,7 @@ class TrainState:
         with (
             torch.autocast(self.device.type, dtype=self.dtype),
             nullcontext() if self._working is None else self._working.used(),
+            nullcontext() if self._float8 is None else self._float8.used(),
         ):
             yield
 
@@ -196,7 +204,10 @@ class TrainState:
 
         Raises:
             HookResultError: there are no gradients.
+            PluginError: float8 is asked for, and the model has no product that can be.
         """
+        if self._float8 is not None:
+            self._float8.see_that_it_ran()
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]

@@ -298,7 +298,7 @@ def untouched(model: nn.Module, device: torch.device) -> Iterator[None]:
 def recipe_settings(state: TrainState) -> dict[str, Any]:
     """By name, what has to be the same in every step."""
     found: dict[str, Any] = {"optimizer": state.optimizer, "model": state.model}
-    found |= {name: getattr(state, name) for name in ("grad_clip", "accumulation", "dtype", "scaler")}
+    found |= {name: getattr(state, name) for name in ("grad_clip", "accumulation", "dtype", "float8", "scaler")}
     for number, group in enumerate(state.optimizer.param_groups):
         options = {name: value for name, value in group.items() if name not in ("lr", "params", "initial_lr")}
         found |= {f"{name} of parameter group {number}": value for name, value in options.items()}
