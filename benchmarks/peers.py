@@ -231,5 +231,5 @@ def main(arguments: list[str] | None = None, *, malloc: str = "default") -> list
 
 
 if __name__ == "__main__":
-    choose_products(ProductSpeeds())  # as a run does
+    choose_products(ProductSpeeds(), packing=True)  # as a run does
     main(malloc=tune_malloc())

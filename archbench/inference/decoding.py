@@ -10,6 +10,7 @@ they were a prompt. That shifts every position, which invalidates the cache: eac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from archbench.inference.captured_step import Lease, why_not_captured
 from archbench.inference.modes import module_mode
 from archbench.inference.sampling import Sampling
 from archbench.inference.static_step import why_not_static
+from archbench.kernels.packed_product import decoding_step
 from archbench.protocols import CachedModel, DecodingCache, HiddenStateModel
 
 
@@ -60,7 +62,9 @@ def decode_with_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sam
         nonlocal cache
         if cache is None or cache.length >= capacity:  # the first token, or the window slides
             cache = cached.new_cache(window.shape[0], capacity)
-        return cached.extend(window[:, cache.length :], cache)
+        tokens = window[:, cache.length :]
+        with decoding_step() if tokens.shape[1] == 1 else nullcontext():
+            return cached.extend(tokens, cache)
 
     return _decode(model, prompt, max_new_tokens, sampling, context, next_logits)
 

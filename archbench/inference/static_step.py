@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from archbench.inference.sampling import Sampling
 from archbench.kernels import attention_backends
+from archbench.kernels.packed_product import decoding_step
 from archbench.protocols import CachedModel, StaticCache
 
 LEDGER_TOKENS = 1 << 15
@@ -88,7 +89,8 @@ class StaticStep:
         """Read the last token and choose the next, on the device alone."""
         self.cache.hold(self.counters[:1], reach)
         try:
-            logits = self._extend(self.token.unsqueeze(1))  # (B, V)
+            with decoding_step():
+                logits = self._extend(self.token.unsqueeze(1))  # (B, V)
         finally:
             self.cache.release()
         token = self.sampling.pick(logits)

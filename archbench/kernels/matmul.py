@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from archbench.kernels.companions import column_sums, narrowed
 from archbench.kernels.float8_linear import float8_linear, in_float8
+from archbench.kernels.packed_product import forget
 from archbench.kernels.precision import autocast_dtype, without_autocast
 from archbench.kernels.product_choice import choosable, forward, input_gradient, torch_alone, weight_gradient
 from archbench.kernels.working_weights import working
@@ -36,6 +37,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     trained = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     if not trained or not torch.is_grad_enabled():
         return forward(x, weight, bias)
+    forget(weight)
     if torch_alone(x.numel() // x.shape[-1], *weight.shape):
         return F.linear(x, weight, bias)
     return ChosenLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call, no-any-return]

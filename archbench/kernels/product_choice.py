@@ -7,6 +7,8 @@ takes the same one from then on, and the same run gives the same numbers. Code o
 
 A product of one row is not raced against a batch of blocks (:mod:`archbench.kernels.row_product`): a race repeats a
 weight, which then comes from a cache, and decoding reads all weights of a model before it comes back to one.
+A decoding step of a few rows may also take a packed copy of the weight (:mod:`archbench.kernels.packed_product`), where
+a run allows it: that costs memory, and has to gain more.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from archbench.kernels.packed_product import forget, packable, packed_product
 from archbench.kernels.row_product import row_product
 
-Direction = Literal["forward", "input", "weight"]
-Library = Literal["torch", "onednn", "torch-batched"]
+Direction = Literal["forward", "step", "input", "weight"]
+Library = Literal["torch", "onednn", "torch-batched", "packed"]
 TORCH: Library = "torch"
 ONEDNN: Library = "onednn"
 BATCHED: Library = "torch-batched"
+PACKED: Library = "packed"
 Ways = Mapping[Library, Callable[..., Tensor]]
 
 FEW_ROWS, LARGE_FOR_FEW_ROWS, LARGE = 16, 2**18, 2**16
@@ -39,6 +43,9 @@ WORTH = 0.95
 """oneDNN is taken where its time is at most this share of torch's: what is about as fast stays with torch, and a race
 in warm caches is a few percent off."""
 
+WORTH_A_COPY = 0.9
+"""A packed copy is taken where its time is at most this share of the better one's without: it doubles the memory."""
+
 LEAST_ROUNDS, MOST_ROUNDS, RACE_SECONDS = 3, 20, 0.04
 """Of a race: rounds, and the time after which it ends."""
 
@@ -47,7 +54,7 @@ class Case(NamedTuple):
     """Products that one decision is for.
 
     Attributes:
-        direction: ``forward`` x Wᵀ + b, ``input`` G W, ``weight`` Gᵀ x.
+        direction: ``forward`` x Wᵀ + b, ``step`` the same in a decoding step, ``input`` G W, ``weight`` Gᵀ x.
         octave: log₂ of the number of rows of x (M, K) and G (M, N), rounded down: texts have any length.
         N, K: of the weight W (N, K).
         threads: CPU threads of torch.
@@ -65,14 +72,15 @@ Choice = Callable[[Case, Race], Library]
 """Gives a case's library: the one that is known, or the winner of the race."""
 
 _choice: Choice | None = None
+_packing = False
 _chosen: dict[tuple[object, ...], Library] = {}  # by case, made as a plain tuple: each product of a token asks
 _recorders: list[set[str]] = []
 
 
-def choose_products(choice: Choice | None) -> None:
-    """Let ``choice`` decide from now on in this process; None for the rule."""
-    global _choice
-    _choice = choice
+def choose_products(choice: Choice | None, *, packing: bool = False) -> None:
+    """Let ``choice`` decide from now on in this process, also for packed copies if ``packing``; None for the rule."""
+    global _choice, _packing
+    _choice, _packing = choice, packing
     _chosen.clear()
 
 
@@ -102,6 +110,7 @@ def onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 _FORWARD: Ways = {TORCH: F.linear, ONEDNN: onednn}
 _ROW: Ways = {**_FORWARD, BATCHED: row_product}
+_STEP: Ways = {**_FORWARD, PACKED: packed_product}
 _INPUT: Ways = {TORCH: torch.matmul, ONEDNN: lambda gradient, weight: onednn(gradient, weight.t())}
 _WEIGHT: Ways = {TORCH: lambda gradient, x: gradient.t() @ x, ONEDNN: lambda gradient, x: onednn(gradient.t(), x.t())}
 
@@ -109,11 +118,14 @@ _WEIGHT: Ways = {TORCH: lambda gradient, x: gradient.t() @ x, ONEDNN: lambda gra
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x Wᵀ + b: x (..., K), weight (N, K), bias (N,) -> (..., N), float32 without gradients."""
     M = x.numel() // x.shape[-1]
+    if _packing and packable(M, weight):
+        return _by_choice("step", M, weight, _STEP, x, weight, bias)
     return _by_choice("forward", M, weight, _ROW if M == 1 else _FORWARD, x, weight, bias)
 
 
 def input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     """G W: gradient (..., N), weight (N, K) -> (..., K), float32 without gradients."""
+    forget(weight)  # of the head, which is trained by a function of its own
     return _by_choice("input", gradient.numel() // gradient.shape[-1], weight, _INPUT, gradient, weight)
 
 
@@ -165,7 +177,7 @@ def _by_choice(direction: Direction, M: int, weight: Tensor, ways: Ways, *operan
 
 def _winner(ways: Ways, *operands: Tensor | None) -> Library:
     """The faster one in turns, by its best time; the outputs are dropped one by one, so memory does not grow."""
-    best = dict.fromkeys((TORCH, ONEDNN), float("inf"))
+    best = dict.fromkeys((name for name in ways if name != BATCHED), float("inf"))
     with torch.no_grad():
         for name in best:
             ways[name](*operands)  # builds kernels
@@ -177,6 +189,11 @@ def _winner(ways: Ways, *operands: Tensor | None) -> Library:
                 best[name] = min(best[name], time.perf_counter() - begin)
             if turn + 1 >= LEAST_ROUNDS and time.perf_counter() - start > RACE_SECONDS:
                 break
+    if PACKED in best:
+        if best[PACKED] <= WORTH_A_COPY * min(best[TORCH], best[ONEDNN]):
+            return PACKED
+        assert operands[1] is not None
+        forget(operands[1])
     return ONEDNN if best[ONEDNN] <= WORTH * best[TORCH] else TORCH
 
 

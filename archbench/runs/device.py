@@ -123,8 +123,9 @@ def measuring(phase: str, config: RunConfig | KernelConfig) -> Iterator[tuple[to
         with nullcontext() if phase in ("train", "kernel") else without_cudnn(), record_products() as rows.multiplied:
             yield device, rows
     else:
-        torch_only = isinstance(config, RunConfig) and config.products == "torch"
-        choose_products((lambda case, race: TORCH) if torch_only else ProductSpeeds())
+        products = config.products if isinstance(config, RunConfig) else "measured"
+        choice = (lambda case, race: TORCH) if products == "torch" else ProductSpeeds()
+        choose_products(choice, packing=products == "measured")
         # Optimizers load torch's compiler, which would import Triton; its memory would count as the model's.
         with without_triton(), record_products() as rows.multiplied:
             yield device, rows
