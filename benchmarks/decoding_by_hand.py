@@ -5,8 +5,9 @@
 
 ``by hand`` is the shortest loop of torch calls that decodes these weights: no modules, views made once, a cache
 allocated once. It is what is left when nothing but the operations costs time. ``by hand, linear`` takes its products
-from ``archbench.kernels.linear`` instead of ``F.linear``. ``reading`` sums each weight that a token reads, once: the
-limit that memory sets. Embeddings are not counted, of which a token reads a row.
+from ``archbench.kernels.linear`` instead of ``F.linear``. ``unpacked`` is archbench without packed copies of weights,
+as with ``--config products=unpacked``; nothing is packed at batch 1. ``reading`` sums each weight that a token reads,
+once: the limit that memory sets. Embeddings are not counted, of which a token reads a row.
 
 All take turns in one process, with the same prompt, threads and allocator; a turn's figure is the median of the gaps
 between tokens. A ratio is theirs over ours in the same round: above 1, archbench is faster. What is ours must give the
@@ -82,8 +83,15 @@ def contenders(preset: str, B: int, P: int, new_tokens: int) -> dict[str, Callab
     config: Any = gpt1.config(preset)
     model = gpt1.build(config).eval()
     prompt = torch.randint(config.vocab_size, (B, P))
+    speeds = ProductSpeeds()
+
+    def ours(packing: bool) -> Iterator[Tensor]:
+        choose_products(speeds, packing=packing)  # as in a run
+        return gpt1.generate(model, prompt, new_tokens, GREEDY)
+
     loops: dict[str, Callable[[], Iterator[Tensor]]] = {
-        "archbench": lambda: gpt1.generate(model, prompt, new_tokens, GREEDY),
+        "archbench": lambda: ours(packing=True),
+        "unpacked": lambda: ours(packing=False),
         "by hand": lambda: by_hand(model, prompt, new_tokens, F.linear),
         "by hand, linear": lambda: by_hand(model, prompt, new_tokens, linear),
     }
@@ -132,7 +140,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write every sample there")
     options = parser.parse_args()
     allocator = tune_malloc()
-    choose_products(ProductSpeeds())  # as in a run
     if options.threads:
         torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, allocator {allocator}")

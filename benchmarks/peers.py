@@ -6,6 +6,7 @@
     python benchmarks/peers.py gpt1 --size paper --job train --batch 2 --length 512 --nanogpt nanoGPT/model.py
     python benchmarks/peers.py --growth --out peers.csv             # nano, training and decoding up to 4,096
     python benchmarks/peers.py gpt1 --memory --job train                      # one process for each contender
+    python benchmarks/peers.py gpt1 --profile --size small --batch 8 --peer nanoGPT --nanogpt nanoGPT/model.py
     python benchmarks/peers.py --from peers.csv --markdown tables.md --page peers.html
 
 All contenders of a cell take turns in one process (A B C, C B A, …) on the same tokens, threads, allocator, dtype,
@@ -38,6 +39,7 @@ sys.path += [str(HERE), str(HERE.parent / "tests")]  # which know published mode
 import torch  # noqa: E402
 from peers import nanogpt_peer  # noqa: E402
 from peers.contender import Cell  # noqa: E402
+from peers.operator_profile import profile_of  # noqa: E402
 from peers.peer_tables import COLUMNS, ORDER, markdown_of, page_of, read, replaced  # noqa: E402
 from peers.turns import PEERS, Turns, agreement, peak_bytes, take_turns  # noqa: E402
 
@@ -162,6 +164,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="default: torch's own choice")
     parser.add_argument("--nanogpt", type=Path, metavar="FILE", help="model.py of a nanoGPT checkout, or its folder")
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time, by processes of their own")
+    parser.add_argument("--profile", action="store_true", help="operators of a training step by kind, side by side")
     parser.add_argument("--quick", action="store_true", help="nano, B 1, P 32, T 128, a second a cell")
     parser.add_argument("--out", type=Path, metavar="FILE", help=".csv or .parquet: rows, beside those it has")
     parser.add_argument("--from", dest="source", type=Path, metavar="FILE", help="show these rows; measure nothing")
@@ -174,7 +177,9 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     quick = options.quick
     options.names = options.names or [*ORDER]
     options.size = options.size or (["nano"] if quick or options.growth else ["nano", "small"])
-    options.job = options.job or (["train", "decode"] if options.growth else ["train", "prefill", "decode"])
+    options.job = options.job or (
+        ["train"] if options.profile else ["train", "decode"] if options.growth else ["train", "prefill", "decode"]
+    )
     options.batch = options.batch or ([1] if quick else [1, 8])
     options.prompt = options.prompt or ([32] if quick else [32, 384])
     options.length = options.length or ([128] if quick and not options.growth else None)
@@ -206,6 +211,10 @@ def main(arguments: list[str] | None = None, *, malloc: str = "default") -> list
     rows: list[dict[str, Any]] = []
     said: set[tuple[str, str]] = set()
     for cell in () if options.source else cells_of(options):
+        if options.profile:
+            print(f"{cell.architecture} {cell.size}, training, {cell.batch} x {cell.length}, {cell.dtype}")
+            print("\n".join(profile_of(cell, names)), flush=True)
+            continue
         if options.memory:
             new = memory_rows(cell, names, about, passed)
         else:
