@@ -64,6 +64,7 @@ def packable(M: int, weight: Tensor) -> bool:
         and type(weight) is nn.Parameter  # a tensor computed for this step would be packed for it alone
         and torch.is_inference_mode_enabled()
         and not weight.is_inference()  # its changes would not be counted
+        and (torch._C._len_torch_dispatch_stack() == 0 or weight in _copies)  # a mode records steps: no packing now
         and _has_room(weight)
     )
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from contextlib import suppress
 from math import prod
+from statistics import median
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -13,49 +14,65 @@ from peers.turns import Turns, made, turn_of
 
 KINDS = {
     "products": r"aten::(mm|addmm_?|bmm|baddbmm_?|addmv_?)$|mkldnn::_linear_pointwise$",
-    "attention": r"scaled_dot_product|_softmax$|_softmax_backward_data$",
-    "loss": r"log_softmax|nll_loss|exp_$|logsumexp|gather$|scatter",
+    "loss": r"log_softmax|nll_loss|gather|scatter|expm1|amax|aten::_softmax\.out",
+    "attention": r"scaled_dot_product|_softmax$|_softmax_backward_data$|softmax",
     "activation": r"gelu|silu|sigmoid|tanh|relu",
     "norm": r"layer_norm|rms_norm|rsqrt",
     "optimizer, clipping": r"_fused_adamw|linalg_vector_norm|_foreach",
     "sums, copies, fills": r"aten::(sum|add_?|mul_?|copy_|fill_|zero_|cat|index.*|embedding.*)$",
 }
-"""By operator's name, the first that matches; what is left is ``other``, the host's time between operators too."""
+"""By operator's name, the first that matches; what is left is ``other``."""
+
+OTHER, WALL, TERAFLOP = "other", "step, wall", "products' TFLOP"
+
+
+ROUNDS = 3
 
 
 def profile_of(cell: Cell, names: list[str]) -> list[str]:
-    """Lines of Markdown: milliseconds of operators by kind in one warm training step, a column a contender.
+    """Lines of Markdown: milliseconds of operators by kind in a warm training step, a column a contender, in turns.
 
-    Then the step's wall time under the profiler, the products' FLOPs and speed, and the operators that took the most.
+    Then the step's wall time under the profiler, the products' FLOPs and speed, and the operators that took the most;
+    each figure is the median of :data:`ROUNDS` steps.
     """
-    columns: dict[str, dict[str, str]] = {}
+    turns = {}
     for name in names:
-        try:
-            turn = turn_of(made(name, cell), Turns())
-        except UnavailableError:
-            continue
-        turn()
-        turn()
-        with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
-            wall, _ = turn()
-        kinds: dict[str, float] = defaultdict(float)
-        operators: dict[str, float] = defaultdict(float)
-        flops = 0.0
-        for event in profiled.key_averages(group_by_input_shape=True):
-            kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, event.key)), "other")
-            kinds[kind] += event.self_cpu_time_total / 1e3
-            operators[event.key] += event.self_cpu_time_total / 1e3
-            flops += event.count * flops_of(event.key, event.input_shapes) if kind == "products" else 0
-        column = {kind: f"{kinds[kind]:,.1f} ({kinds[kind] / wall / 10:.1f} %)" for kind in (*KINDS, "other")}
-        column["step, wall"] = f"{wall * 1e3:,.0f}"
-        column["products' TFLOP"] = f"{flops / 1e12:.3f}"
-        column["products' GFLOP/s"] = f"{flops / kinds['products'] / 1e6:.0f}"
-        largest = sorted(operators.items(), key=lambda one: -one[1])[:8]
-        column["largest"] = ", ".join(f"{key.split('::')[-1]} {ms:,.1f}" for key, ms in largest)
-        columns[name] = column
+        with suppress(UnavailableError):
+            turns[name] = turn_of(made(name, cell), Turns())
+    steps: dict[str, list[dict[str, float]]] = {name: [] for name in turns}
+    for number in range(-1, ROUNDS):
+        for name in turns if number % 2 else reversed(turns):
+            with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiled:
+                wall, _ = turns[name]()
+            if number >= 0:
+                steps[name].append(_step(profiled) | {WALL: wall * 1e3})
+    columns = {
+        name: {key: median(step.get(key, 0.0) for step in rounds) for key in rounds[0]}
+        for name, rounds in steps.items()
+    }
     lines = [f"| ms | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
-    titles = next(iter(columns.values()))
-    return lines + [f"| {title} | {' | '.join(column[title] for column in columns.values())} |" for title in titles]
+    for key in (*KINDS, OTHER, WALL, TERAFLOP):
+        shown = [f"{column[key]:,.1f}" if key != TERAFLOP else f"{column[key]:.3f}" for column in columns.values()]
+        lines.append(f"| {key} | {' | '.join(shown)} |")
+    rates = [f"{1e6 * column[TERAFLOP] / column['products']:.0f}" for column in columns.values()]
+    lines.append(f"| products' GFLOP/s | {' | '.join(rates)} |")
+    for name, column in columns.items():
+        largest = sorted((key for key in column if "::" in key), key=lambda key: -column[key])[:9]
+        lines.append(f"{name}: " + ", ".join(f"{key.split('::')[1]} {column[key]:,.1f}" for key in largest))
+    return lines
+
+
+def _step(profiled: profile) -> dict[str, float]:
+    """Milliseconds by kind and by operator, and the products' FLOPs."""
+    spent: dict[str, float] = dict.fromkeys((*KINDS, OTHER, TERAFLOP), 0.0)
+    for event in profiled.key_averages(group_by_input_shape=True):
+        kind = next((kind for kind, pattern in KINDS.items() if re.search(pattern, event.key)), OTHER)
+        milliseconds = event.self_cpu_time_total / 1e3
+        spent[kind] += milliseconds
+        spent[event.key] = spent.get(event.key, 0.0) + milliseconds
+        if kind == "products":
+            spent[TERAFLOP] += event.count * flops_of(event.key, event.input_shapes) / 1e12
+    return spent
 
 
 def flops_of(operator: str, shapes: list[list[int]]) -> float:
