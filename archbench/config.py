@@ -195,7 +195,7 @@ class RunConfig(Frozen):
     )
     attention: Literal["auto", BackendName] = Field("auto", description="attention backend; the rows say what ran")
     products: Literal["measured", "unpacked", "torch"] = Field(
-        "measured", description="float32 products on x86 CPUs: fastest, fastest without copies of weights, torch's own"
+        "measured", description="float32 products on x86 CPUs: fastest, the same without copies of weights, torch's"
     )
     float8: Float8Name = Field(
         "none", description="products in float8 while training: the head's, or those of all linear layers; see gpu.md"
