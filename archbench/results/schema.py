@@ -131,8 +131,8 @@ COLUMNS: tuple[Column, ...] = (
         "",
         "what computed layers' products, joined by +: of float32 ones on a CPU torch (its own choice, MKL on x86), "
         "onednn, torch-batched (one row by MKL's batched product), packed (few rows in a decoding step by oneDNN, from "
-        "a copy of the weight, which is in peak memory); float8-head, float8-layers, on a CPU -emulated (in float32: no "
-        "speed of it means anything); none; null: torch's on other devices, and before version 7",
+        "a copy of the weight, which is in peak memory); float8-head, float8-layers, on a CPU -emulated (in float32: "
+        "no speed of it means anything); none; null: torch's on other devices, and before version 7",
         nullable=True,
     ),
     Column("compile", "bool", "", "whether the model ran under torch.compile"),
