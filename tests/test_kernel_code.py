@@ -18,7 +18,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter compiles nothing", allow_module_level=True)
 
 from archbench.kernels.fused import catalogue
-from archbench.kernels.fused.catalogue import HEAD_WIDTHS, table_launches
+from archbench.kernels.fused.catalogue import HEAD_WIDTHS, persistent_launches, table_launches
 from archbench.kernels.fused.configurations import FAMILIES, KERNELS
 from archbench.kernels.fused.launches import forward_launch
 from archbench.kernels.launch import Launch
@@ -73,6 +73,17 @@ def test_launches_are_sound_and_their_loops_are_those_of_the_baseline(sample: Se
 def test_every_launch_of_the_table_is_sound_and_that_of_the_baseline(table: Sequence[Result]) -> None:
     assert_sound(table)
     assert not baseline.differences(BASELINE, table)
+
+
+@pytest.mark.parametrize("chip", ["sm_90", "sm_100"])
+def test_persistent_kernels_are_sound_and_the_specialized_ones_are(chip: str) -> None:
+    """Whether Triton divides the warps' work depends on what it finds in the kernel; if not, it says nothing."""
+    with pretended(chip_named(chip)):
+        results = check([(chip_named(chip), launch) for launch in persistent_launches(chip)])
+    assert_sound(results)
+    assert {result.launch for result in results if isinstance(result, Figures) and result.specialised} == {
+        f"forward specialized bfloat16 D={D}{suffix}" for D in (64, 128) for suffix in ("", " windowed")
+    }
 
 
 def test_strides_that_are_a_multiple_of_8_elements_load_16_bytes_at_once() -> None:

@@ -85,10 +85,11 @@ class _Compiling(StepView):
 def _own(head_widths: Sequence[int] | None, dtype: str | None) -> Launches:
     import torch
 
-    from archbench.kernels.fused.catalogue import HEAD_WIDTHS, table_launches
+    from archbench.kernels.fused.catalogue import HEAD_WIDTHS, persistent_launches, table_launches
 
     dtypes = tuple(HEAD_WIDTHS) if dtype is None else (getattr(torch, dtype),)
-    return partial(table_launches, head_widths=head_widths or None, dtypes=dtypes)
+    widths = head_widths or None
+    return lambda chip: [*table_launches(chip, widths, dtypes), *persistent_launches(chip, widths, dtypes)]
 
 
 def _of_plugin(plugin: str) -> Launches:

@@ -23,6 +23,12 @@ BLOCKS = {
     "sm_80": None,
     "sm_90": None,
 }
+PERSISTENT = {
+    "16x16x3": Configuration(16, 16, 4, 1, programs=1),
+    "32x16tmax3": Configuration(32, 16, 4, 1, tma=True, programs=1),
+    "16x32specialized": Configuration(16, 32, 4, 1, tma=True, programs=1, specialized=True),
+}
+"""As :data:`BLOCKS`, but three programs share all blocks. Outside the pairs, in cases of their own."""
 """Small blocks, so that each phase has several of them at these lengths; and what the table says for two chips."""
 
 FACTORS = OrderedDict(
@@ -78,7 +84,7 @@ class Case:
 
     @property
     def configuration(self) -> Configuration | None:
-        return BLOCKS[self.blocks]
+        return (BLOCKS | PERSISTENT)[self.blocks]
 
     @property
     def tma(self) -> bool:
@@ -128,3 +134,9 @@ DROPOUT_CASES = [
     for dropped in [(6554, 32768, 655)[number % 3]]
 ]
 """Some of them, cheap ones, with dropout."""
+
+PERSISTENT_CASES = [
+    replace(case, blocks=[*PERSISTENT][number % 3], D=min(128, 1 << (case.D.bit_length() - 1)))
+    for number, case in enumerate([case for case in sorted(CASES, key=lambda case: case.cost) if case.T >= 65][2:38:3])
+]
+"""Some cheap ones of several blocks, whose heads are one tile: what persistent kernels are for."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import combinations, product
 
 import pytest
-from attention_cases import CASES, DROPOUT_CASES, FACTORS, ROWS, Case
+from attention_cases import CASES, DROPOUT_CASES, FACTORS, PERSISTENT_CASES, ROWS, Case
 from examination import examine
 
 from archbench.kernels.fused import launches
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.matrix
 
 
 @pytest.mark.memory_safety
-@pytest.mark.parametrize("case", [*CASES, *DROPOUT_CASES], ids=str)
+@pytest.mark.parametrize("case", [*CASES, *DROPOUT_CASES, *PERSISTENT_CASES], ids=str)
 def test_values_and_gradients_are_the_definitions_and_every_access_is_to_a_tensor(case: Case) -> None:
     """Out, log-sum-exp and gradients; each element of an output is written once, and no other."""
     assert list(examine(case, launches)) == []

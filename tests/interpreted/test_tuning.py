@@ -29,12 +29,17 @@ DTYPES = (torch.bfloat16, torch.float32)
 
 @pytest.mark.parametrize("chip", FAMILIES)
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_candidates_are_the_tables_choice_and_at_most_five_legal_neighbours(chip: str, kernel: str) -> None:
+def test_candidates_are_the_tables_choice_at_most_five_legal_neighbours_and_persistent_ones(
+    chip: str, kernel: str
+) -> None:
     for D in HEAD_WIDTHS:
         for dtype in DTYPES:
             options = candidates(chip, kernel, D, dtype)
+            persistent = [option for option in options if option.programs]
             assert options[0] == configuration_for(chip, kernel, D, dtype)
-            assert 1 < len(options) <= 6
+            assert 1 < len(options) - len(persistent) <= 6
+            offered = kernel == "forward" and D in (64, 128) and dtype == torch.bfloat16
+            assert len(persistent) == (offered and {"sm_90": 2, "sm_100": 1}.get(chip, 0))
             assert all(options.count(option) == 1 for option in options)
             for option in options:
                 for block in (option.block_t, option.block_s):
@@ -187,6 +192,29 @@ def test_where_none_can_run_the_tables_choice_is_launched_for_its_error_and_noth
     assert clock.calls == len(options)
     assert chosen() == []
     assert not list(tmp_path.rglob(tuning.FILE))
+
+
+def test_a_candidate_that_computes_something_else_is_no_choice(
+    clock: Scripted, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The two fastest: one that writes nothing, one that writes numbers a little too large."""
+    options = candidates("sm_80", "forward", 32, torch.float32)
+    clock.script = [2.0, 0.1, 0.2, *[3.0] * len(options)]
+    run, runs = launches.Launch.run, iter(range(100))
+
+    def wrong(launch: launches.Launch) -> Any:
+        number = next(runs)
+        if number != 1:
+            run(launch)
+        if number == 2:
+            launch.arguments["out"].mul_(1.03)
+
+    monkeypatch.setattr(launches.Launch, "run", wrong)
+    forward(*make()[:3])
+    assert chosen() == [options[0]]
+    assert [f"{option} computes something else" in caplog.text for option in options] == [False, True, True] + [
+        False
+    ] * (len(options) - 3)
 
 
 def test_any_other_error_is_no_verdict_on_a_candidate(clock: Scripted) -> None:

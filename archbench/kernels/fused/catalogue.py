@@ -1,12 +1,15 @@
-"""All launches of the table, on tensors without memory, for the static check."""
+"""All launches of the table and of autotuning's persistent kernels, on tensors without memory, for the static check."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
 
 import torch
 from torch import Tensor
 
+from archbench.kernels.fused.configurations import PERSISTENT, family_of
 from archbench.kernels.fused.launches import backward_launches, forward_launch
 from archbench.kernels.launch import Launch
 
@@ -34,6 +37,26 @@ def table_launches(
                     for launch in _launches(chip, D, dtype, window)
                     if launch.name != "delta" or window is None  # it does not depend on the window
                 ]
+    return launches
+
+
+def persistent_launches(
+    chip: str, head_widths: Sequence[int] | None = None, dtypes: Sequence[torch.dtype] = (torch.bfloat16,)
+) -> list[Launch]:
+    """The forward kernels that autotuning may choose besides, with and without a window."""
+    launches = []
+    for D, configurations in PERSISTENT.get(family_of(chip) or "", {}).items():
+        if torch.bfloat16 not in dtypes or (head_widths is not None and D not in head_widths):
+            continue
+        q, out = (_positions_first(H, D, torch.bfloat16) for _ in range(2))
+        k, v = (_positions_first(G, D, torch.bfloat16) for _ in range(2))
+        lse = torch.empty(B, H, T, device="meta")
+        for one, window in product(configurations, (None, WINDOW)):
+            launch = forward_launch(
+                q, k, v, out, lse, window=window, scale=D**-0.5, precision="ieee", chip=chip, configuration=one
+            )
+            kind = "forward specialized" if one.specialized else "forward persistent"
+            launches.append(replace(launch, name=f"{kind} bfloat16 D={D}{' windowed' if window else ''}"))
     return launches
 
 

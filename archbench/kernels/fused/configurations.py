@@ -24,6 +24,8 @@ class Configuration:
         warps: warps per program.
         stages: depth of the loads' software pipeline.
         tma: the loop loads blocks through tensor descriptors (NVIDIA's TMA); only if D is a power of two.
+        programs: of the forward kernel on each multiprocessor, sharing all blocks of queries; 0: one program a block.
+        specialized: some warps of the forward kernel load what the others multiply; needs ``tma`` and ``programs``.
     """
 
     block_t: int
@@ -31,6 +33,8 @@ class Configuration:
     warps: int
     stages: int
     tma: bool = False
+    programs: int = 0
+    specialized: bool = False
 
 
 FORWARD, KEY_GRADIENT, QUERY_GRADIENT = "forward", "key_gradient", "query_gradient"
@@ -92,6 +96,19 @@ WHOLE: Table = {
     },
 }
 """Half precision, D a power of two: a head is one tile."""
+
+PERSISTENT: Mapping[str, Mapping[int, tuple[Configuration, ...]]] = {
+    "sm_90": {
+        64: (replace(_T(128, 64, 4, 3), programs=2), replace(_T(128, 64, 4, 3), programs=1, specialized=True)),
+        128: (replace(_T(128, 64, 8, 3), programs=1), replace(_T(128, 128, 4, 2), programs=1, specialized=True)),
+    },
+    "sm_100": {
+        64: (replace(_T(128, 64, 4, 3), programs=1, specialized=True),),
+        128: (replace(_T(128, 128, 8, 2), programs=1, specialized=True),),
+    },
+}
+"""Family -> head width -> forward kernels that autotuning may choose. Half precision, without dropout. No GPU has run
+them, so none is the table's choice."""
 
 SPLIT_WIDTHS = (64, 96, 128, 256)
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -65,7 +66,11 @@ def fused_forward(
         )
         chosen = None
         if tunes:
-            chosen = tuned(FORWARD, q, k, **how, launches_with=lambda one: [launch(configuration=one)])
+            triton.set_allocator(_scratch)  # for descriptors that kernels make themselves
+            chosen = tuned(
+                FORWARD, q, k, **how, outputs=(out, lse), dropout=dropped > 0,
+                launches_with=lambda one: [launch(configuration=one)],
+            )  # fmt: skip
         _run_first(kind, tensors, [launch(configuration=chosen)])
     return out, lse
 
@@ -98,7 +103,8 @@ def fused_backward(
         def delta_and_it(configuration: Configuration) -> list[Launch]:
             return [one for one in launches(configurations={kernel: configuration}) if one.name in ("delta", kernel)]
 
-        return tuned(kernel, q, k, **how, launches_with=delta_and_it)
+        outputs = gradients[1:] if kernel == KEY_GRADIENT else gradients[:1]
+        return tuned(kernel, q, k, **how, outputs=outputs, launches_with=delta_and_it)
 
     with _current(q.device):
         chosen = {kernel: fastest(kernel) for kernel in (KEY_GRADIENT, QUERY_GRADIENT)} if tunes else {}
@@ -125,10 +131,13 @@ def forward_launch(
     arguments = {
         "q": q, "out": out, "lse": lse, **streams, **common,
         **_strides(common["STRIDE_UNIT"], q=q, k=k, v=v, out=out),
-        "section": _section(k, q.shape[1] // k.shape[1]),
+        "section": _section(k, q.shape[1] // k.shape[1]), "PERSISTENT": configuration.programs > 0,
+        "SPECIALIZED": configuration.specialized and streams["TMA"] and _describable(q),
     }  # fmt: skip
     del arguments["scale"]
     grid = math.ceil(q.shape[2] / configuration.block_t) * q.shape[0] * q.shape[1]
+    if configuration.programs:
+        grid = min(grid, configuration.programs * _multiprocessors(q.device))
     return Launch("forward", forward_kernel, (grid,), arguments, _options(configuration))
 
 
@@ -182,6 +191,16 @@ def backward_launches(
             _options(queries),
         ),
     ]  # fmt: skip
+
+
+def _multiprocessors(device: torch.device) -> int:
+    """Of a GPU; three for the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+def _scratch(size: int, alignment: int, stream: int | None) -> Tensor:
+    """Memory on the current GPU, which torch aligns to 512 bytes."""
+    return torch.empty(size, dtype=torch.int8, device="cuda")
 
 
 def _current(device: torch.device) -> AbstractContextManager[Any]:
