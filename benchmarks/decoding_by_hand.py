@@ -3,11 +3,12 @@
     python benchmarks/decoding_by_hand.py                        # nano and the published size, batches 1 and 8
     python benchmarks/decoding_by_hand.py --preset nano --batch 1 --json out.json
 
-``by hand`` is the shortest loop of torch calls that decodes these weights: no modules, views made once, a cache
-allocated once. It is what is left when nothing but the operations costs time. ``by hand, linear`` takes its products
-from ``archbench.kernels.linear`` instead of ``F.linear``. ``unpacked`` is archbench without packed copies of weights,
-as with ``--config products=unpacked``; nothing is packed at batch 1. ``reading`` sums each weight that a token reads,
-once: the limit that memory sets. Embeddings are not counted, of which a token reads a row.
+``archbench`` replays a recorded step (the kind ``graph``), as ``archbench generate`` does; ``archbench, eager`` asks
+for every operation anew. ``unpacked`` replays without packed copies of weights, as with ``--config products=unpacked``;
+nothing is packed at batch 1. ``by hand`` is the shortest loop of torch calls that decodes these weights: no modules,
+views made once, a cache allocated once. It is what is left when nothing but the operations costs time. ``by hand,
+linear`` takes its products from ``archbench.kernels.linear`` instead of ``F.linear``. ``reading`` sums each weight that
+a token reads, once: the limit that memory sets. Embeddings are not counted, of which a token reads a row.
 
 All take turns in one process, with the same prompt, threads and allocator; a turn's figure is the median of the gaps
 between tokens. A ratio is theirs over ours in the same round: above 1, archbench is faster. What is ours must give the
@@ -31,6 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import archbench
+from archbench.inference.decoding_kind import decoding
 from archbench.kernels import linear
 from archbench.kernels.product_choice import choose_products
 from archbench.measure.malloc import tune_malloc
@@ -85,13 +87,17 @@ def contenders(preset: str, B: int, P: int, new_tokens: int) -> dict[str, Callab
     prompt = torch.randint(config.vocab_size, (B, P))
     speeds = ProductSpeeds()
 
-    def ours(packing: bool) -> Iterator[Tensor]:
+    def ours(kind: str, *, packing: bool = True) -> Iterator[Tensor]:
         choose_products(speeds, packing=packing)  # as in a run
-        return gpt1.generate(model, prompt, new_tokens, GREEDY)
+        with decoding(kind) as ran:
+            yield from gpt1.generate(model, prompt, new_tokens, GREEDY)
+        if ran.reasons:
+            raise SystemExit(f"archbench does not decode by {kind}: {', '.join(ran.reasons)}")
 
     loops: dict[str, Callable[[], Iterator[Tensor]]] = {
-        "archbench": lambda: ours(packing=True),
-        "unpacked": lambda: ours(packing=False),
+        "archbench": lambda: ours("graph"),
+        "archbench, eager": lambda: ours("eager"),
+        "unpacked": lambda: ours("graph", packing=False),
         "by hand": lambda: by_hand(model, prompt, new_tokens, F.linear),
         "by hand, linear": lambda: by_hand(model, prompt, new_tokens, linear),
     }

@@ -102,6 +102,7 @@ def rows_of(cell: Cell, found: dict[str, Turns], about: dict[str, Any]) -> list[
             row |= {
                 "rounds": len(seconds),
                 "cached": turns.cached,
+                "decoded_by": turns.decoded_by,
                 "cpu_s": median(turns.cpu.values()),
                 "peer_version": PEERS[name].version,
             }

@@ -1,29 +1,33 @@
-"""Steps of static shapes decode as eager ones do, on CPUs too, where CUDA graphs of them cannot be tried."""
+"""Steps of static shapes decode as eager ones do, asked one by one and replayed from a recording."""
 
 from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import archbench
 from archbench import Sampling, decode_with_cache, decode_without_cache
 from archbench.inference.decoding_kind import decoding
+from archbench.kernels import attention_backend, record_attention
+from archbench.kernels.product_choice import choose_products, record_products
 from archbench.nn import cache as caches
 
 V, T = 64, 48
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
 DEFAULT = ("gpt1", "mixtral", "hybrid")  # learned positions; experts; recurrence, a ring of keys and rotary positions
-NAMES = [
-    pytest.param(name, marks=() if name in DEFAULT else pytest.mark.slow)
-    for name in PROJECT["project"]["entry-points"]["archbench"]
-]
+BUILT_IN = list(PROJECT["project"]["entry-points"]["archbench"])
+NAMES = [pytest.param(name, marks=() if name in DEFAULT else pytest.mark.slow) for name in BUILT_IN]
+HOST_DECIDES = {"mixtral": "reads values on the host"}
+"""Experts are chosen there on CPUs."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def test_decodings_at_the_same_time_and_later_ones_leave_tokens_as_they_were() -
 
 
 def test_what_takes_no_static_steps_decodes_eagerly_and_says_why() -> None:
-    """A position from the host, a cache without static steps, a window that slides, no cache, no GPU."""
+    """A position from the host, a cache without static steps, a window that slides, no cache."""
 
     class FrozenPosition(nn.Module):
         """Takes its position from the host, where a graph would repeat the one at which it was captured."""
@@ -137,8 +141,7 @@ def test_what_takes_no_static_steps_decodes_eagerly_and_says_why() -> None:
     for decoder, kind, model_, new_tokens, reason in (
         (decode_with_cache, "static", FrozenPosition(model), 20, "static steps give other logits"),
         (decode_with_cache, "static", model, T, "window slides"),
-        (decode_without_cache, "static", model, 3, "without a cache"),
-        (decode_with_cache, "graph", model, 3, "need a GPU"),
+        (decode_without_cache, "graph", model, 3, "without a cache"),
     ):
         expected = torch.stack(list(decoder(model_, prompt, new_tokens, greedy)))
         with decoding(kind) as ran:
@@ -149,3 +152,172 @@ def test_what_takes_no_static_steps_decodes_eagerly_and_says_why() -> None:
     with decoding("static") as ran:
         decode_with_cache(listed, prompt, 3, greedy)
     assert any("ListCache, has no static steps" in given for given in ran.reasons)
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_recorded_steps_give_the_tokens_of_eager_ones(name: str) -> None:
+    model, prompt = _model(name), _prompt()
+    for rule in ({"greedy": True}, {}, {"top_k": 5}, {"top_p": 0.8}, {"greedy": True, "eos": 7}):
+        generators = [torch.Generator().manual_seed(2) for _ in range(2)]
+        tokens = []
+        for kind, generator in zip(("eager", "graph"), generators, strict=True):
+            with decoding(kind) as ran:
+                sampling = Sampling(generator=generator, **rule)  # type: ignore[arg-type]
+                tokens.append(torch.stack(list(decode_with_cache(model, prompt, T - 4, sampling))))
+        assert torch.equal(*tokens)
+        assert torch.equal(*(generator.get_state() for generator in generators))
+        if name in HOST_DECIDES:
+            assert ran.kinds == {"eager"}
+            assert HOST_DECIDES[name] in ran.reasons.pop()
+        else:
+            assert ran.kinds == {"graph"}
+
+
+def test_a_recording_follows_its_weights_and_says_what_it_ran() -> None:
+    """Weights changed in place are read, moved ones make a new recording, as another backend and choice of products."""
+    model, greedy = _model("llama"), Sampling(greedy=True)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+    def both() -> Tensor:
+        expected = _decoded("eager", model, _prompt(), 20, greedy)
+        assert torch.equal(_decoded("graph", model, _prompt(), 20, greedy), expected)
+        return expected
+
+    seen = [both()]
+    with torch.no_grad():
+        model.embedding.weight.copy_(model.embedding.weight.flip(0))
+    seen.append(both())
+    for parameter in model.parameters():
+        parameter.data = parameter.data.flip(0).contiguous()
+    seen.append(both())
+    assert not any(torch.equal(one, other) for one, other in pairwise(seen))
+    with attention_backend("reference"), record_attention() as attended:
+        both()
+    assert attended == {"reference"}
+
+    large = archbench.load("gpt1")
+    model = large.build(large.config("nano", vocab_size=V, context_length=T, d_model=516, d_ff=516))
+    asked = []
+    for library in ("torch", "onednn"):
+        choose_products(lambda case, race, library=library: asked.append(case) or library)  # type: ignore[func-returns-value, misc]
+        try:
+            for _ in range(2):  # the second only replays
+                with record_products() as multiplied:
+                    both()
+                assert multiplied == ({library} if asked else set())
+        finally:
+            choose_products(None)
+
+
+def test_recorded_decodings_at_the_same_time_have_a_step_each() -> None:
+    model, greedy = _model("rwkv7"), Sampling(greedy=True)
+    prompts = [_prompt(), _prompt().flip(1)]
+    expected = [_decoded("eager", model, prompt, 20, greedy) for prompt in prompts]
+    with decoding("graph"):
+        for _ in range(2):
+            both = zip(*(decode_with_cache(model, prompt, 20, greedy) for prompt in prompts), strict=True)
+            for one, other in zip(zip(*both, strict=True), expected, strict=True):
+                assert torch.equal(torch.stack(one, dim=1), other)
+
+
+class Wrapped(nn.Module):
+    """A GPT-1 that adds to its logits (B, V) what ``change`` makes of them."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        self.inner, self.change = _model("gpt1"), change
+        self.config = self.inner.config
+
+    def new_cache(self, batch_size: int, capacity: int) -> Any:
+        return self.inner.new_cache(batch_size, capacity)
+
+    def extend(self, tokens: Tensor, cache: Any) -> Tensor:
+        logits: Tensor = self.inner.extend(tokens, cache)
+        return logits + self.change(logits)
+
+
+class Rebinding(Wrapped):
+    """Keeps the sum of all embeddings in its cache, in a new tensor each time: a replay would read the first one."""
+
+    class Cache(caches.KVCache):
+        total = torch.zeros(1)
+
+        def tensors(self) -> list[Tensor]:
+            return [*super().tensors(), self.total]
+
+        def clear(self) -> None:
+            super().clear()
+            self.total = torch.zeros(1)
+
+    def new_cache(self, batch_size: int, capacity: int) -> Any:
+        cache = super().new_cache(batch_size, capacity)
+        cache.__class__ = self.Cache
+        return cache
+
+    def extend(self, tokens: Tensor, cache: Any) -> Tensor:
+        cache.total = cache.total + self.inner.embedding(tokens).sum(1)  # (B, C)
+        logits: Tensor = self.inner.extend(tokens, cache)
+        return logits + cache.total[:, :V].cos()
+
+
+KEPT_ELSEWHERE = torch.arange(V) / V
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Wrapped(lambda logits: float(logits.max()) * torch.ones(V)), "reads values on the host"),
+        (lambda: Wrapped(lambda logits: torch.tensor(logits.tolist()).cos()), "reads values on the host"),
+        (lambda: Wrapped(lambda logits: torch.from_numpy(np.cos(logits.numpy()))), "reads values on the host"),
+        (lambda: Wrapped(lambda logits: logits[logits > 0].sum() * torch.ones(V)), "depends on values"),
+        (lambda: Wrapped(lambda logits: logits.nonzero()[0].float() @ torch.ones(2, V)), "depends on values"),
+        (lambda: Wrapped(lambda logits: KEPT_ELSEWHERE), "is no parameter, no buffer"),
+        (lambda: Rebinding(None), "its recorded step gives other logits"),
+    ],
+)
+def test_what_a_recording_cannot_repeat_decodes_eagerly_and_says_why(make: Any, reason: str) -> None:
+    model = make()
+    expected = _decoded("eager", model, _prompt(), 9, Sampling(greedy=True))
+    with decoding("graph") as ran:
+        found = torch.stack(list(decode_with_cache(model, _prompt(), 9, Sampling(greedy=True))), dim=1)
+    assert ran.kinds == {"eager"}
+    assert reason in " ".join(ran.reasons)
+    assert torch.equal(found, expected)
+
+
+def test_what_watches_a_model_is_not_left_out() -> None:
+    """Hooks, a sampling of one's own, a dispatch mode, autocast: eager, until they are gone."""
+
+    class Watching(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        calls = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.calls += 1
+            return func(*args, **(kwargs or {}))
+
+    model, greedy = _model("gpt1"), Sampling(greedy=True)
+
+    def reasons(sampling: Sampling = greedy) -> str:
+        with decoding("graph") as ran:
+            list(decode_with_cache(model, _prompt(), 9, sampling))
+        assert ran.kinds == ({"eager"} if ran.reasons else {"graph"})
+        return " ".join(ran.reasons)
+
+    assert not reasons()
+    seen: list[Tensor] = []
+    hook = model.blocks[1].attention.register_forward_hook(lambda module, given, out: seen.append(out))
+    assert "a hook is registered on blocks.1.attention" in reasons()
+    assert len(seen) == 9
+    hook.remove()
+    everywhere = nn.modules.module.register_module_forward_pre_hook(lambda module, given: None)
+    assert "a hook is registered on GPT1" in reasons()
+    everywhere.remove()
+    assert "a Recording, may run code" in reasons(Recording(greedy=True))
+    with Watching() as watching:  # type: ignore[no-untyped-call]
+        assert "a dispatch mode is on" in reasons()
+    assert watching.calls
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast is on" in reasons()
+    assert not reasons()

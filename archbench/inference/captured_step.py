@@ -1,4 +1,4 @@
-"""Static steps as CUDA graphs, one per batch size and reach, kept with the model from one decoding to the next."""
+"""Static steps replayed: CUDA graphs, or on CPUs recorded calls; kept with the model from one decoding to the next."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from archbench.inference.decoding_kind import record_decoding
+from archbench.inference.recorded_step import kept_tensors, record
 from archbench.inference.sampling import Sampling
 from archbench.inference.static_step import StaticStep
-from archbench.kernels import attention_backends
+from archbench.kernels import attention_backends, product_choice
 from archbench.nn.cache import bucket
 
 KEPT = 16
@@ -19,11 +20,13 @@ KEPT = 16
 
 
 class Decoder:
-    """A static step and how it is taken: replayed from graphs, or (``captured`` False) asked for one by one."""
+    """A static step and how it is taken: replayed, or (``captured`` False) asked for one by one."""
 
     def __init__(self, step: StaticStep, *, captured: bool) -> None:
         self.step = step
-        self._take: Callable[[], None] = _Graphs(step).take if captured else lambda: step.run(step.reach())
+        self._take: Callable[[], None] = lambda: step.run(step.reach())
+        if captured:
+            self._take = (_Graphs if step.token.device.type == "cuda" else _Recordings)(step).take
 
     def next(self) -> Tensor:
         """The next token (B,)."""
@@ -31,56 +34,98 @@ class Decoder:
         return self.step.stepped()
 
 
-class _Graphs:
-    """CUDA graphs of a step, one for each reach, in one pool of memory: they never run at the same time."""
+class _Replays:
+    """One replay for each reach of a step, and what ran when it was captured: a replay runs no line of Python."""
 
     def __init__(self, step: StaticStep) -> None:
         self.step = step
-        self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        self.stream: torch.cuda.Stream = torch.cuda.Stream(step.token.device)  # type: ignore[no-untyped-call]
+        self.replays: dict[int, Callable[[], None]] = {}
         self.attention: set[str] = set()
+        self.products: set[str] = set()
 
     def take(self) -> None:
-        """Replay the step; the first of each reach is asked for one by one, which warms up what is then captured."""
+        """Take the step, by a replay if there is one; the first of each reach are asked for one by one."""
         reach = self.step.reach()
-        graph = self.graphs.get(reach)
-        if graph is not None:
-            graph.replay()
+        replay = self.replays.get(reach)
+        if replay is not None:
+            replay()
         elif self.step.model in _refusals:
             self.step.run(reach)
         else:
-            self._capture(reach)
+            with attention_backends.record_attention() as attended, product_choice.record_products() as multiplied:
+                self._capture(reach)
+            self.attention |= attended
+            self.products |= multiplied
         for recorder in attention_backends.recorders:
             recorder.update(self.attention)
+        for recorder in product_choice.recorders:
+            recorder.update(self.products)
+
+    def _capture(self, reach: int) -> None:
+        """Take a true step, and add to ``replays``, now or at a later one."""
+        raise NotImplementedError
+
+    def _refuse(self, reason: str) -> None:
+        """This and later decodings of the model go on step by step."""
+        _refusals[self.step.model] = reason
+        record_decoding("static", reason)
+
+
+class _Graphs(_Replays):
+    """CUDA graphs, in one pool of memory: they never run at the same time."""
+
+    def __init__(self, step: StaticStep) -> None:
+        super().__init__(step)
+        self.graphs: list[torch.cuda.CUDAGraph] = []
+        self.stream: torch.cuda.Stream = torch.cuda.Stream(step.token.device)  # type: ignore[no-untyped-call]
 
     def _capture(self, reach: int) -> None:
         step, device = self.step, self.step.token.device
         current = torch.cuda.current_stream(device)
         self.stream.wait_stream(current)
-        with attention_backends.record_attention() as ran, torch.cuda.stream(self.stream):
-            step.run(reach)  # a true step: capturing takes none
+        with torch.cuda.stream(self.stream):
+            step.run(reach)  # a true step, which warms up what is captured; capturing takes none
         current.wait_stream(self.stream)
-        self.attention |= ran
         try:
-            self.graphs[reach] = self._captured(lambda: step.run(reach))
-        except RuntimeError as error:  # of torch, whatever CUDA refuses; this decoding goes on step by step
+            self.replays[reach] = self._captured(lambda: step.run(reach)).replay
+        except RuntimeError as error:  # of torch, whatever CUDA refuses
             cause = error.__context__ or error  # what was refused, not that the capture then ended without a graph
-            _refusals[step.model] = f"its step cannot be captured: {str(cause).splitlines()[0]}"
-            record_decoding("static", _refusals[step.model])
+            self._refuse(f"its step cannot be captured: {str(cause).splitlines()[0]}")
             self._captured(lambda: step.counters.clone())  # without it generators would believe they are captured still
 
     def _captured(self, work: Callable[[], object]) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         if self.step.generator is not None:
             graph.register_generator_state(self.step.generator)
-        pool = next((other.pool() for other in self.graphs.values()), None)
+        pool = self.graphs[0].pool() if self.graphs else None
         with torch.cuda.graph(graph, pool=pool, stream=self.stream):
             work()
+        self.graphs.append(graph)
         return graph
 
 
+class _Recordings(_Replays):
+    """Lists of calls. The second step of a reach is recorded: the first one chooses libraries, and builds kernels."""
+
+    def __init__(self, step: StaticStep) -> None:
+        super().__init__(step)
+        self.warm: set[int] = set()
+
+    def _capture(self, reach: int) -> None:
+        step = self.step
+        if reach not in self.warm:
+            self.warm.add(reach)
+            step.run(reach)
+            return
+        recording = record(lambda: step.run(reach), [*kept_tensors(step.model), *step.tensors()])
+        if recording.refusal is None:
+            self.replays[reach] = recording.replay
+        else:
+            self._refuse(recording.refusal)
+
+
 def why_not_captured(model: nn.Module) -> str | None:
-    """Why an earlier capture of this model's step failed, as a clause; None if none did."""
+    """Why this model's step could not be captured or recorded before, as a clause; None if it could."""
     return _refusals.get(model)
 
 
@@ -97,7 +142,7 @@ class Lease:
         positions: that the decoding reads.
         context: the model's, which bounds the cache's capacity.
         sampling: how tokens are chosen; with a generator of its own, whose state is taken, and returned at the end.
-        captured: whether steps are CUDA graphs.
+        captured: whether steps are replayed.
     """
 
     def __init__(
@@ -127,15 +172,16 @@ class Lease:
 
 
 def _rule(sampling: Sampling) -> Hashable:
-    """What a graph has fixed of how tokens are chosen; a subclass may keep more than is known here."""
+    """What a replay has fixed of how tokens are chosen; a subclass may keep more than is known here."""
     known = sampling.temperature, sampling.top_k, sampling.top_p, sampling.greedy, sampling.eos
     return known, sampling.generator is None, None if type(sampling) is Sampling else id(sampling)
 
 
 def _facts(model: nn.Module) -> Hashable:
-    """What a graph has fixed besides its shapes: where the weights are, and how products are computed."""
-    tensors = [*model.parameters(), *model.buffers()]
+    """What a replay has fixed besides its shapes: where the weights are, and how products are computed."""
+    tensors = kept_tensors(model)
     kind = tensors[0].device.type if tensors else "cpu"
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     places = tuple((tensor.data_ptr(), tensor.dtype) for tensor in tensors)
-    return attention_backends.ambient, autocast, torch.get_float32_matmul_precision(), places
+    products = torch.get_float32_matmul_precision(), torch.get_num_threads(), product_choice.current()
+    return attention_backends.ambient, autocast, products, places

@@ -20,6 +20,7 @@ from archbench.errors import UsageError
 from archbench.inference import decoding_kind
 from archbench.inference.captured_step import Lease, why_not_captured
 from archbench.inference.modes import module_mode
+from archbench.inference.recorded_step import why_not_recorded, why_not_replayed
 from archbench.inference.sampling import Sampling
 from archbench.inference.static_step import why_not_static
 from archbench.kernels.packed_product import decoding_step
@@ -48,7 +49,7 @@ def decode_with_cache(model: nn.Module, prompt: Tensor, max_new_tokens: int, sam
         raise UsageError(f"model {type(model).__name__}", cause, "Use decode_without_cache, or give it both methods")
     context = validate_prompt(model, prompt, max_new_tokens, sampling)
     if decoding_kind.ambient != "eager":
-        reason = _why_not_static(model, prompt, max_new_tokens, context)
+        reason = _why_not_static(model, prompt, max_new_tokens, sampling, context)
         if reason is None:
             decoding_kind.record_decoding(decoding_kind.ambient)
             captured = decoding_kind.ambient == "graph"
@@ -148,16 +149,22 @@ def _decode(
                 return
 
 
-def _why_not_static(model: nn.Module, prompt: Tensor, max_new_tokens: int, context: int) -> str | None:
-    """Why this decoding cannot take static steps, as a clause; None if it can."""
-    if decoding_kind.ambient == "graph" and prompt.device.type != "cuda":
-        return f"CUDA graphs need a GPU, and the model is on {prompt.device}"
+def _why_not_static(
+    model: nn.Module, prompt: Tensor, max_new_tokens: int, sampling: Sampling, context: int
+) -> str | None:
+    """Why this decoding cannot take static steps, or replay them, as a clause; None if it can."""
     if prompt.shape[1] + max_new_tokens - 1 > context:
         return f"the window slides past the context of {context}, where each token reads all of it"
-    if decoding_kind.ambient == "graph" and (refusal := why_not_captured(model)) is not None:
-        return refusal
+    replayed = decoding_kind.ambient == "graph"
+    recorded = replayed and prompt.device.type != "cuda"
+    reason = why_not_captured(model) if replayed else None
+    if reason is None and recorded:
+        reason = why_not_replayed(model, sampling)
+    if reason is not None:
+        return reason
     with module_mode(model, training=False), torch.inference_mode():
-        return why_not_static(model, prompt)
+        reason = why_not_static(model, prompt)
+        return why_not_recorded(model, prompt.shape[0]) if reason is None and recorded else reason
 
 
 def _decode_statically(

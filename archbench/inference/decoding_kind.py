@@ -1,8 +1,8 @@
 """How the shared decoder takes its steps, and how it took them.
 
 eager    each operation of each token is asked of the device one by one: what the code costs
-graph    one replay of a captured CUDA graph a token: what a server does
-static   the graph's steps, asked one by one: the graph's twin, which runs on CPUs too
+graph    one replay a token: of a captured CUDA graph, or on a CPU of a recorded list of torch's calls
+static   the steps that are replayed, asked one by one: the graph's twin
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""One token in, one token out, at fixed shapes and addresses: a decoding step that a CUDA graph can hold.
+"""One token in, one token out, at fixed shapes and addresses: a decoding step that can be captured and replayed.
 
 The step reads where it stands from the device, keeps its states in place, and writes its token to a ledger there: the
-host asks for the same work at every token. On CPUs it runs as it is, the twin of the graph.
+host asks for the same work at every token. As it is, it runs everywhere, the twin of its replay.
 """
 
 from __future__ import annotations
@@ -63,6 +63,11 @@ class StaticStep:
 
     def _extend(self, tokens: Tensor) -> Tensor:
         return cast("CachedModel", self.model).extend(tokens, self.cache)
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step reads and writes, besides the weights."""
+        ended = [] if self.ended is None else [self.ended]
+        return [*self.cache.tensors(), self.token, self.counters, self.ledger, *ended]
 
     def has_room(self, tokens: int) -> bool:
         """Whether the ledger has rows for so many tokens more."""

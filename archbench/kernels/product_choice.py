@@ -74,7 +74,7 @@ Choice = Callable[[Case, Race], Library]
 _choice: Choice | None = None
 _packing = False
 _chosen: dict[tuple[object, ...], Library] = {}  # by case, made as a plain tuple: each product of a token asks
-_recorders: list[set[str]] = []
+recorders: list[set[str]] = []
 
 
 def choose_products(choice: Choice | None, *, packing: bool = False) -> None:
@@ -84,21 +84,26 @@ def choose_products(choice: Choice | None, *, packing: bool = False) -> None:
     _chosen.clear()
 
 
+def deciding() -> tuple[Choice | None, bool]:
+    """What decides now (None: the rule), and whether for packed copies too."""
+    return _choice, _packing
+
+
 @contextmanager
 def record_products() -> Iterator[set[str]]:
     """Yields a set of what is noted within this context: libraries that compute float32 products of layers on a CPU,
     and products in float8."""
     recorder: set[str] = set()
-    _recorders.append(recorder)
+    recorders.append(recorder)
     try:
         yield recorder
     finally:
-        _recorders[:] = [other for other in _recorders if other is not recorder]
+        recorders[:] = [other for other in recorders if other is not recorder]
 
 
 def note_product(library: str) -> None:
     """One of the products of a layer has been computed by that library, or in that format."""
-    for recorder in _recorders:
+    for recorder in recorders:
         recorder.add(library)
 
 

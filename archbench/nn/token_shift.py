@@ -13,10 +13,9 @@ def shift_mixer(x: Tensor, last: Tensor | None) -> Callable[[Tensor], Tensor]:
 
     ``last`` (B, C) precedes the first position and is overwritten with x's last one; None for zeros.
     """
-    if last is None:
-        first = torch.zeros_like(x[:, :1])
-    else:
-        first = last.unsqueeze(1).to(x.dtype, copy=True)
+    first = torch.zeros_like(x[:, :1]) if last is None else last.unsqueeze(1).to(x.dtype)
+    before = first if x.shape[1] == 1 else torch.cat([first, x[:, :-1]], dim=1)  # (B, T, C)
+    difference = before - x
+    if last is not None:
         last.copy_(x[:, -1])
-    difference = torch.cat([first, x[:, :-1]], dim=1) - x
     return lambda share: torch.addcmul(x, difference, share)

@@ -71,7 +71,7 @@ _SUMMARY = (
     ("prefill", "energy, {P:.0f}-token prompt × {B:.0f}", "joules_per_token", "J/token"),
     ("prefill", "peak memory", "peak_memory_bytes", "B"),
     ("decode", "token after {P:.0f} × {B:.0f}", "seconds_per_token", "s"),
-    ("decode", "from a graph, after {P:.0f} × {B:.0f}", "graph_seconds_per_token", "s"),
+    ("decode", "replayed, after {P:.0f} × {B:.0f}", "graph_seconds_per_token", "s"),
     ("decode", "energy after {P:.0f} × {B:.0f}", "joules_per_token", "J/token"),
     ("decode", "cache", "cache_bytes_per_token", "B/token"),
     ("decode", "peak memory", "peak_memory_bytes", "B"),

@@ -1,4 +1,4 @@
-"""Decoding from captured CUDA graphs: the phase decode again, as a server would do it; on GPUs only."""
+"""The phase decode again, each token a replay: of a captured CUDA graph, or on a CPU of recorded calls."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from archbench.runs.rows import Rows
 from archbench.runs.speed import Decoded, decode, timed
 
 
-def decode_from_graphs(
+def decode_from_replays(
     run: RunFolder, architecture: Architecture, model: nn.Module, eager: Decoded, clock: Clock, rows: Rows
 ) -> Mapping[tuple[int, int], float]:
     """Time every gap between tokens of the same prompts as ``eager``, whose tokens these are compared with.
 
-    Where a graph cannot be used, values are null and ``graph_captured`` says why.
+    Where a step cannot be captured, values are null and ``graph_captured`` says why.
 
     Returns:
-        (P, B) -> median seconds per token, of the cases that ran from graphs.
+        (P, B) -> median seconds per token, of the cases that ran from replays.
     """
     medians = {}
     for (P, B), (prompt, expected) in eager.items():

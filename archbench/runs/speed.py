@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
@@ -92,12 +92,9 @@ def run_decode(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool)
             describe(rows, samples, case, outlying=count_outliers(kept))
     rows.add_memory(memory, quiet=quiet)
     audit(run, model, decoded, rows)
-    replayed: Mapping[tuple[int, int], float] = {}
-    if device.type == "cuda":
-        from archbench.runs.graph_decoding import decode_from_graphs
+    from archbench.runs.graph_decoding import decode_from_replays
 
-        replayed = decode_from_graphs(run, architecture, model, decoded, clock, rows)
-
+    replayed = decode_from_replays(run, architecture, model, decoded, clock, rows)
     described, T = on_meta(model), run.model["context_length"]
     bandwidth = known_bandwidth(device)
     rows.add("bandwidth_measured", bandwidth)

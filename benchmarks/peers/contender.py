@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import archbench
 from archbench.config import TrainingConfig
 from archbench.data.batches import Batch
+from archbench.inference.decoding_kind import decoding
 from archbench.training.optimizers import decay_groups
 from archbench.training.state import TrainState
 
@@ -93,10 +94,12 @@ class Contender:
         model: tokens (B, T) int64 -> logits (B, T, V).
         why_not: why it is another model than ours, or has other weights; "" if it must compute the same.
         cached: whether decoding reads each token once; otherwise few are decoded, since each reads all before it.
+        decoded_by: how archbench took its steps: ``replayed``, or ``eager`` and why; None of others.
     """
 
     why_not = ""
     cached = True
+    decoded_by: str | None = None
 
     def __init__(self, cell: Cell, model: nn.Module) -> None:
         self.cell = cell
@@ -163,4 +166,10 @@ class Ours(Contender):
         return step
 
     def decode(self, prompt: Tensor, new_tokens: int) -> Iterator[Tensor]:
-        return self.cell.plugin.generate(self.model, prompt, new_tokens, GREEDY)
+        """From replays where the model allows it; what ran is kept."""
+        if self.cell.job == "prefill":
+            yield from self.cell.plugin.generate(self.model, prompt, new_tokens, GREEDY)
+            return
+        with decoding("graph") as ran:
+            yield from self.cell.plugin.generate(self.model, prompt, new_tokens, GREEDY)
+        self.decoded_by = "replayed" if not ran.reasons else f"eager: {'; '.join(sorted(ran.reasons))}"

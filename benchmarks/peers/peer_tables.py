@@ -31,8 +31,8 @@ KEY = (
 )
 COLUMNS = (
     *KEY, "rounds", "median_s", "p10", "p90", "ratio", "ratio_p10", "ratio_p90", "cpu_s", "peak_bytes", "work",
-    "state_bytes", "same_loss", "same_tokens", "cached", "why_not", "products", "peer_version", "torch", "archbench",
-    "git_revision", "malloc", "machine",
+    "state_bytes", "same_loss", "same_tokens", "cached", "decoded_by", "why_not", "products", "peer_version", "torch",
+    "archbench", "git_revision", "malloc", "machine",
 )  # fmt: skip
 """Base units: seconds, bytes; ``work`` is FLOPs of a training step or prompt, bytes read by a decoding step."""
 
@@ -67,7 +67,7 @@ SPEED = {"train": "Training", "prefill": "Prefill", "decode": "Decoding"}
 CAPTIONS = {
     "train": "Milliseconds of a step of B × T tokens, forward, backward and update.",
     "prefill": "Milliseconds from the call to the first token after B prompts of P.",
-    "decode": "Milliseconds a token, of B sequences at a time, after prompts of P.",
+    "decode": "Milliseconds a token, of B sequences at a time, after prompts of P; archbench's steps as named.",
 }
 HOW = (
     "Ratios are seconds of the peer over archbench's in the same round: above 1, archbench is faster; median, and 10th "
@@ -161,10 +161,13 @@ def _speed_table(rows: list[Row], job: str) -> Table:
         best = next(iter(peers), None)
         others = ", ".join(f"{_name(row)} {row['ratio']:.2f}" for row in peers[1:])
         shown = (_name(best), best["median_s"] * 1e3, _ratio(best), _same(best)) if best else ("none", None, "", "")
-        case = (ours["architecture"], _what(ours), f"{ours['batch']} × {ours['length']}")
+        case = [ours["architecture"], _what(ours), f"{ours['batch']} × {ours['length']}"]
+        if job == "decode":
+            case.append((ours.get("decoded_by") or "eager").partition(":")[0])
         lines.append((*case, ours["median_s"] * 1e3, ours["cpu_s"] * 1e3, *shown, others))
     columns = (
         Column("architecture", "name"), Column("size", "text"), Column("B × T" if job == "train" else "B × P", "text"),
+        *([Column("steps", "text")] if job == "decode" else []),
         Column("archbench, ms"), Column("CPU, ms"), Column("fastest peer", "name"), Column("ms"),
         Column("ratio", "text"), Column("computes", "text"), Column("others' ratios", "list"),
     )  # fmt: skip

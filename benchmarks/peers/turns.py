@@ -81,6 +81,7 @@ class Turns:
     tokens: list[Tensor] = field(default_factory=list)
     why_not: str = ""
     cached: bool = True
+    decoded_by: str | None = None
     spent: float = 0.0
 
 
@@ -119,7 +120,7 @@ def turn_of(contender: Contender, turns: Turns) -> Callable[[], tuple[float, flo
             marks.append(time.perf_counter())
             cpu.append(time.process_time())
             tokens.append(token)
-        turns.tokens = turns.tokens or tokens
+        turns.tokens, turns.decoded_by = turns.tokens or tokens, contender.decoded_by
         if N == 1:
             return marks[1] - marks[0], cpu[1] - cpu[0]
         return median(later - earlier for earlier, later in pairwise(marks[1:])), (cpu[-1] - cpu[1]) / (N - 1)

@@ -91,11 +91,13 @@ def wkv7_step(r: Tensor, log_w: Tensor, k: Tensor, v: Tensor, a: Tensor, b: Tens
     Returns:
         y (B, H, D) in the state's dtype.
     """
-    r, log_w, k, v, a, b = (tensor.to(state.dtype).unsqueeze(-2) for tensor in (r, log_w, k, v, a, b))  # (B, H, 1, N)
+    B, H, N, D = state.shape
+    r, log_w, k, v, a, b = (tensor.to(state.dtype).reshape(B * H, 1, -1) for tensor in (r, log_w, k, v, a, b))
+    S = state.view(B * H, N, D)
     with without_autocast(r):
-        written = torch.cat([a @ state, v], dim=-2)  # (B, H, 2, D)
-        state.mul_(log_w.exp().mT).add_(torch.cat([b, k], dim=-2).mT @ written)
-        return (r @ state).squeeze(-2)
+        written = torch.cat([torch.bmm(a, S), v], dim=1)  # (BH, 2, D)
+        S.mul_(log_w.exp().mT).baddbmm_(torch.cat([b, k], dim=1).mT, written)
+        return torch.bmm(r, S).view(B, H, D)
 
 
 def reference_wkv7(
