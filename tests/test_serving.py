@@ -212,7 +212,7 @@ def test_a_run_without_weights_is_refused_by_its_name(folder: Path, tmp_path: Pa
     assert (refused.returncode, "--set" in refused.stderr) == (2, True)
 
 
-@pytest.mark.parametrize(("kind", "captured"), [("static", None), ("graph", 0)])
+@pytest.mark.parametrize(("kind", "captured"), [("static", None), ("graph", 1)])
 def test_how_steps_are_taken_is_chosen_and_said(kind: str, captured: int | None, folder: Path, tmp_path: Path) -> None:
     options = ("--trace", "trace.jsonl", "--batch", "2", *TIMED, "--decoding", kind, "--out", tmp_path)
     served = archbench("serve-bench", "last", "--in", "trained", *options, cwd=folder)
@@ -222,12 +222,12 @@ def test_how_steps_are_taken_is_chosen_and_said(kind: str, captured: int | None,
     assert rows[rows.metric == "batch_requests"].value.to_list() == [2, 2, 1, 1] * 2
     of_graphs = rows[rows.metric == "graph_captured"]
     assert of_graphs.value.to_list() == ([] if captured is None else [captured])
-    assert ("need a GPU" in served.stdout) == (captured == 0) == ("need a GPU" in of_graphs.operation.to_string())
+    assert ("one replay of a captured step" in served.stdout) == (captured is not None)
 
 
 def test_a_generated_text_does_not_depend_on_how_its_steps_are_taken(folder: Path) -> None:
     texts = {}
-    for kind, said in (("eager", ""), ("static", "Decoding: static"), ("graph", "not graph: CUDA graphs need a GPU")):
+    for kind, said in (("eager", ""), ("static", "Decoding: static"), ("graph", "Decoding: graph")):
         options = ("--out", "trained", "--seed", "3", "--prompt", "a", "--max-new-tokens", "6", "--decoding", kind)
         code, out, error = printed("generate", "gpt1", *options, cwd=folder)
         assert code == 0, error

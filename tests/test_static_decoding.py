@@ -149,9 +149,10 @@ def test_what_takes_no_static_steps_decodes_eagerly_and_says_why() -> None:
         assert ran.kinds == {"eager"}
         assert any(reason in given for given in ran.reasons), ran.reasons
         assert torch.equal(found, expected)
-    with decoding("static") as ran:
-        decode_with_cache(listed, prompt, 3, greedy)
-    assert any("ListCache, has no static steps" in given for given in ran.reasons)
+    for kind in ("static", "graph"):
+        with decoding(kind) as ran:
+            decode_with_cache(listed, prompt, 3, greedy)
+        assert any("ListCache, has no static steps" in given for given in ran.reasons)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

@@ -34,8 +34,8 @@ def generate(
         str | None,
         typer.Option(
             metavar="KIND",
-            help="How steps are taken: eager, graph (CUDA graphs) or static (their twin)",
-            show_default="graph on a GPU, else eager",
+            help="How steps are taken: graph (replays of a captured step), eager or static (their twin)",
+            show_default="graph, where the model can",
         ),
     ] = None,
     trust: Trust = False,
@@ -71,7 +71,7 @@ def generate(
     tokens = torch.as_tensor(ids, dtype=torch.int64, device=where).unsqueeze(0)  # (1, P)
     stream = TextStream(tokenizer.decode)
     _write(text)
-    kind = decoding or ("graph" if where.type == "cuda" else "eager")
+    kind = decoding or "graph"
     with torch.inference_mode(), decoding_kind.decoding(kind) as ran:
         for token in trained.generate(model, tokens, max_new_tokens, sampling):
             if int(token) == tokenizer.separator:

@@ -13,6 +13,7 @@ from archbench.inference.recorded_step import kept_tensors, record
 from archbench.inference.sampling import Sampling
 from archbench.inference.static_step import StaticStep
 from archbench.kernels import attention_backends, product_choice
+from archbench.kernels.packed_product import packed_copies
 from archbench.nn.cache import bucket
 
 KEPT = 16
@@ -117,7 +118,7 @@ class _Recordings(_Replays):
             self.warm.add(reach)
             step.run(reach)
             return
-        recording = record(lambda: step.run(reach), [*kept_tensors(step.model), *step.tensors()])
+        recording = record(lambda: step.run(reach), [*kept_tensors(step.model), *packed_copies(), *step.tensors()])
         if recording.refusal is None:
             self.replays[reach] = recording.replay
         else:
@@ -130,14 +131,14 @@ def why_not_captured(model: nn.Module) -> str | None:
 
 
 _refusals: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-_idle: weakref.WeakKeyDictionary[nn.Module, dict[Hashable, Decoder]] = weakref.WeakKeyDictionary()
+_idle: weakref.WeakKeyDictionary[nn.Module, dict[tuple[Hashable, ...], Decoder]] = weakref.WeakKeyDictionary()
 
 
 class Lease:
     """A decoder for one decoding, which no other uses meanwhile; made anew where none is idle.
 
     Args:
-        model: one for which ``why_not_static`` is None.
+        model: one for which ``why_not_static``, or for recorded steps ``why_not_recorded``, is None.
         prompt: (B, P).
         positions: that the decoding reads.
         context: the model's, which bounds the cache's capacity.
@@ -150,8 +151,11 @@ class Lease:
     ) -> None:
         B, capacity = prompt.shape[0], min(bucket(positions), context)
         self._model, self._sampling = model, sampling
-        self._key = B, capacity, captured, _rule(sampling), _facts(model)
+        places, facts = _places(model), _facts(prompt.device.type)
+        self._key = B, capacity, captured, _rule(sampling), facts, places
         idle = _idle.setdefault(model, {})
+        for stale in [key for key in idle if key[-1] != places]:
+            del idle[stale]  # recordings hold the weights that they read
         decoder = idle.pop(self._key, None)
         if decoder is None or not decoder.step.has_room(positions + 1 - prompt.shape[1]):
             step = StaticStep(model, B, capacity, sampling, prompt.device)
@@ -177,11 +181,17 @@ def _rule(sampling: Sampling) -> Hashable:
     return known, sampling.generator is None, None if type(sampling) is Sampling else id(sampling)
 
 
-def _facts(model: nn.Module) -> Hashable:
-    """What a replay has fixed besides its shapes: where the weights are, and how products are computed."""
-    tensors = kept_tensors(model)
-    kind = tensors[0].device.type if tensors else "cpu"
+def _places(model: nn.Module) -> Hashable:
+    """Where the weights are; and which values they have, if copies of them may be packed."""
+    _, packing = product_choice.deciding()
+    return tuple(
+        (tensor.data_ptr(), tensor.dtype, tensor._version if packing and not tensor.is_inference() else 0)
+        for tensor in kept_tensors(model)
+    )
+
+
+def _facts(kind: str) -> Hashable:
+    """What else a replay on this kind of device has fixed besides its shapes: how products are computed."""
     autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    places = tuple((tensor.data_ptr(), tensor.dtype) for tensor in tensors)
-    products = torch.get_float32_matmul_precision(), torch.get_num_threads(), product_choice.current()
-    return attention_backends.ambient, autocast, products, places
+    products = torch.get_float32_matmul_precision(), torch.get_num_threads(), product_choice.deciding()
+    return attention_backends.ambient, autocast, products

@@ -163,8 +163,7 @@ def _why_not_static(
     if reason is not None:
         return reason
     with module_mode(model, training=False), torch.inference_mode():
-        reason = why_not_static(model, prompt)
-        return why_not_recorded(model, prompt.shape[0]) if reason is None and recorded else reason
+        return why_not_recorded(model, prompt.shape[0]) if recorded else why_not_static(model, prompt)
 
 
 def _decode_statically(

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from archbench.inference.sampling import Sampling
-from archbench.inference.static_step import DIFFERENCE, PROVEN_POSITIONS
+from archbench.inference.static_step import DIFFERENCE, PROVEN_POSITIONS, no_static_steps
 from archbench.kernels import attention_backends
+from archbench.kernels.packed_product import decoding_step, packed_copies
 from archbench.protocols import CachedModel, StaticCache
 
 Call = Callable[[], object]
@@ -90,7 +91,10 @@ def why_not_recorded(model: nn.Module, batch_size: int) -> str | None:
     proofs = _proofs.setdefault(model, {})
     key = attention_backends.ambient, batch_size
     if key not in proofs:
-        proofs[key] = _difference(model, batch_size)
+        try:
+            proofs[key] = _difference(model, batch_size)
+        except Exception as error:  # noqa: BLE001  as in why_not_static
+            proofs[key] = f"a recorded step fails: {type(error).__name__}: {error}"
     return proofs[key]
 
 
@@ -105,7 +109,8 @@ def _difference(model: nn.Module, B: int) -> str | None:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(config.vocab_size, (B, positions), generator=generator).to(device)
     eager, static = model.new_cache(B, positions), model.new_cache(B, positions)
-    assert isinstance(static, StaticCache), "why_not_static() has asked"
+    if not isinstance(static, StaticCache):
+        return no_static_steps(static)
     static.clear()
     expected = [model.extend(tokens[:, place : place + 1], eager) for place in range(positions)]  # (B, V) each
     model.extend(tokens[:, :1], static)
@@ -115,7 +120,8 @@ def _difference(model: nn.Module, B: int) -> str | None:
     def step() -> None:
         static.hold(position, reach)
         try:
-            found.copy_(model.extend(token, static))
+            with decoding_step():
+                found.copy_(model.extend(token, static))
         finally:
             static.release()
 
@@ -124,7 +130,7 @@ def _difference(model: nn.Module, B: int) -> str | None:
         token.copy_(tokens[:, place : place + 1])
         position.fill_(place)
         if place == 2:
-            fixed = [*kept_tensors(model), *static.tensors(), token, position, found]
+            fixed = [*kept_tensors(model), *packed_copies(), *static.tensors(), token, position, found]
             recording = record(step, fixed)
             if recording.refusal is not None:
                 return recording.refusal
@@ -239,9 +245,7 @@ class _Recorder(TorchDispatchMode):
             if masks or name != "aten::index":
                 self._refuse(f"the shape of what {name} gives depends on values")
         for tensor in reads:
-            if tensor.layout != torch.strided:
-                self._refuse(f"{name} reads a tensor of layout {tensor.layout}")
-            elif name == "aten::lift_fresh":
+            if name == "aten::lift_fresh":
                 self.made[_storage(tensor)] = tensor  # of a number of the host's: a constant
             elif _storage(tensor) not in self.fixed | self.made.keys():
                 shape = tuple(tensor.shape)
@@ -263,7 +267,7 @@ class _Recorder(TorchDispatchMode):
             operation = _Operation(name, run, arguments, named, reads, gives, needed=True, in_place=True)
             self.operations.append(operation)
         else:
-            inputs = {_storage(tensor) for tensor in reads if tensor.layout == torch.strided}
+            inputs = {_storage(tensor) for tensor in reads}
             fresh = {_storage(tensor): tensor for tensor in gives if _storage(tensor) not in inputs}
             self.made |= fresh
             if fresh and name not in _EMPTY:  # otherwise it gave views, or nothing yet
@@ -300,6 +304,9 @@ def _tensors(values: object) -> Iterator[Tensor]:
 
 
 def _storage(tensor: Tensor) -> int:
+    """Tells storages apart, of those that live at the same time."""
+    if tensor.layout != torch.strided:  # of a library's own, which no other tensor shares
+        return id(tensor)
     address: int = tensor.untyped_storage()._cdata
     return address
 
@@ -318,7 +325,7 @@ def _binding(function: Any) -> Callable[..., Any]:
     namespace, _, name = function._schema.name.partition("::")
     if namespace != "aten" or function._schema.is_mutable != name.endswith("_"):
         return function  # type: ignore[no-any-return]
-    homes: list[Any] = [torch._C._VariableFunctions, torch._C._nn, torch._C._linalg]
+    homes: list[Any] = [torch._C._VariableFunctions, torch._C._nn, torch._C._linalg]  # type: ignore[attr-defined]
     if name.endswith("_"):
         homes = [torch._C.TensorBase]
     found: Callable[..., Any] = next((getattr(home, name) for home in homes if hasattr(home, name)), function)

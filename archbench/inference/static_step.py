@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from archbench.inference.sampling import Sampling
 from archbench.kernels import attention_backends
 from archbench.kernels.packed_product import decoding_step
-from archbench.protocols import CachedModel, StaticCache
+from archbench.protocols import CachedModel, DecodingCache, StaticCache
 
 LEDGER_TOKENS = 1 << 15
 """Tokens, of all sequences together, that a step can decode: each has a place of its own, since callers keep them."""
@@ -132,6 +132,12 @@ def why_not_static(model: nn.Module, prompt: Tensor) -> str | None:
 _proofs: weakref.WeakKeyDictionary[nn.Module, dict[str, str | None]] = weakref.WeakKeyDictionary()
 """For each backend of attention that is set."""
 
+
+def no_static_steps(cache: DecodingCache) -> str:
+    """What is missing, as a clause."""
+    return f"its cache, a {type(cache).__name__}, has no static steps (reach, hold, release and clear)"
+
+
 PROVEN_POSITIONS = 12
 DIFFERENCE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Of the logits, as a share of their norm; 0.05 in 16 bits."""
@@ -143,7 +149,7 @@ def _difference(model: CachedModel, prompt: Tensor) -> str | None:
     tokens = prompt.repeat(1, -(-positions // prompt.shape[1]))[:, :positions]  # (1, positions)
     eager, static = model.new_cache(1, positions), model.new_cache(1, positions)
     if not isinstance(static, StaticCache):
-        return f"its cache, a {type(static).__name__}, has no static steps (reach, hold, release and clear)"
+        return no_static_steps(static)
     expected = model.extend(tokens, eager)  # (1, V)
     try:
         static.clear()

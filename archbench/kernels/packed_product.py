@@ -83,6 +83,11 @@ def packed_product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
     return product
 
 
+def packed_copies() -> list[Tensor]:
+    """All that there are."""
+    return [copy.packed for copy in _copies.values()]
+
+
 def forget(weight: Tensor) -> None:
     """Drop the copy of a weight, if there is one: it is trained now. Autograd's functions may have an alias of it."""
     global _held

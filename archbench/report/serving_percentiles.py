@@ -96,14 +96,14 @@ def weights_said(rows: pd.DataFrame) -> str:
 
 
 def graphs_said(rows: pd.DataFrame) -> str | None:
-    """Whether tokens were replays of CUDA graphs, and why they were not; None if nobody asked for them."""
+    """Whether tokens were replays of captured steps, and why they were not; None if nobody asked for them."""
     captured = rows[(rows.phase == "serve") & (rows.metric == "graph_captured")]
     if captured.empty:
         return None
     reasons = sorted({str(reason) for reason in captured.operation[captured.value == 0]})
     if reasons:
         return f"Tokens are decoded one operation at a time: {'; '.join(reasons)}."
-    return "Each token after the first is one replay of a CUDA graph."
+    return "Each token after the first is one replay of a captured step."
 
 
 def served_in_words(rows: pd.DataFrame) -> Iterator[str]:

@@ -196,7 +196,7 @@ _SERVE = _metrics(
     ("output_tokens_per_second", "token/s", "output tokens / the same seconds; repeat = pass"),
     ("tokens_per_second", "token/s", "prompt and output tokens / the same seconds; repeat = pass"),
     ("trained", "1", "1: weights of a run that trained, or published ones; 0: random ones"),
-    ("graph_captured", "1", "1: each token is one replay of a CUDA graph; 0: it cannot be, operation says why"),
+    ("graph_captured", "1", "1: each token is one replay of a captured step; 0: it cannot be, operation says why"),
     ("audit_decode", "nats/token", "mean distance of a decoded token's logit from the largest of a full pass"),
     *_AUDITED,
     *_REPEATED,
