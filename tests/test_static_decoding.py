@@ -18,7 +18,7 @@ import archbench
 from archbench import Sampling, decode_with_cache, decode_without_cache
 from archbench.inference.decoding_kind import decoding
 from archbench.kernels import attention_backend, record_attention
-from archbench.kernels.product_choice import choose_products, record_products
+from archbench.kernels.product_choice import choosable, choose_products, record_products
 from archbench.nn import cache as caches
 
 V, T = 64, 48
@@ -182,8 +182,8 @@ def test_a_recording_follows_its_weights_and_says_what_it_ran() -> None:
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
     def both() -> Tensor:
-        expected = _decoded("eager", model, _prompt(), 20, greedy)
-        assert torch.equal(_decoded("graph", model, _prompt(), 20, greedy), expected)
+        expected = _decoded("eager", model, _prompt(B=4), 20, greedy)
+        assert torch.equal(_decoded("graph", model, _prompt(B=4), 20, greedy), expected)
         return expected
 
     seen = [both()]
@@ -200,14 +200,20 @@ def test_a_recording_follows_its_weights_and_says_what_it_ran() -> None:
 
     large = archbench.load("gpt1")
     model = large.build(large.config("nano", vocab_size=V, context_length=T, d_model=516, d_ff=516))
-    asked = []
-    for library in ("torch", "onednn"):
-        choose_products(lambda case, race, library=library: asked.append(case) or library)  # type: ignore[func-returns-value, misc]
+    for library in ("torch", "onednn", "packed"):
+
+        def choose(case: Any, race: Any, library: Any = library) -> Any:
+            return library if library != "packed" or case.direction == "step" else "torch"
+
+        choose_products(choose, packing=library == "packed")
         try:
             for _ in range(2):  # the second only replays
                 with record_products() as multiplied:
                     both()
-                assert multiplied == ({library} if asked else set())
+                assert library in multiplied or not choosable(torch.zeros(4, 516), model.blocks[0].attention.qkv.weight)
+            with torch.no_grad():
+                model.blocks[0].attention.qkv.weight.mul_(2)  # a packed copy is of these values
+            both()
         finally:
             choose_products(None)
 
