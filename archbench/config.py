@@ -148,11 +148,10 @@ class SpeedConfig(Frozen):
     """What the prefill, decode and serve phases time."""
 
     prompt_lengths: tuple[bounds.Size, ...] | None = Field(
-        None,
-        max_length=1000,
+        None, max_length=1000,
         description="P, prompt tokens, each at most the context; null for a quarter and three quarters of it "
         "(of 2048, where it is longer), or less to leave room for new_tokens",
-    )
+    )  # fmt: skip
     batch_sizes: tuple[bounds.Sequences, ...] = Field((1,), max_length=1000, description="B, sequences at a time")
     new_tokens: int = Field(32, gt=1, le=2**24, description="tokens decoded per repeat, the first one untimed")
     repeats: bounds.Repeats = Field(5, description="timed repeats of each case, after warm-up")
@@ -201,6 +200,7 @@ class RunConfig(Frozen):
         "none", description="products in float8 while training: the head's, or those of all linear layers; see gpu.md"
     )
     compile: bool = Field(False, description="train with torch.compile")
+    updates: Literal["eager", "graph"] = Field("eager", description="on a GPU: operation by operation, or a CUDA graph")
     threads: bounds.Threads | None = Field(None, description="CPU threads; null for one per core this process may use")
     nproc: bounds.Processes | Literal["auto"] = Field(
         1, description="processes that train and score together; auto: one a GPU, or one a core"
@@ -304,7 +304,7 @@ class KernelConfig(Frozen):
 
 _LATER_FIELDS = {
     "training.sampling": "epochs", "nproc": 1, "parallel": "ddp", "scaling_efficiency": False,
-    "products": "measured", "float8": "none",
+    "products": "measured", "float8": "none", "updates": "eager",
 }  # fmt: skip
 """Newer fields -> the only value that earlier runs had. With that value they leave a hash as it was."""
 

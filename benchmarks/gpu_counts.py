@@ -69,18 +69,20 @@ def _of_a_token(name: str, preset: str, kind: str) -> dict[str, float]:
 
 
 def training() -> dict[str, Any]:
-    """Of an update in bfloat16 with the batch on the GPU: B 32, T 512 of the published GPT-1, B 16 of nano models."""
+    """Of an update in bfloat16: B 32, T 512 of the published GPT-1, B 16 of nano models; eager with the batch on the
+    GPU, and a replay of a captured graph with the copies of what differs."""
     cases = [("gpt1", "paper", 32), *((name, "nano", 16) for name in ARCHITECTURES)]
     return {f"{name} {preset}": _of_an_update(name, preset, batch_size) for name, preset, batch_size in cases}
 
 
-def _of_an_update(name: str, preset: str, batch_size: int) -> dict[str, int]:
+def _of_an_update(name: str, preset: str, batch_size: int) -> dict[str, Any]:
     import torch
     from counts import counted
 
     from archbench.config import TrainingConfig
     from archbench.data.batches import Batch
     from archbench.plugin.registry import load
+    from archbench.training.captured_update import WARM_UPDATES, updates_of
     from archbench.training.state import TrainState
 
     architecture = load(name)
@@ -93,11 +95,27 @@ def _of_an_update(name: str, preset: str, batch_size: int) -> dict[str, int]:
         architecture.train_step(state, Batch(tokens, tokens))
     torch.cuda.synchronize()
     seen = counted(lambda: architecture.train_step(state, Batch(tokens, tokens)))
+    updates, batch = updates_of("graph", state, architecture.train_step), Batch(tokens.cpu(), tokens.cpu())
+
+    def replayed() -> None:
+        updates.begin(1e-4, watched=False)
+        updates.take(updates.place(batch))
+
+    for _ in range(WARM_UPDATES + 1):
+        replayed()
+    graph = counted(replayed)
+    assert updates.kind == "graph", updates.reason
     return {
         "kernels": seen.launches + seen.triton,
         "products": seen.products,
         "memsets": seen.memsets,
         "syncs": seen.syncs,
+        "graph": {
+            "launches": graph.graph_launches + graph.kernels,
+            "nodes": graph.graph_nodes,
+            "copies": graph.copies,
+            "syncs": graph.syncs,
+        },
     }
 
 
@@ -121,13 +139,14 @@ def table_of_decoding(found: dict[str, Any]) -> list[str]:
 
 def table_of_training(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The table of the page, as Markdown; ``before`` is of the commit before weights were copied together."""
-    lines = [
-        "| model | before: kernels | products | memsets | kernels | products | memsets | waits |",
-        "|---" * 8 + "|",
-    ]
+    titles = "model | before: kernels | products | memsets | kernels | products | memsets | waits"
+    titles += " | graph: launches | its nodes | copies, waits"
+    lines = [f"| {titles} |", "|---" * (titles.count("|") + 1) + "|"]
     for case, found in now.items():
         kinds = [str(counts[kind]) for counts in (before[case], found) for kind in ("kernels", "products", "memsets")]
-        lines.append(f"| {case} | {' | '.join(kinds)} | {found['syncs']} |")
+        graph = found["graph"]
+        replay = f"{graph['launches']} | {graph['nodes']} | {graph['copies']}, {graph['syncs']}"
+        lines.append(f"| {case} | {' | '.join(kinds)} | {found['syncs']} | {replay} |")
     return lines
 
 

@@ -49,12 +49,22 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The batch on that device. Neither the host nor the GPU waits for the other on the way to a GPU."""
-        if torch.device(device).type != "cuda" or self.inputs.device.type != "cpu":
-            return Batch(self.inputs.to(device), self.targets.to(device))
-        # A copy from pageable memory blocks the host until the GPU has done all earlier work. torch keeps a pinned
-        # block from being used again before its copy is done.
-        pinned = (self.inputs.pin_memory(), self.targets.pin_memory())
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in pinned))
+        inputs, targets = (_pinned(tensor, torch.device(device)) for tensor in (self.inputs, self.targets))
+        return Batch(inputs.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+
+    def copy_to(self, other: Batch) -> None:
+        """Write the tokens into a batch of the same sizes on any device, without waiting as in :meth:`to`."""
+        for own, there in ((self.inputs, other.inputs), (self.targets, other.targets)):
+            there.copy_(_pinned(own, there.device), non_blocking=True)
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """On the way from the host to a GPU, a copy in pinned memory.
+
+    A copy from pageable memory blocks the host until the GPU has done all earlier work. torch keeps a pinned block from
+    being used again before its copy is done.
+    """
+    return tensor.pin_memory() if device.type == "cuda" and tensor.device.type == "cpu" else tensor
 
 
 class BatchSampler:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from archbench.errors import UsageError
 from archbench.kernels.attention_torch import visible
-from archbench.kernels.dropout_bits import dropped_levels, kept_scale, new_seed, reference_keep
+from archbench.kernels.dropout_bits import dropped_levels, kept_scale, kernel_seed, reference_keep, seed_argument
 from archbench.kernels.operators import count_flops, no_second_derivative
 from archbench.kernels.precision import exact, exact_dtype
 
@@ -53,7 +53,7 @@ def fused_attention(
     if scale <= 0:  # the kernel's running maximum is of unscaled scores
         q, scale = (-q, -scale) if scale < 0 else (q * 0, 1.0)
     dropped = dropped_levels(dropout)
-    others = window, float(scale), precision, new_seed() if dropped else None, dropped
+    others = window, float(scale), precision, kernel_seed() if dropped else None, dropped
     if q.is_cuda and not torch.compiler.is_compiling() and _is_plain(q, k, v):
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
             differentiable: Tensor = _DirectAttention.apply(q, k, v, *others)  # type: ignore[no-untyped-call]
@@ -175,7 +175,7 @@ def _backward_on_gpu(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *others:
 def _named(
     window: int | None, scale: float, precision: str, seed: Tensor | None = None, dropped: int = 0
 ) -> dict[str, Any]:
-    number = 0 if seed is None else int(seed)  # on the CPU: nothing waits
+    number = seed_argument(seed)  # on the CPU: nothing waits
     return {"window": window, "scale": scale, "precision": precision, "seed": number, "dropped": dropped}
 
 

@@ -5,6 +5,9 @@ The bits of an element are those of Philox4x32-10 with the seed as its key, at t
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -31,6 +34,37 @@ def new_seed() -> Tensor:
     It needs more than 32 bits, always: kernels are compiled for a number's width.
     """
     return torch.randint(2**32, 2**63 - 1, ())
+
+
+def new_seeds(count: int, generator: torch.Generator | None = None) -> Tensor:
+    """(count,) int64: what as many calls of :func:`new_seed` give."""
+    return torch.randint(2**32, 2**63 - 1, (count,), generator=generator)
+
+
+_source: Callable[[], Tensor] = new_seed
+
+
+@contextmanager
+def seeds_from(source: Callable[[], Tensor]) -> Iterator[None]:
+    """Within this context :func:`kernel_seed` asks ``source``."""
+    global _source
+    previous, _source = _source, source
+    try:
+        yield
+    finally:
+        _source = previous
+
+
+def kernel_seed() -> Tensor:
+    """The seed of a kernel's dropout, () int64: a new one on the CPU, or a place on the device that the host fills."""
+    return _source()
+
+
+def seed_argument(seed: Tensor | None) -> int | Tensor:
+    """A seed as a kernel takes it: its number where the host knows it, else its place on the device."""
+    if seed is None:
+        return 0
+    return seed if seed.is_cuda else int(seed)
 
 
 def reference_keep(seed: int, planes: int, rows: int, columns: int, dropped: int, device: torch.device) -> Tensor:

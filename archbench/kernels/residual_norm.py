@@ -21,7 +21,7 @@ from torch import Tensor
 
 from archbench.kernels.companions import note_column_sums, note_narrow, note_recipe
 from archbench.kernels.dropout import fast_dropout
-from archbench.kernels.dropout_bits import dropped_levels, kept_scale, new_seed, reference_keep
+from archbench.kernels.dropout_bits import dropped_levels, kept_scale, kernel_seed, reference_keep, seed_argument
 from archbench.kernels.operators import no_second_derivative
 from archbench.kernels.precision import autocast_dtype, without_autocast
 from archbench.kernels.triton_guard import row_kernels_run
@@ -61,7 +61,7 @@ def residual_norm(
         note_recipe(out, partial(_norm, eps=eps), total, weight, bias)
         return out
     dropped = dropped_levels(dropout) if training else 0
-    return fused_residual_norm(x, y, weight, bias, eps, dropped, new_seed() if dropped else torch.tensor(0))
+    return fused_residual_norm(x, y, weight, bias, eps, dropped, kernel_seed() if dropped else torch.tensor(0))
 
 
 def _norm(total: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
@@ -149,9 +149,9 @@ def _forward_on_gpu(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, s
     out, *rest = outputs
     given = [tensor if tensor.numel() else None for tensor in rest]
     with torch.cuda.device(x.device):
-        residual_norm_launch(
-            x.flatten(0, -2), y.flatten(0, -2), weight, bias, out, *given, eps=eps, seed=int(seed), dropped=dropped
-        ).run()
+        rows = x.flatten(0, -2), y.flatten(0, -2)
+        number = seed_argument(seed)
+        residual_norm_launch(*rows, weight, bias, out, *given, eps=eps, seed=number, dropped=dropped).run()
     return outputs
 
 
@@ -168,7 +168,7 @@ def _backward_on_gpu(
     wide, narrow = (None if gradient is None else gradient.contiguous() for gradient in (grad_out, grad_narrow))
     with torch.cuda.device(total.device):
         residual_norm_gradient_launch(
-            wide, narrow, rows, mean, deviation, weight, grad_x, grad_y, sums, seed=int(seed), dropped=dropped
+            wide, narrow, rows, mean, deviation, weight, grad_x, grad_y, sums, seed=seed_argument(seed), dropped=dropped
         ).run()
     return grad_x, grad_y, sums.sum(0)
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from archbench.config import DTypeName, Float8Name, TrainingConfig
 from archbench.data.batches import Batch, BatchSampler
@@ -16,6 +15,7 @@ from archbench.measure.clock import clock_for
 from archbench.plugin.registry import load
 from archbench.proof.statements import Bench, Statements, judged
 from archbench.testing.subject import seed_generators
+from archbench.training.captured_update import updates_of
 from archbench.training.history import TrainingHistory
 from archbench.training.loop import train
 from archbench.training.state import TrainState
@@ -28,23 +28,40 @@ AGREES = 0.02
 
 
 class BrokenOffError(Exception):
-    """A run that is gone in mid-update."""
+    """A run that is gone before an update."""
+
+
+class BreakingOff(BatchSampler):
+    """Batches up to one that cannot be read."""
+
+    stop: int | None = None
+
+    def batch(self, step: int, rows: Any = None) -> Batch:
+        if step == self.stop:
+            raise BrokenOffError
+        return super().batch(step, rows)
 
 
 def resumed(bench: Bench) -> Statements:
-    """Losses of a run with dropout that breaks off and goes on, against those of an unbroken one."""
+    """Losses of a run with dropout that breaks off and goes on, against those of an unbroken one, by updates of both
+    kinds."""
+    for kind in ("eager", "graph" if bench.gpu else "static"):
+        yield from _resumed(kind, bench)
+
+
+def _resumed(kind: str, bench: Bench) -> Statements:
     with tempfile.TemporaryDirectory() as folder:
         try:
-            nano_losses(bench, checkpoints=Path(folder), stop=BROKEN)
+            nano_losses(bench, kind=kind, checkpoints=Path(folder), stop=BROKEN)
         except BrokenOffError:
             torch.rand(7, device=bench.device)  # something else has drawn random numbers
-        went_on = nano_losses(bench, checkpoints=Path(folder))
-    unbroken = nano_losses(bench)
+        went_on = nano_losses(bench, kind=kind, checkpoints=Path(folder))
+    unbroken = nano_losses(bench, kind=kind)
     place = went_on.resumed_from
     found, expected = ([record.loss for record in one.steps] for one in (went_on, unbroken))
     differing = [number for number, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b]
     shown = f"resumed after update {place}; " + ("all equal" if not differing else f"other from update {differing[0]}")
-    what = f"gpt1 with dropout, {STEPS} updates, broken off in the {BROKEN + 1}th: losses bit for bit"
+    what = f"gpt1 with dropout, {STEPS} {kind} updates, broken off at the {BROKEN + 1}th: losses bit for bit"
     yield judged(what, place == BROKEN - BROKEN % EVERY and not differing, "equal to an unbroken run's", shown)
     differs = found[0] != found[-1] and all(np.isfinite(found))
     yield judged("its losses are finite and move", differs, "yes", f"{found[0]:.4f} to {found[-1]:.4f}")
@@ -61,17 +78,11 @@ def scaled(bench: Bench) -> Statements:
 
 
 def nano_losses(
-    bench: Bench, *, checkpoints: Path | None = None, stop: int | None = None,
+    bench: Bench, *, kind: str = "eager", checkpoints: Path | None = None, stop: int | None = None,
     optimizer: str = "adamw", dropout: bool = True, dtype: DTypeName = "float32", float8: Float8Name = "none",
     seed: int = 0, steps: int = STEPS,
 ) -> TrainingHistory:  # fmt: skip
     """Train gpt1's smallest preset on text in which each token is one of three that may follow."""
-
-    def step(state: TrainState, batch: Batch) -> Tensor:
-        if state.step == stop:
-            raise BrokenOffError
-        return next_token_step(state, batch)
-
     architecture = load("gpt1")
     dropped: dict[str, Any] = {} if dropout else dict.fromkeys(("embd_dropout", "resid_dropout", "attn_dropout"), 0.0)
     config = architecture.config("nano", **dropped)
@@ -83,5 +94,7 @@ def nano_losses(
     seed_generators(seed, bench.device)
     model = architecture.build(config).to(bench.device)
     state = TrainState.create(model, recipe, device=bench.device, dtype=dtype, float8=float8)
-    batches = BatchSampler(text, batch_size=8, context_length=length, seed=seed)
-    return train(state, batches, recipe, clock=clock_for(bench.device), step=step, checkpoints=checkpoints)
+    batches = BreakingOff(text, batch_size=8, context_length=length, seed=seed)
+    batches.stop = stop
+    updates = updates_of(kind, state, next_token_step)
+    return train(state, batches, recipe, clock=clock_for(bench.device), updates=updates, checkpoints=checkpoints)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ ROUNDS = 12
 
 def speeds(bench: Bench) -> Statements:
     """Run the phases train, prefill and decode of the preset ``paper`` in bfloat16; rows go to the folder."""
-    fields = {
+    fields: dict[str, Any] = {
         "architecture": "gpt1", "profile": "standard", "preset": "paper", "device": str(bench.device),
         "phases": ("train", "prefill", "decode"), "dtype": "bfloat16", "checked": False, "out": str(bench.out),
         "training": {"steps": 120, "batch_size": 32},
@@ -48,6 +49,7 @@ def speeds(bench: Bench) -> Statements:
     shown = "not measured" if rate is None else f"{rate:,.0f}"
     expected = f"≥ {LLM_C:,}, said of llm.c; of modded-nanogpt about {MODDED:,}"
     yield judged("GPT-1 paper, training, bfloat16, 32 × 512: tokens/s", (rate or 0) >= LLM_C, expected, shown)
+    yield from _from_a_graph(fields)
     mfu, memory = of("train", "mfu"), of("train", "peak_memory_bytes")
     yield noted(
         "GPT-1 paper, training: share of the data sheet's FLOP/s (MFU)", "null" if mfu is None else f"{mfu:.1%}"
@@ -65,6 +67,20 @@ def speeds(bench: Bench) -> Statements:
             yield noted(what, shown)
     mbu = of("decode", "mbu")
     yield noted("GPT-1 paper, decoding: share of the memory bandwidth (MBU)", "null" if mbu is None else f"{mbu:.0%}")
+
+
+def _from_a_graph(fields: dict[str, Any]) -> Statements:
+    """The same training, each update of it a graph."""
+    fields = {**fields, "phases": ("train",), "updates": "graph"}
+    rows = run(RunConfig(**filled({}, fields, ("steps", "tokens", "flops", "seconds"))), quiet=True)
+    found = {metric: rows[rows.metric == metric] for metric in ("tokens_per_second", "graph_captured")}
+    rates, captured = (own.value.dropna() for own in found.values())
+    what = "GPT-1 paper, training from a graph: tokens/s"
+    if not len(captured) or not captured.iloc[0]:
+        reasons = found["graph_captured"].operation.dropna()
+        yield judged(what, False, "it is captured", "; ".join(reasons) or "no row")
+    else:
+        yield noted(what, f"{float(rates.median()):,.0f}" if len(rates) else "not measured")
 
 
 def peers(bench: Bench) -> Statements:

@@ -162,9 +162,13 @@ def _limits(series: Sequence[Series]) -> tuple[float, float] | None:
     return min(late) - margin, max(late) + margin
 
 
+_TIMES = ("step_seconds", "first_step_seconds", "asked_step_seconds")
+"""Of an update, each of which has one of these."""
+
+
 def _runs(evidence: Evidence, metric: str) -> list[_Run]:
     few = evidence.rows[["phase", "run_id", "name", "seed", "metric", "value", "repeat", "tokens_seen"]]
-    metrics = (metric, "flops_per_token", "step_seconds", "first_step_seconds", "diverged")
+    metrics = (metric, "flops_per_token", *_TIMES, "diverged")
     rows = few[(few.phase == "train") & few.metric.isin(metrics) & few.run_id.isin(evidence.learners)]
     by_run = {str(run_id): own for run_id, own in rows.groupby("run_id", sort=False)}
     return [
@@ -181,7 +185,7 @@ def _run(rows: pd.DataFrame, metric: str) -> _Run | None:
     per_token = rows[rows.metric == "flops_per_token"].value.dropna()
     if len(per_token) and per_token.iloc[0] > 0:
         x["FLOPs"] = tokens * float(per_token.iloc[0])
-    timed = rows[rows.metric.isin(["step_seconds", "first_step_seconds"]) & rows.value.notna()].sort_values("repeat")
+    timed = rows[rows.metric.isin(_TIMES) & rows.value.notna()].sort_values("repeat")
     if len(timed) and timed.tokens_seen.notna().all():
         spent = dict(zip(timed.tokens_seen.astype(int), timed.value.cumsum(), strict=True))
         if all(int(seen) in spent for seen in tokens):

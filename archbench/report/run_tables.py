@@ -253,7 +253,7 @@ def _remark(rows: pd.DataFrame, metric: str) -> str:
         case "first_step_seconds":
             return "kept apart"
         case "step_seconds":
-            return f"{count(last('steps'))} steps"
+            return f"{count(last('steps'))} steps" + (", from a graph" if last("graph_captured") else "")
         case "model_flops_per_second":
             return "" if (mfu := last("mfu")) is None else f"MFU {mfu:.0%}"
         case "peak_memory_bytes":

@@ -21,6 +21,7 @@ from archbench.measure.peaks import measure_gemm, mfu, published_peak
 from archbench.measure.shape_runs import KINDS
 from archbench.measure.steady import count_outliers, has_trend
 from archbench.plugin.architecture import Architecture
+from archbench.presentation.terminal import echo
 from archbench.runs.audit import Audit
 from archbench.runs.folder import RunFolder
 from archbench.runs.models import count_parameters, initial_model, load_architecture
@@ -28,6 +29,7 @@ from archbench.runs.quality import score_validation
 from archbench.runs.rows import Rows
 from archbench.runs.scaling import communication_share, efficiency, scaling_seconds
 from archbench.trackers.feed import Feed
+from archbench.training.captured_update import updates_of
 from archbench.training.distribution import ALONE, Ranks
 from archbench.training.generators import forked_generators
 from archbench.training.loop import train
@@ -71,6 +73,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
     )
     if ranks.size > 1:
         rehearse(state, architecture.train_step, sampler, config.architecture)
+    updates = updates_of(config.updates, state, architecture.train_step)
     report, clock = Audit(run, "train"), clock_for(device)
 
     def validate(trained: nn.Module) -> float:
@@ -92,7 +95,7 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
             state,
             sampler,
             recipe,
-            step=architecture.train_step,
+            updates=updates,
             clock=clock,
             flops_per_token=flops_per_token,
             validate=validate if recipe.validate_every is not None else None,
@@ -113,7 +116,13 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
     if blocks is not None:
         rows.add("fsdp_blocks", blocks)
 
+    if config.updates != "eager":
+        rows.add("graph_captured", updates.kind == "graph", operation=updates.reason)
+        rows.add("capture_seconds", updates.capture_seconds)
+        if updates.reason is not None and not quiet:
+            echo(f"phase train: its updates are not from a CUDA graph: {updates.reason}", error=True)
     firsts = set(history.first_steps)  # one per process; a resumed run has several
+    asked = set(updates.asked) - firsts if updates.kind == "graph" else set()
     tokens = 0
     for record in history.steps:
         tokens += record.tokens
@@ -121,13 +130,14 @@ def run_train(run: RunFolder, device: torch.device, rows: Rows, *, quiet: bool, 
         rows.add("loss", record.loss, **at)
         rows.add("grad_norm", record.grad_norm, **at)
         rows.add("learning_rate", record.lr, **at)
-        rows.add("first_step_seconds" if record.step in firsts else "step_seconds", record.seconds, **at)
+        taken = "first_step" if record.step in firsts else "asked_step" if record.step in asked else "step"
+        rows.add(f"{taken}_seconds", record.seconds, **at)
     for step, seen, loss in history.validations:
         rows.add("validation_loss", loss, repeat=step, tokens_seen=seen)
         rows.add("validation_bits_per_byte", bits_per_byte(loss), repeat=step, tokens_seen=seen)
 
     alike = [record for record in history.steps if history.world_size(record.step) == ranks.size]
-    seconds = [record.seconds for record in alike if record.step not in firsts]
+    seconds = [record.seconds for record in alike if record.step not in firsts | asked]
     totals = {"tokens_seen": tokens}
     rows.add("steps", len(history.steps), **totals)
     rows.add("training_seconds", history.seconds, **totals)

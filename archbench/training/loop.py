@@ -24,6 +24,7 @@ from archbench.training.progress import Progress
 from archbench.training.schedules import learning_rate
 from archbench.training.state import Sampler, TrainState
 from archbench.training.steps import next_token_step
+from archbench.training.updates import Updates
 
 if TYPE_CHECKING:
     from archbench.config import TrainingConfig
@@ -38,6 +39,7 @@ def train(
     *,
     clock: Clock,
     step: Callable[[TrainState, Batch], Tensor] = next_token_step,
+    updates: Updates | None = None,
     flops_per_token: float = math.nan,
     validate: Callable[[nn.Module], float] | None = None,
     enough: Callable[[], bool] | None = None,
@@ -54,6 +56,7 @@ def train(
         config: budget, schedule, and how often to validate and to write checkpoints.
         clock: times each update.
         step: a plugin's ``train_step``.
+        updates: how they are taken; ``step`` is then theirs. None: operation by operation.
         flops_per_token: model FLOPs of training on one token, for a budget in FLOPs.
         validate: the model's loss on held-out text, nats/token. Called in evaluation mode, without gradients, on the
             uncompiled module; it does not affect random number generators, and its time is not counted. All ranks call
@@ -74,7 +77,7 @@ def train(
         KeyboardInterrupt: a signal came (:mod:`archbench.interruption`).
         PeerError: one came to another rank. All stop after the same update.
     """
-    ranks = state.ranks
+    ranks, updates = state.ranks, updates or Updates(state, step)
     budget = Budget.from_config(config, flops_per_token)
     ledger = Ledger(state, budget, clock, progress or Progress("silent"), observe)
     run = ranks.first(lambda: resume.fingerprint(state, config, sampler.batch(0)))
@@ -102,21 +105,21 @@ def train(
                     whole = False
                     number = state.step
                     drawn, tokens = state.next_batch(sampler, number)
-                    lr = learning_rate(config, ledger.progress_amid(tokens))
-                    state.set_learning_rate(lr)
                     watched = audit is not None and audit.due(number)
+                    lr = updates.begin(learning_rate(config, ledger.progress_amid(tokens)), watched=watched)
+                    if audit is not None and updates.replayed:  # what Python did in a watched update, a replay does too
+                        watched = audit.due(number - 1)
                     if audit is not None and watched:
                         audit.start(drawn.to(state.device))
 
                     start = clock.mark()
-                    batch = drawn.to(state.device)
-                    loss = step(state, batch)
+                    loss = updates.take(updates.place(drawn))
                     end = clock.mark()
 
                     if state.step != number + 1:
                         made = f"it made {state.step - number} updates"
                         raise HookResultError("train_step", made, "Call state.update() exactly once")
-                    pauses = audit.end(loss) if audit is not None and watched else []
+                    pauses = audit.end(loss, replayed=updates.replayed) if audit is not None and watched else []
                     state.tokens += tokens
                     checkpoint_due = _is_due(config.checkpoint_every, state.step)
                     ledger.add(

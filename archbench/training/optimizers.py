@@ -104,6 +104,12 @@ def hidden_matrices(model: nn.Module) -> list[str]:
     return hidden
 
 
+def rate_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it can read its learning rate from the device, () float32, as fused kernels do."""
+    kinds = torch.optim.Adam, torch.optim.SGD
+    return isinstance(optimizer, kinds) and all(group["fused"] for group in optimizer.param_groups)
+
+
 class DecoupledSGD(torch.optim.SGD):
     """SGD with momentum and decoupled weight decay (SGDW, Loshchilov & Hutter 2019, algorithm 1).
 
@@ -118,9 +124,11 @@ class DecoupledSGD(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         found_inf = _found_inf(self)
         for group in self.param_groups:
-            decay = group["lr"] * group["decoupled_decay"]
-            if decay:
-                torch._foreach_mul_(group["params"], 1.0 - decay * (1.0 if found_inf is None else 1.0 - found_inf))
+            rate, held = group["lr"], isinstance(group["lr"], Tensor)  # see rate_on_device
+            if group["decoupled_decay"]:
+                decay = (rate.double() if held else rate) * group["decoupled_decay"]
+                kept = 1.0 - decay * (1.0 if found_inf is None else 1.0 - found_inf)
+                torch._foreach_mul_(group["params"], kept.float() if held else kept)
             if found_inf is not None and group["momentum"]:
                 # torch makes the first step's momentum in its kernel, which writes nothing where that step is skipped.
                 for one in group["params"]:

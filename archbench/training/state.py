@@ -230,9 +230,13 @@ class TrainState:
             self.scaler.update()
         else:
             self.optimizer.step()
+        self.forget_gradients()
+        self.step += 1
+
+    def forget_gradients(self) -> None:
+        """Clear them, and the copies of the weights."""
         self.optimizer.zero_grad(set_to_none=True)
         self._outdate()
-        self.step += 1
 
     @property
     def _scales_gradients(self) -> bool:

@@ -126,14 +126,19 @@ class StepAudit:
             self._optimizer.register_step_post_hook(lambda *_: self._after_move()),
         ]
 
-    def end(self, loss: Tensor) -> list[tuple[Any, Any]]:
-        """After the clock stopped: report what was found; returns the pauses, marks of the clock."""
+    def end(self, loss: Tensor, *, replayed: bool = False) -> list[tuple[Any, Any]]:
+        """After the clock stopped: report what was found; returns the pauses, marks of the clock.
+
+        Of an update that was replayed from a graph that is the loss, which shows where the graph does what no line of
+        Python does any more. Its tokens and its movement are judged where it is asked operation by operation.
+        """
         for hook in self._hooks:
             hook.remove()
         self._weights.append(fingerprint(self._state._parameters))
         self._report(self._judge_loss(float(loss)))
-        self._report(self._judge_tokens())
-        self._report(self._judge_movement())
+        if not replayed:
+            self._report(self._judge_tokens())
+            self._report(self._judge_movement())
         self._replays.clear()
         return self._pauses
 

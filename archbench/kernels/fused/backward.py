@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from archbench.kernels.fused.randomness import keep
+from archbench.kernels.fused.randomness import keep, seed_number
 from archbench.kernels.fused.tiles import (
     accumulate,
     assign,
@@ -104,6 +104,8 @@ def key_gradient_kernel(
 
     It loops over the ``group`` query heads that share the keys, so that no buffer per query head is needed.
     """
+    if DROPOUT:
+        seed = seed_number(seed)
     kv_heads = heads // group
     block, index = assign(tl.program_id(0), tl.cdiv(S, BLOCK_S), batches * kv_heads, section)
     batch, kv_head = index // kv_heads, index % kv_heads
@@ -205,6 +207,8 @@ def query_gradient_kernel(
     DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """grad_q (B, H, T, D): one program per block of queries of a head."""
+    if DROPOUT:
+        seed = seed_number(seed)
     blocks = tl.cdiv(T, BLOCK_T)
     order, index = assign(tl.program_id(0), blocks, batches * heads, section)
     block = blocks - 1 - order  # the last block sees most keys: the heavy ones first

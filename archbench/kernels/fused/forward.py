@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from archbench.kernels.fused.randomness import keep
+from archbench.kernels.fused.randomness import keep, seed_number
 from archbench.kernels.fused.tiles import (
     accumulate,
     assign,
@@ -137,6 +137,8 @@ def forward_kernel(
     what the others multiply.
     """
     blocks = tl.cdiv(T, BLOCK_T)
+    if DROPOUT:
+        seed = seed_number(seed)
     if PERSISTENT:
         for tile in tl.range(tl.program_id(0), blocks * batches * heads, tl.num_programs(0)):
             forward_tile(

@@ -38,7 +38,7 @@ DELTA_ROWS = 64
 
 def fused_forward(
     q: Tensor, k: Tensor, v: Tensor,
-    *, window: int | None, scale: float, precision: str, seed: int = 0, dropped: int = 0,
+    *, window: int | None, scale: float, precision: str, seed: int | Tensor = 0, dropped: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Causal attention by the Triton kernel.
 
@@ -48,7 +48,8 @@ def fused_forward(
         window: W, or None.
         scale: of the scores, above 0.
         precision: of float32 products: ``ieee``, ``tf32x3`` or ``tf32``.
-        seed, dropped: of 65,536 weights ``dropped`` are dropped, which the seed decides; the rest is scaled.
+        seed, dropped: of 65,536 weights ``dropped`` are dropped, which the seed decides; the rest is scaled. A
+            seed that is a tensor () int64 on the GPU is read when the kernel runs.
 
     Returns:
         out (B, H, T, D) in q's dtype and memory layout, and lse (B, H, T) float32: log2 of the sum of
@@ -56,7 +57,7 @@ def fused_forward(
     """
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     tunes, tensors = autotunes(q.device.type), (q, k, v, out, lse)
-    kind = kind_of(FORWARD, tensors, window, scale, precision, tunes, dropped)
+    kind = kind_of(FORWARD, tensors, window, scale, precision, tunes, dropped, isinstance(seed, Tensor))
     with _current(q.device):
         if launched_again(kind, tensors, seed):
             return out, lse
@@ -77,7 +78,7 @@ def fused_forward(
 
 def fused_backward(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    *, window: int | None, scale: float, precision: str, seed: int = 0, dropped: int = 0,
+    *, window: int | None, scale: float, precision: str, seed: int | Tensor = 0, dropped: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k and v, in their dtypes and layouts; needs 4·B·H·T bytes besides.
 
@@ -89,7 +90,7 @@ def fused_backward(
     delta = torch.empty_like(lse)
     gradients = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     tunes, tensors = autotunes(q.device.type), (grad_out, q, k, v, out, lse, delta, *gradients)
-    kind = kind_of("backward", tensors, window, scale, precision, tunes, dropped)
+    kind = kind_of("backward", tensors, window, scale, precision, tunes, dropped, isinstance(seed, Tensor))
     with _current(q.device):
         if launched_again(kind, tensors, seed):
             return gradients
@@ -119,7 +120,7 @@ def _run_first(kind: Kind, tensors: Sequence[Tensor], launches: list[Launch]) ->
 
 def forward_launch(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor,
-    *, window: int | None, scale: float, precision: str, chip: str, seed: int = 0, dropped: int = 0,
+    *, window: int | None, scale: float, precision: str, chip: str, seed: int | Tensor = 0, dropped: int = 0,
     configuration: Configuration | None = None,
 ) -> Launch:  # fmt: skip
     """The forward kernel on these tensors for ``chip`` (``sm_90`` …), configured by the table or ``configuration``."""
@@ -144,7 +145,7 @@ def forward_launch(
 def backward_launches(
     grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, delta: Tensor,
     grad_q: Tensor, grad_k: Tensor, grad_v: Tensor,
-    *, window: int | None, scale: float, precision: str, chip: str, seed: int = 0, dropped: int = 0,
+    *, window: int | None, scale: float, precision: str, chip: str, seed: int | Tensor = 0, dropped: int = 0,
     configurations: dict[str, Configuration] | None = None,
 ) -> list[Launch]:  # fmt: skip
     """The three backward kernels in order: delta, gradients of keys and values, gradients of queries."""
@@ -210,7 +211,7 @@ def _current(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _common(
-    q: Tensor, k: Tensor, window: int | None, scale: float, precision: str, seed: int, dropped: int,
+    q: Tensor, k: Tensor, window: int | None, scale: float, precision: str, seed: int | Tensor, dropped: int,
     configuration: Configuration, strided: list[Tensor],
 ) -> dict[str, Any]:  # fmt: skip
     """The arguments that all three attention kernels share."""

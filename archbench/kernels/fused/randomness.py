@@ -15,6 +15,13 @@ NEIGHBOURS = 8
 
 
 @triton.jit
+def seed_number(seed):
+    """A seed that is given as a number, or as its place on the device: then a captured launch reads another one each
+    time that it is replayed."""
+    return tl.load(seed) if seed.dtype.is_ptr() else seed
+
+
+@triton.jit
 def keep(seed, plane, rows, group, dropped, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Whether each element of a tile is kept, (ROWS, COLUMNS).
 

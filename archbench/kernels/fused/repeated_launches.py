@@ -32,7 +32,7 @@ def kind_of(name: str, tensors: Sequence[Tensor], *others: Hashable) -> Kind:
     )  # fmt: skip
 
 
-def launched_again(kind: Kind, tensors: Sequence[Tensor], seed: int = 0) -> bool:
+def launched_again(kind: Kind, tensors: Sequence[Tensor], seed: int | Tensor = 0) -> bool:
     """Make the launches that :func:`keep_launches` kept of this kind, with that seed; False if there are none."""
     kept = _kept.get(kind)
     if kept is None:
@@ -68,14 +68,16 @@ class RepeatedLaunch:
         self.descriptors: list[tuple[int, int, dict[str, Any]]] = []
         number = {id(tensor): index for index, tensor in enumerate(tensors)}
         for place, value in enumerate(self.values):
-            if isinstance(value, Tensor):
+            if place == self.seed_place:
+                self.values[place] = None
+            elif isinstance(value, Tensor):
                 self.places.append((place, number[id(value)]))
                 self.values[place] = None
             elif isinstance(value, TensorDescriptor):
                 self.descriptors.append((place, number[id(value.base)], {**vars(value), "base": None}))
                 self.values[place] = None
 
-    def run(self, tensors: Sequence[Tensor], seed: int) -> None:
+    def run(self, tensors: Sequence[Tensor], seed: int | Tensor) -> None:
         """Launch it on these tensors, on the current GPU and stream."""
         values = self.values.copy()
         if self.seed_place is not None:

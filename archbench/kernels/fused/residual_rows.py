@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from archbench.kernels.fused.randomness import keep
+from archbench.kernels.fused.randomness import keep, seed_number
 
 SIZES = ["N", "dropped", "seed", "rows_each"]
 
@@ -38,7 +38,7 @@ def residual_norm_kernel(
     places = row.to(tl.int64) * C + columns
     added = tl.load(y + places, mask=inside, other=0.0).to(tl.float32)
     if DROPOUT:
-        added = dropped_row(added, seed, row, dropped, scale, BLOCK)
+        added = dropped_row(added, seed_number(seed), row, dropped, scale, BLOCK)
     summed = tl.load(x + places, mask=inside, other=0.0) + added
     centre = tl.sum(summed, 0) / C
     centred = tl.where(inside, summed - centre, 0.0)
@@ -66,6 +66,8 @@ def residual_norm_gradient_kernel(
     sums (programs, 3, C) float32: of each program's rows, the gradients of weight and bias, and the column sums of
     y's gradient, which is that of a bias that y ends with.
     """
+    if DROPOUT:
+        seed = seed_number(seed)
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     inside = columns < C

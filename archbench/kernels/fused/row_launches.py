@@ -19,7 +19,7 @@ H100's 132 multiprocessors for most of the time. Calculated, not measured."""
 def residual_norm_launch(
     x: Tensor, y: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor, narrow: Tensor | None,
     total: Tensor | None, mean: Tensor | None, deviation: Tensor | None,
-    *, eps: float, seed: int, dropped: int,
+    *, eps: float, seed: int | Tensor, dropped: int,
 ) -> Launch:  # fmt: skip
     """LayerNorm(x + dropout(y)) of rows (N, C); ``total``, ``mean`` and ``deviation`` are None if none is trained."""
     N, C = x.shape
@@ -36,7 +36,7 @@ def residual_norm_launch(
 
 def residual_norm_gradient_launch(
     grad_out: Tensor | None, grad_narrow: Tensor | None, total: Tensor, mean: Tensor, deviation: Tensor,
-    weight: Tensor, grad_x: Tensor, grad_y: Tensor, sums: Tensor, *, seed: int, dropped: int,
+    weight: Tensor, grad_x: Tensor, grad_y: Tensor, sums: Tensor, *, seed: int | Tensor, dropped: int,
 ) -> Launch:  # fmt: skip
     """The gradients of rows (N, C); sums has one part for each program, as :func:`gradient_programs` says."""
     N, C = total.shape
