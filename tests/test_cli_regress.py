@@ -140,7 +140,7 @@ def test_what_the_base_has_not_is_new_and_exit_code_11_where_that_is_required(re
     arguments = [base, "HEAD", "--exact-only", "--json", "--quiet", "--require-baseline", *SMALL]
     out, err = repository.regress(*arguments, folder="plugin/src", code=11)
     assert set(verdicts(out).values()) == {"NEW"}
-    assert "10 of 10" in err
+    assert "11 of 11" in err
 
 
 def test_a_base_that_is_broken_is_new_and_exit_code_11_where_one_is_required_and_says_why(
@@ -160,7 +160,7 @@ def test_a_base_that_is_broken_is_new_and_exit_code_11_where_one_is_required_and
         "mine",
     ]
     out, err = repository.regress(base, "HEAD", *options, *SMALL, code=11)
-    assert "10 of 10" in err
+    assert "11 of 11" in err
     assert set(verdicts(out).values()) == {"NEW"}
     assert "KeyError: 'why'" in out
 

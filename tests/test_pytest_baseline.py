@@ -62,7 +62,7 @@ def test_what_a_session_saved_another_compares_with(
     monkeypatch.setenv("COLUMNS", "60")
     done = session(pytester, *BENCHMARKS, *MINE, *options)
     done.assert_outcomes(failed=1, deselected=3)
-    verdict_first = ["1 of 10 regressed: mine parameters.", "mine * parameters * FAIL *"]
+    verdict_first = ["1 of 11 regressed: mine parameters.", "mine * parameters * FAIL *"]
     done.stdout.fnmatch_lines([*verdict_first, "Left out * (--archbench-report *", "*base; head", "*= FAILURES =*"])
     table = done.stdout.str().partition("compared with the baseline")[2].partition("FAILURES")[0]
     assert max(map(len, table.splitlines())) <= 60

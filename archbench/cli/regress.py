@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -76,7 +76,7 @@ def regress(
     """
     from archbench.files.outputs import Output, check_outputs
     from archbench.presentation.step_view import StepView
-    from archbench.regression.gate import Plan
+    from archbench.regression.gate import SUITE, Plan, counted
     from archbench.regression.sides import Request, Side
     from archbench.regression.verdict_table import accepted
     from archbench.regression.worktrees import checked_out, uncommitted
@@ -91,10 +91,11 @@ def regress(
             echo(f"Not compared, because it is not committed: {', '.join(changed)}", error=True)
         names = _names(arch, trees[1], plugin)
         timed_names = [] if exact_only else _chosen(timed, names)
+        suite = (trees[1].project / "archbench" / "__init__.py").is_file()
 
-        def side(kind: str, tree: Tree, chosen: Sequence[str]) -> Side:
+        def side(kind: str, tree: Tree, chosen: Sequence[str], suite: bool = False) -> Side:
             paths = [str(place) for one in plugin or () if (place := tree.project / one).exists()]
-            request = Request(list(chosen), paths, preset, assignments(set_, "--set"), device)
+            request = Request(list(chosen), paths, preset, assignments(set_, "--set"), device, suite)
             return Side(f"{kind} {tree.name}", request, tree.imports)
 
         def sides(chosen: Sequence[str]) -> tuple[Side, Side]:
@@ -102,51 +103,55 @@ def regress(
 
         with StepView(shown=not quiet) as steps:
             steps.at(f"counting: {', '.join(names)}")
-            rows = _rows(trees, names, timed_names, sides, plan, judged=device == "cpu" or exclusive, say=steps.at)
+            found = counted([side("base", trees[0], names, suite), side("head", trees[1], names, suite)])
+            rows = _exact_rows(trees, [*names, *[SUITE] * suite], *found)
+            absent = {name: str(error) for name, error in found[0].errors.items()}
+            judged = device == "cpu" or exclusive
+            rows += _timed_rows(timed_names, absent, sides, plan, judged=judged, say=steps.at)
+            order = [*names, SUITE]
+            rows = sorted(rows, key=lambda row: order.index(row.architecture))
     title = f"archbench regress {trees[0].name} {trees[1].name}"
     _conclude(accepted(rows, reasons), title, output, json=json, require_baseline=require_baseline)
 
 
-def _rows(
-    trees: Sequence[Tree],
-    names: Sequence[str],
+def _exact_rows(trees: Sequence[Tree], names: Sequence[str], before: Counted, after: Counted) -> list[Row]:
+    """Counts of these architectures, archbench among them where it is the one that is developed here."""
+    from archbench.regression.verdict_table import exact_rows
+
+    for name in names:
+        if name in after.errors:
+            raise after.errors[name]
+    _own(trees[1], "head", after)
+    _own(trees[0], "base", before)
+    rows = []
+    for name in names:
+        reasons = {**before.reasons.get(name, {}), **after.reasons.get(name, {})}
+        own = exact_rows(name, before.costs.get(name), after.costs[name], reasons)
+        rows += _noted(own, str(before.errors[name]) if name in before.errors else None)
+    return rows
+
+
+def _timed_rows(
     timed_names: Sequence[str],
+    absent: Mapping[str, str],
     sides: Callable[[Sequence[str]], tuple[Side, Side]],
     plan: Plan,
     *,
     judged: bool,
     say: Callable[[str], None],
 ) -> list[Row]:
-    from archbench.regression.gate import SAMPLES, compare_alternated, counted
-    from archbench.regression.verdict_table import exact_rows, timed_row
+    """``absent``: why the base has nothing of an architecture."""
+    from archbench.regression.gate import SAMPLES, compare_alternated
+    from archbench.regression.verdict_table import timed_row
 
-    before, after = counted(sides(names))
-    for name in names:
-        if name in after.errors:
-            raise after.errors[name]
-    _own(trees[1], "head", after)
-    absent = {name: str(error) for name, error in before.errors.items()}
-    _own(trees[0], "base", before)
-    rows = [
-        row
-        for name in names
-        for row in _noted(
-            exact_rows(
-                name,
-                before.costs.get(name),
-                after.costs[name],
-                {**before.reasons.get(name, {}), **after.reasons[name]},
-            ),
-            absent.get(name),
-        )
-    ]
+    rows = []
     both = [name for name in timed_names if name not in absent]
     if both:
         rows += compare_alternated(*sides(both), plan, judged=judged, progress=say)
     for name in timed_names:
         if name in absent:
             rows += _noted([timed_row(name, metric, (), (), None) for metric in SAMPLES], absent[name])
-    return sorted(rows, key=lambda row: names.index(row.architecture))
+    return rows
 
 
 def _noted(rows: list[Row], note: str | None) -> list[Row]:

@@ -14,6 +14,9 @@ from archbench.regression.verdict_table import LIMIT, Row, timed_row
 Name = tuple[str, str]
 """Architecture and metric."""
 
+SUITE = "archbench"
+"""In place of an architecture: archbench itself."""
+
 Levels = dict[Name, list[float]]
 """The level of each process (:func:`archbench.regression.estimates.level`)."""
 
@@ -58,7 +61,7 @@ class Counted:
     Attributes:
         archbench: the folder of the archbench that it ran.
         files: architecture -> the plugin's file, of those that it could load.
-        costs: architecture -> metric -> count.
+        costs: architecture -> metric -> count; archbench's own under :data:`SUITE`.
         reasons: architecture -> metric -> why there is no count.
         errors: architecture -> why it has no counts.
     """

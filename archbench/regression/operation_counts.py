@@ -38,6 +38,7 @@ def counts(subject: Subject) -> dict[str, float | None]:
         "saved_activation_bytes": saved_activation_bytes(subject),
         **step_costs(subject),
         "token_operations": token_operations(subject),
+        "decode_bytes": decode_bytes(subject),
         "graph_breaks": graph_breaks(subject.build().train(), subject.tokens(2, T)),
     }
 
@@ -109,6 +110,13 @@ def token_operations(subject: Subject) -> float:
         for _ in range(TOKENS):
             next(tokens)
     return float(operations.count / TOKENS)
+
+
+def decode_bytes(subject: Subject) -> int:
+    """Most bytes of tensors that decoding the end of a context adds, the prompt and the cache included; B 1, CPU."""
+    prompt = subject.tokens(1, max(1, subject.config.context_length - TOKENS))
+    model, generate = subject.build().eval(), subject.architecture.generate
+    return peak_extra_bytes(lambda: list(generate(model, prompt, TOKENS, Sampling(greedy=True))), torch.device("cpu"))
 
 
 def graph_breaks(model: nn.Module, tokens: Tensor) -> int | None:

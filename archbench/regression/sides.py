@@ -14,7 +14,8 @@ from archbench.errors import ArchbenchError, PhaseError
 from archbench.plugin.discovery import PLUGINS_VARIABLE
 
 BENCHMARK_FILES = tuple(
-    Path(__file__).with_name(f"{name}.py") for name in ("benchmark", "operation_counts", "gpu_requests")
+    Path(__file__).with_name(f"{name}.py")
+    for name in ("benchmark", "operation_counts", "gpu_requests", "bounded_memory")
 )
 """What a side's process runs, whichever archbench it imports: the benchmark, and what it loads from its own folder."""
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -32,6 +33,7 @@ class Request:
         plugins: absolute paths of plugin files and folders.
         preset: of the models.
         overrides: fields of their configurations, as text.
+        suite: count also what archbench itself costs.
         device: where models are timed, and a GPU's calls counted; other counts are of the CPU and the meta device.
     """
 
@@ -40,6 +42,7 @@ class Request:
     preset: str = "nano"
     overrides: Mapping[str, str] = field(default_factory=dict)
     device: str = "cpu"
+    suite: bool = False
 
 
 @dataclass(frozen=True)
