@@ -114,13 +114,15 @@ def held_out_loss(model: nn.Module, sampler: BatchSampler) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt1", "llama"])
 def test_the_loss_curve_in_float8_is_bfloat16s(name: str) -> None:
-    """At every point nearer to bfloat16's of the same seed and batches than three seeds of bfloat16 to each other."""
+    """Of the same seed and batches as bfloat16's: a seed makes a difference, float8 makes no larger one.
+
+    The standard deviation between seeds, over all points, is the measure; two seeds differ by the root of two of it.
+    """
     seeds = np.array([curve(name, "none", seed) for seed in (0, 1, 2)])  # (3, points)
-    spread = np.ptp(seeds, axis=0)
+    assert seeds[0, -1] < seeds[0, 0] - 0.5, "there was something to learn"
+    between = float(np.sqrt(2 * seeds.var(axis=0, ddof=1).mean()))
     for which in ("head", "all"):
-        found = np.array(curve(name, which, 0))
-        away = np.abs(found - seeds[0])
-        print(name, which, "away:", away.round(4), "between seeds:", spread.round(4), "bfloat16:", seeds[0].round(4))
-        assert (found != seeds[0]).all(), "it was in float8"
-        assert (away <= spread).all()
-        assert seeds[0, -1] < seeds[0, 0] - 0.5, "there was something to learn"
+        away = np.array(curve(name, which, 0)) - seeds[0]
+        assert (away != 0).all(), "it was in float8"
+        assert abs(away.mean()) <= between, (which, away, between)
+        assert np.abs(away).max() <= 3 * between, (which, away, between)

@@ -15,6 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from archbench.kernels.fused.launches import backward_launches, forward_launch
 from archbench.kernels.fused.row_launches import (
     cross_entropy_launch,
+    quantise_launch,
     residual_norm_gradient_launch,
     residual_norm_launch,
 )
@@ -79,3 +80,14 @@ def test_nothing_spills_in_a_loop_and_only_the_last_logits_are_read_one_by_one(c
     assert list(wrong) in ([], ["cross_entropy"]), wrong
     # Twice 16 elements of a thread, of 40,478 logits the last 3,614; and the target's.
     assert all("33 global loads" in found[0] and len(found) == 1 for found in wrong.values()), wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_tile_in_float8_is_read_and_written_in_wide_pieces(dtype: torch.dtype) -> None:
+    launches = [
+        quantise_launch(empty(N, 768, dtype=dtype), empty(), empty(N, 768, dtype=one), empty(768, N, dtype=one))
+        for one in (torch.float8_e4m3fn, torch.float8_e5m2)
+    ]
+    with pretended(chip_named("sm_90")):
+        results = check([(chip_named("sm_90"), launch) for launch in launches])
+    assert all(isinstance(result, Figures) and not violations(result) for result in results), results

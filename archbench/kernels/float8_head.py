@@ -54,12 +54,13 @@ def float8_losses(
     d_bias.zero_()
     for number, rows in enumerate(chunks):
         states, R = quantise(hidden[rows], E4M3, scale), rows.stop - rows.start
-        logits = product(states.values, scale, head.values, head.scale, dtype, head_bias, inexact=True)[:R, :V]
+        filled = product(states.values, scale, head.values, head.scale, dtype, head_bias, inexact=True)[:R]
+        logits = filled[:, :V]  # what is right of them is 0 and stays 0
         losses[rows] = _losses(logits, targets[rows], ignored, any(trained))
         if for_bias:
             d_bias += logits.sum(0, dtype=d_bias.dtype)
-        errors = quantise(logits, E5M2, error_scale) if for_hidden or for_weight else None
-        del logits  # before the products' results are allocated
+        errors = quantise(filled, E5M2, error_scale) if for_hidden or for_weight else None
+        del logits, filled  # before the products' results are allocated
         if errors is not None and for_hidden:
             part = product(errors.values, error_scale, head.transposed, head.scale, d_hidden.dtype)
             d_hidden[rows] = part[:R, :C]

@@ -26,6 +26,7 @@ from archbench.errors import DeviceError, PluginError
 from archbench.kernels.companions import column_sums, narrowed
 from archbench.kernels.precision import autocast_dtype, without_autocast
 from archbench.kernels.product_choice import note_product
+from archbench.kernels.triton_guard import row_kernels_run
 
 Which = Literal["none", "head", "all"]
 
@@ -67,8 +68,24 @@ def scale_of(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def quantise(x: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Quantised:
-    """x (M, K), bfloat16 or float32, in a float8 dtype, rounded to the nearest; ``scale`` () is by default its own."""
+    """x (M, K), bfloat16 or float32, in a float8 dtype, rounded to the nearest; ``scale`` () is by default its own.
+
+    On GPUs one Triton kernel; :func:`reference_quantise` is its readable twin.
+    """
     scale = scale_of(x, dtype) if scale is None else scale
+    if not row_kernels_run(x.device) or torch.compiler.is_compiling():
+        return reference_quantise(x, dtype, scale)
+    from archbench.kernels.fused.row_launches import quantise_launch
+
+    M, K = (-(-size // UNIT) * UNIT for size in x.shape)
+    values, transposed = (x.new_empty(shape, dtype=dtype) for shape in ((M, K), (K, M)))
+    with torch.cuda.device(x.device):
+        quantise_launch(x if x.stride(1) == 1 else x.contiguous(), scale, values, transposed).run()
+    return Quantised(values, transposed, scale)
+
+
+def reference_quantise(x: Tensor, dtype: torch.dtype, scale: Tensor) -> Quantised:
+    """:func:`quantise` in torch's operations, which compilers fuse."""
     values = x.div(scale).to(dtype)
     M, K = x.shape
     if M % UNIT or K % UNIT:

@@ -2,7 +2,8 @@
 
 It holds bfloat16 as uint16 patterns, and silently multiplies those patterns as integers in ``tl.dot``; it cuts a
 float32 off instead of rounding it to nearest even. Other arithmetic on the patterns would be as wrong: here it raises,
-which also shows that the kernels go to float32 before they calculate. As a loop's bound it takes arrays of one element,
+which also shows that the kernels go to float32 before they calculate. To 8 bits it cuts subnormal numbers off, and
+loses what carries into the exponent. As a loop's bound it takes arrays of one element,
 which numpy 2.5 no longer converts (Triton 3.6; later ones squeeze them).
 """
 
@@ -15,12 +16,15 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 COPIES = {np.transpose, np.where}
 """Operations of the interpreter that move patterns without calculating."""
+
+FLOAT8 = {"fp8e4nv": torch.float8_e4m3fn, "fp8e5": torch.float8_e5m2}
 
 UNCORRECTED = {
     name: getattr(InterpreterBuilder, name)
@@ -50,10 +54,13 @@ def bfloat16_corrected() -> Iterator[None]:
             src = TensorHandle(decode(src.data), tl.float32)
         if dst_type.scalar == tl.bfloat16:
             return TensorHandle(encode(src.data), tl.bfloat16)
+        if dst_type.scalar.name in FLOAT8:
+            values = torch.from_numpy(np.ascontiguousarray(src.data, dtype=np.float32))
+            return TensorHandle(values.to(FLOAT8[dst_type.scalar.name]).view(torch.uint8).numpy(), dst_type.scalar)
         return UNCORRECTED["cast_impl"](self, src, dst_type)
 
     def create_fp_to_fp(self: InterpreterBuilder, src: TensorHandle, dst_type: Any, rounding: Any) -> TensorHandle:
-        if tl.bfloat16 in (src.dtype.scalar, dst_type.scalar):
+        if tl.bfloat16 in (src.dtype.scalar, dst_type.scalar) or dst_type.scalar.name in FLOAT8:
             return cast_impl(self, src, dst_type)
         return UNCORRECTED["create_fp_to_fp"](self, src, dst_type, rounding)
 

@@ -12,6 +12,7 @@ from examination import MEMORY, VALUES, Finding, run
 from torch import Tensor
 
 from archbench.kernels.dropout_bits import kept_scale, reference_keep
+from archbench.kernels.float8_linear import reference_quantise, scale_of
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 SEED = 0x0123_4567_89AB_CDEF
@@ -62,6 +63,12 @@ LOSS_CASES = [
     (rows, width, dtype, trained)
     for rows, width in [(1, 2), (5, 101), (4, 4096), (3, 5000)]
     for dtype, trained in [(torch.float32, True), (torch.bfloat16, True), (torch.float16, False)]
+]
+
+FLOAT8_CASES = [
+    (M, K, dtype, float8)
+    for M, K in [(1, 3), (64, 64), (100, 130), (37, 48)]
+    for dtype, float8 in [(torch.float32, torch.float8_e4m3fn), (torch.bfloat16, torch.float8_e5m2)]
 ]
 
 
@@ -180,3 +187,18 @@ def examine_loss(rows: int, width: int, dtype: torch.dtype, trained: bool, kerne
     own = here[0, targets[0]].double() - gradient[0, targets[0]]
     if not abs(own) <= 0.02 * gradient[0, targets[0]].abs():
         yield Finding(VALUES, "the gradient of a near certain target is lost")
+
+
+def examine_float8(M: int, K: int, dtype: torch.dtype, float8: torch.dtype, kernels: Any) -> Iterator[Finding]:
+    """Both layouts, byte for byte; x is a part of wider rows, and spans more orders of magnitude than float8."""
+    random = torch.Generator().manual_seed(M * K)
+    x = torch.randn(M, K + 8, generator=random) * torch.randn(M, K + 8, generator=random).mul(5).exp()
+    x = x.to(dtype)
+    scale = scale_of(x[:, :K], float8)
+    wanted = reference_quantise(x[:, :K], float8, scale)
+    place = Place(16 * (M + 64) * (K + 64) + 64 * 1024, 16 * 1024)
+    given, divisor = place.given(x)[:, :K], place.given(scale)
+    values, transposed = (place.output(*one.shape, dtype=torch.uint8) for one in (wanted.values, wanted.transposed))
+    run(place.arena, [kernels.quantise_launch(given, divisor, values.view(float8), transposed.view(float8))])
+    for name, found, bytes_ in (("values", values, wanted.values), ("transposed", transposed, wanted.transposed)):
+        yield from place.judged(name, found, bytes_.view(torch.uint8))

@@ -11,7 +11,17 @@ from unittest.mock import patch
 import pytest
 import torch
 from kernel_mutants import Mutant, copied
-from row_cases import LOSS_CASES, NORM_CASES, SEED, Finding, NormCase, examine_loss, examine_norm
+from row_cases import (
+    FLOAT8_CASES,
+    LOSS_CASES,
+    NORM_CASES,
+    SEED,
+    Finding,
+    NormCase,
+    examine_float8,
+    examine_loss,
+    examine_norm,
+)  # fmt: skip
 from test_repeats import backwards, from_the_middle, refused
 from triton.runtime.interpreter import InterpreterBuilder
 
@@ -50,6 +60,9 @@ MUTANTS = [
     Mutant("the last block is not cut off", "loss_rows",
            "tl.store(first + whole + columns, errors.to(logits.dtype.element_ty), mask=inside)",
            "tl.store(first + whole + columns, errors.to(logits.dtype.element_ty))"),
+    Mutant("a tile is not turned", "float8_tiles", "tl.trans(rounded)", "rounded"),
+    Mutant("nothing is filled up", "float8_tiles", "mask=inside, other=0.0)", "mask=inside, other=1.0)"),
+    Mutant("it is not scaled", "float8_tiles", "tile / tl.load(scale)", "tile"),
 ]  # fmt: skip
 
 
@@ -69,11 +82,22 @@ def test_losses_and_their_gradients_are_the_definitions(
     assert list(examine_loss(rows, width, dtype, trained, row_launches)) == []
 
 
+@pytest.mark.matrix
+@pytest.mark.memory_safety
+@pytest.mark.parametrize(("M", "K", "dtype", "float8"), FLOAT8_CASES)
+def test_float8_is_the_definitions_along_rows_and_along_columns(
+    M: int, K: int, dtype: torch.dtype, float8: torch.dtype
+) -> None:
+    assert list(examine_float8(M, K, dtype, float8, row_launches)) == []
+
+
 def findings(kernels: Any) -> Iterator[Finding]:
     for case in NORM_CASES:
         yield from examine_norm(case, kernels)
     for one in LOSS_CASES:
         yield from examine_loss(*one, kernels)
+    for each in FLOAT8_CASES:
+        yield from examine_float8(*each, kernels)
 
 
 @pytest.mark.mutants

@@ -1,4 +1,4 @@
-"""Launches of the kernels that work row by row: residual and LayerNorm, cross-entropy."""
+"""Launches of the kernels that work row by row, or tile by tile: residual and LayerNorm, cross-entropy, float8."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from archbench.kernels.dropout_bits import kept_scale
+from archbench.kernels.fused.float8_tiles import TILE, quantise_kernel
 from archbench.kernels.fused.loss_rows import LOSS_BLOCK, cross_entropy_kernel
 from archbench.kernels.fused.residual_rows import residual_norm_gradient_kernel, residual_norm_kernel
 from archbench.kernels.launch import Launch
@@ -65,6 +66,16 @@ def cross_entropy_launch(logits: Tensor, targets: Tensor, losses: Tensor, *, ign
         "ignored": ignored, "BLOCK": LOSS_BLOCK, "STRIDE_UNIT": unit, "TRAINED": trained,
     }  # fmt: skip
     return Launch("cross_entropy", cross_entropy_kernel, (R,), arguments, {"num_warps": 8, "enable_fp_fusion": True})
+
+
+def quantise_launch(x: Tensor, scale: Tensor, values: Tensor, transposed: Tensor) -> Launch:
+    """x (M, K), whose rows are contiguous, divided by scale (), in float8: values (M', K') and transposed (K', M')."""
+    (M, K), (M16, K16) = x.shape, values.shape
+    arguments = {
+        "x": x, "scale": scale, "values": values, "transposed": transposed, "M": M, "K": K, "stride": x.stride(0),
+        "M16": M16, "K16": K16, "TILE": TILE,
+    }  # fmt: skip
+    return Launch("quantise", quantise_kernel, (-(-M16 // TILE), -(-K16 // TILE)), arguments, {"num_warps": 4})
 
 
 def _block(C: int) -> int:
