@@ -21,7 +21,7 @@ from archbench.training.loop import train
 from archbench.training.state import TrainState
 from archbench.training.updates import Updates
 
-STEPS, B, T = 16, 8, 128
+STEPS, T = 16, 128
 SPREAD = 4
 """Times the difference of two eager trainings, where kernels add in an order of their own, as in graphs."""
 
@@ -34,7 +34,7 @@ class RoundedRates(Updates):
 
 
 def updates(bench: Bench) -> Statements:
-    """Every built-in's smallest preset with its dropout, in bfloat16 on GPUs and float32 elsewhere."""
+    """Every built-in's smallest preset, with dropout where it has any, in bfloat16 on GPUs and float32 elsewhere."""
     for name in builtin():
         yield from attempted(name, _updates(name, bench))
 
@@ -59,9 +59,11 @@ Trained = tuple[TrainingHistory, list[Tensor], Updates]
 def _trained(name: str, kind: str, bench: Bench) -> Trained:
     """The history, the weights afterwards, and how the updates were taken."""
     architecture = load(name)
-    config = architecture.config("nano")
+    dropouts = [field for field, _ in architecture.config("nano") if field.endswith("dropout")]
+    config = architecture.config("nano", **dict.fromkeys(dropouts, 0.1))
     steps = np.random.default_rng(7).integers(1, 4, size=20_000)
     text = (np.cumsum(steps) % config.vocab_size).astype(np.uint16)
+    B = 8 if bench.gpu else 2
     recipe = TrainingConfig.model_validate({"steps": STEPS, "batch_size": B, "learning_rate": 1e-3})
     seed_generators(0, bench.device)
     model = architecture.build(config).to(bench.device)

@@ -115,16 +115,16 @@ def test_the_order_of_the_programs_changes_no_bit() -> None:
     weight = torch.rand(24, generator=random)
     logits, targets = torch.randn(9, 300, generator=random), torch.randint(300, (9,), generator=random)
 
-    def everything() -> list[torch.Tensor]:
+    def everything(seed: int | torch.Tensor = SEED) -> list[torch.Tensor]:
         out, total, grad_x, grad_y = (torch.empty_like(x) for _ in range(4))
         mean, deviation, losses = torch.empty(40), torch.empty(40), torch.empty(9)
         sums, errors = torch.empty(6, 3, 24), logits.clone()
         launches = [
             row_launches.residual_norm_launch(
-                x, y, weight, None, out, None, total, mean, deviation, eps=1e-5, seed=SEED, dropped=6554
+                x, y, weight, None, out, None, total, mean, deviation, eps=1e-5, seed=seed, dropped=6554
             ),
             row_launches.residual_norm_gradient_launch(
-                gradient, None, total, mean, deviation, weight, grad_x, grad_y, sums, seed=SEED, dropped=6554
+                gradient, None, total, mean, deviation, weight, grad_x, grad_y, sums, seed=seed, dropped=6554
             ),
             row_launches.cross_entropy_launch(errors, targets, losses, ignored=-100, trained=True),
         ]
@@ -137,6 +137,7 @@ def test_the_order_of_the_programs_changes_no_bit() -> None:
     for order in (backwards, from_the_middle):
         with patch.object(InterpreterBuilder, "set_grid_idx", order):
             assert all(map(torch.equal, everything(), first))
+    assert all(map(torch.equal, everything(torch.tensor(SEED)), first)), "a seed in memory is the same seed"
 
 
 def test_rows_are_shared_so_that_every_program_has_some() -> None:
@@ -171,6 +172,9 @@ def test_attention_as_it_is_called_has_one_mask_forward_and_backward() -> None:
     how: dict[str, Any] = {"window": None, "scale": 0.3, "precision": "ieee"}
     out, lse = fused_forward(q, k, v, **how, seed=SEED, dropped=20_000)
     gradients = fused_backward(grad_out, q, k, v, out, lse, **how, seed=SEED, dropped=20_000)
+    in_memory: dict[str, Any] = {"seed": torch.tensor(SEED), "dropped": 20_000}
+    assert torch.equal(fused_forward(q, k, v, **how, **in_memory)[0], out)
+    assert all(map(torch.equal, fused_backward(grad_out, q, k, v, out, lse, **how, **in_memory), gradients))
     given = (*how.values(), torch.tensor(SEED), 20_000)
     wanted, sums = torch.ops.archbench.causal_attention_forward(q, k, v, *given)
     torch.testing.assert_close(out, wanted)
