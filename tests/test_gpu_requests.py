@@ -63,7 +63,7 @@ def test_a_profiler_that_sees_no_gpu_has_no_counts() -> None:
 
 def test_every_count_is_a_metric_with_a_unit() -> None:
     metrics = [metric for metric in UNITS if metric.startswith("gpu_")]
-    works = ("step", "token", "graph_token")
+    works = ("step", "graph_step", "token", "graph_token")
     assert metrics == [f"gpu_{work}_{name}" for name in NAMES for work in works]
     assert {metric for metric in metrics if UNITS[metric] == "byte"} == {
         f"gpu_{work}_bytes_{where}" for work in works for where in ("to_device", "to_host")

@@ -59,8 +59,8 @@ Trained = tuple[TrainingHistory, list[Tensor], Updates]
 def _trained(name: str, kind: str, bench: Bench) -> Trained:
     """The history, the weights afterwards, and how the updates were taken."""
     architecture = load(name)
-    dropouts = [field for field, _ in architecture.config("nano") if field.endswith("dropout")]
-    config = architecture.config("nano", **dict.fromkeys(dropouts, 0.1))
+    nano = architecture.config("nano")
+    config = nano.override(**{field: 0.1 for field, _ in nano if field.endswith("dropout")})
     steps = np.random.default_rng(7).integers(1, 4, size=20_000)
     text = (np.cumsum(steps) % config.vocab_size).astype(np.uint16)
     B = 8 if bench.gpu else 2

@@ -85,7 +85,8 @@ def nano_losses(
     """Train gpt1's smallest preset on text in which each token is one of three that may follow."""
     architecture = load("gpt1")
     names = "embd_dropout", "resid_dropout", "attn_dropout"
-    config = architecture.config("nano", **dict.fromkeys(names, 0.1 if dropout else 0.0))
+    dropped: dict[str, Any] = dict.fromkeys(names, 0.1 if dropout else 0.0)
+    config = architecture.config("nano", **dropped)
     length = min(64, config.context_length)
     moves = np.random.default_rng(7).integers(1, 4, size=20_000)
     text = (np.cumsum(moves) % config.vocab_size).astype(np.uint16)

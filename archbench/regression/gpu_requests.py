@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ NAMES = tuple(Requests.__dataclass_fields__)
 
 
 def counts(subject: Subject, device: torch.device) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Of an update (``step``), a token, and one decoded by a CUDA graph: metric -> count, and why one is None.
+    """Of an update (``step``), a token, and each by a CUDA graph: metric -> count, and why one is None.
 
     In bfloat16, as GPUs train and decode; the update in the training loop, so that its batch's way to the GPU counts.
 
@@ -87,6 +88,7 @@ def counts(subject: Subject, device: torch.device) -> tuple[dict[str, float | No
     reasons: dict[str, str] = {}
     work: Mapping[str, Callable[[Subject, torch.device], Requests]] = {
         "step": _of_an_update,
+        "graph_step": partial(_of_an_update, graph=True),
         "token": _of_a_token,
         "graph_token": _of_a_token_by_graph,
     }
@@ -119,14 +121,24 @@ class _Batches:
         return self._batch
 
 
-def _of_an_update(subject: Subject, device: torch.device) -> Requests:
+def _of_an_update(subject: Subject, device: torch.device, *, graph: bool = False) -> Requests:
     fields: dict[str, Any] = {"learning_rate": 1e-4, "schedule": "constant", "steps": WARMUP + UPDATES + 1}
     recipe = TrainingConfig(batch_size=_Batches.batch_size, **fields)
     model = subject.build().to(device).train()
     state = TrainState.create(model, recipe, device=device, dtype="bfloat16")
+    step = subject.architecture.train_step
+    how: dict[str, Any] = {}
+    if graph:
+        try:
+            from archbench.training.captured_update import updates_of
+        except ImportError as error:
+            raise UncountedError("this revision captures no update") from error
+        how = {"updates": updates_of("graph", state, step)}
     with ExitStack() as stack:
         batches = _Batches(subject, stack)
-        train(state, batches, recipe, clock=clock_for(device), step=subject.architecture.train_step)
+        train(state, batches, recipe, clock=clock_for(device), step=step, **how)
+    if graph and (reason := how["updates"].reason) is not None:
+        raise UncountedError(reason)
     return batches.found[0].each(UPDATES)
 
 

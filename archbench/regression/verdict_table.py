@@ -87,6 +87,7 @@ _OF_A_GPU = {
     "waits": "1",
 }
 """Fields of :class:`archbench.regression.gpu_requests.Requests`."""
+_WORKS = ("step", "graph_step", "token", "graph_token")
 
 UNITS = {
     "parameters": "1",
@@ -105,7 +106,7 @@ UNITS = {
     "text_growth": "byte/byte",
     "subword_growth": "byte/byte",
     "results_growth": "byte/run",
-    **{f"gpu_{work}_{what}": unit for what, unit in _OF_A_GPU.items() for work in ("step", "token", "graph_token")},
+    **{f"gpu_{work}_{what}": unit for what, unit in _OF_A_GPU.items() for work in _WORKS},
 }
 
 

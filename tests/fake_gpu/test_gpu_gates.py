@@ -20,31 +20,32 @@ SOURCE = Path(gpt1.__file__).read_text().replace('name="gpt1"', 'name="copy"')
 STEP = "    return next_token_step(state, batch)\n"
 HIDDEN = "        for block in self.blocks:\n            x = block(x, cache)\n"
 SMALL = {"vocab_size": "64", "context_length": "32", "n_layer": "1", "n_head": "2", "d_model": "16", "d_ff": "32"}
+NO_GRAPH_STEP = [f"gpu_graph_step_{name}" for name in NAMES]
 CHANGES = {
     "a loss that is read": (
         STEP,
         "    loss = next_token_step(state, batch)\n    loss.item()\n    return loss\n",
-        {"gpu_step_copies_to_host", "gpu_step_bytes_to_host", "gpu_step_waits"},
+        {"gpu_step_copies_to_host", "gpu_step_bytes_to_host", "gpu_step_waits", *NO_GRAPH_STEP},
     ),
     "a copy from pageable memory": (
         STEP,
         f"    torch.ones(3).to(state.device)\n{STEP}",
-        {"gpu_step_copies_to_device", "gpu_step_bytes_to_device", "gpu_step_waits"},
+        {"gpu_step_copies_to_device", "gpu_step_bytes_to_device", "gpu_step_waits", *NO_GRAPH_STEP},
     ),
     "a copy from pinned memory": (
         STEP,
         f"    torch.ones(3).pin_memory().to(state.device, non_blocking=True)\n{STEP}",
-        {"gpu_step_copies_to_device", "gpu_step_bytes_to_device"},
+        {"gpu_step_copies_to_device", "gpu_step_bytes_to_device", "gpu_graph_step_in_graphs"},
     ),
     "a kernel in the step": (
         STEP,
         f"    torch.ones(3, device=state.device)\n{STEP}",
-        {"gpu_step_launches"},
+        {"gpu_step_launches", "gpu_graph_step_in_graphs"},
     ),
     "a kernel in the model": (
         HIDDEN,
         f"{HIDDEN}        x = x.neg()\n",
-        {"gpu_step_launches", "gpu_token_launches", "gpu_graph_token_in_graphs"},
+        {"gpu_step_launches", "gpu_graph_step_in_graphs", "gpu_token_launches", "gpu_graph_token_in_graphs"},
     ),
     "a wait in the model": (
         HIDDEN,
@@ -52,7 +53,7 @@ CHANGES = {
         {
             "gpu_step_launches", "gpu_step_copies_to_host", "gpu_step_bytes_to_host", "gpu_step_waits",
             "gpu_token_launches", "gpu_token_copies_to_host", "gpu_token_bytes_to_host", "gpu_token_waits",
-            *(f"gpu_graph_token_{name}" for name in NAMES),
+            *NO_GRAPH_STEP, *(f"gpu_graph_token_{name}" for name in NAMES),
         },
     ),
 }  # fmt: skip
@@ -93,6 +94,9 @@ def test_the_same_code_has_the_same_counts() -> None:
     assert costs["gpu_step_waits"] == costs["gpu_step_copies_to_host"] == 0
     assert {costs[f"gpu_token_{name}"] for name in ("copies_to_device", "copies_to_host", "waits")} == {0}
     assert costs["gpu_graph_token_launches"] == 1
+    assert costs["gpu_graph_step_copies_to_device"] == 3, "inputs, targets, and rates with seeds"
+    assert costs["gpu_graph_step_launches"] == 2, "the graph, and a copy of the loss and the norm"
+    assert costs["gpu_graph_step_waits"] == costs["gpu_graph_step_copies_to_host"] == 0
 
 
 def test_why_no_graph_is_counted_stands_beside_it() -> None:
