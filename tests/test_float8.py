@@ -113,7 +113,7 @@ def test_no_number_overflows_and_the_largest_loses_no_bit_of_range(dtype: torch.
     q = quantise(x, dtype)
     assert q.values.float().isfinite().all()
     assert q.scale.frexp().mantissa == 0.5, "a power of two"
-    if largest > float8_linear._LEAST:
+    if largest > float8_linear.LEAST:
         assert float(q.values.float().abs().max()) >= {E4M3: 2.0**7, E5M2: 2.0**14}[dtype]
     back = (q.values.float() * q.scale)[:1, :3]
     torch.testing.assert_close(back, x[:, :3], rtol=0.07 if dtype == E4M3 else 0.13, atol=0)

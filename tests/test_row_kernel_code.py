@@ -84,10 +84,11 @@ def test_nothing_spills_in_a_loop_and_only_the_last_logits_are_read_one_by_one(c
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_tile_in_float8_is_read_and_written_in_wide_pieces(dtype: torch.dtype) -> None:
-    launches = [
-        quantise_launch(empty(N, 768, dtype=dtype), empty(), empty(N, 768, dtype=one), empty(768, N, dtype=one))
-        for one in (torch.float8_e4m3fn, torch.float8_e5m2)
-    ]
+    x, largest, scale = empty(N, 768, dtype=dtype), empty(), empty()
+    launches = []
+    for one in (torch.float8_e4m3fn, torch.float8_e5m2):
+        values, transposed = empty(N, 768, dtype=one), empty(768, N, dtype=one)
+        launches.append(quantise_launch(x, largest, scale, values, transposed, least=2.0**-60, top=2.0**7))
     with pretended(chip_named("sm_90")):
         results = check([(chip_named("sm_90"), launch) for launch in launches])
     assert all(isinstance(result, Figures) and not violations(result) for result in results), results

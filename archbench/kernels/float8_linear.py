@@ -32,13 +32,13 @@ Which = Literal["none", "head", "all"]
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
 
-_TOP = {E4M3: 2.0**7, E5M2: 2.0**14}
+TOP = {E4M3: 2.0**7, E5M2: 2.0**14}
 """The largest scaled value lies between this and its double, which is below the formats' largest, 448 and 57,344."""
 
 _EXPONENT = 0x7F800000
 """The bits of a float32 that make it a power of two."""
 
-_LEAST = 2.0**-60
+LEAST = 2.0**-60
 """Tensors of smaller numbers are scaled as if this were their largest: all zeros would have no scale."""
 
 UNIT = 16
@@ -61,10 +61,10 @@ class Quantised(NamedTuple):
 
 def scale_of(x: Tensor, dtype: torch.dtype) -> Tensor:
     """The scale () of x in a float8 dtype, from its largest absolute value; the host does not wait for it."""
-    largest = torch.linalg.vector_norm(x, float("inf"), dtype=torch.float32).clamp(min=_LEAST)
+    largest = _largest(x).clamp(min=LEAST)
     # NaN and infinity have the scale infinity, by which everything becomes NaN.
     power: Tensor = largest.view(torch.int32).bitwise_and(_EXPONENT).view(torch.float32)
-    return power / _TOP[dtype]
+    return power / TOP[dtype]
 
 
 def quantise(x: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Quantised:
@@ -72,16 +72,22 @@ def quantise(x: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Quan
 
     On GPUs one Triton kernel; :func:`reference_quantise` is its readable twin.
     """
-    scale = scale_of(x, dtype) if scale is None else scale
-    if not row_kernels_run(x.device) or torch.compiler.is_compiling():
-        return reference_quantise(x, dtype, scale)
+    if torch.compiler.is_compiling() or not row_kernels_run(x.device):
+        return reference_quantise(x, dtype, scale_of(x, dtype) if scale is None else scale)
     from archbench.kernels.fused.row_launches import quantise_launch
 
     M, K = (-(-size // UNIT) * UNIT for size in x.shape)
     values, transposed = (x.new_empty(shape, dtype=dtype) for shape in ((M, K), (K, M)))
+    largest, scale = (_largest(x), x.new_empty((), dtype=torch.float32)) if scale is None else (None, scale)
+    x = x if x.stride(1) == 1 else x.contiguous()
     with torch.cuda.device(x.device):
-        quantise_launch(x if x.stride(1) == 1 else x.contiguous(), scale, values, transposed).run()
+        quantise_launch(x, largest, scale, values, transposed, least=LEAST, top=TOP[dtype]).run()
     return Quantised(values, transposed, scale)
+
+
+def _largest(x: Tensor) -> Tensor:
+    most: Tensor = torch.linalg.vector_norm(x, float("inf"), dtype=torch.float32)
+    return most
 
 
 def reference_quantise(x: Tensor, dtype: torch.dtype, scale: Tensor) -> Quantised:

@@ -12,7 +12,7 @@ from examination import MEMORY, VALUES, Finding, run
 from torch import Tensor
 
 from archbench.kernels.dropout_bits import kept_scale, reference_keep
-from archbench.kernels.float8_linear import reference_quantise, scale_of
+from archbench.kernels.float8_linear import LEAST, TOP, reference_quantise, scale_of
 
 HALF = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 SEED = 0x0123_4567_89AB_CDEF
@@ -196,9 +196,13 @@ def examine_float8(M: int, K: int, dtype: torch.dtype, float8: torch.dtype, kern
     x = x.to(dtype)
     scale = scale_of(x[:, :K], float8)
     wanted = reference_quantise(x[:, :K], float8, scale)
-    place = Place(16 * (M + 64) * (K + 64) + 64 * 1024, 16 * 1024)
-    given, divisor = place.given(x)[:, :K], place.given(scale)
-    values, transposed = (place.output(*one.shape, dtype=torch.uint8) for one in (wanted.values, wanted.transposed))
-    run(place.arena, [kernels.quantise_launch(given, divisor, values.view(float8), transposed.view(float8))])
-    for name, found, bytes_ in (("values", values, wanted.values), ("transposed", transposed, wanted.transposed)):
-        yield from place.judged(name, found, bytes_.view(torch.uint8))
+    place = Place(32 * (M + 64) * (K + 64) + 64 * 1024, 16 * 1024)
+    given, largest, found = place.given(x)[:, :K], place.given(x[:, :K].abs().max().float()), place.output(1)
+    for most in (largest, None):  # the scale is found, then given
+        values, transposed = (place.output(*one.shape, dtype=torch.uint8) for one in (wanted.values, wanted.transposed))
+        written = found[0], values.view(float8), transposed.view(float8)
+        run(place.arena, [kernels.quantise_launch(given, most, *written, least=LEAST, top=TOP[float8])])
+        if most is not None:
+            yield from place.judged("scale", found, scale.view(1))
+        for name, ours, bits in (("values", values, wanted.values), ("transposed", transposed, wanted.transposed)):
+            yield from place.judged(name, ours, bits.view(torch.uint8))

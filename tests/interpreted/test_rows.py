@@ -62,7 +62,8 @@ MUTANTS = [
            "tl.store(first + whole + columns, errors.to(logits.dtype.element_ty))"),
     Mutant("a tile is not turned", "float8_tiles", "tl.trans(rounded)", "rounded"),
     Mutant("nothing is filled up", "float8_tiles", "mask=inside, other=0.0)", "mask=inside, other=1.0)"),
-    Mutant("it is not scaled", "float8_tiles", "tile / tl.load(scale)", "tile"),
+    Mutant("the scale is no power of two", "float8_tiles", "& 0x7F800000", ""),
+    Mutant("it is not scaled", "float8_tiles", "tile / divisor", "tile"),
 ]  # fmt: skip
 
 

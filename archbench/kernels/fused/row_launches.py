@@ -68,12 +68,18 @@ def cross_entropy_launch(logits: Tensor, targets: Tensor, losses: Tensor, *, ign
     return Launch("cross_entropy", cross_entropy_kernel, (R,), arguments, {"num_warps": 8, "enable_fp_fusion": True})
 
 
-def quantise_launch(x: Tensor, scale: Tensor, values: Tensor, transposed: Tensor) -> Launch:
-    """x (M, K), whose rows are contiguous, divided by scale (), in float8: values (M', K') and transposed (K', M')."""
+def quantise_launch(
+    x: Tensor, largest: Tensor | None, scale: Tensor, values: Tensor, transposed: Tensor, *, least: float, top: float
+) -> Launch:
+    """x (M, K), whose rows are contiguous, divided by scale (), in float8: values (M', K') and transposed (K', M').
+
+    Scale is written, from the largest () absolute value; it is read if that is None.
+    """
     (M, K), (M16, K16) = x.shape, values.shape
     arguments = {
-        "x": x, "scale": scale, "values": values, "transposed": transposed, "M": M, "K": K, "stride": x.stride(0),
-        "M16": M16, "K16": K16, "TILE": TILE,
+        "x": x, "largest": scale if largest is None else largest, "scale": scale, "values": values,
+        "transposed": transposed, "M": M, "K": K, "stride": x.stride(0), "M16": M16, "K16": K16,
+        "TILE": TILE, "FOUND": largest is None, "LEAST": least, "TOP": top,
     }  # fmt: skip
     return Launch("quantise", quantise_kernel, (-(-M16 // TILE), -(-K16 // TILE)), arguments, {"num_warps": 4})
 
