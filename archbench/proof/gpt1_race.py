@@ -138,7 +138,7 @@ def training_step(bench: Bench, float8: Float8Name) -> Callable[[], object]:
 
 
 def _step(model: nn.Module, bench: Bench, float8: Float8Name = "none") -> Callable[[], object]:
-    recipe = TrainingConfig.model_validate({"steps": 1, "batch_size": 32})
+    recipe = TrainingConfig.model_validate({"steps": 1, "batch_size": 32, "learning_rate": 1e-4})
     state = TrainState.create(model.train(), recipe, device=bench.device, dtype="bfloat16", float8=float8)
     generator = torch.Generator().manual_seed(3)
     tokens = torch.randint(1000, (32, 513), generator=generator)
