@@ -36,7 +36,7 @@ from archbench.inference.decoding_kind import decoding
 from archbench.kernels import linear
 from archbench.kernels.product_choice import choose_products
 from archbench.measure.malloc import tune_malloc
-from archbench.measure.product_speeds import ProductSpeeds
+from archbench.measure.product_speeds import ProductSpeeds, room_for_copies
 
 GREEDY = archbench.Sampling(greedy=True)
 
@@ -88,7 +88,7 @@ def contenders(preset: str, B: int, P: int, new_tokens: int) -> dict[str, Callab
     speeds = ProductSpeeds()
 
     def ours(kind: str, *, packing: bool = True) -> Iterator[Tensor]:
-        choose_products(speeds, packing=packing)  # as in a run
+        choose_products(speeds, packing=room_for_copies() if packing else 0)  # as in a run
         with decoding(kind) as ran:
             yield from gpt1.generate(model, prompt, new_tokens, GREEDY)
         if ran.reasons:

@@ -48,7 +48,7 @@ from archbench.kernels.product_choice import choose_products, record_products  #
 from archbench.measure.flops import cache_bytes, count_flops  # noqa: E402
 from archbench.measure.machine import cpu_model, git_revision  # noqa: E402
 from archbench.measure.malloc import tune_malloc  # noqa: E402
-from archbench.measure.product_speeds import ProductSpeeds  # noqa: E402
+from archbench.measure.product_speeds import ProductSpeeds, room_for_copies  # noqa: E402
 from archbench.measure.sizes import decode_step_bytes  # noqa: E402
 
 GROWTH = {"train": (256, 512, 1024, 2048, 4096), "prefill": (128, 512, 2048, 4096), "decode": (128, 512, 2048, 4096)}
@@ -241,5 +241,5 @@ def main(arguments: list[str] | None = None, *, malloc: str = "default") -> list
 
 
 if __name__ == "__main__":
-    choose_products(ProductSpeeds(), packing=True)  # as a run does
+    choose_products(ProductSpeeds(), packing=room_for_copies())  # as a run does
     main(malloc=tune_malloc())

@@ -30,7 +30,7 @@ def packed_steps(case: Case, race: object) -> Library:
 
 @pytest.fixture(autouse=True)
 def _packing() -> Iterator[None]:
-    choose_products(packed_steps, packing=True)
+    choose_products(packed_steps, packing=2**30)
     yield
     choose_products(None)
     packed_product._copies.clear()
@@ -130,8 +130,8 @@ def test_a_copy_goes_with_its_model_and_when_training_goes_on() -> None:
     assert not packed_product._copies
 
 
-def test_without_room_the_weight_is_read_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_product, "_room", lambda: 3_000_000)
+def test_without_room_the_weight_is_read_as_it_is() -> None:
+    choose_products(packed_steps, packing=3_000_000)
     first, second, x = layer(), layer(), torch.randn(8, 512)
     for _ in range(2):
         assert stepped(first, x)[1] == {PACKED}
@@ -171,7 +171,7 @@ def test_a_model_decodes_the_same_tokens_and_trains_on_without_copies(kind: str)
     prompt = torch.randint(2048, (8, 5))
     decoded = []
     for packing in (False, True):
-        choose_products(packed_steps, packing=packing)
+        choose_products(packed_steps, packing=2**30 * packing)
         with record_products() as ran, decoding(kind):
             decoded.append(torch.stack(list(gpt1.generate(model, prompt, 16, GREEDY))))
         assert (PACKED in ran) == packing

@@ -12,10 +12,8 @@ lives as long as the weight, is packed again when the weight's values change, an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -26,9 +24,6 @@ from archbench.errors import UsageError
 
 FEWEST_ROWS, MOST_ROWS = 4, 63
 """Within these a step gains a tenth, as measured above."""
-
-SHARE_OF_MEMORY = 1 / 4
-"""Of the machine's memory that all copies of a process may take."""
 
 
 class Copy(NamedTuple):
@@ -42,6 +37,7 @@ class Copy(NamedTuple):
 
 _copies: MutableMapping[Tensor, Copy] = WeakTensorKeyDictionary()
 _held = 0  # bytes of all copies, and of some that went with their models
+_room = 0
 _in_step = False
 
 
@@ -54,6 +50,12 @@ def decoding_step() -> Iterator[None]:
         yield
     finally:
         _in_step = previous
+
+
+def let_copies_take(nbytes: int) -> None:
+    """Make no more copies once all of this process take so much."""
+    global _room
+    _room = nbytes
 
 
 def packable(M: int, weight: Tensor) -> bool:
@@ -109,16 +111,11 @@ def _packed(weight: Tensor) -> Tensor:
 
 def _has_room(weight: Tensor) -> bool:
     global _held
-    if _held + weight.nbytes <= _room():
+    if _held + weight.nbytes <= _room:
         return True
     _held = _bytes()
-    return weight in _copies or _held + weight.nbytes <= _room()
+    return weight in _copies or _held + weight.nbytes <= _room
 
 
 def _bytes() -> int:
     return sum(copy.nbytes for copy in _copies.values())
-
-
-@cache
-def _room() -> int:
-    return int(SHARE_OF_MEMORY * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from archbench.kernels.packed_product import forget, packable, packed_product
+from archbench.kernels.packed_product import forget, let_copies_take, packable, packed_product
 from archbench.kernels.row_product import row_product
 
 Direction = Literal["forward", "step", "input", "weight"]
@@ -77,10 +77,15 @@ _chosen: dict[tuple[object, ...], Library] = {}  # by case, made as a plain tupl
 recorders: list[set[str]] = []
 
 
-def choose_products(choice: Choice | None, *, packing: bool = False) -> None:
-    """Let ``choice`` decide from now on in this process, also for packed copies if ``packing``; None for the rule."""
+def choose_products(choice: Choice | None, *, packing: int = 0) -> None:
+    """Let ``choice`` decide from now on in this process; None for the rule.
+
+    Args:
+        packing: bytes that packed copies of weights may take; 0 to make none.
+    """
     global _choice, _packing
-    _choice, _packing = choice, packing
+    _choice, _packing = choice, packing > 0
+    let_copies_take(packing)
     _chosen.clear()
 
 

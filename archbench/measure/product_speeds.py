@@ -15,9 +15,18 @@ from archbench.errors import ArchbenchWarning, StorageError
 from archbench.files.loader import read_model
 from archbench.files.seal import sealed
 from archbench.kernels.product_choice import Case, Library, Race
+from archbench.measure.machine import memory_bytes
 
 _FACTS = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags")
 """Lines of /proc/cpuinfo that tell kinds of CPUs apart: under one name, clouds give several."""
+
+SHARE_OF_COPIES = 1 / 4
+"""Of a process's memory that packed copies of weights may take."""
+
+
+def room_for_copies() -> int:
+    """Bytes that a run lets packed copies take: it refuses no model for them."""
+    return int(SHARE_OF_COPIES * memory_bytes())
 
 
 class _Kept(BaseModel):

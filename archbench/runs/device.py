@@ -19,7 +19,7 @@ from archbench.kernels.triton_guard import without_triton
 from archbench.measure.attention_speeds import known_attention_speeds
 from archbench.measure.machine import device_name, driver_version, versions
 from archbench.measure.malloc import tune_malloc
-from archbench.measure.product_speeds import ProductSpeeds
+from archbench.measure.product_speeds import ProductSpeeds, room_for_copies
 from archbench.runs.rows import Rows
 
 
@@ -125,7 +125,7 @@ def measuring(phase: str, config: RunConfig | KernelConfig) -> Iterator[tuple[to
     else:
         products = config.products if isinstance(config, RunConfig) else "measured"
         choice = (lambda case, race: TORCH) if products == "torch" else ProductSpeeds()
-        choose_products(choice, packing=products == "measured")
+        choose_products(choice, packing=room_for_copies() if products == "measured" else 0)
         # Optimizers load torch's compiler, which would import Triton; its memory would count as the model's.
         with without_triton(), record_products() as rows.multiplied:
             yield device, rows
