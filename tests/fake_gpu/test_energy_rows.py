@@ -18,7 +18,8 @@ import nvml_stub
 def test_a_runs_rows_and_summary_have_its_energy(tmp_path: Path) -> None:
     shutil.copy(nvml_stub.__file__, tmp_path / "pynvml.py")
     options = ["--preset", "nano", "--profile", "smoke", "--device", "cuda", "--unchecked", "--out", str(tmp_path)]
-    options += ["--phases", "train", "--config", "training.steps=100"]
+    # Over the stubs 100 updates end before there is enough energy to tell of a token.
+    options += ["--phases", "train", "--config", "training.steps=1000"]
     command = [sys.executable, "-m", "archbench", "run", "gpt1", *options]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
