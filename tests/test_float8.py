@@ -21,6 +21,7 @@ from archbench.kernels.float8_linear import (
     E4M3,
     E5M2,
     Float8Products,
+    Operand,
     Which,
     product,
     quantise,
@@ -237,9 +238,9 @@ def test_only_what_is_asked_for_is_in_float8(monkeypatch: pytest.MonkeyPatch) ->
     """GPT-1 has four linear layers a block, each with three products; mixtral's routers are not among them."""
     calls: list[tuple[int, int]] = []
 
-    def counted(left: Tensor, left_scale: Tensor, right: Tensor, *others: Any, **named: Any) -> Tensor:
-        calls.append((left.shape[0], right.shape[0]))
-        return product(left, left_scale, right, *others, **named)
+    def counted(left: Operand, right: Operand, *others: Any, **named: Any) -> Tensor:
+        calls.append((left.values.shape[0], right.values.shape[0]))
+        return product(left, right, *others, **named)
 
     monkeypatch.setattr(float8_linear, "product", counted)
     monkeypatch.setattr(float8_head, "product", counted)

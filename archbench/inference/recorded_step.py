@@ -86,7 +86,7 @@ def why_not_replayed(model: nn.Module, sampling: Sampling) -> str | None:
 def why_not_recorded(model: nn.Module, batch_size: int) -> str | None:
     """Why a recorded step of B sequences would not decode as eager ones do, as a clause; None if it would.
 
-    Both read the same random tokens, of which the recording has seen only the first. The answer is kept with the model.
+    Both read the same random tokens; the recording is made from the first one. The answer is kept with the model.
     """
     proofs = _proofs.setdefault(model, {})
     key = attention_backends.ambient, batch_size
@@ -247,7 +247,7 @@ class _Recorder(TorchDispatchMode):
         for tensor in reads:
             if name == "aten::lift_fresh":
                 self.made[_storage(tensor)] = tensor  # of a number of the host's: a constant
-            elif _storage(tensor) not in self.fixed | self.made.keys():
+            elif (place := _storage(tensor)) not in self.fixed and place not in self.made:
                 shape = tuple(tensor.shape)
                 self._refuse(f"{name} reads a tensor {shape} that is no parameter, no buffer and not of its cache")
 

@@ -54,7 +54,7 @@ def float8_losses(
     d_bias.zero_()
     for number, rows in enumerate(chunks):
         states, R = quantise(hidden[rows], E4M3, scale), rows.stop - rows.start
-        filled = product(states.values, scale, head.values, head.scale, dtype, head_bias, inexact=True)[:R]
+        filled = product(states.operand, head.operand, dtype, head_bias, inexact=True)[:R]
         logits = filled[:, :V]  # what is right of them is 0 and stays 0
         losses[rows] = _losses(logits, targets[rows], ignored, any(trained))
         if for_bias:
@@ -62,10 +62,10 @@ def float8_losses(
         errors = quantise(filled, E5M2, error_scale) if for_hidden or for_weight else None
         del logits, filled  # before the products' results are allocated
         if errors is not None and for_hidden:
-            part = product(errors.values, error_scale, head.transposed, head.scale, d_hidden.dtype)
+            part = product(errors.operand, head.turned, d_hidden.dtype)
             d_hidden[rows] = part[:R, :C]
         if errors is not None and for_weight:
-            part = product(errors.transposed, error_scale, states.transposed, scale, d_weight.dtype)[:V, :C]
+            part = product(errors.turned, states.turned, d_weight.dtype)[:V, :C]
             d_weight.copy_(part) if number == 0 else d_weight.add_(part)
     return losses
 

@@ -45,6 +45,13 @@ UNIT = 16
 """``torch._scaled_mm`` demands sizes that are multiples of it; zeros fill them up."""
 
 
+class Operand(NamedTuple):
+    """A matrix in float8, which a product reads along its rows; it is about ``values`` times ``scale``, () float32."""
+
+    values: Tensor
+    scale: Tensor
+
+
 class Quantised(NamedTuple):
     """A matrix (M, K) in float8, twice, because a product reads both of its operands along rows.
 
@@ -57,6 +64,16 @@ class Quantised(NamedTuple):
     values: Tensor
     transposed: Tensor
     scale: Tensor
+
+    @property
+    def operand(self) -> Operand:
+        """The matrix."""
+        return Operand(self.values, self.scale)
+
+    @property
+    def turned(self) -> Operand:
+        """Its transpose."""
+        return Operand(self.transposed, self.scale)
 
 
 def scale_of(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -100,54 +117,33 @@ def reference_quantise(x: Tensor, dtype: torch.dtype, scale: Tensor) -> Quantise
 
 
 def product(
-    left: Tensor,
-    left_scale: Tensor,
-    right: Tensor,
-    right_scale: Tensor,
-    dtype: torch.dtype,
-    bias: Tensor | None = None,
-    *,
-    inexact: bool = False,
+    left: Operand, right: Operand, dtype: torch.dtype, bias: Tensor | None = None, *, inexact: bool = False
 ) -> Tensor:
-    """left rightᵀ + bias, left (M, K) and right (N, K) in float8, bias (N,) -> (M, N) in ``dtype``.
+    """left rightᵀ + bias, left (M, K) and right (N, K), bias (N,) -> (M, N) in ``dtype``.
 
     Args:
         bias: in ``dtype``, which is then bfloat16; None for none.
         inexact: whether tensor cores may sum in fewer bits than float32.
     """
-    if left.device.type == "cpu":
-        return reference_product(left, left_scale, right, right_scale, dtype, bias)
-    return scaled_product(left, left_scale, right, right_scale, dtype, bias, inexact=inexact)
+    if left.values.device.type == "cpu":
+        return reference_product(left, right, dtype, bias)
+    return scaled_product(left, right, dtype, bias, inexact=inexact)
 
 
 def scaled_product(
-    left: Tensor,
-    left_scale: Tensor,
-    right: Tensor,
-    right_scale: Tensor,
-    dtype: torch.dtype,
-    bias: Tensor | None = None,
-    *,
-    inexact: bool = False,
+    left: Operand, right: Operand, dtype: torch.dtype, bias: Tensor | None = None, *, inexact: bool = False
 ) -> Tensor:
     """:func:`product` by ``torch._scaled_mm``."""
-    scales = {"scale_a": left_scale, "scale_b": right_scale}
-    with without_autocast(left):  # under which a CPU rounds the product before it adds the bias
-        y: Tensor = torch._scaled_mm(left, right.t(), **scales, bias=bias, out_dtype=dtype, use_fast_accum=inexact)
+    operands = left.values, right.values.t(), left.scale, right.scale
+    with without_autocast(left.values):  # under which a CPU rounds the product before it adds the bias
+        y: Tensor = torch._scaled_mm(*operands, bias=bias, out_dtype=dtype, use_fast_accum=inexact)
     return y
 
 
-def reference_product(
-    left: Tensor,
-    left_scale: Tensor,
-    right: Tensor,
-    right_scale: Tensor,
-    dtype: torch.dtype,
-    bias: Tensor | None = None,
-) -> Tensor:
+def reference_product(left: Operand, right: Operand, dtype: torch.dtype, bias: Tensor | None = None) -> Tensor:
     """:func:`product` by its definition, in float32."""
-    with without_autocast(left):
-        y = (left.float() * left_scale) @ (right.float() * right_scale).t()
+    with without_autocast(left.values):
+        y = (left.values.float() * left.scale) @ (right.values.float() * right.scale).t()
     return (y if bias is None else y + bias.float()).to(dtype)
 
 
@@ -171,7 +167,7 @@ class Float8Linear(torch.autograd.Function):
         ctx.save_for_backward(rows.transposed, rows.scale, w.transposed, w.scale)
         ctx.like = x.shape, x.dtype, weight.shape, weight.dtype, None if bias is None else bias.dtype
         narrow = None if bias is None else F.pad(bias.to(dtype), (0, -len(bias) % UNIT))
-        y = product(rows.values, rows.scale, w.values, w.scale, dtype, narrow, inexact=True)
+        y = product(rows.operand, w.operand, dtype, narrow, inexact=True)
         return cut(y, x.shape[:-1].numel(), weight.shape[0]).view(*x.shape[:-1], weight.shape[0])
 
     @staticmethod
@@ -183,9 +179,9 @@ class Float8Linear(torch.autograd.Function):
         errors = quantise(gradient.flatten(0, -2), E5M2)
         for_x = for_weight = None
         if ctx.needs_input_grad[0]:
-            for_x = cut(product(errors.values, errors.scale, w, w_scale, x_dtype), M, K).view(shape)
+            for_x = cut(product(errors.operand, Operand(w, w_scale), x_dtype), M, K).view(shape)
         if ctx.needs_input_grad[1]:
-            for_weight = cut(product(errors.transposed, errors.scale, x, x_scale, w_dtype), N, K)
+            for_weight = cut(product(errors.turned, Operand(x, x_scale), w_dtype), N, K)
         return for_x, for_weight, column_sums(gradient, b_dtype) if ctx.needs_input_grad[2] else None, None
 
 

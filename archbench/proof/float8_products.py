@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from statistics import median
 
@@ -21,7 +20,7 @@ from archbench.kernels.float8_linear import (
     why_not_float8,
 )
 from archbench.proof.continued_training import nano_losses
-from archbench.proof.gpt1_race import training_step
+from archbench.proof.gpt1_race import seconds_in_turns, training_step
 from archbench.proof.statements import Bench, Statement, Statements, judged, not_run, noted
 
 SIZES = ((1024, 768, 2304), (1000, 768, 40_478), (37, 40, 101), (4096, 4096, 4096))
@@ -33,7 +32,7 @@ inexactly and rounded to bfloat16. Tensor cores of an H100 keep about 14 bits of
 arXiv:2412.19437, section 3.3.2)."""
 
 WAYS: tuple[Which, ...] = ("none", "head", "all")
-STEPS, SEEDS, ROUNDS = 150, 3, 12
+STEPS, SEEDS = 150, 3
 
 
 def float8(bench: Bench) -> Statements:
@@ -55,9 +54,9 @@ def _products(M: int, K: int, N: int, bench: Bench) -> Statements:
     x, weight, gradient = (torch.randn(shape, generator=generator, device=bench.device) for shape in shapes)
     x8, w8, e8 = quantise(x, E4M3), quantise(weight, E4M3), quantise(gradient, E5M2)
     for what, operands, dtype, bound in (
-        ("output", (x8.values, x8.scale, w8.values, w8.scale), torch.bfloat16, INEXACT),
-        ("input's gradient", (e8.values, e8.scale, w8.transposed, w8.scale), torch.float32, EXACT),
-        ("weight's gradient", (e8.transposed, e8.scale, x8.transposed, x8.scale), torch.float32, EXACT),
+        ("output", (x8.operand, w8.operand), torch.bfloat16, INEXACT),
+        ("input's gradient", (e8.operand, w8.turned), torch.float32, EXACT),
+        ("weight's gradient", (e8.turned, x8.turned), torch.float32, EXACT),
     ):
         found = scaled_product(*operands, dtype, inexact=what == "output").double()
         exact = reference_product(*operands, torch.float32).double()
@@ -104,15 +103,7 @@ def _head(bench: Bench) -> dict[Which, Callable[[], object]]:
 
 def _times(what: str, ways: dict[Which, Callable[[], object]], bench: Bench) -> Statement:
     """Milliseconds of each in turns, the host's submission included."""
-    seconds: dict[Which, list[float]] = {which: [] for which in ways}
-    for number in range(ROUNDS + 3):
-        for which, work in ways.items():
-            torch.cuda.synchronize(bench.device)
-            start = time.perf_counter()
-            work()
-            torch.cuda.synchronize(bench.device)
-            if number >= 3:
-                seconds[which].append(time.perf_counter() - start)
+    seconds = seconds_in_turns(ways, bench)
     usual = median(seconds["none"])
     shown = [
         f"{which} {median(each) * 1e3:.2f} ms" + ("" if which == "none" else f" ({usual / median(each):.2f} × as fast)")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ seen no measurement of them."""
 TOKEN = 0.4e-3
 """Seconds a token, batch 1: a goal, five times what reading the weights takes (estimated)."""
 
+K = TypeVar("K", bound=str)
 ROUNDS = 12
 
 
@@ -90,19 +91,25 @@ def peers(bench: Bench) -> Statements:
         return
     models = _models(bench)
     steps = {name: _step(model, bench) for name, model in models.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(ROUNDS + 3):
-        for name, step in steps.items():
-            torch.cuda.synchronize(bench.device)
-            start = time.perf_counter()
-            step()
-            torch.cuda.synchronize(bench.device)
-            if number >= 3:
-                seconds[name].append(time.perf_counter() - start)
+    seconds = seconds_in_turns(steps, bench)
     ratios = [theirs / ours for ours, theirs in zip(seconds["archbench"], seconds["transformers"], strict=True)]
     low, middle, high = sorted(ratios)[1], median(ratios), sorted(ratios)[-2]
     shown = f"{middle:.2f} ({low:.2f} to {high:.2f})"
     yield judged("a training step: transformers' seconds over ours", middle >= 1, "≥ 1", shown)
+
+
+def seconds_in_turns(works: Mapping[K, Callable[[], object]], bench: Bench) -> dict[K, list[float]]:
+    """Of each, after three rounds that warm up; the host's submission included."""
+    seconds: dict[K, list[float]] = {name: [] for name in works}
+    for number in range(ROUNDS + 3):
+        for name, work in works.items():
+            torch.cuda.synchronize(bench.device)
+            start = time.perf_counter()
+            work()
+            torch.cuda.synchronize(bench.device)
+            if number >= 3:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
 
 
 def _models(bench: Bench) -> dict[str, nn.Module]:

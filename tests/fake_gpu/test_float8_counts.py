@@ -11,7 +11,7 @@ from counts import counted
 from archbench.config import TrainingConfig
 from archbench.data.batches import Batch
 from archbench.kernels import float8_head, float8_linear
-from archbench.kernels.float8_linear import E4M3, E5M2, Which, scaled_product
+from archbench.kernels.float8_linear import E4M3, E5M2, Operand, Which, scaled_product
 from archbench.kernels.product_choice import record_products
 from archbench.plugin.registry import load
 from archbench.training.state import TrainState
@@ -35,12 +35,12 @@ def test_an_update_multiplies_in_float8_and_waits_for_nothing(
 ) -> None:
     calls: list[tuple[torch.dtype, torch.dtype]] = []
 
-    def noted(left: Any, left_scale: Any, right: Any, right_scale: Any, dtype: Any, *others: Any, **named: Any) -> Any:
-        assert left.shape[1] == right.shape[1]
-        assert not left.shape[1] % 16
-        assert not right.shape[0] % 16
-        calls.append((left.dtype, right.dtype))
-        return scaled_product(left, left_scale, right, right_scale, dtype, *others, **named)
+    def noted(left: Operand, right: Operand, *others: Any, **named: Any) -> Any:
+        assert left.values.shape[1] == right.values.shape[1]
+        assert not left.values.shape[1] % 16
+        assert not right.values.shape[0] % 16
+        calls.append((left.values.dtype, right.values.dtype))
+        return scaled_product(left, right, *others, **named)
 
     step = load("gpt1").train_step
     usual_state, batch = new_state("none")

@@ -42,7 +42,7 @@ def taken(updates: Updates, batch: Batch, number: int = 1) -> None:
 
 
 def captured(name: str, preset: str = "nano", B: int = 4, dtype: Any = "bfloat16") -> tuple[Updates, Batch]:
-    """Updates of a built-in architecture, of which the last was the first replay."""
+    """Updates of a built-in architecture, just captured: the last one was a replay."""
     plugin = importlib.import_module(f"archbench_plugins.{name}")
     config = plugin.PRESETS[preset]
     made = TrainingConfig(batch_size=B, learning_rate=1e-4, steps=10)
